@@ -1,0 +1,50 @@
+# The project's commands; `make` alone lists them. Needs Python 3.10 or newer and git, nothing else.
+#   PYTHON       the interpreter that the environment is made with
+#   VENV         where the environment lies
+#   TORCH_INDEX  one more package index for torch, e.g. https://download.pytorch.org/whl/cpu for a build without CUDA
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export TORCH_INDEX
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format test test-slow test-gpu demo clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make the virtual environment (once, and again when pyproject.toml or constraints.txt change)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) .ci/environment.py $(VENV)
+
+lint: $(STAMP) ## style, format, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## rewrite the files in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint ## lint, then the default tests (no GPU, no network)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## the tests that take longer than a few seconds
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(STAMP) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+demo: $(STAMP) ## compare plain PPO with influence-guided PPO on small sums, on a CPU, with a report to open
+	$(BIN)/ippo compare --config experiments/arithmetic/demo.yaml
+
+clean: ## remove caches and build products (the environment and runs/ stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find ippo_lightning callbacks tests benchmarks examples experiments -name __pycache__ -type d -prune -exec rm -rf {} +

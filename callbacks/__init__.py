@@ -1,0 +1,7 @@
+"""Callbacks that act on a PPO iteration, for `FabricLoop`, `lightning.Trainer`, or a loop of your own."""
+
+from ippo_lightning.callbacks.episode_log import EpisodeLog
+from ippo_lightning.callbacks.influence_filter import InfluenceFilter
+from ippo_lightning.callbacks.intrinsic_stopping import IntrinsicStopping
+
+__all__ = ["EpisodeLog", "InfluenceFilter", "IntrinsicStopping"]

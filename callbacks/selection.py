@@ -1,0 +1,78 @@
+"""From scores to weights, by rule; sums over ranks where a mean is needed."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.engine import all_reduce_sum, rank
+from ippo_lightning.errors import UserError
+from ippo_lightning.maths import (
+    keep_above,
+    keep_above_mean_reward,
+    keep_at_least,
+    keep_positive_advantage,
+    keep_random,
+    normalise_weights,
+    score_power,
+)
+from ippo_lightning.records import Episodes
+
+SelectionRule = Literal["influence", "random", "advantage_sign", "reward"]
+
+
+class Selector:
+    """Decides which episodes are kept and what they weigh; arguments as in `InfluenceFilter`."""
+
+    def __init__(
+        self, *, rule: SelectionRule, threshold: float, power: float, max_weight: float | None, min_keep: int, seed: int
+    ) -> None:
+        if rule not in get_args(SelectionRule):
+            names = ", ".join(get_args(SelectionRule))
+            raise UserError(f"InfluenceFilter.rule: '{rule}' is unknown; expected one of {names}")
+        if not power >= 0:
+            raise UserError(f"InfluenceFilter.power: {power} is out of range; expected a number >= 0")
+        if max_weight is not None and not max_weight >= 1:
+            raise UserError(f"InfluenceFilter.max_weight: {max_weight} is out of range; expected a number >= 1")
+        if min_keep < 0:
+            raise UserError(f"InfluenceFilter.min_keep: {min_keep} is out of range; expected an integer >= 0")
+        self.rule: SelectionRule = rule
+        self.threshold = threshold
+        self.power = power
+        self.max_weight = max_weight
+        self.min_keep = min_keep
+        self.seed = seed
+
+    def weights(self, *, scores: Tensor, episodes: Episodes, iteration: int) -> Tensor:
+        """Return one weight >= 0 an episode, zero where it is dropped, mean 1 over the kept of all ranks.
+
+        Only `influence` weights by the score; the controls drop and leave the rest as it is.
+
+        Args:
+            scores: influence scores, shape [episodes].
+            episodes: with rewards and advantages.
+            iteration: makes the random rule draw anew.
+        """
+        keep = self.keep(scores=scores, episodes=episodes, iteration=iteration)
+        power = self.power if self.rule == "influence" else 0.0
+        raw = score_power(scores=scores, keep=keep, power=power)
+        total, count = all_reduce_sum(torch.stack([raw.double().sum(), keep.double().sum()]))
+        return normalise_weights(raw=raw, keep=keep, total=total, count=count, max_weight=self.max_weight)
+
+    def keep(self, *, scores: Tensor, episodes: Episodes, iteration: int) -> Tensor:
+        """Return a mask [episodes], True where the rule keeps the episode. Arguments as in `weights`."""
+        positive = keep_above(scores=scores, threshold=self.threshold)
+        if self.rule == "random":
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + iteration) * 1009 + rank())
+            keep = keep_random(num_episodes=len(scores), num_kept=int(positive.sum()), generator=generator)
+        elif self.rule == "advantage_sign":
+            keep = keep_positive_advantage(advantages=episodes.advantages, response_mask=episodes.response_mask)
+        elif self.rule == "reward":
+            sums = torch.stack([episodes.outcome_rewards.double().sum(), scores.new_tensor(len(scores)).double()])
+            total, count = all_reduce_sum(sums)
+            keep = keep_above_mean_reward(outcome_rewards=episodes.outcome_rewards, mean_reward=total / count)
+        else:
+            keep = positive
+        return keep_at_least(scores=scores, keep=keep.to(scores.device), min_keep=self.min_keep)

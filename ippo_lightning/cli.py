@@ -1,0 +1,205 @@
+"""`ippo fit | evaluate | compare`: YAML with LightningCLI's conventions -> objects -> `FabricLoop`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.run_folder import CONFIG, RunFolder
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from ippo_lightning.fabric_loop import FabricLoop
+
+EXIT_MISTAKE, EXIT_FAILURE, EXIT_INTERRUPT = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code.
+
+    Args:
+        arguments: the words after `ippo`; null for those of the process.
+
+    Returns:
+        0; 2 after a mistake of the user, said in one line; 1 where training broke down; 130 after Ctrl-C.
+    """
+    quieten()
+    import yaml
+    from jsonargparse import ArgumentError
+
+    try:
+        return run(list(sys.argv[1:] if arguments is None else arguments))
+    except (UserError, ArgumentError, yaml.YAMLError) as error:
+        print(f"ippo: error: {in_one_line(str(error))}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except FloatingPointError as error:
+        print(f"ippo: stopped: {in_one_line(str(error))}", file=sys.stderr)
+        return EXIT_FAILURE
+    except KeyboardInterrupt as error:
+        print(f"ippo: interrupted: {error or 'at once; the last checkpoint is kept'}", file=sys.stderr)
+        return EXIT_INTERRUPT
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and carry out one command; mistakes are raised. Arguments and return value as in `main`."""
+    parser = build_parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    settings = parser.parse_args(list(arguments))
+    commands = {"fit": fit, "evaluate": evaluate, "compare": compare}
+    commands[settings.subcommand](parser, settings)
+    return 0
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of all commands."""
+    from jsonargparse import ArgumentParser
+
+    from ippo_lightning.compare import CompareSettings
+
+    parser = ArgumentParser(prog="ippo", description="Post-train language models with Influence-Guided PPO.")
+    parser.exit_on_error = False
+    commands = parser.add_subcommands(required=True)
+    commands.add_subcommand("fit", experiment_parser(), help="train: SFT, PPO or I-PPO, as the YAML says")
+    evaluation = experiment_parser()
+    evaluation.add_argument("--split", type=str, default="test", choices=["validation", "test"], help="which problems")
+    evaluation.add_argument("--checkpoint", type=str | None, default=None, help="a checkpoint of a run of this YAML")
+    evaluation.add_argument("--output", type=str | None, default=None, help="write the metrics to this JSON file")
+    commands.add_subcommand("evaluate", evaluation, help="measure a policy on the validation or test problems")
+    comparison = ArgumentParser(exit_on_error=False)
+    comparison.add_argument("--config", action="config", help="a YAML file")
+    comparison.add_class_arguments(CompareSettings, as_group=False)
+    commands.add_subcommand("compare", comparison, help="methods x seeds, then a table and a page")
+    return parser
+
+
+def experiment_parser() -> ArgumentParser:
+    """Return the parser of one experiment: seed, fabric, loop, model, data, callbacks."""
+    from jsonargparse import ArgumentParser
+    from lightning import Callback, LightningDataModule
+    from lightning.fabric import Fabric
+
+    from ippo_lightning.fabric_loop import LoopSettings
+    from ippo_lightning.modules import PolicyModule
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file; given several times, later ones win")
+    parser.add_argument("--seed_everything", type=int, default=0, help="seed of every random stream")
+    parser.add_class_arguments(Fabric, "fabric", skip={"callbacks"}, instantiate=True)
+    parser.add_class_arguments(LoopSettings, "loop")
+    parser.add_subclass_arguments(PolicyModule, "model", required=True)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help="act on every iteration")
+    parser.set_defaults({"fabric.accelerator": "cpu", "fabric.devices": 1})
+    return parser
+
+
+def fit(parser: ArgumentParser, settings: Namespace) -> None:
+    """Run `ippo fit`."""
+    loop = build_loop(parser, settings)
+    save_config(parser, settings, loop)
+    results = loop.fit()
+    if results and loop.is_global_zero:
+        print_metrics(results, title=f"test, {loop.folder.path}")
+
+
+def evaluate(parser: ArgumentParser, settings: Namespace) -> None:
+    """Run `ippo evaluate`."""
+
+    loop = build_loop(parser, settings)
+    chosen = settings.evaluate
+    loop.set_up_evaluation(Path(chosen.checkpoint) if chosen.checkpoint else None)
+    metrics = loop.evaluate(chosen.split)
+    if not loop.is_global_zero:
+        return
+    print_metrics(metrics, title=chosen.split)
+    if chosen.output:
+        folder = RunFolder(Path(chosen.output).parent)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write(Path(chosen.output).name, loop.describe_evaluation(metrics))
+
+
+def compare(parser: ArgumentParser, settings: Namespace) -> None:
+    """Run `ippo compare`."""
+    from ippo_lightning.compare import CompareSettings, run_comparison
+
+    given = settings.compare.clone()
+    config = given.pop("config", None)
+    names = [str(path) for path in config or []]
+    command = "ippo compare" + "".join(f" --config {name}" for name in names)
+    run_comparison(CompareSettings(**given.as_dict()), command=command)
+
+
+def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
+    """Return the loop that a parsed experiment describes, every object built, every random stream seeded."""
+    from lightning.fabric import seed_everything
+
+    from ippo_lightning.fabric_loop import FabricLoop
+
+    chosen = settings[settings.subcommand]
+    seed_everything(chosen.seed_everything, verbose=False)
+    if chosen.fabric.loggers is None:
+        chosen.fabric.loggers = csv_logger(Path(chosen.loop.run_dir))
+    objects = parser.instantiate_classes(settings)[settings.subcommand]
+    return FabricLoop(
+        objects.fabric,
+        objects.model,
+        objects.data,
+        callbacks=objects.callbacks or [],
+        settings=objects.loop,
+        seed=chosen.seed_everything,
+    )
+
+
+def csv_logger(run_dir: Path) -> dict[str, Any]:
+    """Return the configuration of the logger that a run has unless another is named: `csv/metrics.csv` in its folder."""
+    arguments = {"root_dir": str(run_dir), "name": "csv", "version": "", "flush_logs_every_n_steps": 1}
+    return {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": arguments}
+
+
+def save_config(parser: ArgumentParser, settings: Namespace, loop: FabricLoop) -> None:
+    """Write the whole configuration of a run, defaults included, next to what it makes."""
+    if not loop.is_global_zero:
+        return
+    text = parser.dump(settings, skip_none=False)
+    loop.folder.path.mkdir(parents=True, exist_ok=True)
+    (loop.folder.path / CONFIG).write_text(text, encoding="utf-8")
+
+
+def print_metrics(metrics: dict[str, float], *, title: str) -> None:
+    """Print a small table of metrics."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", title=title, title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.3f}")
+    Console().print(table)
+
+
+def in_one_line(message: str, *, limit: int = 400) -> str:
+    """Return what matters of an error message, on one line of at most `limit` characters."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines)[:limit]
+
+
+def quieten() -> None:
+    """Keep other libraries' notices out of the terminal; their errors still come."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

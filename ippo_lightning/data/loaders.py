@@ -1,0 +1,78 @@
+"""Loaders of text batches: sized, reproducible, shared out over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+Row = Mapping[str, Any]
+"""One prompt: `prompt`, `example`, and `response` where it is a demonstration."""
+
+
+class TextRows(Dataset[Row]):
+    """Prompts or demonstrations in memory.
+
+    Args:
+        rows: see `Row`.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+
+def collate_rows(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Return one batch: `prompts`, `examples`, and `responses` where the rows are demonstrations.
+
+    Args:
+        rows: at least one.
+    """
+    batch = {"prompts": [row["prompt"] for row in rows], "examples": [dict(row["example"]) for row in rows]}
+    if "response" in rows[0]:
+        batch["responses"] = [row["response"] for row in rows]
+    return batch
+
+
+def training_loader(rows: Sequence[Row], *, batch_size: int, seed: int, num_workers: int = 0) -> DataLoader[Row]:
+    """Return a loader that draws each epoch in an order of its own, the same for the same seed and epoch.
+
+    Args:
+        rows: of all ranks; each rank gets its part.
+        batch_size: rows a batch, on each rank.
+        seed: of the order.
+        num_workers: processes that collate.
+    """
+    world, rank = _place()
+    dataset = TextRows(rows)
+    # this sampler has set_epoch, so the order of an epoch can be had again when a run is resumed
+    sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed) if rows else None
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_rows, num_workers=num_workers)
+
+
+def evaluation_loader(rows: Sequence[Row], *, batch_size: int, num_workers: int = 0) -> DataLoader[Row]:
+    """Return a loader in the order of the rows; each rank gets every n-th row, none twice.
+
+    Args:
+        rows: of all ranks.
+        batch_size: rows a batch.
+        num_workers: processes that collate.
+    """
+    world, rank = _place()
+    return DataLoader(
+        TextRows(rows[rank::world]), batch_size=batch_size, collate_fn=collate_rows, num_workers=num_workers
+    )
+
+
+def _place() -> tuple[int, int]:
+    """Return number of ranks and own rank."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(), dist.get_rank()
+    return 1, 0

@@ -1,0 +1,20 @@
+"""One PPO iteration as numbered stages. Knows nothing of influence: plain PPO is this code with no callbacks."""
+
+from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, any_rank, rank, world_size
+from ippo_lightning.engine.hooks import call_hook
+from ippo_lightning.engine.iteration import PPOStages, run_iteration
+from ippo_lightning.engine.settings import PPOSettings
+from ippo_lightning.engine.update import run_update
+
+__all__ = [
+    "PPOSettings",
+    "PPOStages",
+    "all_reduce_max",
+    "all_reduce_sum",
+    "any_rank",
+    "call_hook",
+    "rank",
+    "run_iteration",
+    "run_update",
+    "world_size",
+]

@@ -1,0 +1,42 @@
+"""Sums and decisions over all ranks; without a process group each is the identity."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Return the number of ranks, 1 outside a process group."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def rank() -> int:
+    """Return this process's rank, 0 outside a process group."""
+    return dist.get_rank() if _is_distributed() else 0
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Return the element-wise sum over ranks, equal on every rank; `values` itself is left alone."""
+    return _reduced(values, dist.ReduceOp.SUM) if _is_distributed() else values
+
+
+def all_reduce_max(value: int, *, device: torch.device) -> int:
+    """Return the largest `value` of any rank."""
+    return int(_reduced(torch.tensor(value, device=device), dist.ReduceOp.MAX)) if _is_distributed() else value
+
+
+def any_rank(decision: bool, *, device: torch.device) -> bool:
+    """Return whether any rank says yes, so that all ranks do the same."""
+    return bool(all_reduce_max(int(decision), device=device))
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    reduced = values.clone()
+    dist.all_reduce(reduced, op=operation)
+    return reduced

@@ -1,0 +1,144 @@
+"""The update: epochs of minibatches over what a sealed plan keeps, in step on all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, world_size
+from ippo_lightning.engine.settings import PPOSettings
+from ippo_lightning.records import Minibatch, UpdatePlan
+
+
+class UpdateStages(Protocol):
+    """What the update needs from a module."""
+
+    def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return loss [] and sums for the log, computed through whatever averages gradients over ranks."""
+
+    def backward_loss(self, loss: Tensor) -> None:
+        """Add to the gradients."""
+
+    def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
+        """Leave gradients unaveraged while more of the same step is to come."""
+
+    def take_step(self) -> float:
+        """Clip, step, clear the gradients; return the gradient norm before clipping.
+
+        Raises:
+            FloatingPointError: the norm is not finite; no step was taken.
+        """
+
+
+class UpdateOutcome(NamedTuple):
+    """What an update did, over all ranks."""
+
+    kept_share: float
+    optimizer_steps: int
+    metrics: dict[str, float]
+
+
+def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) -> UpdateOutcome:
+    """Train on the plan's episodes for `num_epochs`; does nothing at all where no rank has anything to train on.
+
+    Args:
+        stages: usually a `PPOModule`.
+        plan: sealed; its weights multiply the policy losses.
+        settings: of the update.
+
+    Returns:
+        Kept share, optimizer steps, and metrics summed over ranks.
+
+    Raises:
+        FloatingPointError: a gradient norm is not finite; the parameters are those before that step.
+    """
+    device = plan.weights.device
+    kept, total = all_reduce_sum(
+        torch.stack([plan.keep.sum(), torch.tensor(len(plan.weights), device=device)])
+    ).tolist()
+    trained = torch.arange(len(plan.weights), device=device)
+    if not settings.train_value_on_dropped:
+        trained = trained[plan.keep]
+    num_minibatches = all_reduce_max(math.ceil(len(trained) / settings.minibatch_size), device=device)
+    # "all" divides by what was there before filtering, so the step shrinks with the kept share
+    shrink = total / kept if settings.denominator == "all" and kept else 1.0
+    totals: dict[str, Tensor] = {}
+    norms: list[float] = []
+    for _ in range(settings.num_epochs if num_minibatches else 0):
+        for rows in _shuffled(trained, num_minibatches):
+            sums = _accumulate(stages, plan, rows, settings=settings, shrink=shrink)
+            totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
+            norms.append(stages.take_step())
+    metrics = _summary(totals, norms)
+    metrics["update/tokens_trained"] = float(totals["tokens"]) if totals else 0.0
+    return UpdateOutcome(kept_share=kept / total, optimizer_steps=len(norms), metrics=metrics)
+
+
+def _shuffled(rows: Tensor, num_minibatches: int) -> Iterator[Tensor]:
+    """Near-equal parts, so that no minibatch is a leftover of one; a part is empty where this rank has too few."""
+    order = rows[torch.randperm(len(rows)).to(rows.device)]
+    yield from torch.tensor_split(order, num_minibatches)
+
+
+def _accumulate(
+    stages: UpdateStages, plan: UpdatePlan, rows: Tensor, *, settings: PPOSettings, shrink: float
+) -> dict[str, Tensor]:
+    """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
+    weights, value_weights = plan.weights[rows], torch.ones_like(plan.weights[rows])
+    if len(rows) == 0:  # a rank with nothing left still takes part in the collectives, with weight zero
+        rows = torch.zeros(1, dtype=torch.long, device=weights.device)
+        weights = value_weights = torch.zeros(1, device=weights.device)
+    sizes = _sizes(plan, rows, settings).double()
+    counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
+    policy_count, value_count = all_reduce_sum(counted).tolist()
+    # gradients are averaged over ranks, so each rank's sum is scaled up by their number
+    scale = 1.0 / world_size()
+    # long and short responses apart, so that a micro-batch holds little padding
+    order = plan.episodes.lengths[rows].argsort(stable=True)
+    parts = order.split(settings.micro_batch_size)
+    totals: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        minibatch = Minibatch(
+            episodes=plan.episodes.select(rows[part]),
+            weights=weights[part],
+            value_weights=value_weights[part],
+            policy_denominator=max(policy_count, 1.0) * shrink * scale,
+            value_denominator=max(value_count, 1.0) * scale,
+        )
+        with stages.no_sync(number < len(parts) - 1):
+            loss, sums = stages.loss_through_wrapper(minibatch)
+            stages.backward_loss(loss)
+        totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
+    names = sorted(totals)
+    reduced = all_reduce_sum(torch.stack([totals[name].double() for name in names]))
+    sums = dict(zip(names, reduced, strict=True))
+    return {name: value * scale if name.endswith("_loss") else value for name, value in sums.items()}
+
+
+def _sizes(plan: UpdatePlan, rows: Tensor, settings: PPOSettings) -> Tensor:
+    """How much each episode counts in the denominator: one, or its tokens."""
+    if settings.loss_reduction == "episode_mean":
+        return torch.ones(len(rows), device=rows.device)
+    return plan.episodes.lengths[rows]
+
+
+def _summary(totals: Mapping[str, Tensor], norms: list[float]) -> dict[str, float]:
+    """Turn sums into means a token, an episode or a step."""
+    if not totals:
+        return {}
+    tokens = max(float(totals["tokens"]), 1.0)
+    steps = len(norms)
+    return {
+        "update/policy_loss": float(totals["policy_loss"]) / steps,
+        "update/value_loss": float(totals["value_loss"]) / steps,
+        "update/entropy": float(totals["entropy_sum"]) / tokens,
+        "update/approx_kl": float(totals["approx_kl_sum"]) / tokens,
+        "update/clip_fraction": float(totals["clipped_tokens"]) / tokens,
+        "update/ratio_mean": float(totals["ratio_sum"]) / tokens,
+        "update/gradient_norm": sum(norms) / steps,
+    }

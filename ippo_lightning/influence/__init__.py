@@ -1,0 +1,16 @@
+"""Influence of episodes on a target: gradients, scores and their health. Any `torch.nn.Module`, no trainer."""
+
+from ippo_lightning.influence.failures import ChecksumError, CoverageError, NonFiniteScoreError
+from ippo_lightning.influence.health import gradient_norm, score_quantiles
+from ippo_lightning.influence.scores import influence_scores
+from ippo_lightning.influence.target import target_gradient
+
+__all__ = [
+    "ChecksumError",
+    "CoverageError",
+    "NonFiniteScoreError",
+    "gradient_norm",
+    "influence_scores",
+    "score_quantiles",
+    "target_gradient",
+]

@@ -1,0 +1,57 @@
+"""Compare a micro-batch's scores with what plain autograd says about their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.influence.coverage import Block
+from ippo_lightning.influence.failures import ChecksumError
+from ippo_lightning.influence.per_episode import directional_derivative
+
+TOLERANCE = 1e-3
+"""Allowed difference as a share of sum |w_i s_i|, where everything is computed in float32 or better."""
+HALF_TOLERANCE = 2e-2
+"""The same where bfloat16, float16 or TF32 takes part; rounding alone reaches about 1e-2."""
+
+
+def verify_checksum(losses: Tensor, scores: Tensor, blocks: Sequence[Block], *, is_coarse: bool) -> None:
+    """Check scores against the gradient of a weighted sum of the losses.
+
+    |sum_i w_i s_i - <grad sum_i w_i loss_i, V>| <= tolerance * sum_i |w_i s_i| + rounding
+
+    The weights w_i lie in [0.5, 1.5] and differ, so that a contribution credited to the wrong episode shows as well.
+    Rounding is 4 eps * sqrt(sum of squared products), which matters only where the scores themselves almost vanish.
+
+    Args:
+        losses: one loss an episode, shape [episodes], with a graph to all parameters of `blocks`.
+        scores: shape [episodes].
+        blocks: parameters and their blocks of the direction.
+        is_coarse: whether half precision or TF32 took part.
+
+    Raises:
+        ChecksumError: the two differ by more.
+    """
+    weights = _spread_weights(losses)
+    expected, rounding = directional_derivative(losses, weights, blocks, dtype=scores.dtype)
+    weighted = weights.to(dtype=scores.dtype) * scores
+    tolerance = HALF_TOLERANCE if is_coarse else TOLERANCE
+    eps = torch.finfo(torch.bfloat16 if is_coarse else torch.float32).eps
+    allowed = float(tolerance * weighted.abs().sum() + 4 * eps * rounding)
+    difference = float((weighted.sum() - expected).abs())
+    if not difference <= allowed:
+        raise ChecksumError(
+            f"the scores of {len(scores)} episodes sum to {float(weighted.sum()):.6g} (weighted), plain autograd says "
+            f"{float(expected):.6g}; they differ by {difference:.3g}, allowed is {allowed:.3g}. Likely causes: a "
+            "module's parameters are used without calling the module (fused kernels, compiled modules, functional "
+            "calls); an input is broadcast over the episodes; one episode's loss depends on another's tokens; the "
+            "model drew random numbers. method='per_episode' is slow and always right"
+        )
+
+
+def _spread_weights(losses: Tensor) -> Tensor:
+    # Multiples of the golden ratio's fraction never repeat and never line up with a period of the data.
+    steps = torch.arange(1, len(losses) + 1, device=losses.device, dtype=torch.float64)
+    return ((steps * 0.6180339887498949) % 1.0 + 0.5).to(dtype=losses.dtype)

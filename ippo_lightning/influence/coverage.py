@@ -1,0 +1,128 @@
+"""Match every block of a direction to the modules whose hooks will account for it, or say why that is impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.influence.failures import CoverageError
+from ippo_lightning.influence.module_kinds import Term, kind_of
+from ippo_lightning.influence.surroundings import trainable_parameters
+
+
+@dataclass(frozen=True)
+class Block:
+    """A trainable parameter and what the direction says about it."""
+
+    name: str
+    """The first of its names in the model."""
+    parameter: nn.Parameter
+    """Trainable; may be owned by several modules."""
+    direction: Tensor
+    """Shape and device of the parameter, float32 or float64."""
+
+
+@dataclass(frozen=True)
+class HookedModule:
+    """A module whose forward is hooked, and what each of its parameters adds to a score."""
+
+    name: str
+    """Path in the model."""
+    module: nn.Module
+    """Owner of the parameters."""
+    terms: tuple[tuple[Term, Tensor], ...]
+    """Contractions, each with its block of the direction."""
+
+
+def active_blocks(model: nn.Module, direction: Mapping[str, Tensor]) -> list[Block]:
+    """Select the trainable parameters that the direction is not zero on.
+
+    Args:
+        model: any module.
+        direction: parameter name to block; a trainable parameter without a block counts as zero.
+
+    Returns:
+        One entry a parameter, in the model's order, all in float64 if any block is, else in float32.
+
+    Raises:
+        UserError: no trainable parameter, an unknown or frozen name, a block of another shape, NaN or infinity.
+    """
+    trainable = trainable_parameters(model)
+    dtype = accumulation_dtype(direction)
+    for name, block in direction.items():
+        _check_block(model, trainable, name, block)
+    return [
+        Block(name, parameter, direction[name].detach().to(device=parameter.device, dtype=dtype))
+        for name, parameter in trainable.items()
+        if name in direction and bool(direction[name].count_nonzero())
+    ]
+
+
+def accumulation_dtype(direction: Mapping[str, Tensor]) -> torch.dtype:
+    """Name the dtype that scores along this direction are summed in: float64 if any block is, else float32."""
+    has_double = any(block.dtype == torch.float64 for block in direction.values())
+    return torch.float64 if has_double else torch.float32
+
+
+def hooked_modules(model: nn.Module, blocks: list[Block]) -> list[HookedModule]:
+    """Find every module that owns one of the blocks' parameters, with the contractions that account for it.
+
+    Args:
+        model: any module.
+        blocks: what `active_blocks` returned.
+
+    Returns:
+        One entry a module; a tied parameter appears in each of its owners.
+
+    Raises:
+        CoverageError: an owner is of a kind that the hooks do not know, or was quantised beyond gradients.
+    """
+    by_parameter = {id(block.parameter): block for block in blocks}
+    hooked = []
+    for path, module in model.named_modules():
+        _refuse_repacked(path, module)
+        owned = [
+            (attribute, by_parameter[id(parameter)])
+            for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if id(parameter) in by_parameter
+        ]
+        if owned:
+            terms = tuple((_term_of(path, module, attribute, block), block.direction) for attribute, block in owned)
+            hooked.append(HookedModule(path, module, terms))
+    return hooked
+
+
+def _check_block(model: nn.Module, trainable: Mapping[str, nn.Parameter], name: str, block: Tensor) -> None:
+    parameter = trainable.get(name)
+    if parameter is None:
+        kind = "is frozen" if name in dict(model.named_parameters()) else "is no parameter of the model"
+        raise UserError(f"direction: '{name}' {kind}; expected names of trainable parameters (named_parameters())")
+    if block.shape != parameter.shape:
+        shape, expected = tuple(block.shape), tuple(parameter.shape)
+        raise UserError(f"direction: the block of '{name}' has shape {shape}, expected {expected}")
+    if not bool(torch.isfinite(block).all()):
+        raise UserError(f"direction: the block of '{name}' holds NaN or infinity; expected finite numbers")
+
+
+def _term_of(path: str, module: nn.Module, attribute: str, block: Block) -> Term:
+    kind = kind_of(module)
+    if kind is None or attribute not in kind.terms:
+        raise CoverageError(
+            f"model: '{block.name}' is trainable but lies in '{path or '(the model itself)'}' of type "
+            f"{type(module).__name__}, as '{attribute}', which the scoring hooks do not cover; freeze it, "
+            "or use method='per_episode'"
+        )
+    return kind.terms[attribute]
+
+
+def _refuse_repacked(path: str, module: nn.Module) -> None:
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    if getattr(state, "packing_format_for_cpu", False):
+        raise CoverageError(
+            f"model: the 4-bit layer '{path}' was repacked for inference on the CPU and passes no gradient any more; "
+            "load it again and set support_avx512bf16_for_cpu = False on it before the first forward in eval mode"
+        )

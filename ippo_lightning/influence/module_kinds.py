@@ -1,0 +1,117 @@
+"""Which modules the hooks understand, and how each contracts the gradients of its own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ippo_lightning.influence.contractions import (
+    bias_term,
+    embedding_term,
+    layer_normalised,
+    linear_term,
+    rms_normalised,
+    scale_term,
+)
+
+Term = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""(module, its input, gradient at its output, the direction's block) -> one number an episode."""
+
+
+@dataclass(frozen=True)
+class ModuleKind:
+    """A family of modules whose parameters' gradients follow from input and output gradient."""
+
+    matches: Callable[[nn.Module], bool]
+    """Whether a module belongs to the family; must be False for look-alikes with another forward."""
+    terms: Mapping[str, Term]
+    """Attribute name of a parameter to its contraction."""
+
+
+def kind_of(module: nn.Module) -> ModuleKind | None:
+    """Find the family that a module belongs to; None where the hooks know nothing about it."""
+    return next((kind for kind in _KINDS if kind.matches(module)), None)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return _keeps_forward_of(module, nn.Linear)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module.weight, "ndim", 0) == 2
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.scale_grad_by_freq:
+        return False
+    return _keeps_forward_of(module, nn.Embedding) or type(module).__name__.endswith("ScaledWordEmbedding")
+
+
+def _is_layer_norm(module: nn.Module) -> bool:
+    return _keeps_forward_of(module, nn.LayerNorm)
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    if not type(module).__name__.endswith("RMSNorm"):
+        return False
+    return isinstance(module, nn.RMSNorm) or hasattr(module, "variance_epsilon") or hasattr(module, "eps")
+
+
+def _keeps_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
+    # A subclass may be quantised or look up other rows than its input names; its own forward gives it away.
+    return isinstance(module, base) and type(module).forward is base.forward
+
+
+def _linear_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+    return linear_term(inputs=inputs, output_gradient=gradient, block=block)
+
+
+def _conv1d_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+    return linear_term(inputs=inputs, output_gradient=gradient, block=block.T)
+
+
+def _bias(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+    return bias_term(output_gradient=gradient, block=block)
+
+
+def _embedding_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+    assert isinstance(module, nn.Embedding)
+    scale = getattr(module, "embed_scale", None)
+    if scale is not None:
+        gradient = gradient * torch.as_tensor(scale, device=gradient.device).to(dtype=module.weight.dtype)
+    return embedding_term(ids=inputs, output_gradient=gradient, block=block, padding_index=module.padding_idx)
+
+
+def _layer_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+    assert isinstance(module, nn.LayerNorm)
+    normalised = layer_normalised(inputs=inputs, dims=_feature_dims(block), eps=module.eps)
+    return scale_term(normalised=normalised, output_gradient=gradient, block=block)
+
+
+def _rms_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+    if isinstance(module, nn.RMSNorm):
+        eps: Any = torch.finfo(inputs.dtype).eps if module.eps is None else module.eps
+        values = inputs.to(dtype=torch.promote_types(inputs.dtype, torch.float32))
+    else:
+        # Language models normalise in float32 whatever comes in; the same here, or float64 tests drown in 1e-8 noise.
+        eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+        values = inputs.to(dtype=torch.float32)
+    normalised = rms_normalised(inputs=values, dims=_feature_dims(block), eps=float(eps))
+    return scale_term(normalised=normalised, output_gradient=gradient, block=block)
+
+
+def _feature_dims(block: Tensor) -> tuple[int, ...]:
+    return tuple(range(-block.ndim, 0))
+
+
+_KINDS = (
+    ModuleKind(matches=_is_linear, terms={"weight": _linear_weight, "bias": _bias}),
+    ModuleKind(matches=_is_conv1d, terms={"weight": _conv1d_weight, "bias": _bias}),
+    ModuleKind(matches=_is_embedding, terms={"weight": _embedding_weight}),
+    ModuleKind(matches=_is_layer_norm, terms={"weight": _layer_norm_weight, "bias": _bias}),
+    ModuleKind(matches=_is_rms_norm, terms={"weight": _rms_norm_weight}),
+)

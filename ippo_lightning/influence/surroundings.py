@@ -1,0 +1,97 @@
+"""Leave a model exactly as it was found, whatever happens while its gradients are taken."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ippo_lightning.errors import UserError
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluate a model with gradients on and dropout off, then give back its modes, flags and random state.
+
+    Args:
+        model: any module; its parameters must not be replaced inside the block.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    cuda_devices = {parameter.device for parameter, _ in flags if parameter.device.type == "cuda"}
+    try:
+        # The caller may stand in a validation hook, where Lightning has switched gradients or autograd itself off.
+        with torch.random.fork_rng(devices=list(cuda_devices)), torch.inference_mode(False), torch.enable_grad():
+            _switch_dropout_off(model)
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Take no gradient with respect to these parameters inside the block.
+
+    Args:
+        parameters: leaves whose `requires_grad` is restored at the end.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in parameters]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Collect the parameters that training would change, each under the first of its names.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name to parameter, in the order of `model.named_parameters()`.
+
+    Raises:
+        UserError: there are none.
+    """
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise UserError(f"model: {type(model).__name__} has no trainable parameter; influence needs at least one")
+    return trainable
+
+
+def _switch_dropout_off(model: nn.Module) -> None:
+    keep = [module for module in model.modules() if _is_left_alone(module) or _checkpoints_safely(module)]
+    keep_modes = [module.training for module in keep]
+    for module in model.modules():
+        module.training = False
+    for module, training in zip(keep, keep_modes, strict=True):
+        module.training = training or _is_left_alone(module)
+
+
+def _is_left_alone(module: nn.Module) -> bool:
+    # bitsandbytes repacks a 4-bit weight for good on its first CPU forward in eval mode, and from then on passes no
+    # gradient to its input, without an error. These layers know no dropout, so training mode changes no number.
+    return bool(getattr(module, "support_avx512bf16_for_cpu", False))
+
+
+def _checkpoints_safely(module: nn.Module) -> bool:
+    # Transformers' layers checkpoint only in training mode; without it a long batch may not fit. A layer that calls
+    # functional dropout itself, or whose checkpoints are reentrant (no torch.autograd.grad there), has to go without.
+    if not getattr(module, "gradient_checkpointing", False):
+        return False
+    has_own_dropout = any(
+        "dropout" in name and not isinstance(value, nn.Module) for name, value in vars(module).items()
+    )
+    function = getattr(module, "_gradient_checkpointing_func", None)
+    options = function.keywords if isinstance(function, functools.partial) else {}
+    return not has_own_dropout and options.get("use_reentrant") is False

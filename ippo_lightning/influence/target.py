@@ -1,0 +1,98 @@
+"""The gradient of a target loss, averaged over batches: the direction that episodes are scored against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.influence.surroundings import trainable_parameters, undisturbed
+
+Batch = TypeVar("Batch")
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def target_gradient(
+    model: Model,
+    loss: Callable[[Model, Batch], Tensor],
+    batches: Iterable[Batch],
+    *,
+    weights: Sequence[float] | None = None,
+) -> dict[str, Tensor]:
+    """Average the gradient of a loss over batches, at the model's current parameters.
+
+    V = sum_b w_b * grad loss(batch_b) / sum_b w_b
+    Source: Shu, Zhang and Hullman 2026, arXiv 2604.01597, the validation gradient, where the loss is the mean negative
+    log-likelihood of held-out demonstrations.
+
+    The model is evaluated with dropout off; it, its `.grad` and torch's random state are as before afterwards, also
+    after an error. Hand in the bare module, not a DistributedDataParallel wrapper.
+
+    Args:
+        model: any module; its trainable parameters are differentiated, frozen ones left out.
+        loss: called with the model and a batch; returns a 0-dim loss with its graph.
+        batches: at least one.
+        weights: one number a batch, >= 0, not all zero; the number of demonstrations in each, for instance. None
+            counts every batch alike.
+
+    Returns:
+        Name in `model.named_parameters()` to gradient, the parameter's shape, float32 (float64 for float64
+        parameters). Zero where the loss does not depend on the parameter.
+
+    Raises:
+        UserError: no trainable parameter, no batch, wrong weights, a loss that is no 0-dim tensor or depends on no
+            trainable parameter, or a gradient with NaN or infinity, whose parameter is named.
+    """
+    parameters = trainable_parameters(model)
+    total_weight = 0.0
+    with undisturbed(model):
+        totals = {name: torch.zeros_like(p, dtype=_sum_dtype(p), requires_grad=False) for name, p in parameters.items()}
+        for batch, weight in _weighted(batches, weights):
+            gradients = _gradients(loss(model, batch), parameters)
+            for total, gradient in zip(totals.values(), gradients, strict=True):
+                if gradient is not None:
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    total.add_(dense.to(dtype=total.dtype), alpha=weight)
+            total_weight += weight
+    if total_weight <= 0.0:
+        raise UserError(f"batches: the weights sum to {total_weight:g} over all batches; expected at least one batch")
+    _require_finite(totals)
+    return {name: total.div_(total_weight) for name, total in totals.items()}
+
+
+def _sum_dtype(parameter: Tensor) -> torch.dtype:
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+def _weighted(batches: Iterable[Batch], weights: Sequence[float] | None) -> Iterator[tuple[Batch, float]]:
+    """Pair every batch with its weight; complain about a weight too many or too few."""
+    count = 0
+    for batch in batches:
+        if weights is not None and count >= len(weights):
+            raise UserError(f"weights: got {len(weights)} for more batches; expected one a batch")
+        weight = 1.0 if weights is None else float(weights[count])
+        if not (math.isfinite(weight) and weight >= 0.0):
+            raise UserError(f"weights: got {weight} for batch {count}, expected a finite number >= 0")
+        count += 1
+        yield batch, weight
+    if weights is not None and count != len(weights):
+        raise UserError(f"weights: got {len(weights)} for {count} batches; expected one a batch")
+
+
+def _gradients(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[Tensor | None, ...]:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        received = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"loss: returned {received}, expected a 0-dim tensor")
+    if not loss.requires_grad:
+        raise UserError("loss: returned a tensor without a graph; expected it to depend on a trainable parameter")
+    return torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+
+
+def _require_finite(gradients: Mapping[str, Tensor]) -> None:
+    for name, gradient in gradients.items():
+        if not bool(torch.isfinite(gradient).all()):
+            raise UserError(f"loss: its gradient for '{name}' holds NaN or infinity; expected a finite loss and model")

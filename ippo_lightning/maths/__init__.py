@@ -1,0 +1,64 @@
+"""Pure functions: tensors in, tensors out, keyword-only."""
+
+from ippo_lightning.maths.advantages import gae, response_gae
+from ippo_lightning.maths.kl import AdaptiveKLController, FixedKLController, KLEstimator, kl_estimate
+from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
+from ippo_lightning.maths.losses import (
+    LossReduction,
+    policy_loss_terms,
+    reduce_terms,
+    update_diagnostics,
+    value_loss_terms,
+)
+from ippo_lightning.maths.masked import (
+    Moments,
+    masked_mean,
+    masked_moments,
+    masked_row_mean,
+    masked_sum,
+    mean_and_variance,
+    whiten,
+)
+from ippo_lightning.maths.selection import (
+    effective_sample_size,
+    keep_above,
+    keep_above_mean_reward,
+    keep_at_least,
+    keep_positive_advantage,
+    keep_random,
+    normalise_weights,
+    score_power,
+)
+from ippo_lightning.maths.shaping import shape_rewards
+
+__all__ = [
+    "AdaptiveKLController",
+    "FixedKLController",
+    "KLEstimator",
+    "LossReduction",
+    "Moments",
+    "effective_sample_size",
+    "gae",
+    "keep_above",
+    "keep_above_mean_reward",
+    "keep_at_least",
+    "keep_positive_advantage",
+    "keep_random",
+    "kl_estimate",
+    "masked_mean",
+    "masked_moments",
+    "masked_row_mean",
+    "masked_sum",
+    "mean_and_variance",
+    "normalise_weights",
+    "policy_loss_terms",
+    "reduce_terms",
+    "response_gae",
+    "score_power",
+    "shape_rewards",
+    "token_log_probs",
+    "token_log_probs_and_entropy",
+    "update_diagnostics",
+    "value_loss_terms",
+    "whiten",
+]

@@ -1,0 +1,164 @@
+"""Which episodes are kept and what they weigh: pure rules, with sums handed in where ranks share a mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.maths.masked import masked_row_mean
+
+
+def keep_above(*, scores: Tensor, threshold: float) -> Tensor:
+    """Return which scores lie above the threshold; one equal to it does not.
+
+    Source: with threshold 0 the filter of Shu et al. 2026, arXiv 2604.01597.
+
+    Args:
+        scores: shape [episodes], float.
+        threshold: in units of the scores.
+
+    Returns:
+        Shape [episodes], bool.
+    """
+    return scores > threshold
+
+
+def keep_random(*, num_episodes: int, num_kept: int, generator: torch.Generator) -> Tensor:
+    """Return a random choice of `num_kept` episodes, every choice as likely.
+
+    Args:
+        num_episodes: to choose from.
+        num_kept: in [0, num_episodes].
+        generator: source of the randomness.
+
+    Returns:
+        Shape [num_episodes], bool.
+    """
+    keep = torch.zeros(num_episodes, dtype=torch.bool)
+    keep[torch.randperm(num_episodes, generator=generator)[:num_kept]] = True
+    return keep
+
+
+def keep_positive_advantage(*, advantages: Tensor, response_mask: Tensor) -> Tensor:
+    """Return which episodes have a mean advantage above 0.
+
+    Args:
+        advantages: shape [episodes, tokens].
+        response_mask: shape [episodes, tokens], bool.
+
+    Returns:
+        Shape [episodes], bool.
+    """
+    return masked_row_mean(values=advantages, mask=response_mask) > 0
+
+
+def keep_above_mean_reward(*, outcome_rewards: Tensor, mean_reward: Tensor) -> Tensor:
+    """Return which episodes were rewarded above the mean.
+
+    Args:
+        outcome_rewards: shape [episodes].
+        mean_reward: shape [], of the episodes of all ranks.
+
+    Returns:
+        Shape [episodes], bool.
+    """
+    return outcome_rewards > mean_reward
+
+
+def keep_at_least(*, scores: Tensor, keep: Tensor, min_keep: int) -> Tensor:
+    """Return `keep` with the highest-scoring dropped episodes added until `min_keep` are kept (ties: first come).
+
+    Args:
+        scores: shape [episodes].
+        keep: shape [episodes], bool.
+        min_keep: >= 0; more than there are keeps all.
+
+    Returns:
+        Shape [episodes], bool.
+    """
+    missing = min(min_keep, len(keep)) - int(keep.sum())
+    if missing <= 0:
+        return keep
+    ranked = scores.masked_fill(keep, -torch.inf).argsort(descending=True, stable=True)
+    ranked = ranked[~keep[ranked]]
+    added = torch.zeros_like(keep)
+    added[ranked[:missing]] = True
+    return keep | added
+
+
+def score_power(*, scores: Tensor, keep: Tensor, power: float) -> Tensor:
+    """Return max(score, 0)^power on the kept episodes and 0 elsewhere: weights before they are normalised.
+
+    Args:
+        scores: shape [episodes].
+        keep: shape [episodes], bool.
+        power: >= 0; 1 as in Shu et al. 2026, arXiv 2604.01597, 0 gives 1 to every kept episode.
+
+    Returns:
+        Shape [episodes], >= 0.
+    """
+    raw = torch.ones_like(scores) if power == 0 else scores.clamp(min=0) ** power
+    return torch.where(keep, raw, torch.zeros_like(raw))
+
+
+def normalise_weights(
+    *, raw: Tensor, keep: Tensor, total: Tensor, count: Tensor, max_weight: float | None = None
+) -> Tensor:
+    """Return weights with mean 1 over the kept, none above `max_weight`.
+
+    w_i = raw_i * count / total. Where a cap bites, what it takes off goes to the weights below it, in proportion, until
+    the mean is 1 again (on one rank exactly; on several the cap is filled up within each). Kept episodes that all have
+    a raw weight of 0 get 1 each.
+
+    Args:
+        raw: shape [episodes], >= 0, 0 where not kept.
+        keep: shape [episodes], bool.
+        total: shape [], sum of `raw` on all ranks.
+        count: shape [], kept episodes on all ranks.
+        max_weight: >= 1, or None for no cap.
+
+    Returns:
+        Shape [episodes].
+
+    Raises:
+        UserError: `max_weight` below 1, with which no mean of 1 is possible.
+    """
+    if max_weight is not None and not max_weight >= 1:
+        raise UserError(f"max_weight: {max_weight} is out of range; expected a number >= 1")
+    if float(total) <= 0:
+        return keep.to(raw.dtype)
+    weights = raw * (count / total).to(raw.dtype)
+    return weights if max_weight is None else _capped(weights, max_weight)
+
+
+def effective_sample_size(*, weights: Tensor) -> Tensor:
+    """Return how many equally weighted episodes these weights are worth.
+
+    (sum w)^2 / sum w^2 (Kish 1965); 0 where all weights are 0.
+
+    Args:
+        weights: shape [episodes], >= 0.
+
+    Returns:
+        Shape [].
+    """
+    squares = weights.square().sum()
+    return torch.where(squares > 0, weights.sum().square() / squares.clamp(min=torch.finfo(weights.dtype).tiny), 0.0)
+
+
+def _capped(weights: Tensor, max_weight: float) -> Tensor:
+    """Cut at the cap and spread the rest over what is below it; each round caps at least one more."""
+    wanted = weights.sum()
+    capped = torch.zeros_like(weights, dtype=torch.bool)
+    for _ in range(len(weights)):
+        over = ~capped & (weights > max_weight)
+        if not bool(over.any()):
+            break
+        capped = capped | over
+        below = torch.where(capped, torch.zeros_like(weights), weights)
+        room = wanted - max_weight * capped.sum()
+        if float(below.sum()) <= 0 or float(room) <= 0:
+            return torch.where(capped, max_weight, below)
+        weights = torch.where(capped, torch.full_like(weights, max_weight), below * room / below.sum())
+    return weights

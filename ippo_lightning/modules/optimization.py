@@ -1,0 +1,91 @@
+"""The optimizer's settings and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW
+
+from ippo_lightning.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW and how its learning rate runs.
+
+    Args:
+        learning_rate: peak learning rate.
+        value_learning_rate: of the value head or critic; null for the same.
+        betas: decay of Adam's first and second moment.
+        epsilon: added to Adam's root; PPO for language models is sensitive to it (1e-5 is common).
+        weight_decay: decoupled.
+        schedule: after the warm-up: `constant`, or `linear` or `cosine` down to zero at the last iteration.
+        warmup_iterations: iterations over which the rate rises linearly from zero.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    learning_rate: float = 1e-4
+    value_learning_rate: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_iterations: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "value_learning_rate", "epsilon"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"optimizer.{name}: {value} is out of range; expected a number > 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas: {self.betas} is out of range; expected two numbers in [0, 1)")
+        for name in ("weight_decay", "warmup_iterations"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optimizer.{name}: {getattr(self, name)} is out of range; expected a number >= 0")
+
+
+def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> AdamW:
+    """Return AdamW over the trainable parameters, those of the value head or critic in a group of their own.
+
+    Args:
+        module: parameters whose name holds `value` as a path element belong to the critic.
+        settings: see there.
+
+    Raises:
+        UserError: nothing is trainable.
+    """
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise UserError("policy: 0 trainable parameters; full fine-tuning or lora has some")
+    critic = {name for name in trainable if any(part in _CRITIC_NAMES for part in name.split("."))}
+    value_rate = settings.value_learning_rate or settings.learning_rate
+    groups = [
+        {"params": [trainable[name] for name in trainable if name not in critic], "lr": settings.learning_rate},
+        {"params": [trainable[name] for name in trainable if name in critic], "lr": value_rate},
+    ]
+    groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
+    return AdamW(groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay)
+
+
+def learning_rate_factor(settings: OptimizerSettings, *, iteration: int, total: int | None) -> float:
+    """Return what the peak learning rate is multiplied by, in [0, 1].
+
+    Args:
+        settings: warm-up and schedule.
+        iteration: counted from 0.
+        total: iterations of the whole run, or None where nobody knows (the rate then stays up).
+    """
+    if iteration < settings.warmup_iterations:
+        return (iteration + 1) / (settings.warmup_iterations + 1)
+    if settings.schedule == "constant" or not total or total <= settings.warmup_iterations:
+        return 1.0
+    progress = min((iteration - settings.warmup_iterations) / (total - settings.warmup_iterations), 1.0)
+    return 1.0 - progress if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+_CRITIC_NAMES = frozenset({"value_head", "critic"})

@@ -1,0 +1,213 @@
+"""What SFT and PPO share: a policy, its optimizer, evaluation by a judge, and the ties to Trainer or Fabric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from ippo_lightning.engine import rank
+from ippo_lightning.errors import UserError
+from ippo_lightning.metrics import ReasoningMetrics
+from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
+from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
+from ippo_lightning.reasoning import Verdict
+from ippo_lightning.rollouts import sample_responses
+
+Judge = Callable[[str, str, Mapping[str, Any]], Verdict]
+
+
+class PolicyModule(LightningModule):
+    """A policy under training. One `training_step` is one iteration under manual optimisation.
+
+    Args:
+        policy: the language model with its tokenizer.
+        judge: labels a response for the metrics; null for no evaluation.
+        evaluation: how responses are sampled for evaluation; `num_responses` is the k of pass@k and the vote.
+        optimizer: AdamW and its schedule.
+        evaluation_seed: evaluation samples from its own random stream and leaves training's alone.
+    """
+
+    loss_method: ClassVar[str]
+    """Name of the method whose loss goes through the strategy's wrapper."""
+
+    def __init__(
+        self,
+        *,
+        policy: CausalLMPolicy,
+        judge: Judge | None = None,
+        evaluation: SamplingSettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        evaluation_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.judge = judge
+        self.evaluation = evaluation or SamplingSettings()
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.evaluation_seed = evaluation_seed
+        self.evaluation_metrics = ReasoningMetrics(k=self.evaluation.num_responses)
+        self.iteration = 0
+
+    # --- who drives the module -------------------------------------------------------------------
+
+    def attach(self, loop: object, *, wrapper: Any = None) -> None:
+        """Tie the module to a loop other than `lightning.Trainer`.
+
+        Args:
+            loop: has `callbacks`, `should_stop`, `max_iterations`, as a `FabricLoop` does.
+            wrapper: what `Fabric.setup` returned; losses are computed through it, so that DDP sees them.
+        """
+        # past nn.Module's own bookkeeping: the wrapper holds this module and would become its child
+        self.__dict__["_loop"], self.__dict__["_wrapper"] = loop, wrapper
+
+    @property
+    def driver(self) -> Any:
+        """The `FabricLoop` or `lightning.Trainer` that runs the module."""
+        loop = self.__dict__.get("_loop")
+        return loop if loop is not None else self.trainer
+
+    @property
+    def total_iterations(self) -> int | None:
+        """Iterations of the whole run, where the driver knows."""
+        total = getattr(self.driver, "max_iterations", None)
+        if total is None:
+            batches, epochs = self.driver.num_training_batches, self.driver.max_epochs
+            total = self.driver.max_steps if self.driver.max_steps > 0 else batches * (epochs or math.inf)
+        return int(total) if 0 < total < math.inf else None
+
+    # --- optimisation ----------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over the trainable parameters."""
+        return build_optimizer(self, self.optimizer_settings)
+
+    def schedule_learning_rate(self) -> float:
+        """Set the learning rate of this iteration in every parameter group; return its factor of the peak."""
+        factor = learning_rate_factor(self.optimizer_settings, iteration=self.iteration, total=self.total_iterations)
+        for group in self.only_optimizer().param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return factor
+
+    def only_optimizer(self) -> Any:
+        """The one optimizer, as Trainer or Fabric wrapped it."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list), "configure_optimizers returns one optimizer"
+        return optimizer
+
+    def backward_loss(self, loss: Tensor) -> None:
+        """Add to the gradients, through the precision plugin and the strategy."""
+        self.manual_backward(loss)
+
+    def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
+        """Leave gradients unaveraged over ranks while more of the same step is to come."""
+        if not enabled:
+            return nullcontext()
+        if self.__dict__.get("_wrapper") is not None:
+            return self.fabric.no_backward_sync(self.__dict__["_wrapper"])
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return block() if block is not None else nullcontext()
+
+    def clip_and_step(self, max_grad_norm: float | None) -> float:
+        """Clip the gradient, take one optimizer step, clear the gradient.
+
+        Args:
+            max_grad_norm: the gradient is scaled down to this norm; null for no clipping.
+
+        Returns:
+            The gradient's norm before clipping.
+
+        Raises:
+            FloatingPointError: the norm is not finite; no step was taken.
+        """
+        optimizer = self.only_optimizer()
+        limit = math.inf if max_grad_norm is None else max_grad_norm
+        wrapper = self.__dict__.get("_wrapper")
+        if wrapper is not None:
+            norm = self.fabric.clip_gradients(wrapper, optimizer, max_norm=limit, error_if_nonfinite=False)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+        if norm is not None and not bool(torch.isfinite(norm)):
+            optimizer.zero_grad()
+            raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(norm) if norm is not None else math.nan
+
+    def call_through_wrapper(self, method: str, *arguments: Any) -> Any:
+        """Call one of this module's methods so that a strategy's wrapper (DDP) takes part in the forward."""
+        return getattr(self.__dict__.get("_wrapper") or self, method)(*arguments)
+
+    # --- demonstrations --------------------------------------------------------------------------
+
+    def encode_demonstrations(self, batch: Mapping[str, Any]) -> EncodedResponses:
+        """Return the batch's prompts and responses as ids on the policy's device, EOS appended."""
+        encoded = encode_demonstrations(
+            self.policy.tokenizer, batch["prompts"], batch["responses"], max_length=self.policy.context_length
+        )
+        return EncodedResponses(*(tensor.to(self.policy.device) for tensor in encoded))
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    def sample(self, batch: Mapping[str, Any]) -> list[list[str]]:
+        """Return `evaluation.num_responses` texts for each prompt of the batch."""
+        return sample_responses(self.policy, prompts=batch["prompts"], sampling=self.evaluation)
+
+    def evaluate_batch(self, batch: Mapping[str, Any], batch_index: int) -> None:
+        """Sample, judge, and add the verdicts to `evaluation_metrics`."""
+        if self.judge is None:
+            raise UserError("model.judge: null; evaluation needs a judge, for example judge_arithmetic")
+        with self._evaluation_stream(batch_index):
+            responses = self.sample(batch)
+        verdicts = [
+            [self.judge(prompt, response, example) for response in group]
+            for prompt, group, example in zip(batch["prompts"], responses, batch["examples"], strict=True)
+        ]
+        self.evaluation_metrics.update(verdicts, references=_references(batch["examples"]))
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Evaluate one batch of prompts."""
+        self.evaluate_batch(batch, batch_idx)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Evaluate one batch of prompts."""
+        self.evaluate_batch(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation set (under `lightning.Trainer`)."""
+        self._log_evaluation("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test set (under `lightning.Trainer`)."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in self.evaluation_metrics.compute().items()})
+        self.evaluation_metrics.reset()
+
+    @contextmanager
+    def _evaluation_stream(self, batch_index: int) -> Iterator[None]:
+        with isolate_rng():
+            torch.manual_seed(self.evaluation_seed + 7919 * batch_index + 104729 * rank())
+            yield
+
+    # --- what a checkpoint must remember besides parameters and optimizer -----------------------------
+
+    def progress_state(self) -> dict[str, Any]:
+        """Return counters and controllers as plain numbers."""
+        return {"iteration": self.iteration}
+
+    def load_progress_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `progress_state` returned."""
+        self.iteration = int(state["iteration"])
+
+
+def _references(examples: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(example["answer"]) for example in examples]

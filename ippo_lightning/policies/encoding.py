@@ -1,0 +1,171 @@
+"""Text to token ids and masks: prompts padded on the left, responses on the right.
+
+The tokenizer's own padding is never used, so its `padding_side` has no effect, and masks come from lengths: a pad token
+that is also the EOS token cannot hide a real EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ippo_lightning.errors import UserError
+
+
+class EncodedResponses(NamedTuple):
+    """Prompts and the responses that follow them, ready for `CausalLMPolicy.forward`."""
+
+    prompt_ids: Tensor
+    """[episodes, prompt_tokens] int64, padded on the left."""
+    prompt_mask: Tensor
+    """[episodes, prompt_tokens] bool."""
+    response_ids: Tensor
+    """[episodes, tokens] int64, EOS included, padded on the right."""
+    response_mask: Tensor
+    """[episodes, tokens] bool."""
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot pad or cannot end a response.
+
+    Args:
+        tokenizer: the policy's tokenizer.
+
+    Raises:
+        UserError: if it has no pad token or no EOS token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise UserError("tokenizer.pad_token: none; set one, for instance tokenizer.pad_token = tokenizer.unk_token")
+    if tokenizer.eos_token_id is None:
+        raise UserError("tokenizer.eos_token: none; set the token that ends a response")
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_length: int
+) -> tuple[Tensor, Tensor]:
+    """Turn prompts into ids padded on the left.
+
+    A beginning-of-sequence token is there only if the tokenizer adds one by itself and the text does not begin with it
+    already (chat templates write it out); an EOS that the tokenizer appends by itself is taken off again.
+
+    Args:
+        tokenizer: with a pad token.
+        prompts: at least one text.
+        max_length: longest prompt allowed, in tokens.
+
+    Returns:
+        Ids [episodes, prompt_tokens] int64 and mask [episodes, prompt_tokens] bool, True on real tokens.
+
+    Raises:
+        UserError: if there is no prompt, a prompt is empty or longer than `max_length`, or there is no pad token.
+    """
+    check_tokenizer(tokenizer)
+    return _pad(_prompt_rows(tokenizer, prompts, max_length), pad_id=_pad_id(tokenizer), left=True)
+
+
+def encode_demonstrations(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], *, max_length: int
+) -> EncodedResponses:
+    """Turn prompts and written responses into ids, each response ending in exactly one EOS.
+
+    Args:
+        tokenizer: with a pad and an EOS token.
+        prompts: one a response.
+        responses: without special tokens; an EOS written out at the end is not doubled.
+        max_length: longest prompt and response together, in tokens, EOS included.
+
+    Returns:
+        Ids and masks, prompts padded on the left and responses on the right.
+
+    Raises:
+        UserError: if the numbers of prompts and responses differ, or a text is empty or too long.
+    """
+    check_tokenizer(tokenizer)
+    if len(prompts) != len(responses):
+        raise UserError(f"responses: {len(responses)} for {len(prompts)} prompts; give one response a prompt")
+    prompt_rows = _prompt_rows(tokenizer, prompts, max_length)
+    response_rows = [_response_tokens(tokenizer, response, index) for index, response in enumerate(responses)]
+    for index, (prompt, response) in enumerate(zip(prompt_rows, response_rows, strict=True)):
+        if len(prompt) + len(response) > max_length:
+            raise UserError(
+                f"responses[{index}]: {len(prompt)} prompt and {len(response)} response tokens, max_length is "
+                f"{max_length}; shorten the text or raise the limit"
+            )
+    pad_id = _pad_id(tokenizer)
+    return EncodedResponses(
+        *_pad(prompt_rows, pad_id=pad_id, left=True), *_pad(response_rows, pad_id=pad_id, left=False)
+    )
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[str] | None) -> list[int]:
+    """Return the ids that end a response: EOS first, then the user's stop tokens.
+
+    Args:
+        tokenizer: with an EOS token.
+        stop_tokens: strings that are one token each.
+
+    Raises:
+        UserError: if a string is not exactly one token.
+    """
+    ids = [int(tokenizer.eos_token_id)]
+    vocabulary = tokenizer.get_vocab()
+    for text in stop_tokens or ():
+        encoded = [vocabulary[text]] if text in vocabulary else _plain_tokens(tokenizer, text)
+        if len(encoded) != 1 or encoded[0] == tokenizer.unk_token_id:
+            raise UserError(f"sampling.stop_tokens: {text!r} is {len(encoded)} tokens {encoded}; use single tokens")
+        ids.extend(token for token in encoded if token not in ids)
+    return ids
+
+
+def _prompt_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> list[list[int]]:
+    if not prompts:
+        raise UserError("prompts: none; give at least one")
+    rows = [_prompt_tokens(tokenizer, prompt) for prompt in prompts]
+    for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        if not prompt or not row:
+            raise UserError(f"prompts[{index}]: empty; give at least one token to answer")
+        if len(row) > max_length:
+            raise UserError(
+                f"prompts[{index}]: {len(row)} tokens, max_length is {max_length}; shorten the text or raise the limit"
+            )
+    return rows
+
+
+def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    begins_itself = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    if begins_itself:
+        return _plain_tokens(tokenizer, prompt)
+    ids = list(tokenizer(prompt)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
+        return ids[:-1]
+    return ids
+
+
+def _response_tokens(tokenizer: PreTrainedTokenizerBase, response: str, index: int) -> list[int]:
+    ids = _plain_tokens(tokenizer, response)
+    if not ids:
+        raise UserError(f"responses[{index}]: empty; a demonstration needs at least one token before EOS")
+    eos_id = int(tokenizer.eos_token_id)
+    return ids if ids[-1] == eos_id else [*ids, eos_id]
+
+
+def _plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.pad_token_id)
+
+
+def _pad(rows: list[list[int]], *, pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    lengths = torch.tensor([len(row) for row in rows])
+    padding = [[pad_id] * (width - len(row)) for row in rows]
+    padded = [pad + row if left else row + pad for row, pad in zip(rows, padding, strict=True)]
+    columns = torch.arange(width)
+    mask = columns >= width - lengths[:, None] if left else columns < lengths[:, None]
+    return torch.tensor(padded, dtype=torch.long), mask

@@ -1,0 +1,307 @@
+"""Load or build language models, tokenizers and adapters; whatever goes wrong is told in one line."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies.encoding import check_tokenizer
+from ippo_lightning.policies.modes import seeded
+from ippo_lightning.policies.quantized import is_quantized, nf4_config, pin_weight_layout, quantization_device
+from ippo_lightning.policies.reference import POLICY_ADAPTER
+from ippo_lightning.policies.settings import LoraSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Names that transformers accepts for a configuration and turns into another field.
+_LEGACY_CONFIG_NAMES = frozenset({"rope_theta", "rope_scaling", "model_type"})
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a language model comes from; `load` may be called more than once and gives equal weights each time.
+
+    Args:
+        pretrained: folder or Hub name, or None.
+        config: model type and sizes for a new model, or None.
+        dtype: "float32", "bfloat16" or "float16".
+        load_in_4bit: quantise the weights while loading.
+        attn_implementation: "eager", "sdpa", ...; None for the library's choice.
+        trust_remote_code: run code that comes with the model.
+        seed: start of the random numbers of a new model's weights.
+
+    Raises:
+        UserError: if not exactly one of `pretrained` and `config` is given, or they do not go with the other settings.
+    """
+
+    pretrained: str | None = None
+    config: dict[str, Any] | None = None
+    dtype: str = "float32"
+    load_in_4bit: bool = False
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.pretrained is None) == (self.config is None):
+            given = "neither" if self.pretrained is None else "both"
+            raise UserError(f"policy.pretrained, policy.config: {given} given; give exactly one")
+        if self.dtype not in DTYPES:
+            raise UserError(f"policy.dtype: {self.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        if self.load_in_4bit and self.config is not None:
+            raise UserError(
+                "policy.load_in_4bit: true with policy.config; save the model once and give it as pretrained"
+            )
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """Return the model, checked against the tokenizer.
+
+        Args:
+            tokenizer: gives a new model its vocabulary size and special tokens.
+
+        Raises:
+            UserError: if the model cannot be loaded or built, or its embedding is smaller than the vocabulary.
+        """
+        model = self._from_config(tokenizer) if self.pretrained is None else self._from_pretrained(self.pretrained)
+        pin_weight_layout(model)
+        embedding: Any = model.get_input_embeddings()
+        rows = int(embedding.weight.shape[0])
+        needed = max(tokenizer.get_vocab().values()) + 1
+        if rows < needed:
+            raise UserError(f"policy: an embedding of {rows} tokens for a tokenizer of {needed}; use the model's own")
+        return model
+
+    def _from_config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        assert self.config is not None
+        config = _new_config(self.config, tokenizer)
+        try:
+            with seeded(self.seed):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    config, trust_remote_code=self.trust_remote_code, **self._common()
+                )
+        except Exception as error:
+            raise UserError(f"policy.config: {self.config} builds no causal model; {_one_line(error)}") from error
+        return model
+
+    def _from_pretrained(self, pretrained: str) -> PreTrainedModel:
+        _check_model_folder(pretrained)
+        settings = self._common()
+        if self.load_in_4bit:
+            settings["quantization_config"] = nf4_config(DTYPES[self.dtype])
+            settings["device_map"] = quantization_device()
+        try:
+            with seeded(self.seed):
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    pretrained, trust_remote_code=self.trust_remote_code, output_loading_info=True, **settings
+                )
+        except Exception as error:
+            raise UserError(f"policy.pretrained: cannot load {pretrained!r}; {_one_line(error)}") from error
+        model: PreTrainedModel = loaded[0]
+        missing = sorted(loaded[1]["missing_keys"])
+        if missing:
+            raise UserError(
+                f"policy.pretrained: {pretrained!r} lacks {len(missing)} weights, {missing[0]} among them; "
+                "give a saved causal language model"
+            )
+        return model
+
+    def _common(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {"dtype": DTYPES[self.dtype]}
+        if self.attn_implementation is not None:
+            settings["attn_implementation"] = self.attn_implementation
+        return settings
+
+
+def load_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | str | None, *, pretrained: str | None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer, which must be able to pad and to end a response.
+
+    Args:
+        tokenizer: an object, a folder or Hub name, or None for the one saved with the model.
+        pretrained: the model's folder or Hub name, if any.
+        trust_remote_code: run code that comes with the tokenizer.
+
+    Raises:
+        UserError: if there is none, it cannot be loaded, or it lacks a pad or EOS token.
+    """
+    source = pretrained if tokenizer is None else tokenizer
+    if source is None:
+        raise UserError("policy.tokenizer: none; a model built from a config needs one")
+    if isinstance(source, str):
+        try:
+            source = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            raise UserError(f"policy.tokenizer: cannot load {source!r}; {_one_line(error)}") from error
+    loaded: PreTrainedTokenizerBase = source
+    check_tokenizer(loaded)
+    return loaded
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> PeftModel:
+    """Put a fresh adapter on the model, or the saved one that is to be continued; the base is frozen.
+
+    Args:
+        model: the base, changed in place.
+        settings: the adapter's.
+        seed: start of the random numbers of a fresh adapter.
+
+    Returns:
+        The model with one trainable adapter, its weights in float32 also on a half-precision or 4-bit base.
+
+    Raises:
+        UserError: if no module has the wanted names or the saved adapter cannot be loaded.
+    """
+    if settings.adapter_path is not None:
+        check_adapter_folder(settings.adapter_path)
+        try:
+            with seeded(seed):  # adapters are drawn at random before the saved weights are read
+                return PeftModel.from_pretrained(
+                    model, settings.adapter_path, adapter_name=POLICY_ADAPTER, is_trainable=True
+                )
+        except Exception as error:
+            raise UserError(
+                f"policy.lora.adapter_path: cannot load {settings.adapter_path!r}; {_one_line(error)}"
+            ) from error
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        task_type=TaskType.CAUSAL_LM,
+    )
+    try:
+        with seeded(seed):
+            adapted = get_peft_model(model, config, adapter_name=POLICY_ADAPTER)
+    except ValueError as error:
+        raise UserError(
+            f"policy.lora.target_modules: {settings.target_modules!r} does not fit the model; {_one_line(error)}"
+        ) from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def merge_adapter(model: PreTrainedModel, adapter_path: str) -> PreTrainedModel:
+    """Return the model with a saved adapter added into its weights.
+
+    Args:
+        model: an unquantised base, changed in place.
+        adapter_path: folder of the saved adapter.
+
+    Raises:
+        UserError: if the folder holds no adapter.
+    """
+    check_adapter_folder(adapter_path)
+    with seeded(0):
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter_path).merge_and_unload()
+    return merged
+
+
+def check_adapter_folder(path: str) -> None:
+    """Refuse a folder that holds no saved adapter.
+
+    Args:
+        path: the user's folder.
+
+    Raises:
+        UserError: if there is no `adapter_config.json` in it.
+    """
+    if not (Path(path) / "adapter_config.json").is_file():
+        raise UserError(f"policy.lora.adapter_path: no adapter_config.json in {path!r}; give the folder of the adapter")
+
+
+def check_quantization(model: PreTrainedModel, lora: LoraSettings | None) -> None:
+    """Refuse to train 4-bit weights themselves.
+
+    Args:
+        model: the loaded base; a checkpoint may have been saved in 4-bit.
+        lora: the adapter settings, if any.
+
+    Raises:
+        UserError: if there are 4-bit weights and no adapter.
+    """
+    if lora is None and is_quantized(model):
+        raise UserError("policy.pretrained: the saved weights are 4-bit, which cannot be trained; add lora")
+
+
+def transformers_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the transformers model inside a PEFT model, adapters in place, or the model itself.
+
+    Args:
+        model: with or without adapters.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    return base
+
+
+def _new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    fields = copy.deepcopy(fields)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise UserError("policy.config.model_type: none; name an architecture, for instance llama")
+    try:
+        default = AutoConfig.for_model(model_type)
+    except Exception as error:
+        raise UserError(f"policy.config.model_type: {model_type!r} is unknown to transformers; try llama") from error
+    _check_config_names(fields, default)
+    special = {
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    try:
+        return AutoConfig.for_model(model_type, **{**special, **fields})
+    except Exception as error:
+        raise UserError(f"policy.config: {fields} does not suit {model_type}; {_one_line(error)}") from error
+
+
+def _check_config_names(fields: dict[str, Any], default: PreTrainedConfig) -> None:
+    known = {*default.to_dict(), *default.attribute_map, *_LEGACY_CONFIG_NAMES}
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else "see the architecture's configuration for its fields"
+            raise UserError(f"policy.config.{name}: {default.model_type} has no such field; {remedy}")
+
+
+def _check_model_folder(pretrained: str) -> None:
+    path = Path(pretrained)
+    if not path.exists():
+        if pretrained.startswith((".", "/", "~")):
+            raise UserError(f"policy.pretrained: no folder {pretrained!r}; give a saved model or a Hub name")
+        return
+    if (path / "config.json").is_file():
+        return
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"policy.pretrained: {pretrained!r} holds an adapter; give its base model here and the folder as "
+            "policy.lora.adapter_path"
+        )
+    inside = f"; did you mean {str(path / 'merged')!r}?" if (path / "merged" / "config.json").is_file() else ""
+    raise UserError(
+        f"policy.pretrained: no config.json in {pretrained!r}{inside or '; give a saved model or a Hub name'}"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,140 @@
+"""The frozen reference the policy is compared with: a copy, the base without its adapter, or a second adapter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
+
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import PreTrainedModel
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies.modes import keeping_trainable_flags, seeded
+from ippo_lightning.policies.settings import LoraSettings
+
+ReferenceKind = Literal["auto", "none", "copy", "adapter_off", "adapter_copy"]
+
+POLICY_ADAPTER = "default"
+REFERENCE_ADAPTER = "reference"
+
+
+def resolve_reference(kind: ReferenceKind, lora: LoraSettings | None) -> ReferenceKind:
+    """Choose the way the reference is kept and refuse one that would not be the starting policy.
+
+    Args:
+        kind: the user's choice; "auto" is a copy for full fine-tuning, the base without the adapter for a fresh
+            adapter, and a second adapter for one that is continued.
+        lora: the adapter settings, if any.
+
+    Returns:
+        Any kind but "auto".
+
+    Raises:
+        UserError: if the kind needs an adapter and there is none, or if switching a continued adapter off would leave
+            the base model instead of the model that is continued.
+    """
+    if kind == "auto":
+        if lora is None:
+            return "copy"
+        return "adapter_off" if lora.adapter_path is None else "adapter_copy"
+    if kind not in ("none", "copy", "adapter_off", "adapter_copy"):
+        raise UserError(f"policy.reference: {kind!r} is unknown; use auto, none, copy, adapter_off or adapter_copy")
+    if kind.startswith("adapter_") and lora is None:
+        raise UserError(f"policy.reference: {kind!r} needs an adapter; add lora or use copy")
+    if kind == "adapter_off" and lora is not None and lora.adapter_path is not None:
+        raise UserError(
+            f"policy.reference: 'adapter_off' would be the base model, not the adapter in {lora.adapter_path!r}; "
+            "use adapter_copy"
+        )
+    return kind
+
+
+def prepare_reference(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel | None:
+    """Fix the reference at what the policy is now.
+
+    Args:
+        kind: any but "auto".
+        model: the policy's network before any update; "adapter_copy" adds a frozen adapter to it.
+
+    Returns:
+        A second network for "copy", else None.
+    """
+    if kind == "adapter_copy":
+        assert isinstance(model, PeftModel)
+        add_reference_adapter(model)
+    return frozen_copy(model) if kind == "copy" else None
+
+
+def reference_active(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
+    """Return the context in which the reference can be asked: `model` then is the reference, but for a copy.
+
+    Args:
+        kind: any but "auto".
+        model: the policy's network.
+
+    Raises:
+        UserError: if the kind is "none".
+    """
+    if kind == "none":
+        raise UserError("policy.reference: 'none' has no log-probabilities to give; use auto")
+    if kind == "copy":
+        return nullcontext()
+    assert isinstance(model, PeftModel)
+    return adapter_disabled(model) if kind == "adapter_off" else reference_adapter_active(model)
+
+
+def frozen_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """Return a deep copy in evaluation mode whose parameters never train.
+
+    Args:
+        model: the policy's network before any update.
+    """
+    twin = copy.deepcopy(model)
+    twin.requires_grad_(False)
+    twin.eval()
+    return twin
+
+
+def add_reference_adapter(model: PeftModel) -> None:
+    """Add a second adapter with the weights of the policy's adapter, frozen and inactive.
+
+    Args:
+        model: changed in place; the policy's adapter stays the active one.
+    """
+    weights = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    with keeping_trainable_flags(model):
+        with seeded(0):
+            model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
+        set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
+        model.set_adapter(POLICY_ADAPTER)
+    for name, parameter in model.named_parameters():
+        if REFERENCE_ADAPTER in name.split("."):
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def reference_adapter_active(model: PeftModel) -> Iterator[None]:
+    """Switch to the reference adapter, and back to the policy's also when the block fails.
+
+    Args:
+        model: a model that `add_reference_adapter` has prepared.
+    """
+    with keeping_trainable_flags(model):
+        try:
+            model.set_adapter(REFERENCE_ADAPTER)
+            yield
+        finally:
+            model.set_adapter(POLICY_ADAPTER)
+
+
+@contextmanager
+def adapter_disabled(model: PeftModel) -> Iterator[None]:
+    """Switch the adapter off, and on again also when the block fails.
+
+    Args:
+        model: a model with one adapter.
+    """
+    with keeping_trainable_flags(model), model.disable_adapter():
+        yield

@@ -1,0 +1,89 @@
+"""Write a policy so that plain transformers and PEFT can read it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies.loading import merge_adapter
+from ippo_lightning.policies.quantized import dense_copy, is_quantized
+from ippo_lightning.policies.reference import POLICY_ADAPTER
+
+logger = logging.getLogger(__name__)
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> dict[str, Path]:
+    """Save the model and the tokenizer; an adapter alone and merged into its base.
+
+    Args:
+        model: the policy's network; it is not changed.
+        tokenizer: saved next to every model.
+        folder: created where missing. A full model lies in it directly, an adapter in `adapter` and the merged model in
+            `merged`.
+
+    Returns:
+        What was saved, by name ("model", or "adapter" and "merged"), and where.
+    """
+    folder = Path(folder)
+    if not isinstance(model, PeftModel):
+        return {"model": _save(model, tokenizer, folder)}
+    adapter_folder = folder / "adapter"
+    model.save_pretrained(str(adapter_folder), selected_adapters=[POLICY_ADAPTER])
+    tokenizer.save_pretrained(adapter_folder)
+    merged_folder = _save(merged_copy(model, adapter_folder), tokenizer, folder / "merged")
+    return {"adapter": adapter_folder, "merged": merged_folder}
+
+
+def merged_copy(model: PeftModel, adapter_folder: Path) -> PreTrainedModel:
+    """Return an ordinary model with the adapter added into the weights; the live model is not touched.
+
+    A 4-bit base is dequantised first: these are the weights the adapter was trained on, so the merged model computes
+    what the policy computes. The original weights before quantisation would not.
+
+    Args:
+        model: the adapter and its base.
+        adapter_folder: where the adapter has just been saved.
+    """
+    if not is_quantized(model):
+        merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload(adapter_names=[POLICY_ADAPTER])
+        return merged
+    logger.info("The 4-bit base is dequantised to merge the adapter; the merged model is in %s", model.dtype)
+    dense = dense_copy(copy.deepcopy(model).unload())
+    return merge_adapter(dense, str(adapter_folder))
+
+
+@torch.no_grad()
+def copy_parameters(parameters: dict[str, nn.Parameter], state: dict[str, Tensor]) -> None:
+    """Copy saved tensors into parameters of the same names.
+
+    Args:
+        parameters: changed in place.
+        state: as many tensors of the same names and shapes.
+
+    Raises:
+        UserError: if names or shapes differ; nothing has been copied then.
+    """
+    different = sorted(parameters.keys() ^ state.keys())
+    if different:
+        raise UserError(f"policy state: {len(different)} names differ, {different[0]} among them; use equal settings")
+    for name, parameter in parameters.items():
+        if parameter.shape != state[name].shape:
+            found, expected = tuple(state[name].shape), tuple(parameter.shape)
+            raise UserError(f"policy state: {name} has shape {found}, expected {expected}; use equal settings")
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,72 @@
+"""The progress bar: how far, how long to go, and the numbers that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# (key of the log, what the bar calls it, format)
+_SHOWN = (
+    ("rollout/reward_mean", "reward", "{:.2f}"),
+    ("kept_share", "kept", "{:.0%}"),
+    ("sft/loss", "loss", "{:.3f}"),
+    ("exact_match", "EM", "{:.2f}"),
+    ("unfaithful_share", "unf", "{:.2f}"),
+)
+
+
+class ProgressBar:
+    """A bar that fits 80 columns; silent where it is turned off.
+
+    Args:
+        enabled: false on all ranks but the first, and where the user wants none.
+        total: iterations of the run.
+        title: in front of the bar.
+    """
+
+    def __init__(self, *, enabled: bool, total: int, title: str) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[numbers]}"),
+            console=Console(stderr=True),
+            disable=not enabled,
+        )
+        self.numbers: dict[str, float] = {}
+        self.task = self.progress.add_task(title, total=total, numbers="")
+
+    def __enter__(self) -> ProgressBar:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def update(self, *, completed: int, numbers: Mapping[str, float]) -> None:
+        """Show how many iterations are done, and new values of the numbers that matter.
+
+        Args:
+            completed: iterations done.
+            numbers: any part of the log; what is not shown is ignored.
+        """
+        self.numbers.update(numbers)
+        self.progress.update(self.task, completed=completed, numbers=summary_line(self.numbers))
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if not self.progress.disable:
+            self.progress.console.print(line, markup=False, highlight=False)
+
+
+def summary_line(numbers: Mapping[str, float]) -> str:
+    """Return the numbers that matter in a few words, at most 36 columns."""
+    words = [f"{word} {form.format(numbers[key])}" for key, word, form in _SHOWN if key in numbers]
+    return " ".join(words)

@@ -1,0 +1,37 @@
+"""Reads the folders of runs; writes tables, figures and one HTML page."""
+
+from ippo_lightning.report.folders import Comparison, EpisodeRow, Method, Run, read_comparison, read_run
+from ippo_lightning.report.page import write_report
+from ippo_lightning.report.plots import (
+    plot_effective_sample_size,
+    plot_exact_match,
+    plot_iteration_seconds,
+    plot_kept_share,
+    plot_results,
+    plot_score_histogram,
+    plot_time_parts,
+    plot_unfaithful_share,
+)
+from ippo_lightning.report.summary import summarise
+from ippo_lightning.report.tables import results_markdown, results_table
+
+__all__ = [
+    "Comparison",
+    "EpisodeRow",
+    "Method",
+    "Run",
+    "plot_effective_sample_size",
+    "plot_exact_match",
+    "plot_iteration_seconds",
+    "plot_kept_share",
+    "plot_results",
+    "plot_score_histogram",
+    "plot_time_parts",
+    "plot_unfaithful_share",
+    "read_comparison",
+    "read_run",
+    "results_markdown",
+    "results_table",
+    "summarise",
+    "write_report",
+]

@@ -1,0 +1,108 @@
+"""Which episodes influence prefers and which it drops: the extremes, and the labels on each side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ippo_lightning.report.folders import EpisodeRow, Method
+
+NUM_EXTREMES = 12
+"""Episodes shown at each end."""
+LABELS = {
+    "faithful": "right answer, every step right",
+    "false_positive": "right answer, but a step is wrong or missing",
+    "shortcut": "right answer without any step",
+    "nonsense": "right answer after steps that do not belong to the problem",
+    "wrong_answer": "wrong answer or none",
+}
+"""Labels that the verifiers of this library give, with their meaning."""
+_MOST_LABELS = 12
+_OTHER = "other labels"
+_NONE = "no label"
+
+
+@dataclass(frozen=True)
+class LabelShares:
+    """Shares of each label within groups of episodes: `shares[label][group]` in [0, 1], `counts[group]` episodes."""
+
+    groups: tuple[str, ...]
+    counts: tuple[int, ...]
+    shares: dict[str, tuple[float, ...]]
+
+
+def label_shares(method: Method) -> LabelShares | None:
+    """Count the labels among all, kept and dropped episodes, and among the tenths with the highest and lowest scores.
+
+    Args:
+        method: its finished runs are pooled.
+
+    Returns:
+        Groups without episodes are left out; None where no episode was dropped or none has a label.
+    """
+    episodes = [episode for episode in method.episodes if episode.kept is not None]
+    if all(episode.kept for episode in episodes) or not any(episode.label for episode in episodes):
+        return None
+    ranked = sorted((e for e in episodes if e.score is not None), key=_score)
+    tenth = len(ranked) // 10
+    groups: dict[str, Sequence[EpisodeRow]] = {
+        "all": episodes,
+        "kept": [episode for episode in episodes if episode.kept],
+        "dropped": [episode for episode in episodes if not episode.kept],
+        "top tenth": ranked[len(ranked) - tenth :],
+        "bottom tenth": ranked[:tenth],
+    }
+    groups = {name: members for name, members in groups.items() if members}
+    counted = {name: Counter(_label(episode) for episode in members) for name, members in groups.items()}
+    return LabelShares(
+        groups=tuple(groups),
+        counts=tuple(len(members) for members in groups.values()),
+        shares=_shares(counted, {name: len(members) for name, members in groups.items()}),
+    )
+
+
+def extremes(method: Method, *, most_positive: bool, count: int = NUM_EXTREMES) -> list[EpisodeRow]:
+    """Return the episodes with the largest positive or negative scores, the most extreme first.
+
+    Args:
+        method: its finished runs are pooled.
+        most_positive: which end.
+        count: episodes at most; an equal prompt and response is shown once.
+
+    Returns:
+        Episodes of the wanted sign only, so fewer than `count` where there are fewer.
+    """
+    sign = 1 if most_positive else -1
+    wanted = [episode for episode in method.episodes if sign * _score(episode) > 0]
+    shown: dict[tuple[str, str], EpisodeRow] = {}
+    for episode in sorted(wanted, key=_score, reverse=most_positive):
+        shown.setdefault((episode.prompt, episode.response), episode)
+        if len(shown) == count:
+            break
+    return list(shown.values())
+
+
+def label_meanings(labels: Iterable[str]) -> dict[str, str]:
+    """Return the meaning of those labels that have one, in the order of `LABELS`."""
+    found = set(labels)
+    return {label: meaning for label, meaning in LABELS.items() if label in found}
+
+
+def _shares(counted: dict[str, Counter[str]], totals: dict[str, int]) -> dict[str, tuple[float, ...]]:
+    """Order labels as the verifiers do, then by frequency; fold a long tail into one row."""
+    found = [label for label, _ in counted["all"].most_common()]
+    ordered = [label for label in LABELS if label in found] + [label for label in found if label not in LABELS]
+    named, rest = ordered[:_MOST_LABELS], ordered[_MOST_LABELS:]
+    rows = {label: tuple(counter[label] / totals[name] for name, counter in counted.items()) for label in named}
+    if rest:
+        rows[_OTHER] = tuple(sum(counter[label] for label in rest) / totals[name] for name, counter in counted.items())
+    return rows
+
+
+def _score(episode: EpisodeRow) -> float:
+    return 0.0 if episode.score is None else episode.score
+
+
+def _label(episode: EpisodeRow) -> str:
+    return episode.label or _NONE

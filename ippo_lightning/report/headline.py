@@ -1,0 +1,148 @@
+"""What the numbers say, in sentences that a program can stand by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ippo_lightning.report.display import percent, plain, points
+from ippo_lightning.report.summary import BASELINE, last_third
+from ippo_lightning.report.tables import mean_seconds
+
+FEW_SEEDS = 5
+"""Fewer paired seeds than this cannot carry a verdict: of four all fall on one side by chance once in eight."""
+
+_CLAUSES = {
+    ("exact_match", "better"): "more right answers",
+    ("exact_match", "worse"): "fewer right answers",
+    ("exact_match", "unclear"): "no clear change in right answers",
+    ("unfaithful_share", "better"): "fewer of them unfaithful",
+    ("unfaithful_share", "worse"): "more of them unfaithful",
+    ("unfaithful_share", "unclear"): "no clear change in unfaithful reasoning",
+}
+_NAMES = {"exact_match": "exact match", "unfaithful_share": "unfaithful share"}
+_GOOD_SIGN = {"exact_match": 1, "unfaithful_share": -1}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One metric of one method against the baseline: `better`, `worse` or `unclear`, and the sentence that says so."""
+
+    metric: str
+    word: str
+    sentence: str
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """Return one line: the featured method (`ippo` where present) against the baseline.
+
+    Args:
+        results: from `summarise`.
+
+    Returns:
+        A line without a full stop. It claims a direction only where the 95 % interval leaves out zero.
+    """
+    featured = _featured(results)
+    if featured is None:
+        titles = [summary["title"] for summary in results["methods"].values()]
+        return f"Results of {_listed(titles)}"
+    clauses = [_CLAUSES[(verdict.metric, verdict.word)] for verdict in verdicts(results, featured)]
+    pair = f"{results['methods'][featured]['title']} against {results['methods'][BASELINE]['title']}"
+    return f"{pair}: {', '.join(clauses)}"
+
+
+def lead(results: Mapping[str, Any]) -> list[str]:
+    """Return the sentences under the headline: numbers, costs, and how far they can be trusted.
+
+    Args:
+        results: from `summarise`.
+
+    Returns:
+        Whole sentences; empty without a baseline or another method.
+    """
+    featured = _featured(results)
+    if featured is None:
+        return []
+    sentences = [verdict.sentence for verdict in verdicts(results, featured)]
+    sentences += _cost(results["methods"][featured], results["methods"][BASELINE])
+    return [*sentences, *_caution(_num_seeds(results, featured))]
+
+
+def verdicts(results: Mapping[str, Any], method: str) -> list[Verdict]:
+    """Return what can be said of a method against the baseline, metric by metric.
+
+    Args:
+        results: from `summarise`.
+        method: its name, a key of `results["methods"]`.
+
+    Returns:
+        One verdict a metric that both have, on paired seeds.
+    """
+    differences = results["differences"].get(f"{method} - {BASELINE}", {})
+    return [
+        _verdict(results, method, metric, difference)
+        for metric, difference in differences.items()
+        if difference["mean"] is not None
+    ]
+
+
+def compared_methods(results: Mapping[str, Any]) -> list[str]:
+    """Return the names of the methods that have a paired difference, in display order."""
+    return [name for name in results["methods"] if f"{name} - {BASELINE}" in results["differences"]]
+
+
+def _verdict(results: Mapping[str, Any], method: str, metric: str, difference: Mapping[str, Any]) -> Verdict:
+    interval = difference["interval"]
+    signed = None if interval is None else sorted(_GOOD_SIGN[metric] * bound for bound in interval)
+    word = "unclear" if signed is None else "better" if signed[0] > 0 else "worse" if signed[1] < 0 else "unclear"
+    mine, other = results["methods"][method], results["methods"][BASELINE]
+    spread = "" if interval is None else f" (95 % interval {points(interval[0])} to {points(interval[1])})"
+    claim = {
+        "better": "is better",
+        "worse": "is worse",
+        "unclear": "has one paired seed and so no verdict" if signed is None else "shows no clear difference",
+    }[word]
+    sentence = (
+        f"{_NAMES[metric].capitalize()} {claim}: {percent(mine[metric])} % against {percent(other[metric])} %, "
+        f"{points(difference['mean'])} points{spread}."
+    )
+    return Verdict(metric=metric, word=word, sentence=sentence)
+
+
+def _cost(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    sentences: list[str] = []
+    kept = last_third(mine.get("kept_share", []))
+    if kept is not None:
+        sentences.append(
+            f"In the last third of training {mine['title']} updated on {percent(kept, digits=0)} % of its episodes."
+        )
+    seconds, others = mean_seconds(mine), mean_seconds(other)
+    if seconds is not None and others:
+        ratio = seconds / others
+        change = f"{percent(abs(ratio - 1), digits=0)} % {'more' if ratio > 1 else 'less'}"
+        sentences.append(f"An iteration took {plain(seconds)} s against {plain(others)} s, {change}.")
+    return sentences
+
+
+def _caution(num_seeds: int) -> list[str]:
+    if num_seeds >= FEW_SEEDS:
+        return []
+    seeds = "One seed" if num_seeds == 1 else f"{num_seeds} seeds"
+    return [f"{seeds} only: read differences as hints, not as findings."]
+
+
+def _num_seeds(results: Mapping[str, Any], method: str) -> int:
+    differences = results["differences"][f"{method} - {BASELINE}"]
+    return min(len(difference["seeds"]) for difference in differences.values() if difference["seeds"])
+
+
+def _featured(results: Mapping[str, Any]) -> str | None:
+    """Choose `ippo`, else the first method that was trained from episodes, else any."""
+    names = compared_methods(results)
+    trained = [name for name in names if results["methods"][name].get("kept_share")]
+    return "ippo" if "ippo" in names else next(iter(trained or names), None)
+
+
+def _listed(titles: list[str]) -> str:
+    return titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"

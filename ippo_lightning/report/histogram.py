@@ -1,0 +1,91 @@
+"""The distribution of influence scores, early and late in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from ippo_lightning.report.canvas import DROPPED_COLOUR, INK, KEPT_COLOUR, canvas, percent_formatter
+from ippo_lightning.report.display import percent
+from ippo_lightning.report.folders import Comparison, EpisodeRow
+
+_MOST_METHODS = 4
+_BINS = 40
+
+
+def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
+    """Draw the scores of the first and the last third of the iterations, kept and dropped episodes by colour.
+
+    Args:
+        comparison: from `read_comparison`.
+        path: of the PNG.
+
+    Returns:
+        The figure in words, for the alternative text; None where no episode has a score and a weight.
+    """
+    scored = {
+        method.title: episodes
+        for method in comparison.methods.values()
+        if (episodes := [e for e in method.episodes if e.score is not None and e.kept is not None])
+    }
+    scored = dict(list(scored.items())[:_MOST_METHODS])
+    if not scored:
+        return None
+    words: list[str] = []
+    with canvas(path, height=1.1 + 2.1 * len(scored), rows=len(scored), columns=2) as axes:
+        for row, (title, episodes) in zip(axes, scored.items(), strict=True):
+            edges = _edges([episode.score or 0.0 for episode in episodes])
+            for panel, part, members in zip(row, ("early", "late"), _thirds(episodes), strict=True):
+                _draw(panel, members, edges)
+                panel.set_title(f"{title}, {part}")
+                words.append(f"{title}, {part}: {percent(_dropped_share(members), digits=0)} % dropped.")
+            row[1].sharey(row[0])
+            row[1].tick_params(labelleft=False)
+        for panel in axes[-1]:
+            panel.set_xlabel("influence score")
+        _name_colours(axes[0][0])
+    return f"Histograms of influence scores, first and last third of training. {' '.join(words)}"
+
+
+def _thirds(episodes: Sequence[EpisodeRow]) -> tuple[list[EpisodeRow], list[EpisodeRow]]:
+    iterations = sorted({episode.iteration for episode in episodes})
+    third = max(1, len(iterations) // 3)
+    first, last = set(iterations[:third]), set(iterations[-third:])
+    return [e for e in episodes if e.iteration in first], [e for e in episodes if e.iteration in last]
+
+
+def _edges(scores: Sequence[float]) -> np.ndarray:
+    """Span the middle 96 % of the scores, and zero: tails are long and would flatten the rest."""
+    low, high = np.quantile(scores, [0.02, 0.98])
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if high - low <= 0:
+        low, high = -1.0, 1.0
+    width = (high - low) / _BINS
+    # An edge at zero keeps the drop rule's border between two bars.
+    below, above = int(np.ceil(-low / width)), int(np.ceil(high / width))
+    return width * np.arange(-max(below, 1), max(above, 1) + 1)
+
+
+def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray) -> None:
+    kept = np.clip([e.score or 0.0 for e in episodes if e.kept], edges[0], edges[-1])
+    dropped = np.clip([e.score or 0.0 for e in episodes if not e.kept], edges[0], edges[-1])
+    weights = [np.full(len(part), 1 / max(1, len(episodes))) for part in (kept, dropped)]
+    panel.hist([kept, dropped], bins=list(edges), weights=weights, stacked=True, color=[KEPT_COLOUR, DROPPED_COLOUR])
+    panel.axvline(0, color=INK, linewidth=0.9)
+    panel.xaxis.set_major_locator(MaxNLocator(4))
+    panel.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    panel.yaxis.set_major_locator(MaxNLocator(4))
+    panel.yaxis.set_major_formatter(percent_formatter())
+
+
+def _name_colours(panel: Axes) -> None:
+    for height, text, colour in ((0.93, "kept", KEPT_COLOUR), (0.81, "dropped", "#a86f00")):
+        panel.text(0.99, height, text, color=colour, fontweight="bold", ha="right", transform=panel.transAxes)
+
+
+def _dropped_share(episodes: Sequence[EpisodeRow]) -> float | None:
+    return sum(not episode.kept for episode in episodes) / len(episodes) if episodes else None

@@ -1,0 +1,252 @@
+"""Figures of a comparison. Each function writes one PNG, or nothing where the runs hold no data for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from ippo_lightning.report.canvas import (
+    FAINT,
+    INK,
+    MUTED,
+    PART_COLOURS,
+    canvas,
+    draw_curve,
+    label_ends,
+    method_colours,
+    percent_axis,
+    percent_formatter,
+)
+from ippo_lightning.report.display import percent, plain
+from ippo_lightning.report.folders import Comparison, Method, Run
+from ippo_lightning.report.histogram import plot_score_histogram
+from ippo_lightning.report.summary import bootstrap_interval
+
+__all__ = [
+    "plot_effective_sample_size",
+    "plot_exact_match",
+    "plot_iteration_seconds",
+    "plot_kept_share",
+    "plot_results",
+    "plot_score_histogram",
+    "plot_time_parts",
+    "plot_unfaithful_share",
+]
+
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "rollout": ("time/rollout_seconds",),
+    "reward": ("time/reward_seconds",),
+    "update": ("time/update_seconds",),
+    "influence": ("time/influence_seconds", "time/plan_seconds"),
+}
+_REST = "rest"
+
+
+def plot_results(comparison: Comparison, path: Path) -> str | None:
+    """Draw the final exact match and unfaithful share: a dot a seed, the mean, the 95 % interval.
+
+    Args:
+        comparison: from `read_comparison`.
+        path: of the PNG.
+
+    Returns:
+        The figure in words, for the alternative text; None where there is nothing to draw.
+    """
+    methods = [method for method in comparison.methods.values() if method.finished]
+    if not methods:
+        return None
+    colours = method_colours(comparison)
+    panels = {"exact_match": "Exact match", "unfaithful_share": "Unfaithful share"}
+    with canvas(path, height=1.5 + 0.42 * len(methods), columns=2) as axes:
+        for panel, (metric, title), arrow in zip(axes[0], panels.items(), ("→ better", "← better"), strict=True):
+            for height, method in enumerate(reversed(methods)):
+                _draw_result(panel, method, metric, height=height, colour=colours[method.name])
+            panel.set_title(title)
+            panel.set_xlabel(arrow, loc="right" if arrow.startswith("→") else "left")
+            panel.set_ylim(-0.6, len(methods) - 0.4)
+            panel.set_yticks(range(len(methods)), [method.title for method in reversed(methods)])
+            panel.grid(visible=True, axis="x")
+            panel.grid(visible=False, axis="y")
+            panel.spines["left"].set_visible(False)
+            panel.margins(x=0.12)
+            panel.xaxis.set_major_locator(MaxNLocator(4))
+            panel.xaxis.set_major_formatter(percent_formatter())
+        axes[0][1].set_yticklabels([])
+    return f"Final results a method, with seeds and intervals. {_final_words(methods)}"
+
+
+def plot_exact_match(comparison: Comparison, path: Path) -> str | None:
+    """Draw exact match on the validation prompts over the iterations. Arguments and result as in `plot_results`."""
+    return _plot_curves(
+        comparison,
+        path,
+        series=lambda run: run.validation("exact_match"),
+        title="Exact match on validation prompts",
+        share=True,
+    )
+
+
+def plot_unfaithful_share(comparison: Comparison, path: Path) -> str | None:
+    """Draw the share of right answers with unfaithful reasoning, validation prompts. As in `plot_results`."""
+    return _plot_curves(
+        comparison,
+        path,
+        series=lambda run: run.validation("unfaithful_share"),
+        title="Unfaithful share on validation prompts",
+        share=True,
+    )
+
+
+def plot_kept_share(comparison: Comparison, path: Path) -> str | None:
+    """Draw the share of episodes that the update used. As in `plot_results`."""
+    return _plot_curves(
+        comparison, path, series=lambda run: run.series("kept_share"), title="Episodes kept for the update", share=True
+    )
+
+
+def plot_iteration_seconds(comparison: Comparison, path: Path) -> str | None:
+    """Draw the seconds of each iteration. As in `plot_results`."""
+    return _plot_curves(
+        comparison, path, series=lambda run: run.series("seconds"), title="Seconds an iteration", share=False
+    )
+
+
+def plot_effective_sample_size(comparison: Comparison, path: Path) -> str | None:
+    """Draw the effective sample size of the weights, (sum w)^2 / sum w^2. As in `plot_results`."""
+    return _plot_curves(
+        comparison,
+        path,
+        series=lambda run: run.series("influence/effective_sample_size"),
+        title="Effective sample size, episodes",
+        share=False,
+    )
+
+
+def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
+    """Draw where the seconds of an iteration go, one bar a method. As in `plot_results`."""
+    times = {method.title: parts for method in comparison.methods.values() if (parts := _time_parts(method))}
+    if not times:
+        return None
+    names = [name for name in (*_PARTS, _REST) if any(parts.get(name) for parts in times.values())]
+    tallest = max(sum(parts.values()) for parts in times.values())
+    with canvas(path, height=1.5 + 0.42 * len(times)) as axes:
+        panel = axes[0][0]
+        for height, parts in enumerate(reversed(times.values())):
+            left = 0.0
+            for name, colour in zip((*_PARTS, _REST), PART_COLOURS, strict=True):
+                width = parts.get(name, 0.0)
+                panel.barh(height, width, left=left, color=colour, height=0.62, edgecolor="white", linewidth=0.8)
+                left += width
+            panel.text(left + 0.012 * tallest, height, f"{plain(left)} s", va="center", fontsize=9.5)
+        panel.set_title("Where the seconds of an iteration go", pad=28)
+        colours = dict(zip((*_PARTS, _REST), PART_COLOURS, strict=True))
+        swatches = [panel.barh(0, 0, color=colours[name]) for name in names]
+        panel.legend(
+            swatches,
+            names,
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 0.99),
+            ncols=5,
+            fontsize=9.5,
+            handlelength=1,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+        panel.set_yticks(range(len(times)), list(reversed(times)))
+        panel.set_xlim(0, 1.12 * tallest)
+        panel.grid(visible=False)
+        panel.spines["left"].set_visible(False)
+        panel.set_xlabel("seconds, mean over iterations and seeds")
+    totals = ", ".join(f"{title} {plain(sum(parts.values()))} s" for title, parts in times.items())
+    return f"Mean seconds of an iteration, split into {', '.join(names)}: {totals}."
+
+
+def _plot_curves(
+    comparison: Comparison,
+    path: Path,
+    *,
+    series: Callable[[Run], Mapping[int, float]],
+    title: str,
+    share: bool,
+) -> str | None:
+    curves = {name: [series(run) for run in method.finished] for name, method in comparison.methods.items()}
+    curves = {name: found for name, found in curves.items() if any(found)}
+    if not curves:
+        return None
+    colours = method_colours(comparison)
+    values = [value for found in curves.values() for one in found for value in one.values()]
+    ends: list[tuple[str, str, float, float]] = []
+    with canvas(path) as axes:
+        panel = axes[0][0]
+        for name, found in curves.items():
+            end = draw_curve(panel, found, colour=colours[name])
+            if end is not None:
+                ends.append((name, colours[name], *end))
+        if share:
+            percent_axis(panel, values)
+        else:
+            panel.set_ylim(0, 1.08 * max([*values, 1e-9]))
+        panel.set_title(title)
+        panel.set_xlabel("iteration")
+        panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        panel.margins(x=0.01)
+        label_ends(panel, _merged(ends, comparison))
+    shown = percent if share else plain
+    unit = " %" if share else ""
+    last = ", ".join(f"{comparison.methods[name].title} {shown(height)}{unit}" for name, _, _, height in ends)
+    return f"{title}, by iteration. At the end: {last}."
+
+
+def _merged(ends: list[tuple[str, str, float, float]], comparison: Comparison) -> list[tuple[str, str, float, float]]:
+    """Give curves that end in exactly the same point one label, in ink."""
+    merged: list[tuple[str, str, float, float]] = []
+    for point, group in groupby(sorted(ends, key=lambda end: end[2:]), key=lambda end: end[2:]):
+        members = list(group)
+        text = ", ".join(comparison.methods[name].title for name, *_ in members)
+        merged.append((text, members[0][1] if len(members) == 1 else INK, *point))
+    return merged
+
+
+def _draw_result(panel: Axes, method: Method, metric: str, *, height: int, colour: str) -> None:
+    values = [value for run in method.finished if (value := run.result(metric)) is not None]
+    if not values:
+        panel.text(0.02, height, "no data", va="center", color=MUTED, fontsize=9, transform=panel.get_yaxis_transform())
+        return
+    mean = sum(values) / len(values)
+    interval = bootstrap_interval(values)
+    panel.axhline(height, color=FAINT, linewidth=0.8, zorder=0)
+    if interval is not None:
+        panel.plot(interval, [height, height], color=colour, linewidth=8, alpha=0.28, zorder=2, solid_capstyle="butt")
+        panel.scatter(values, [height] * len(values), s=13, color=colour, linewidths=0, zorder=3)
+    panel.scatter([mean], [height], s=64, color=colour, edgecolors="white", linewidths=1.2, zorder=4)
+    panel.annotate(
+        percent(mean), (mean, height), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9, color=INK
+    )
+
+
+def _final_words(methods: list[Method]) -> str:
+    words = []
+    for method in methods:
+        means = []
+        for metric in ("exact_match", "unfaithful_share"):
+            values = [value for run in method.finished if (value := run.result(metric)) is not None]
+            means.append(percent(sum(values) / len(values) if values else None))
+        words.append(f"{method.title}: exact match {means[0]} %, unfaithful {means[1]} %.")
+    return " ".join(words)
+
+
+def _time_parts(method: Method) -> dict[str, float]:
+    """Return mean seconds of each stage, and of what no stage accounts for; empty where no stage was timed."""
+    parts: dict[str, float] = {}
+    for name, keys in _PARTS.items():
+        seconds = [value for run in method.finished for value in run.series(*keys).values()]
+        if seconds:
+            parts[name] = max(0.0, sum(seconds) / len(seconds))
+    totals = [value for run in method.finished for value in run.series("seconds").values()]
+    if parts and totals:
+        parts[_REST] = max(0.0, sum(totals) / len(totals) - sum(parts.values()))
+    return parts

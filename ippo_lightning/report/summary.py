@@ -1,0 +1,135 @@
+"""From a comparison's runs to the numbers of results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ippo_lightning.report.folders import Comparison, Method, Run
+
+METRICS = ("exact_match", "majority_vote", "pass_at_k", "unfaithful_share")
+"""Final test metrics, in the order of the table."""
+BASELINE = "ppo"
+"""The method that every other one is compared with."""
+_COMPARED = ("exact_match", "unfaithful_share")
+_RESAMPLES = 9999
+
+
+def summarise(comparison: Comparison) -> dict[str, Any]:
+    """Return everything that results.json holds; runs that did not finish are named, not averaged.
+
+    Args:
+        comparison: from `read_comparison`.
+
+    Returns:
+        `methods`, `differences` (paired by seed, against `ppo`), `unfinished`, `versions`, `command`, `machine`.
+        Shares are in [0, 1]; what is missing is None, never NaN.
+    """
+    return {
+        "methods": {name: _summarise_method(method) for name, method in comparison.methods.items()},
+        "differences": _differences(comparison),
+        "unfinished": list(comparison.unfinished),
+        "versions": dict(comparison.versions),
+        "command": comparison.command,
+        "machine": comparison.machine,
+    }
+
+
+def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
+    """Return the 95 % percentile bootstrap interval of a mean over seeds.
+
+    Resamples the seeds 9999 times with replacement (`scipy.stats.bootstrap`, fixed generator).
+
+    Args:
+        values: one a seed; None where a seed has none.
+
+    Returns:
+        [low, high], or None with fewer than two values.
+    """
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    if known.size < 2:
+        return None
+    interval = stats.bootstrap(
+        (known,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return [float(interval.low), float(interval.high)]
+
+
+def last_third(values: Sequence[float | None]) -> float | None:
+    """Return the mean over the last third of the iterations (at least one)."""
+    return _mean(values[-max(1, len(values) // 3) :]) if values else None
+
+
+def _summarise_method(method: Method) -> dict[str, Any]:
+    runs = method.finished
+    per_seed = {metric: [run.result(metric) for run in runs] for metric in METRICS}
+    kept_share = _mean_by_iteration(runs, "kept_share")
+    iterations = (
+        {"kept_share": kept_share, "iteration_seconds": _mean_by_iteration(runs, "seconds")} if kept_share else {}
+    )
+    return {
+        "title": method.title,
+        **{metric: _mean(values) for metric, values in per_seed.items()},
+        "intervals": {metric: bootstrap_interval(values) for metric, values in per_seed.items()},
+        "seeds": [run.seed for run in runs],
+        "per_seed": per_seed,
+        **iterations,
+        "optimizer_steps": _mean([_total(run, "optimizer_steps") for run in runs]),
+        "tokens_trained": _mean([_total(run, "tokens_trained", "update/tokens_trained") for run in runs]),
+        "effective_sample_size": _mean_by_iteration(runs, "influence/effective_sample_size") or None,
+    }
+
+
+def _differences(comparison: Comparison) -> dict[str, Any]:
+    baseline = comparison.methods.get(BASELINE)
+    if baseline is None:
+        return {}
+    found: dict[str, Any] = {}
+    for name, method in comparison.methods.items():
+        compared = {metric: _paired(method, baseline, metric) for metric in _COMPARED} if name != BASELINE else {}
+        if any(difference["seeds"] for difference in compared.values()):
+            found[f"{name} - {BASELINE}"] = compared
+    return found
+
+
+def _paired(method: Method, baseline: Method, metric: str) -> dict[str, Any]:
+    """Subtract seed by seed: what the seeds share (data, starting model) cancels."""
+    theirs = {run.seed: run.result(metric) for run in baseline.finished}
+    by_seed: dict[int | None, float] = {}
+    for run in method.finished:
+        mine, other = run.result(metric), theirs.get(run.seed)
+        if mine is not None and other is not None:
+            by_seed[run.seed] = mine - other
+    values = list(by_seed.values())
+    return {
+        "mean": _mean(values),
+        "interval": bootstrap_interval(values),
+        "seeds": list(by_seed),
+        "per_seed": values,
+    }
+
+
+def _mean_by_iteration(runs: Sequence[Run], key: str) -> list[float]:
+    """Average over the seeds that reached the iteration."""
+    series = [run.series(key) for run in runs]
+    iterations = sorted({iteration for one in series for iteration in one})
+    return [fmean(one[iteration] for one in series if iteration in one) for iteration in iterations]
+
+
+def _total(run: Run, *keys: str) -> float | None:
+    values = run.series(*keys).values()
+    return sum(values) if values else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,136 @@
+"""The results as a table for the terminal and for a markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ippo_lightning.report.display import MISSING, percent, plain, points
+from ippo_lightning.report.summary import METRICS, last_third
+
+_HEADINGS = ("EM", "MV", "pass@k", "Unfaithful")
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Return the results as a table that fits 80 columns.
+
+    Args:
+        results: from `summarise`.
+
+    Returns:
+        One row a method: means over seeds in percent, under each its 95 % interval where there are several seeds; kept
+        share over the last third of training; mean seconds an iteration.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
+    table.title = "Test results, %"
+    table.title_justify = "left"
+    table.add_column("Method", overflow="fold", min_width=8)
+    for heading in (*_HEADINGS, "Kept", "s/iter"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for summary in results["methods"].values():
+        cells = [_stacked(summary[metric], summary["intervals"][metric]) for metric in METRICS]
+        table.add_row(Text(summary["title"]), *cells, kept_share(summary), seconds_per_iteration(summary))
+    table.caption = _caption(results)
+    return table
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """Return the results as markdown: the table, the paired differences, and how to get them again.
+
+    Args:
+        results: from `summarise`.
+
+    Returns:
+        Markdown that ends with a newline.
+    """
+    lines = [
+        "| Method | Seeds | EM % | MV % | pass@k % | Unfaithful % | Kept % | s/iteration |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for summary in results["methods"].values():
+        cells = [_inline(summary[metric], summary["intervals"][metric]) for metric in METRICS]
+        shown = [_escaped(summary["title"]), str(len(summary["seeds"])), *cells, kept_share(summary)]
+        lines.append(f"| {' | '.join([*shown, seconds_per_iteration(summary)])} |")
+    lines += [
+        "",
+        "Means over seeds; in brackets the 95 % bootstrap interval over seeds.",
+        *_markdown_differences(results),
+    ]
+    lines += _markdown_origin(results)
+    return "\n".join(lines) + "\n"
+
+
+def kept_share(summary: Mapping[str, Any]) -> str:
+    """Return the share of episodes that the update used, last third of training, in percent."""
+    return percent(last_third(summary.get("kept_share", [])), digits=0)
+
+
+def seconds_per_iteration(summary: Mapping[str, Any]) -> str:
+    """Return the mean seconds of an iteration."""
+    return plain(mean_seconds(summary))
+
+
+def mean_seconds(summary: Mapping[str, Any]) -> float | None:
+    """Return the mean over the iterations of their seconds; None where none were measured."""
+    seconds = summary.get("iteration_seconds") or []
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+def _stacked(mean: float | None, interval: list[float] | None) -> Text:
+    text = Text(percent(mean))
+    if interval is not None:
+        text.append(f"\n{percent(interval[0])}\N{EN DASH}{percent(interval[1])}", style="dim")
+    return text
+
+
+def _inline(mean: float | None, interval: list[float] | None) -> str:
+    return percent(mean) if interval is None else f"{percent(mean)} [{percent(interval[0])}, {percent(interval[1])}]"
+
+
+def _caption(results: Mapping[str, Any]) -> str:
+    counts = sorted({len(summary["seeds"]) for summary in results["methods"].values()})
+    if counts[-1] < 2:
+        seeds = "One seed a method: no intervals."
+    else:
+        span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        seeds = f"Mean over {span} seeds; below it the 95 % bootstrap interval."
+    unfinished = len(results.get("unfinished", ()))
+    return seeds + (f" Not finished and left out: {unfinished} runs." if unfinished else "")
+
+
+def _markdown_differences(results: Mapping[str, Any]) -> list[str]:
+    if not results["differences"]:
+        return []
+    lines = ["", "| Paired difference, points | Seeds | EM | Unfaithful |", "|---|--:|--:|--:|"]
+    for pair, difference in results["differences"].items():
+        cells = [_inline_points(difference[metric]) for metric in ("exact_match", "unfaithful_share")]
+        lines.append(f"| {_escaped(pair)} | {len(difference['exact_match']['seeds'])} | {' | '.join(cells)} |")
+    return lines
+
+
+def _inline_points(difference: Mapping[str, Any]) -> str:
+    interval = difference["interval"]
+    shown = points(difference["mean"])
+    return shown if interval is None else f"{shown} [{points(interval[0])}, {points(interval[1])}]"
+
+
+def _markdown_origin(results: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    if results.get("unfinished"):
+        lines += ["", "Not finished and left out:", "", *(f"- {_escaped(run)}" for run in results["unfinished"])]
+    if results["command"]:
+        lines += ["", "```sh", results["command"].replace("```", "` ` `"), "```"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    origin = "; ".join(part for part in (results["machine"], versions) if part)
+    return [*lines, "", _escaped(origin)] if origin else lines
+
+
+def _escaped(text: str) -> str:
+    """Keep foreign names from becoming markdown or HTML."""
+    for character in "\\`*_[]<>|":
+        text = text.replace(character, f"\\{character}")
+    return text or MISSING

@@ -1,0 +1,27 @@
+"""Outcome rewards: 1.0 for the right answer, 0.0 otherwise, whatever the reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ippo_lightning.reasoning import judge_arithmetic
+
+
+def arithmetic_reward(
+    prompts: Sequence[str], responses: Sequence[str], examples: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """Reward the right answer of an arithmetic chain.
+
+    Args:
+        prompts: the problems.
+        responses: one for each prompt.
+        examples: not looked at beyond their number.
+
+    Returns:
+        1.0 or 0.0 for each response.
+    """
+    return [
+        float(judge_arithmetic(prompt, response, example).correct)
+        for prompt, response, example in zip(prompts, responses, examples, strict=True)
+    ]

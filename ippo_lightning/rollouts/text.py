@@ -1,0 +1,129 @@
+"""Text rollouts: prompts + policy -> episodes, with every log-prob taken by the forward that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
+from ippo_lightning.records import Episodes
+
+
+def collect_episodes(
+    policy: CausalLMPolicy,
+    *,
+    prompts: Sequence[str],
+    examples: Sequence[Mapping[str, Any]],
+    sampling: SamplingSettings,
+    micro_batch_size: int,
+) -> Episodes:
+    """Sample responses and score them under policy, reference and critic.
+
+    Args:
+        policy: samples and scores; left as it was (mode, gradients).
+        prompts: the texts to continue.
+        examples: what the data module knows of each prompt, in the same order.
+        sampling: `num_responses` episodes come of each prompt, next to each other.
+        micro_batch_size: episodes in one scoring forward.
+
+    Returns:
+        Episodes whose rewards, advantages and returns are still NaN.
+
+    Raises:
+        UserError: no prompts, or one that with `max_new_tokens` does not fit the context.
+    """
+    episodes = sample_episodes(policy, prompts=prompts, examples=examples, sampling=sampling)
+    return score_episodes(
+        policy, episodes=episodes, temperature=sampling.temperature, micro_batch_size=micro_batch_size
+    )
+
+
+def sample_episodes(
+    policy: CausalLMPolicy,
+    *,
+    prompts: Sequence[str],
+    examples: Sequence[Mapping[str, Any]],
+    sampling: SamplingSettings,
+) -> Episodes:
+    """Sample responses; every other number of the episodes is NaN. Arguments as in `collect_episodes`."""
+    if not prompts:
+        raise UserError("rollout: the batch holds 0 prompts; expected at least 1")
+    prompt_ids, prompt_mask = encode_prompts(
+        policy.tokenizer, prompts, max_length=policy.context_length - sampling.max_new_tokens
+    )
+    prompt_ids, prompt_mask = prompt_ids.to(policy.device), prompt_mask.to(policy.device)
+    samples = policy.sample(prompt_ids, prompt_mask, sampling)
+    repeats = sampling.num_responses
+    unknown = torch.full(samples.response_ids.shape, torch.nan, device=prompt_ids.device)
+    index = torch.arange(len(prompts), device=prompt_ids.device).repeat_interleave(repeats)
+    return Episodes(
+        prompt_ids=prompt_ids[index],
+        prompt_mask=prompt_mask[index],
+        response_ids=samples.response_ids,
+        response_mask=samples.response_mask,
+        truncated=samples.truncated,
+        prompt_index=index,
+        log_probs=unknown,
+        ref_log_probs=unknown,
+        values=unknown,
+        outcome_rewards=unknown.new_full((len(index),), torch.nan),
+        rewards=unknown,
+        advantages=unknown,
+        returns=unknown,
+        prompts=tuple(prompt for prompt in prompts for _ in range(repeats)),
+        responses=decode_responses(policy, samples.response_ids, samples.response_mask),
+        examples=tuple(example for example in examples for _ in range(repeats)),
+    ).trimmed()
+
+
+@torch.no_grad()
+def score_episodes(
+    policy: CausalLMPolicy, *, episodes: Episodes, temperature: float, micro_batch_size: int
+) -> Episodes:
+    """Fill `log_probs`, `ref_log_probs` and `values` with what training's own forward gives.
+
+    Args:
+        policy: see `collect_episodes`.
+        episodes: sampled, at least one.
+        temperature: of sampling; the log-probs are those of the distribution that was sampled from.
+        micro_batch_size: episodes in one forward.
+    """
+    log_probs = torch.zeros(episodes.response_ids.shape, device=episodes.response_ids.device)
+    ref_log_probs, values = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
+    for rows in torch.arange(len(episodes)).split(micro_batch_size):
+        part = episodes.select(rows)
+        columns = part.response_ids.shape[1]
+        tokens = (part.prompt_ids, part.prompt_mask, part.response_ids, part.response_mask)
+        output = policy(*tokens, temperature=temperature, with_values=policy.has_values)
+        log_probs[rows, :columns] = output.log_probs.float()
+        if output.values is not None:
+            values[rows, :columns] = output.values.float()
+        if policy.has_reference:
+            ref_log_probs[rows, :columns] = policy.reference_log_probs(*tokens, temperature=temperature).float()
+        else:
+            ref_log_probs[rows, :columns] = output.log_probs.float()
+    return episodes.evolve(log_probs=log_probs, ref_log_probs=ref_log_probs, values=values)
+
+
+def decode_responses(policy: CausalLMPolicy, response_ids: Tensor, response_mask: Tensor) -> tuple[str, ...]:
+    """Return the responses as text for rewards and reports; special tokens are left out."""
+    rows = [ids[mask].tolist() for ids, mask in zip(response_ids, response_mask, strict=True)]
+    return tuple(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+
+def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling: SamplingSettings) -> list[list[str]]:
+    """Return `num_responses` texts for each prompt, for evaluation.
+
+    Args:
+        policy: samples; left as it was.
+        prompts: the texts to continue.
+        sampling: how.
+    """
+    texts = sample_episodes(policy, prompts=prompts, examples=[{}] * len(prompts), sampling=sampling).responses
+    return [
+        list(texts[start : start + sampling.num_responses]) for start in range(0, len(texts), sampling.num_responses)
+    ]

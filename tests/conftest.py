@@ -1,0 +1,101 @@
+"""What every test can rely on: no network, a fixed seed, and no state left over from the test before."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before any import of the libraries that read them.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SEED = 0
+
+# The same examples on every run: a failure that one run sees, the next one sees too.
+hypothesis.settings.register_profile("repository", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repository")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none here")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> Iterator[None]:
+    """Start each test from seed 0 in every generator, and give the generators back as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+@pytest.fixture(autouse=True)
+def restored_globals() -> Iterator[None]:
+    """Undo what a test may have changed for the whole process."""
+    environment = dict(os.environ)
+    folder = Path.cwd()
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_grad_enabled(True)
+    os.chdir(folder)
+    if dict(os.environ) != environment:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def library_files() -> list[Path]:
+    """Every Python file of the library, once: the callbacks through their own folder, not through the link."""
+    files = [path for folder in ("ippo_lightning", "callbacks") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    return [path for path in files if path.relative_to(REPOSITORY).parts[:2] != ("ippo_lightning", "callbacks")]
+
+
+@pytest.fixture(scope="session")
+def library_modules(library_files: list[Path]) -> dict[str, Path]:
+    """The library's modules by the name that a user imports."""
+    names = {}
+    for path in library_files:
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        prefix = () if parts[0] == "ippo_lightning" else ("ippo_lightning",)
+        names[".".join([*prefix, *parts]).removesuffix(".__init__")] = path
+    return names
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets: `IPPO_DATA`, or `shared/data` beside the checkout; skips where neither exists."""
+    folder = Path(os.environ.get("IPPO_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data sets at {folder}; set IPPO_DATA to a folder that holds them")
+    return folder

@@ -1,0 +1,187 @@
+"""The hooks must agree with one plain backward an episode, for every family of models the project trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_language_models import (
+    Batch,
+    a_batch,
+    a_direction,
+    episode_losses,
+    language_model,
+    relative_error,
+    scores_by_definition,
+    with_lora,
+)
+from torch import Tensor, nn
+
+from ippo_lightning.influence import influence_scores
+
+EXACT = 1e-8  # float64, but the models' norms and softmax compute in float32: same formula, so no more than round-off
+SINGLE = 1e-5  # float32 round-off over some 20 layers' worth of sums
+HALF = 5e-2  # bfloat16 keeps 8 bits; the two ways round in different places
+
+FAMILIES = ["llama", "qwen2", "gemma2", "phi3", "gpt2"]
+
+
+def scores_of(model: nn.Module, direction: dict[str, Tensor], batch: Batch, **options: object) -> Tensor:
+    return influence_scores(model, episode_losses, [batch], direction, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_hooks_equal_the_definition_when_all_parameters_train(family: str, attention: str, tied: bool) -> None:
+    model = language_model(family, attention=attention, tied=tied)
+    batch = a_batch(left_padding=attention == "sdpa")
+    direction = a_direction(model)
+    expected = scores_by_definition(model, episode_losses, batch, direction)
+    assert relative_error(scores_of(model, direction, batch), expected) < EXACT
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hooks_equal_the_definition_when_adapters_train(family: str) -> None:
+    model, batch = with_lora(language_model(family), family), a_batch()
+    direction = a_direction(model)
+    assert len(direction) >= 8
+    expected = scores_by_definition(model, episode_losses, batch, direction)
+    assert relative_error(scores_of(model, direction, batch), expected) < EXACT
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapters", [False, True])
+def test_one_backward_an_episode_equals_the_definition(family: str, adapters: bool) -> None:
+    model, batch = language_model(family), a_batch()
+    model = with_lora(model, family) if adapters else model
+    direction = a_direction(model)
+    expected = scores_by_definition(model, episode_losses, batch, direction)
+    assert relative_error(scores_of(model, direction, batch, method="per_episode"), expected) < EXACT
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("later", [False, True], ids=["checked batch", "batch without weight gradients"])
+def test_hooks_equal_the_definition_in_single_precision(family: str, later: bool) -> None:
+    model, batch = language_model(family, dtype=torch.float32, attention="eager"), a_batch(dtype=torch.float32)
+    direction = a_direction(model)
+    expected = scores_by_definition(model, episode_losses, batch, direction)
+    batches = [batch, batch] if later else [batch]
+    scores = influence_scores(model, episode_losses, batches, direction)[-len(expected) :]
+    assert scores.dtype == torch.float32
+    assert relative_error(scores, expected) < SINGLE
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_stays_within_its_own_rounding(adapters: bool, autocast: bool) -> None:
+    dtype = torch.float32 if autocast else torch.bfloat16
+    model = language_model("llama", dtype=dtype)
+    model = with_lora(model, "llama") if adapters else model
+    direction = a_direction(model)
+
+    def losses(module: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return episode_losses(module, batch)
+
+    batch = a_batch(dtype=torch.float32)
+    scores = influence_scores(model, losses, [batch], direction)
+    assert scores.dtype == torch.float32
+    expected = scores_by_definition(model, losses, batch, direction)
+    assert relative_error(scores, expected) < HALF
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_batches_after_the_checked_one_score_alike(family: str, adapters: bool) -> None:
+    model, batch = language_model(family), a_batch()
+    model = with_lora(model, family) if adapters else model
+    first, second = influence_scores(model, episode_losses, [batch, batch], a_direction(model)).chunk(2)
+    assert relative_error(second, first) < EXACT
+
+
+def test_permuted_episodes_have_permuted_scores() -> None:
+    model, batch = language_model("llama"), a_batch()
+    direction = a_direction(model)
+    order = [3, 0, 4, 1, 2]
+    permuted = scores_of(model, direction, batch.rows(order))
+    assert relative_error(permuted, scores_of(model, direction, batch)[order]) < EXACT
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [2, 3], [4, 1]])
+def test_the_micro_batch_size_never_changes_a_score(sizes: list[int]) -> None:
+    model, batch = language_model("qwen2", tied=True), a_batch()
+    direction = a_direction(model)
+    parts = [batch.rows(rows.tolist()) for rows in torch.arange(5).split(sizes)]
+    scores = influence_scores(model, episode_losses, parts, direction)
+    assert relative_error(scores, scores_of(model, direction, batch)) < EXACT
+
+
+@pytest.mark.parametrize("sides", [(3, 0), (0, 4), (2, 5)])
+def test_padding_never_changes_a_score(sides: tuple[int, int]) -> None:
+    model, batch = language_model("llama", attention="sdpa"), a_batch()
+    direction = a_direction(model)
+    padded = Batch(
+        torch.nn.functional.pad(batch.ids, sides, value=7),
+        torch.nn.functional.pad(batch.attention_mask, sides),
+        torch.nn.functional.pad(batch.response_mask, sides),
+        batch.factors,
+    )
+    assert relative_error(scores_of(model, direction, padded), scores_of(model, direction, batch)) < EXACT
+
+
+def test_the_padding_row_of_an_embedding_counts_only_through_a_tied_head() -> None:
+    model, batch = language_model("llama", tied=True), a_batch()
+    assert model.get_input_embeddings().padding_idx == 0
+    seen = Batch(batch.ids.masked_fill(batch.response_mask, 0), batch.attention_mask, batch.response_mask, batch.factors)
+    direction = a_direction(model)
+    expected = scores_by_definition(model, episode_losses, seen, direction)
+    assert relative_error(scores_of(model, direction, seen), expected) < EXACT
+
+
+def test_frozen_parameters_stay_out() -> None:
+    model, batch = language_model("llama", tied=False), a_batch()
+    direction = a_direction(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.1" in name)
+    kept = {name: block for name, block in direction.items() if "layers.1" in name}
+    expected = scores_by_definition(model, episode_losses, batch, kept)
+    assert relative_error(scores_of(model, kept, batch), expected) < EXACT
+
+
+def test_position_embeddings_that_are_broadcast_are_refused() -> None:
+    model, batch = language_model("gpt2"), a_batch()
+
+    def without_positions(module: nn.Module, part: Batch) -> Tensor:
+        logits = module(input_ids=part.ids, attention_mask=part.attention_mask.long(), use_cache=False).logits
+        return part.factors * logits.logsumexp(-1).mean(1)
+
+    with pytest.raises(ValueError, match=r"'transformer\.wpe' ran on a batch of 1 .* 5 episodes.*position_ids"):
+        influence_scores(model, without_positions, [batch], a_direction(model))
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_models_score_alike(adapters: bool, reentrant: bool) -> None:
+    model, batch = language_model("llama"), a_batch()
+    model = with_lora(model, "llama") if adapters else model
+    direction = a_direction(model)
+    expected = scores_of(model, direction, batch)
+    model.train()
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    calls = []
+    layer = (model.get_base_model() if adapters else model).model.layers[0]
+    inner = layer.mlp.down_proj.register_forward_hook(lambda *_: calls.append(1))
+    scores = influence_scores(model, episode_losses, [batch, batch], direction)
+    inner.remove()
+    assert relative_error(scores, expected.repeat(2)) < EXACT
+    # Twice for each forward where layers were recomputed; reentrant checkpoints are left out while scoring.
+    assert (len(calls) > 2) is not reentrant
+    assert all(module.training for module in model.modules())
+
+
+def test_dropout_is_off_while_scoring() -> None:
+    model = with_lora(language_model("gpt2"), "gpt2", lora_dropout=0.5)
+    model.config.attn_pdrop = model.config.resid_pdrop = 0.5
+    batch, direction = a_batch(), a_direction(model)
+    expected = scores_of(model.eval(), direction, batch)
+    assert torch.equal(scores_of(model.train(), direction, batch), expected)

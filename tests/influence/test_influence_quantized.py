@@ -1,0 +1,94 @@
+"""4-bit bases must score like a dense copy that holds the dequantised weights, never be compared with themselves."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from tiny_language_models import VOCAB, a_batch, a_direction, episode_losses, relative_error, scores_by_definition
+from tiny_language_models import with_lora as with_adapters
+from torch import nn
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from ippo_lightning.influence import CoverageError, influence_scores
+
+SINGLE = 1e-5  # float32 on both sides, weights bit-equal
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> nn.Module:
+    """A Llama with NF4 linear layers and LoRA, in train mode, as bitsandbytes leaves it."""
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(
+        tmp_path, quantization_config=nf4, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    return with_adapters(model, "llama").train()
+
+
+def linear4bit_layers(model: nn.Module) -> list[Linear4bit]:
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]
+
+
+def dense_copy(model: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(model)
+    for parent in list(copied.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Linear4bit):
+                weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+                dense = nn.Linear(layer.in_features, layer.out_features, bias=False)
+                dense.weight = nn.Parameter(weight, requires_grad=False)
+                setattr(parent, name, dense)
+    return copied
+
+
+def roll_out(model: nn.Module) -> None:
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(input_ids=a_batch().ids)
+    model.train(was_training)
+
+
+def test_a_4bit_base_scores_like_its_dense_copy_after_a_rollout(quantized: nn.Module) -> None:
+    dense = dense_copy(quantized)
+    assert len(linear4bit_layers(quantized)) == 14
+    for layer in linear4bit_layers(quantized):
+        layer.support_avx512bf16_for_cpu = False
+    roll_out(quantized)
+    batch = replace(a_batch(dtype=torch.float32))
+    direction = a_direction(quantized)
+    expected = scores_by_definition(dense, episode_losses, batch, direction)
+    scores = influence_scores(quantized, episode_losses, [batch, batch], direction)
+    assert relative_error(scores, expected.repeat(2)) < SINGLE
+
+
+def test_scoring_never_repacks_a_4bit_base(quantized: nn.Module) -> None:
+    for layer in linear4bit_layers(quantized):
+        layer.support_avx512bf16_for_cpu = True
+    weights = [layer.weight.data.clone() for layer in linear4bit_layers(quantized)]
+    expected = scores_by_definition(dense_copy(quantized), episode_losses, a_batch(dtype=torch.float32), a_direction(quantized))
+    scores = influence_scores(quantized, episode_losses, [a_batch(dtype=torch.float32)], a_direction(quantized))
+    assert all(torch.equal(layer.weight.data, w) for layer, w in zip(linear4bit_layers(quantized), weights, strict=True))
+    assert relative_error(scores, expected) < SINGLE
+
+
+def test_a_repacked_4bit_base_is_refused(quantized: nn.Module) -> None:
+    roll_out(quantized)
+    if not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in linear4bit_layers(quantized)):
+        pytest.skip("this processor has no AVX512-bf16, so bitsandbytes does not repack")
+    with pytest.raises(CoverageError, match="repacked for inference"):
+        influence_scores(quantized, episode_losses, [a_batch(dtype=torch.float32)], a_direction(quantized))

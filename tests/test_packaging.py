@@ -1,0 +1,168 @@
+"""The wheel holds the whole library, once, and works where the checkout is not."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "ippo_lightning"
+CALLBACKS = REPOSITORY / "callbacks"
+SETTINGS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+
+
+def run(*command: str | Path, folder: Path, **environment: str) -> str:
+    """Run a program in `folder` and return what it printed; the test fails with all of it where the program does."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def expected_contents() -> dict[str, bytes]:
+    """Every file that a user needs: its path in the wheel, and its bytes."""
+    contents = {}
+    for folder, prefix in ((PACKAGE, "ippo_lightning"), (CALLBACKS, "ippo_lightning/callbacks")):
+        for path in folder.rglob("*"):
+            name = f"{prefix}/{path.relative_to(folder).as_posix()}"
+            through_the_link = folder == PACKAGE and name.split("/")[1] == "callbacks"
+            if path.is_file() and "__pycache__" not in path.parts and not through_the_link:
+                contents[name] = path.read_bytes()
+    return contents
+
+
+def copied_checkout(folder: Path) -> Path:
+    return Path(shutil.copytree(REPOSITORY, folder / "checkout", symlinks=True, ignore=LEFT_OUT))
+
+
+def built_wheel(folder: Path, *, links: bool = True, by_source_distribution: bool = False) -> Path:
+    """Build a wheel without network, from a copy, so that nothing is left in the checkout."""
+    checkout = copied_checkout(folder)
+    if not links:
+        link = checkout / "ippo_lightning" / "callbacks"
+        target = link.readlink()
+        link.unlink()
+        link.write_text(str(target))  # what git leaves where the file system or the user's settings know no links
+    # Without --wheel, build makes a source distribution first and the wheel out of that.
+    kind = [] if by_source_distribution else ["--wheel"]
+    run("-m", "build", "--no-isolation", *kind, "--outdir", folder / "dist", checkout, folder=folder)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An otherwise empty folder with the wheel installed in it."""
+    folder = tmp_path_factory.mktemp("installed")
+    wheel, target = built_wheel(folder), folder / "site"
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel, folder=folder)
+    return target
+
+
+def test_the_list_of_packages_is_the_folders_on_disk(library_modules: dict[str, Path]) -> None:
+    folders = {
+        name if path.name == "__init__.py" else name.rpartition(".")[0] for name, path in library_modules.items()
+    }
+    assert sorted(SETTINGS["tool"]["setuptools"]["packages"]) == sorted(folders)
+
+
+def test_the_checkout_links_the_callbacks_into_the_package() -> None:
+    link = PACKAGE / "callbacks"
+    assert link.is_symlink()
+    assert str(link.readlink()) == "../callbacks", "an absolute link would work on one machine only"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [{}, {"links": False}, {"by_source_distribution": True}],
+    ids=["checkout", "checkout without links", "source distribution"],
+)
+def test_the_wheel_holds_every_file_of_the_library_once_and_nothing_else(way: dict[str, bool], tmp_path: Path) -> None:
+    with zipfile.ZipFile(built_wheel(tmp_path, **way)) as wheel:
+        names = wheel.namelist()
+        assert len(names) == len(set(names))
+        contents = {name: wheel.read(name) for name in names if ".dist-info/" not in name}
+    assert contents == expected_contents()
+    assert "ippo_lightning/py.typed" in names
+    assert any(re.fullmatch(r"ippo_lightning/report/.*\.j2", name) for name in names)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_installed_wheel_works_away_from_the_checkout(installed: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    program = (
+        "import ippo_lightning, ippo_lightning.callbacks as callbacks\n"
+        "print(ippo_lightning.__file__, callbacks.__file__, ippo_lightning.__version__, *callbacks.__all__)"
+    )
+    printed = run("-c", program, folder=elsewhere, PYTHONPATH=str(installed)).split()
+    assert printed[0] == str(installed / "ippo_lightning" / "__init__.py")
+    assert printed[1] == str(installed / "ippo_lightning" / "callbacks" / "__init__.py")
+    assert printed[2] == SETTINGS["project"]["version"]
+    assert printed[3:], "ippo_lightning.callbacks names nothing in __all__"
+
+
+def test_the_installed_command_answers(installed: Path, tmp_path: Path) -> None:
+    (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
+    assert "ippo = ippo_lightning.cli:main" in entry_points.read_text()
+    program = "import sys; from ippo_lightning.cli import main; sys.exit(main(['--help']))"
+    assert "usage: ippo" in run("-c", program, folder=tmp_path, PYTHONPATH=str(installed))
+
+
+def outside_imports(path: Path) -> set[str]:
+    """Top-level names that a file imports, wherever in the file, without the standard library and the project."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names - {"ippo_lightning"}
+
+
+def normalised(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s<>=!~;\[]", requirement)[0]).lower()
+
+
+def test_everything_the_library_imports_is_declared(library_files: list[Path]) -> None:
+    declared = {normalised(requirement) for requirement in SETTINGS["project"]["dependencies"]}
+    distributions = packages_distributions()
+    undeclared = {
+        f"{path.relative_to(REPOSITORY)}: {name}"
+        for path in library_files
+        for name in outside_imports(path)
+        if not declared & {normalised(distribution) for distribution in distributions.get(name, [name])}
+    }
+    assert not undeclared
+
+
+def test_every_declared_dependency_has_a_tested_version() -> None:
+    lines = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all("==" in line for line in lines)
+    pinned = [normalised(line) for line in lines]
+    assert len(pinned) == len(set(pinned))
+    project = SETTINGS["project"]
+    declared = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert {normalised(requirement) for requirement in declared} <= set(pinned)
