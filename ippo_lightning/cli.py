@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from ippo_lightning.errors import UserError
+from ippo_lightning.mistakes import one_line
 from ippo_lightning.run_folder import CONFIG, RunFolder
 
 if TYPE_CHECKING:
@@ -37,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(list(sys.argv[1:] if arguments is None else arguments))
     except (UserError, ArgumentError, yaml.YAMLError) as error:
-        print(f"ippo: error: {in_one_line(str(error))}", file=sys.stderr)
+        print(f"ippo: error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_MISTAKE
     except FloatingPointError as error:
-        print(f"ippo: stopped: {in_one_line(str(error))}", file=sys.stderr)
+        print(f"ippo: stopped: {one_line(str(error))}", file=sys.stderr)
         return EXIT_FAILURE
     except KeyboardInterrupt as error:
         print(f"ippo: interrupted: {error or 'at once; the last checkpoint is kept'}", file=sys.stderr)
@@ -113,7 +116,6 @@ def fit(parser: ArgumentParser, settings: Namespace) -> None:
 
 def evaluate(parser: ArgumentParser, settings: Namespace) -> None:
     """Run `ippo evaluate`."""
-
     loop = build_loop(parser, settings)
     chosen = settings.evaluate
     loop.set_up_evaluation(Path(chosen.checkpoint) if chosen.checkpoint else None)
@@ -141,14 +143,16 @@ def compare(parser: ArgumentParser, settings: Namespace) -> None:
 def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
     """Return the loop that a parsed experiment describes, every object built, every random stream seeded."""
     from lightning.fabric import seed_everything
+    from transformers.utils.logging import disable_progress_bar
 
     from ippo_lightning.fabric_loop import FabricLoop
 
+    disable_progress_bar()
     chosen = settings[settings.subcommand]
     seed_everything(chosen.seed_everything, verbose=False)
     if chosen.fabric.loggers is None:
         chosen.fabric.loggers = csv_logger(Path(chosen.loop.run_dir))
-    objects = parser.instantiate_classes(settings)[settings.subcommand]
+    objects = build_objects(parser, settings)
     return FabricLoop(
         objects.fabric,
         objects.model,
@@ -159,8 +163,18 @@ def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
     )
 
 
+def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
+    """Return the experiment with every `class_path` built; what a constructor refuses is the user's mistake."""
+    try:
+        return parser.instantiate(settings)[settings.subcommand]
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError, MisconfigurationException) as error:
+        if os.environ.get("IPPO_TRACEBACK"):
+            raise
+        raise UserError(one_line(str(error))) from error
+
+
 def csv_logger(run_dir: Path) -> dict[str, Any]:
-    """Return the configuration of the logger that a run has unless another is named: `csv/metrics.csv` in its folder."""
+    """Return the configuration of a run's logger, unless it names another: `csv/metrics.csv` in its folder."""
     arguments = {"root_dir": str(run_dir), "name": "csv", "version": "", "flush_logs_every_n_steps": 1}
     return {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": arguments}
 
@@ -169,7 +183,7 @@ def save_config(parser: ArgumentParser, settings: Namespace, loop: FabricLoop) -
     """Write the whole configuration of a run, defaults included, next to what it makes."""
     if not loop.is_global_zero:
         return
-    text = parser.dump(settings, skip_none=False)
+    text = parser.dump(settings)
     loop.folder.path.mkdir(parents=True, exist_ok=True)
     (loop.folder.path / CONFIG).write_text(text, encoding="utf-8")
 
@@ -185,17 +199,13 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
     Console().print(table)
 
 
-def in_one_line(message: str, *, limit: int = 400) -> str:
-    """Return what matters of an error message, on one line of at most `limit` characters."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines)[:limit]
-
-
 def quieten() -> None:
     """Keep other libraries' notices out of the terminal; their errors still come."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("bitsandbytes", "bitsandbytes.cextension", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -95,8 +95,14 @@ class Episodes:
 
         Args:
             index: positions of the episodes, shape [chosen], int64; may be empty, may repeat.
+
+        Raises:
+            UserError: a mask in place of positions, which would silently pick the first two episodes again and again.
         """
-        index = torch.as_tensor(index, dtype=torch.long, device=self.response_ids.device)
+        index = torch.as_tensor(index, device=self.response_ids.device)
+        if index.dtype == torch.bool:
+            raise UserError(f"episodes.select: index is a mask {list(index.shape)}; expected positions")
+        index = index.long()
         chosen: dict[str, Any] = {name: getattr(self, name)[index] for name in _TENSORS}
         rows = index.tolist()
         chosen |= {name: tuple(getattr(self, name)[row] for row in rows) for name in _TEXTS}
@@ -210,11 +216,12 @@ class UpdatePlan:
         if weights.shape != self.weights.shape:
             shape, expected = tuple(weights.shape), tuple(self.weights.shape)
             raise UserError(f"plan.reweight: weights of '{reason}' have shape {shape}, expected {expected}")
+        weights = weights.detach().to(device=self.weights.device, dtype=self.weights.dtype, copy=True)
         if not bool(torch.isfinite(weights).all()):
             raise UserError(f"plan.reweight: weights of '{reason}' hold NaN or infinity; they must be finite")
         if bool((weights < 0).any()):
             raise UserError(f"plan.reweight: weights of '{reason}' go down to {float(weights.min()):g}; expected >= 0")
-        self.weights = weights.detach().to(device=self.weights.device, dtype=self.weights.dtype).clone()
+        self.weights = weights
         self.history.append(Reweighting(reason=reason, weights=self.weights, scores=scores))
 
     def record(self, **metrics: float) -> None:

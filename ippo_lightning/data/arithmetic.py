@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from lightning import LightningDataModule
-from torch.utils.data import DataLoader
-
-from ippo_lightning.data.loaders import Row, collate_rows, evaluation_loader, training_loader
-from ippo_lightning.data.problems import ProblemSpace, demonstration_rows, prompt_row
+from ippo_lightning.data.problems import ProblemSpace, demonstration_rows, prompt_row, read_kinds
+from ippo_lightning.data.text_module import Splits, TextDataModule, check_counts, check_share
 from ippo_lightning.errors import UserError
 
 
-class ArithmeticDataModule(LightningDataModule):
+class ArithmeticDataModule(TextDataModule):
     """Problems such as `7+12-5?`, demonstrations of which a share is unfaithful, and clean ones for the filter.
 
     Problems of training, validation, test and the filter's demonstrations have none in common. Everything follows
-    from `seed`.
+    from `seed`: the same numbers give the same problems whatever `stage`, the shares and the batch sizes are.
 
     Args:
         stage: `sft` trains on demonstrations, `rl` on prompts.
         min_terms: fewest terms of a problem.
-        max_terms: most terms; their number is uniform as long as there are enough different problems.
+        max_terms: most terms; their number is uniform, but for short problems that run out.
         min_number: smallest term.
         max_number: largest term.
         operators: any of `+`, `-`, `*`, worked from left to right.
@@ -41,7 +37,7 @@ class ArithmeticDataModule(LightningDataModule):
         seed: of problems, demonstrations and order.
 
     Raises:
-        UserError: a number out of its range; in `setup`, more problems asked for than exist.
+        UserError: an argument out of its range; in `setup`, more problems asked for than exist.
     """
 
     def __init__(
@@ -66,24 +62,29 @@ class ArithmeticDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        sizes = {
-            "num_train": num_train,
-            "num_validation": num_validation,
+        super().__init__(
+            stage=stage,
+            batch_size=batch_size,
+            evaluation_batch_size=evaluation_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        # in the order in which they are drawn: the test problems do not change with the size of another split
+        self.sizes = {
             "num_test": num_test,
-            "num_demonstrations": num_demonstrations,
+            "num_validation": num_validation,
             "num_influence_demonstrations": num_influence_demonstrations,
+            "num_train": num_train,
         }
-        for name, value in {**sizes, "num_workers": num_workers}.items():
-            if value < 0:
-                raise UserError(f"data.{name}: {value} is out of range; expected an integer >= 0")
-        for name, value in (("batch_size", batch_size), ("evaluation_batch_size", evaluation_batch_size)):
-            if value < 1:
-                raise UserError(f"data.{name}: {value} is out of range; expected an integer >= 1")
+        check_counts({**self.sizes, "num_demonstrations": num_demonstrations})
+        check_share("unfaithful_share", unfaithful_share)
+        check_share("influence_noise", influence_noise)
         if stage == "sft" and num_demonstrations > num_train:
             raise UserError(
-                f"data.num_demonstrations: {num_demonstrations} is more than num_train = {num_train}; expected at most that"
+                f"data.num_demonstrations: {num_demonstrations} is more than num_train = {num_train}; "
+                "expected at most that"
             )
+        self.num_demonstrations = num_demonstrations
         self.space = ProblemSpace(
             min_terms=min_terms,
             max_terms=max_terms,
@@ -91,66 +92,32 @@ class ArithmeticDataModule(LightningDataModule):
             max_number=max_number,
             operators=operators,
         )
-        self.stage = stage
-        self.sizes = sizes
         self.unfaithful_share = unfaithful_share
-        self.unfaithful_kinds = unfaithful_kinds
+        self.unfaithful_kinds = read_kinds(unfaithful_kinds)
         self.influence_noise = influence_noise
-        self.batch_size = batch_size
-        self.evaluation_batch_size = evaluation_batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.rows: dict[str, Sequence[Row]] = {}
 
-    def setup(self, stage: str | None = None) -> None:
-        """Draw all problems and demonstrations; the second call changes nothing.
+    def make_splits(self) -> Splits:
+        """Draw all problems and write the demonstrations.
 
-        Args:
-            stage: Lightning's; all splits are made whatever it says.
+        Raises:
+            UserError: more problems are asked for than exist.
         """
-        if self.rows:
-            return
-        generator = random.Random(self.seed)
-        splits = ("num_test", "num_validation", "num_influence_demonstrations", "num_train")
-        problems = self.space.draw(sum(self.sizes[name] for name in splits), generator)
-        drawn, start = {}, 0
-        for name in splits:
-            drawn[name] = problems[start : start + self.sizes[name]]
-            start += self.sizes[name]
-
-        def demonstrations(chosen: Sequence[Any], share: float) -> list[dict[str, Any]]:
-            return demonstration_rows(
-                chosen, unfaithful_share=share, unfaithful_kinds=self.unfaithful_kinds, generator=generator
-            )
-
-        self.rows = {
-            "test": [prompt_row(problem) for problem in drawn["num_test"]],
-            "validation": [prompt_row(problem) for problem in drawn["num_validation"]],
-            "influence": demonstrations(drawn["num_influence_demonstrations"], self.influence_noise),
-            "prompts": [prompt_row(problem) for problem in drawn["num_train"]],
-            "demonstrations": demonstrations(
-                drawn["num_train"][: self.sizes["num_demonstrations"]], self.unfaithful_share
+        problems = iter(self.space.draw(sum(self.sizes.values()), random.Random(self.seed)))
+        drawn = {name: [next(problems) for _ in range(size)] for name, size in self.sizes.items()}
+        return Splits(
+            test=[prompt_row(problem) for problem in drawn["num_test"]],
+            validation=[prompt_row(problem) for problem in drawn["num_validation"]],
+            prompts=[prompt_row(problem) for problem in drawn["num_train"]],
+            demonstrations=demonstration_rows(
+                drawn["num_train"][: self.num_demonstrations],
+                unfaithful_share=self.unfaithful_share,
+                unfaithful_kinds=self.unfaithful_kinds,
+                generator=random.Random(f"{self.seed} demonstrations"),
             ),
-        }
-
-    def train_dataloader(self) -> DataLoader[Row]:
-        """Return demonstrations for SFT, prompts for PPO, in another order each epoch."""
-        rows = self.rows["demonstrations" if self.stage == "sft" else "prompts"]
-        return training_loader(rows, batch_size=self.batch_size, seed=self.seed, num_workers=self.num_workers)
-
-    def val_dataloader(self) -> DataLoader[Row]:
-        """Return the validation prompts."""
-        return self._evaluation_loader("validation")
-
-    def test_dataloader(self) -> DataLoader[Row]:
-        """Return the test prompts."""
-        return self._evaluation_loader("test")
-
-    def influence_dataloader(self) -> list[dict[str, list[Any]]]:
-        """Return batches of the demonstrations behind the validation gradient, all of them, on every rank."""
-        rows = self.rows["influence"]
-        size = self.evaluation_batch_size
-        return [collate_rows(rows[start : start + size]) for start in range(0, len(rows), size)]
-
-    def _evaluation_loader(self, split: str) -> DataLoader[Row]:
-        return evaluation_loader(self.rows[split], batch_size=self.evaluation_batch_size, num_workers=self.num_workers)
+            influence=demonstration_rows(
+                drawn["num_influence_demonstrations"],
+                unfaithful_share=self.influence_noise,
+                unfaithful_kinds=self.unfaithful_kinds,
+                generator=random.Random(f"{self.seed} influence"),
+            ),
+        )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -29,6 +29,22 @@ class TextRows(Dataset[Row]):
         return self.rows[index]
 
 
+class EvaluationSampler(DistributedSampler[int]):
+    """Every n-th row for each rank, without the repeated rows that would make the ranks' shares equal.
+
+    A `DistributedSampler` by type, so that Lightning does not put one of its own in its place.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices())
+
+    def __len__(self) -> int:
+        return len(self._indices())
+
+    def _indices(self) -> range:
+        return range(self.rank, len(cast(TextRows, self.dataset)), self.num_replicas)
+
+
 def collate_rows(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Return one batch: `prompts`, `examples`, and `responses` where the rows are demonstrations.
 
@@ -52,13 +68,15 @@ def training_loader(rows: Sequence[Row], *, batch_size: int, seed: int, num_work
     """
     world, rank = _place()
     dataset = TextRows(rows)
-    # this sampler has set_epoch, so the order of an epoch can be had again when a run is resumed
-    sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed) if rows else None
+    sampler: DistributedSampler[int] | None = None
+    if rows:
+        # this sampler has set_epoch, so the order of an epoch can be had again when a run is resumed
+        sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_rows, num_workers=num_workers)
 
 
 def evaluation_loader(rows: Sequence[Row], *, batch_size: int, num_workers: int = 0) -> DataLoader[Row]:
-    """Return a loader in the order of the rows; each rank gets every n-th row, none twice.
+    """Return a loader in the order of the rows; each rank gets every n-th row, no row comes twice.
 
     Args:
         rows: of all ranks.
@@ -66,9 +84,9 @@ def evaluation_loader(rows: Sequence[Row], *, batch_size: int, num_workers: int 
         num_workers: processes that collate.
     """
     world, rank = _place()
-    return DataLoader(
-        TextRows(rows[rank::world]), batch_size=batch_size, collate_fn=collate_rows, num_workers=num_workers
-    )
+    dataset = TextRows(rows)
+    sampler = EvaluationSampler(dataset, num_replicas=world, rank=rank, shuffle=False) if rows else None
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_rows, num_workers=num_workers)
 
 
 def _place() -> tuple[int, int]:

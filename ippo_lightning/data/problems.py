@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.reasoning import UNFAITHFUL_KINDS, ArithmeticProblem, Label, unfaithful_response
+from ippo_lightning.reasoning import MAX_DIGITS, UNFAITHFUL_KINDS, ArithmeticProblem, Label, unfaithful_response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class ProblemSpace:
         operators: any of `+`, `-`, `*`.
 
     Raises:
-        UserError: bounds the wrong way round, or an unknown operator.
+        UserError: bounds the wrong way round, an unknown operator or one given twice, or results beyond 18 digits.
     """
 
     min_terms: int
@@ -37,16 +38,29 @@ class ProblemSpace:
             raise UserError(f"data.min_terms: {self.min_terms} is wrong; expected 2 <= min_terms <= max_terms")
         if not 0 <= self.min_number <= self.max_number:
             raise UserError(f"data.min_number: {self.min_number} is wrong; expected 0 <= min_number <= max_number")
-        if not self.operators or set(self.operators) - set("+-*"):
-            raise UserError(f"data.operators: {self.operators!r} is wrong; expected some of + - *")
+        if not self.operators or set(self.operators) - set("+-*") or len(set(self.operators)) < len(self.operators):
+            raise UserError(f"data.operators: {self.operators!r} is wrong; expected some of + - *, each once")
+        if self._largest_result() >= 10**MAX_DIGITS:
+            raise UserError(
+                f"data.max_number: {self.max_number} allows results of more than {MAX_DIGITS} digits, which the judge "
+                "does not read; make it or max_terms smaller"
+            )
+
+    def _largest_result(self) -> int:
+        if "*" in self.operators:
+            return int(max(self.max_number, 2) ** self.max_terms)
+        return self.max_number * self.max_terms
 
     def size(self, num_terms: int) -> int:
         """Return how many different problems with so many terms there are."""
         numbers = self.max_number - self.min_number + 1
-        return int(numbers**num_terms * len(set(self.operators)) ** (num_terms - 1))
+        return int(numbers**num_terms * len(self.operators) ** (num_terms - 1))
 
     def draw(self, count: int, generator: random.Random) -> list[ArithmeticProblem]:
-        """Return `count` different problems, the number of terms uniform as long as there are enough.
+        """Return `count` different problems.
+
+        The number of terms is drawn uniformly; a problem that is there already is drawn anew, number of terms and all,
+        so the short ones, of which there are few, become rarer as they run out.
 
         Raises:
             UserError: fewer problems exist.
@@ -80,7 +94,7 @@ def demonstration_rows(
     problems: Sequence[ArithmeticProblem],
     *,
     unfaithful_share: float,
-    unfaithful_kinds: Mapping[str, float] | None,
+    unfaithful_kinds: Mapping[Label, float],
     generator: random.Random,
 ) -> list[dict[str, Any]]:
     """Return one demonstration a problem, a given share of them unfaithful, exactly but for rounding.
@@ -88,15 +102,10 @@ def demonstration_rows(
     Args:
         problems: at least one.
         unfaithful_share: in [0, 1].
-        unfaithful_kinds: weight of each kind among them; None for equal ones.
+        unfaithful_kinds: weight of each kind among them.
         generator: decides which and how.
-
-    Raises:
-        UserError: a share out of its range, an unknown kind, a negative weight, or none above 0.
     """
-    if not 0 <= unfaithful_share <= 1:
-        raise UserError(f"data.unfaithful_share: {unfaithful_share} is out of range; expected a share in [0, 1]")
-    kinds, weights = _kinds(unfaithful_kinds)
+    kinds, weights = list(unfaithful_kinds), list(unfaithful_kinds.values())
     unfaithful = set(generator.sample(range(len(problems)), round(unfaithful_share * len(problems))))
     rows = []
     for index, problem in enumerate(problems):
@@ -109,15 +118,24 @@ def demonstration_rows(
     return rows
 
 
-def _kinds(given: Mapping[str, float] | None) -> tuple[list[Label], list[float]]:
+def read_kinds(given: Mapping[str, float] | None) -> dict[Label, float]:
+    """Return the weight of each unfaithful kind.
+
+    Args:
+        given: weights by name; None for equal ones of all kinds.
+
+    Raises:
+        UserError: an unknown kind, a negative weight, or none above 0.
+    """
     if given is None:
-        return list(UNFAITHFUL_KINDS), [1.0] * len(UNFAITHFUL_KINDS)
+        return dict.fromkeys(UNFAITHFUL_KINDS, 1.0)
     known = {kind.value: kind for kind in UNFAITHFUL_KINDS}
     unknown = sorted(set(given) - set(known))
     if unknown or not given:
         raise UserError(
             f"data.unfaithful_kinds: {unknown or 'nothing'} is unknown; expected some of {', '.join(known)}"
         )
-    if min(given.values()) < 0 or sum(given.values()) <= 0:
+    weights = [float(weight) for weight in given.values()]
+    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
         raise UserError(f"data.unfaithful_kinds: {dict(given)} is wrong; expected weights >= 0, one of them above 0")
-    return [known[name] for name in given], [float(weight) for weight in given.values()]
+    return dict(zip((known[name] for name in given), weights, strict=True))

@@ -1,28 +1,83 @@
-"""Tokenizers made on the spot, real `PreTrainedTokenizerFast` ones that are saved next to the model."""
+"""Tokenizers made on the spot, real `PreTrainedTokenizerFast` ones that are saved next to the model.
+
+None of them adds an EOS: who encodes a demonstration does.
+"""
 
 from __future__ import annotations
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ippo_lightning.data.question_files import load_records
+from ippo_lightning.errors import UserError
+
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-_ARITHMETIC_CHARACTERS = "0123456789+-*=;#?"
+_ARITHMETIC_SIGNS = "+-*=;#?"
 
 
-def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a character of arithmetic chains; anything else is `<unk>`."""
-    vocabulary = {token: index for index, token in enumerate((PAD, EOS, UNKNOWN, *_ARITHMETIC_CHARACTERS))}
+def arithmetic_tokenizer(*, digits_per_token: int = 2) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of arithmetic chains: a token a sign and a token for up to so many digits of a number.
+
+    Longer numbers are several tokens, so that a chain of any numbers can be encoded and decoded again; anything else
+    is `<unk>`.
+
+    Args:
+        digits_per_token: 1, 2 or 3. With 2 most numbers of the task are one token, which makes arithmetic much easier
+            to learn than digit by digit.
+
+    Raises:
+        UserError: another number of digits.
+    """
+    if not 1 <= digits_per_token <= 3:
+        raise UserError(f"tokenizer.digits_per_token: {digits_per_token} is out of range; expected 1, 2 or 3")
+    numbers = [f"{number:0{width}}" for width in range(1, digits_per_token + 1) for number in range(10**width)]
+    vocabulary = {token: index for index, token in enumerate((PAD, EOS, UNKNOWN, *_ARITHMETIC_SIGNS, *numbers))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    pattern = Regex(f"[0-9]{{1,{digits_per_token}}}|[^0-9]")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return _wrapped(tokenizer)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token a byte, for any text, without training."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate((PAD, EOS, *alphabet))}
+    vocabulary = {token: index for index, token in enumerate((PAD, EOS, *_byte_alphabet()))}
     return _wrapped(_byte_level(Tokenizer(models.BPE(vocab=vocabulary, merges=[]))))
+
+
+def bpe_tokenizer(
+    *, path: str = "openai/gsm8k", config_name: str | None = "main", vocab_size: int = 2048
+) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer trained on questions and answers; any text can be encoded and decoded again.
+
+    The same file and size give the same tokenizer.
+
+    Args:
+        path: a folder or the id of a data set on the Hub, as in `GSM8KDataModule`; the training questions are read.
+        config_name: of the data set on the Hub.
+        vocab_size: tokens, special ones included; fewer if the text is too short for so many. At least 258.
+
+    Raises:
+        UserError: a size too small, or a file that is not there or malformed.
+    """
+    smallest = len(_byte_alphabet()) + len((PAD, EOS))
+    if vocab_size < smallest:
+        raise UserError(f"tokenizer.vocab_size: {vocab_size} is too small; expected at least {smallest}, one a byte")
+    tokenizer = _byte_level(Tokenizer(models.BPE()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=_byte_alphabet(),
+        show_progress=False,
+    )
+    records = load_records(path, split="train", config_name=config_name, revision=None)
+    texts = (text for record in records for text in (record["question"], record["answer"]))
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrapped(tokenizer)
+
+
+def _byte_alphabet() -> list[str]:
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _byte_level(tokenizer: Tokenizer) -> Tokenizer:

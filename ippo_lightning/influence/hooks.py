@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ippo_lightning.influence.coverage import HookedModule
 from ippo_lightning.influence.failures import CoverageError
+from ippo_lightning.influence.surroundings import gradients
 
 
 class HookSession:
@@ -66,9 +67,7 @@ class HookSession:
             return scores
         self._scores = scores
         try:
-            torch.autograd.grad(
-                losses, self._anchor, torch.ones_like(losses), retain_graph=keep_graph, allow_unused=True
-            )
+            gradients(losses, [self._anchor], torch.ones_like(losses), keep_graph=keep_graph)
         finally:
             self._scores = None
         return scores
@@ -86,11 +85,9 @@ class HookSession:
             )
         halves = (torch.float16, torch.bfloat16)
         self.saw_half_precision |= gradient.dtype in halves or inputs.dtype in halves
-        # A backward that runs inside autocast would otherwise round the sums as well.
-        with torch.autocast(device_type=gradient.device.type, enabled=False):
-            for term, block in entry.terms:
-                contribution = term(entry.module, inputs, gradient, block)
-                self._scores += contribution.to(device=self._scores.device)
+        for term, block in entry.terms:
+            contribution = term(entry.module, inputs, gradient, block)
+            self._scores += contribution.to(device=self._scores.device)
 
     def _hook_for(self, entry: HookedModule) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
@@ -117,7 +114,7 @@ class _Watch(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inputs,) = ctx.saved_tensors
         ctx.session.receive(ctx.entry, inputs, gradient)
-        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
+        return gradient, None, None, None, None

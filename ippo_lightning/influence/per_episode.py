@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.influence.coverage import Block
+from ippo_lightning.influence.surroundings import gradients
 
 
 def per_episode_scores(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.dtype) -> Tensor:
@@ -50,11 +51,9 @@ def directional_derivative(
     if not losses.requires_grad or not blocks:
         return total, squares
     parameters = [block.parameter for block in blocks]
-    gradients = torch.autograd.grad(losses, parameters, weights, retain_graph=True, allow_unused=True)
-    for block, gradient in zip(blocks, gradients, strict=True):
+    for block, gradient in zip(blocks, gradients(losses, parameters, weights, keep_graph=True), strict=True):
         if gradient is not None:
-            dense = gradient.to_dense() if gradient.is_sparse else gradient
-            product = dense.to(dtype=dtype) * block.direction
+            product = gradient.to(dtype=dtype) * block.direction
             total = total + product.sum().to(device=total.device)
             squares = squares + product.square().sum().to(device=total.device)
     return total, squares.sqrt()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ippo_lightning.errors import UserError
 
@@ -49,6 +49,26 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
+
+
+def gradients(
+    outputs: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, *, keep_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Differentiate by plain autograd, outside of any autocast that the caller stands in.
+
+    Args:
+        outputs: 0-dim, or any shape together with `weights`.
+        inputs: what to differentiate with respect to; no `.grad` is touched.
+        weights: factors of the outputs' entries, the shape of `outputs`.
+        keep_graph: whether the graph will be walked again.
+
+    Returns:
+        One gradient an input, dense, the input's shape; None where the outputs do not depend on it.
+    """
+    # Autocast belongs to the forward. A backward inside it rounds its matmuls, twice over when it is walked twice.
+    with torch.autocast(device_type=outputs.device.type, enabled=False):
+        raw = torch.autograd.grad(outputs, inputs, weights, retain_graph=keep_graph, allow_unused=True)
+    return tuple(gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in raw)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence.surroundings import trainable_parameters, undisturbed
+from ippo_lightning.influence.surroundings import gradients, trainable_parameters, undisturbed
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -52,11 +52,10 @@ def target_gradient(
     with undisturbed(model):
         totals = {name: torch.zeros_like(p, dtype=_sum_dtype(p), requires_grad=False) for name, p in parameters.items()}
         for batch, weight in _weighted(batches, weights):
-            gradients = _gradients(loss(model, batch), parameters)
-            for total, gradient in zip(totals.values(), gradients, strict=True):
+            value = _checked_loss(loss(model, batch))
+            for total, gradient in zip(totals.values(), gradients(value, list(parameters.values())), strict=True):
                 if gradient is not None:
-                    dense = gradient.to_dense() if gradient.is_sparse else gradient
-                    total.add_(dense.to(dtype=total.dtype), alpha=weight)
+                    total.add_(gradient.to(dtype=total.dtype), alpha=weight)
             total_weight += weight
     if total_weight <= 0.0:
         raise UserError(f"batches: the weights sum to {total_weight:g} over all batches; expected at least one batch")
@@ -83,16 +82,16 @@ def _weighted(batches: Iterable[Batch], weights: Sequence[float] | None) -> Iter
         raise UserError(f"weights: got {len(weights)} for {count} batches; expected one a batch")
 
 
-def _gradients(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[Tensor | None, ...]:
+def _checked_loss(loss: Tensor) -> Tensor:
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         received = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(f"loss: returned {received}, expected a 0-dim tensor")
     if not loss.requires_grad:
         raise UserError("loss: returned a tensor without a graph; expected it to depend on a trainable parameter")
-    return torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return loss
 
 
-def _require_finite(gradients: Mapping[str, Tensor]) -> None:
-    for name, gradient in gradients.items():
+def _require_finite(totals: Mapping[str, Tensor]) -> None:
+    for name, gradient in totals.items():
         if not bool(torch.isfinite(gradient).all()):
             raise UserError(f"loss: its gradient for '{name}' holds NaN or infinity; expected a finite loss and model")

@@ -36,7 +36,8 @@ def kl_estimate(*, log_probs: Tensor, ref_log_probs: Tensor, estimator: KLEstima
     if estimator == "k2":
         return 0.5 * log_ratio.square()
     if estimator == "k3":
-        return (-log_ratio).exp() - 1 + log_ratio
+        # expm1: near equality exp(-x) - 1 would be the rounding of 1, and the estimate of either sign
+        return (-log_ratio).expm1() + log_ratio
     raise UserError(f"kl_estimator: '{estimator}' is unknown; expected k1, k2 or k3")
 
 
@@ -75,8 +76,9 @@ class FixedKLController:
 class AdaptiveKLController(FixedKLController):
     """A KL coefficient that steers the divergence towards a target.
 
-    e = clip(kl / target - 1, -0.2, 0.2); coef <- coef * (1 + e * num_episodes / horizon).
-    Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2, where 1 / horizon is K_beta = 0.1 an update.
+    e = clip(kl / target - 1, -0.2, 0.2); coef <- coef * (1 + e * min(num_episodes / horizon, 1)).
+    Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2, where num_episodes / horizon is K_beta = 0.1. Differs in
+    that one update never changes the coefficient by more than a fifth: past five horizons it would turn negative.
 
     Args:
         coef: at the start, > 0.
@@ -103,4 +105,4 @@ class AdaptiveKLController(FixedKLController):
             num_episodes: episodes it was measured on, all ranks together.
         """
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.coef *= 1 + error * num_episodes / self.horizon
+        self.coef *= 1 + error * min(num_episodes / self.horizon, 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +18,8 @@ def token_log_probs(*, logits: Tensor, ids: Tensor, temperature: float, chunk_si
         logits: shape [episodes, tokens, vocab], float; the row at a position predicts the id at that position.
         ids: shape [episodes, tokens], int64.
         temperature: > 0.
-        chunk_size: tokens worked on at a time; their float32 copy of the logits is all that lives besides `logits`.
+        chunk_size: tokens worked on at a time; float32 copies of their logits are all that lives besides `logits`,
+            also where `logits` is a slice of something longer.
 
     Returns:
         Nats, shape [episodes, tokens], float32 (float64 for float64 logits).
@@ -24,7 +27,7 @@ def token_log_probs(*, logits: Tensor, ids: Tensor, temperature: float, chunk_si
     Raises:
         UserError: temperature <= 0.
     """
-    return _chunked(logits, ids, temperature=temperature, chunk_size=chunk_size)[0]
+    return _chunked(_log_probs_of_chunk, logits, ids, temperature=temperature, chunk_size=chunk_size)[0]
 
 
 def token_log_probs_and_entropy(
@@ -32,7 +35,7 @@ def token_log_probs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Return log-probs as `token_log_probs` does, and the entropy of each position's distribution.
 
-    H = -sum_v p_v log p_v.
+    H = -sum_v p_v log p_v; a forbidden token, whose logit is -inf, adds nothing to it.
 
     Args:
         logits: shape [episodes, tokens, vocab], float.
@@ -46,31 +49,47 @@ def token_log_probs_and_entropy(
     Raises:
         UserError: temperature <= 0.
     """
-    return _chunked(logits, ids, temperature=temperature, chunk_size=chunk_size)
-
-
-def _chunked(logits: Tensor, ids: Tensor, *, temperature: float, chunk_size: int) -> tuple[Tensor, Tensor]:
-    if not temperature > 0:
-        raise UserError(f"sampling.temperature: {temperature} is out of range; expected a number > 0")
-    flat_logits, flat_ids = logits.reshape(-1, logits.shape[-1]), ids.reshape(-1)
-    if len(flat_ids) <= chunk_size:
-        parts = [_of_chunk(flat_logits, flat_ids, temperature)]
-    else:
-        # recomputed in backward: the float32 softmax of one chunk at a time is what lives
-        parts = [
-            checkpoint(_of_chunk, chunk, chosen, temperature, use_reentrant=False, preserve_rng_state=False)
-            if torch.is_grad_enabled() and logits.requires_grad
-            else _of_chunk(chunk, chosen, temperature)
-            for chunk, chosen in zip(flat_logits.split(chunk_size), flat_ids.split(chunk_size), strict=True)
-        ]
-    log_probs, entropy = (torch.cat(column).view(ids.shape) for column in zip(*parts, strict=True))
+    log_probs, entropy = _chunked(_both_of_chunk, logits, ids, temperature=temperature, chunk_size=chunk_size)
     return log_probs, entropy
 
 
-def _of_chunk(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    precise = logits.double() if logits.dtype == torch.float64 else logits.float()
-    log_softmax = (precise / temperature).log_softmax(dim=-1)
-    log_probs = log_softmax.gather(-1, ids[:, None]).squeeze(-1)
-    # a forbidden token has probability 0 and log-prob -inf; it adds nothing
-    summands = torch.where(log_softmax.isneginf(), torch.zeros_like(log_softmax), log_softmax.exp() * log_softmax)
-    return log_probs, -summands.sum(dim=-1)
+_OfChunk = Callable[[Tensor, Tensor, float], tuple[Tensor, ...]]
+
+
+def _chunked(
+    of_chunk: _OfChunk, logits: Tensor, ids: Tensor, *, temperature: float, chunk_size: int
+) -> tuple[Tensor, ...]:
+    """Work on blocks of at most `chunk_size` tokens: views, where flattening a slice of logits would copy all of it."""
+    if not temperature > 0:
+        raise UserError(f"sampling.temperature: {temperature} is out of range; expected a number > 0")
+    recomputed = torch.is_grad_enabled() and logits.requires_grad and ids.numel() > chunk_size
+    bands = []
+    for band, band_ids in zip(logits.split(chunk_size), ids.split(chunk_size), strict=True):
+        columns = max(chunk_size // max(len(band_ids), 1), 1)
+        blocks = zip(band.split(columns, dim=1), band_ids.split(columns, dim=1), strict=True)
+        # recomputed in backward: the float32 softmax of one block at a time is what lives
+        parts = [
+            checkpoint(of_chunk, block, chosen, temperature, use_reentrant=False, preserve_rng_state=False)
+            if recomputed
+            else of_chunk(block, chosen, temperature)
+            for block, chosen in blocks
+        ]
+        bands.append([torch.cat(column, dim=1) for column in zip(*parts, strict=True)])
+    return tuple(torch.cat(column) for column in zip(*bands, strict=True))
+
+
+def _log_probs_of_chunk(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    return (_log_softmax(logits, temperature).gather(-1, ids[..., None]).squeeze(-1),)
+
+
+def _both_of_chunk(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    log_softmax = _log_softmax(logits, temperature)
+    log_probs = log_softmax.gather(-1, ids[..., None]).squeeze(-1)
+    # filled before the product: 0 * -inf is NaN, and so would be its gradient
+    finite = log_softmax.masked_fill(log_softmax.isneginf(), 0.0)
+    return log_probs, -(log_softmax.exp() * finite).sum(dim=-1)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    return (precise / temperature).log_softmax(dim=-1)

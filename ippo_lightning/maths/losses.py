@@ -100,7 +100,7 @@ def update_diagnostics(
     ratio = log_ratio.exp()
     return {
         "clipped_tokens": masked_sum(values=((ratio - 1).abs() > clip_range).to(ratio.dtype), mask=mask),
-        "approx_kl_sum": masked_sum(values=ratio - 1 - log_ratio, mask=mask),
+        "approx_kl_sum": masked_sum(values=log_ratio.expm1() - log_ratio, mask=mask),
         "ratio_sum": masked_sum(values=ratio, mask=mask),
         "tokens": mask.sum().to(ratio.dtype),
     }

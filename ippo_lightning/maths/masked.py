@@ -15,7 +15,7 @@ class Moments(NamedTuple):
     """[] float64, sum of the values."""
     total_of_squares: Tensor
     """[] float64, sum of the squared values."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides the method of tuples, which nobody calls here
     """[] float64, number of the values."""
 
 

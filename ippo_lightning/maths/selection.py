@@ -108,8 +108,8 @@ def normalise_weights(
     """Return weights with mean 1 over the kept, none above `max_weight`.
 
     w_i = raw_i * count / total. Where a cap bites, what it takes off goes to the weights below it, in proportion, until
-    the mean is 1 again (on one rank exactly; on several the cap is filled up within each). Kept episodes that all have
-    a raw weight of 0 get 1 each.
+    the mean is 1 again (on one rank exactly; on several the cap is filled up within each). It is lost where all that is
+    below weighs 0. Kept episodes that all have a raw weight of 0 get 1 each.
 
     Args:
         raw: shape [episodes], >= 0, 0 where not kept.
@@ -157,7 +157,7 @@ def _capped(weights: Tensor, max_weight: float) -> Tensor:
             break
         capped = capped | over
         below = torch.where(capped, torch.zeros_like(weights), weights)
-        room = wanted - max_weight * capped.sum()
+        room = wanted - max_weight * int(capped.sum())
         if float(below.sum()) <= 0 or float(room) <= 0:
             return torch.where(capped, max_weight, below)
         weights = torch.where(capped, torch.full_like(weights, max_weight), below * room / below.sum())

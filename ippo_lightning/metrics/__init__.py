@@ -1,6 +1,17 @@
-"""Metrics of sampled reasoning."""
+"""Metrics of sampled reasoning: sums and counts that add up over batches and ranks."""
 
+from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
+from ippo_lightning.metrics.faithfulness import LabelShares, UnfaithfulShare
 from ippo_lightning.metrics.functional import majority_vote, pass_at_k
 from ippo_lightning.metrics.reasoning import ReasoningMetrics
 
-__all__ = ["ReasoningMetrics", "majority_vote", "pass_at_k"]
+__all__ = [
+    "ExactMatch",
+    "LabelShares",
+    "MajorityVote",
+    "PassAtK",
+    "ReasoningMetrics",
+    "UnfaithfulShare",
+    "majority_vote",
+    "pass_at_k",
+]

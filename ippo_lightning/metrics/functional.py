@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from ippo_lightning.errors import UserError
 
 
@@ -45,3 +47,13 @@ def majority_vote(*, answers: Sequence[str | None], reference: str) -> float:
     most = max(votes.values())
     winners = [answer for answer, count in votes.items() if count == most]
     return float(reference in winners) / len(winners)
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """Return part / whole, NaN where there is nothing to divide by.
+
+    Args:
+        part: a sum or a count, shape [].
+        whole: what it is a part of, shape [].
+    """
+    return part / whole  # 0 / 0 is NaN

@@ -1,86 +1,98 @@
-"""Exact match, majority vote, pass@k, unfaithful share and label shares, from the verdicts of a judge."""
+"""All metrics of sampled reasoning at once, from the verdicts of a judge."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import nn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.metrics.functional import majority_vote, pass_at_k
-from ippo_lightning.reasoning import Label, Verdict
-
-_LABELS = tuple(Label)
+from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
+from ippo_lightning.metrics.faithfulness import LabelShares, UnfaithfulShare
 
 
-class ReasoningMetrics(Metric):
+class JudgedResponse(Protocol):
+    """What the metrics read of a verdict; `ippo_lightning.reasoning.Verdict` has it."""
+
+    @property
+    def label(self) -> str:
+        """Kind of the reasoning."""
+
+    @property
+    def answer(self) -> str | None:
+        """In canonical form; None for none."""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is right."""
+
+    @property
+    def faithful(self) -> bool:
+        """Whether answer and reasoning are both right."""
+
+
+class ReasoningMetrics(nn.Module):
     """What sampled responses to a set of prompts are worth.
 
     `exact_match`: share of right responses. `majority_vote`: share of prompts whose most frequent answer is right.
     `pass_at_k`: chance that one of k is right. `unfaithful_share`: share of the right responses whose reasoning is not
     faithful (NaN without right responses). `label/<name>`: share of the responses with that label.
-    The states are sums and counts, so ranks and batches add up to the whole.
+    The states are sums and counts, so batches and ranks add up to the whole.
 
     Args:
         k: of pass@k.
 
     Raises:
-        UserError: k below 1; in `update`, fewer samples than k.
+        UserError: k below 1; in `update`, fewer samples than k, or not the same number for each prompt.
     """
-
-    full_state_update = False
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
-        if k < 1:
-            raise UserError(f"metrics.k: {k} is out of range; expected an integer >= 1")
-        self.k = k
-        for name in ("num_prompts", "num_responses", "num_correct", "num_faithful", "votes", "passes"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("labels", torch.zeros(len(_LABELS), dtype=torch.float64), dist_reduce_fx="sum")
+        self.exact_match = ExactMatch()
+        self.majority_vote = MajorityVote()
+        self.pass_at_k = PassAtK(k)
+        self.unfaithful_share = UnfaithfulShare()
+        self.label_shares = LabelShares()
 
-    num_prompts: Tensor
-    num_responses: Tensor
-    num_correct: Tensor
-    num_faithful: Tensor
-    votes: Tensor
-    passes: Tensor
-    labels: Tensor
-
-    def update(self, verdicts: Sequence[Sequence[Verdict]], references: Sequence[str]) -> None:
+    def update(self, verdicts: Sequence[Sequence[JudgedResponse]], references: Sequence[str]) -> None:
         """Add prompts.
 
         Args:
-            verdicts: for each prompt, those of its samples.
+            verdicts: for each prompt, those of its samples, as many for each.
             references: for each prompt, the right answer in canonical form.
         """
-        for group, reference in zip(verdicts, references, strict=True):
-            correct = sum(verdict.correct for verdict in group)
-            self.num_prompts += 1
-            self.num_responses += len(group)
-            self.num_correct += correct
-            self.num_faithful += sum(verdict.correct and verdict.faithful for verdict in group)
-            self.votes += majority_vote(answers=[verdict.answer for verdict in group], reference=reference)
-            self.passes += pass_at_k(num_samples=len(group), num_correct=correct, k=self.k)
-            for verdict in group:
-                self.labels[_LABELS.index(verdict.label)] += 1
+        sizes = {len(group) for group in verdicts}
+        if len(sizes) > 1:
+            raise UserError(f"metrics.verdicts: {sorted(sizes)} samples a prompt; expected the same number for each")
+        if not verdicts:
+            return
+        correct = torch.tensor([[bool(verdict.correct) for verdict in group] for group in verdicts])
+        faithful = torch.tensor([[bool(verdict.faithful) for verdict in group] for group in verdicts])
+        self.exact_match.update(correct)
+        self.majority_vote.update([[verdict.answer for verdict in group] for group in verdicts], references)
+        self.pass_at_k.update(correct)
+        self.unfaithful_share.update(correct, faithful)
+        self.label_shares.update([verdict.label for group in verdicts for verdict in group])
 
-    def compute(self) -> Mapping[str, float]:
-        """Return the metrics by name; NaN where there is nothing to divide by."""
+    def compute(self) -> dict[str, float]:
+        """Return the metrics of all ranks by name; NaN where there is nothing to divide by."""
         return {
-            "exact_match": _share(self.num_correct, self.num_responses),
-            "majority_vote": _share(self.votes, self.num_prompts),
-            "pass_at_k": _share(self.passes, self.num_prompts),
-            "unfaithful_share": _share(self.num_correct - self.num_faithful, self.num_correct),
-            **{
-                f"label/{label.value}": _share(count, self.num_responses)
-                for label, count in zip(_LABELS, self.labels, strict=True)
-            },
+            "exact_match": float(self.exact_match.compute()),
+            "majority_vote": float(self.majority_vote.compute()),
+            "pass_at_k": float(self.pass_at_k.compute()),
+            "unfaithful_share": float(self.unfaithful_share.compute()),
+            **{f"label/{label}": float(value) for label, value in self.label_shares.compute().items()},
         }
 
-
-def _share(part: Tensor, whole: Tensor) -> float:
-    return float(part / whole) if float(whole) > 0 else math.nan
+    def reset(self) -> None:
+        """Start over."""
+        for metric in (
+            self.exact_match,
+            self.majority_vote,
+            self.pass_at_k,
+            self.unfaithful_share,
+            self.label_shares,
+        ):
+            metric.reset()

@@ -111,6 +111,7 @@ class PolicyModule(LightningModule):
         if not enabled:
             return nullcontext()
         if self.__dict__.get("_wrapper") is not None:
+            assert self.fabric is not None, "a wrapper comes from Fabric.setup"
             return self.fabric.no_backward_sync(self.__dict__["_wrapper"])
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block is not None else nullcontext()
@@ -131,6 +132,7 @@ class PolicyModule(LightningModule):
         limit = math.inf if max_grad_norm is None else max_grad_norm
         wrapper = self.__dict__.get("_wrapper")
         if wrapper is not None:
+            assert self.fabric is not None, "a wrapper comes from Fabric.setup"
             norm = self.fabric.clip_gradients(wrapper, optimizer, max_norm=limit, error_if_nonfinite=False)
         else:
             norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)

@@ -103,7 +103,7 @@ def add_reference_adapter(model: PeftModel) -> None:
     Args:
         model: changed in place; the policy's adapter stays the active one.
     """
-    weights = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    weights = get_peft_model_state_dict(model, adapter_name=POLICY_ADAPTER)
     with keeping_trainable_flags(model):
         with seeded(0):
             model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))

@@ -13,12 +13,16 @@ from ippo_lightning.reasoning.verdicts import Label, Verdict
 MAX_LENGTH = 4096
 """Characters; a longer response is not read and counts as a wrong answer."""
 
-# 18 digits always fit 64 bits, and keep every conversion to int short
-_NUMBER = r"-?[0-9]{1,18}"
+MAX_DIGITS = 18
+"""Digits of a number; always fits 64 bits, and keeps every conversion short."""
+
+_DIGITS = rf"[0-9]{{1,{MAX_DIGITS}}}"
+_NUMBER = rf"-?{_DIGITS}"
+_ANSWER_LENGTH = MAX_DIGITS + len("#-")
 _ANSWER = re.compile(rf"#({_NUMBER})\Z")
 _STEP = re.compile(rf"({_NUMBER})([+\-*])({_NUMBER})=({_NUMBER})\Z")
-_FIRST = re.compile(r"[0-9]{1,18}")
-_NEXT = re.compile(r"([+\-*])([0-9]{1,18})")
+_FIRST = re.compile(_DIGITS)
+_NEXT = re.compile(rf"([+\-*])({_DIGITS})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +113,17 @@ def write_response(steps: tuple[Step, ...], answer: int) -> str:
 def judge_arithmetic(prompt: str, response: str | bytes, example: Mapping[str, Any]) -> Verdict:
     """Label a response to an arithmetic chain, in time linear in its length.
 
-    The answer is the number after `#` at the very end. With a right answer the steps before it decide:
-    none at all is a shortcut; exactly the problem's steps, all right, is faithful; otherwise, if every step continues
-    the problem (its operator and its right operand are the next ones of the problem, in order, and its left operand is
-    the first term or the result of the step before), a false positive, be it that a result is wrong or that steps at the
-    end are missing; anything else, steps of another problem or text that is no step, is nonsense.
+    The answer is the number after `#` at the very end. With a right answer the text before it decides:
+
+    - nothing at all: shortcut;
+    - exactly the problem's steps, all right: faithful;
+    - steps that each continue the problem (operator and right operand are the problem's next ones, in order; the left
+      operand is the first term, later the result written in the step before), but a result is wrong, or steps at the
+      end are missing: false positive;
+    - anything else, be it steps of another problem, a step left out before the last one, more steps than the problem
+      has, or text that is no step: nonsense.
+
+    Numbers are compared as numbers, so `07+12=19` is the step `7+12=19`.
 
     Args:
         prompt: the problem, `7+12-5?`.
@@ -125,7 +135,7 @@ def judge_arithmetic(prompt: str, response: str | bytes, example: Mapping[str, A
     """
     problem = ArithmeticProblem.parse(prompt)
     text = response.decode("latin-1") if isinstance(response, bytes) else response
-    found = _ANSWER.search(text[-24:]) if len(text) <= MAX_LENGTH else None
+    found = _ANSWER.search(text[-_ANSWER_LENGTH:]) if len(text) <= MAX_LENGTH else None
     if found is None:
         return Verdict(Label.WRONG_ANSWER, None, False)
     answer = int(found.group(1))

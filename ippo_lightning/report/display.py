@@ -107,7 +107,7 @@ def plain(value: float | None) -> str:
     size = abs(value)
     if size >= 1e9 or 0 < size < 1e-3:
         shown = f"{value:.2e}"
-    elif size >= 100 or value == int(value):
+    elif size >= 100 or (size < 10 and value == int(value)):
         shown = f"{value:,.0f}"
     else:
         shown = f"{value:#.3g}"

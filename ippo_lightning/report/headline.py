@@ -47,9 +47,15 @@ def headline(results: Mapping[str, Any]) -> str:
     if featured is None:
         titles = [summary["title"] for summary in results["methods"].values()]
         return f"Results of {_listed(titles)}"
-    clauses = [_CLAUSES[(verdict.metric, verdict.word)] for verdict in verdicts(results, featured)]
     pair = f"{results['methods'][featured]['title']} against {results['methods'][BASELINE]['title']}"
-    return f"{pair}: {', '.join(clauses)}"
+    num_seeds = _num_seeds(results, featured)
+    if num_seeds == 1:
+        return f"{pair} on one seed: {', '.join(_bare_differences(results, featured))}"
+    found = verdicts(results, featured)
+    if all(verdict.word == "unclear" for verdict in found):
+        return f"{pair}: no clear difference on {num_seeds} seeds"
+    clauses = [_CLAUSES[(verdict.metric, verdict.word)] for verdict in found]
+    return f"{pair}: {', '.join(clauses)}{f' ({num_seeds} seeds only)' if num_seeds < FEW_SEEDS else ''}"
 
 
 def lead(results: Mapping[str, Any]) -> list[str]:
@@ -108,6 +114,12 @@ def _verdict(results: Mapping[str, Any], method: str, metric: str, difference: M
         f"{points(difference['mean'])} points{spread}."
     )
     return Verdict(metric=metric, word=word, sentence=sentence)
+
+
+def _bare_differences(results: Mapping[str, Any], method: str) -> list[str]:
+    differences = results["differences"][f"{method} - {BASELINE}"]
+    means = {metric: difference["mean"] for metric, difference in differences.items()}
+    return [f"{_NAMES[metric]} {points(mean)} points" for metric, mean in means.items() if mean is not None]
 
 
 def _cost(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ def call_reward(
         examples: one an episode.
 
     Returns:
-        Shape [episodes], float32.
+        Shape [episodes], float32, on the CPU.
 
     Raises:
         UserError: it raised, gave another number of rewards, or one that is no finite number.
@@ -40,13 +40,14 @@ def call_reward(
         raise UserError(f"model.reward: {name} raised {type(error).__name__}: {said}") from error
     try:
         rewards = torch.as_tensor(given, dtype=torch.float32).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(
             f"model.reward: {name} returned {type(given).__name__}; expected {len(prompts)} numbers"
         ) from error
     if rewards.shape not in ((len(prompts),), (len(prompts), 1)):
         raise UserError(
-            f"model.reward: {name} returned shape {tuple(rewards.shape)}; expected {len(prompts)} numbers, one an episode"
+            f"model.reward: {name} returned shape {tuple(rewards.shape)}; "
+            f"expected {len(prompts)} numbers, one an episode"
         )
     rewards = rewards.reshape(-1)
     finite = torch.isfinite(rewards)

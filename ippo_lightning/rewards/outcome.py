@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ippo_lightning.reasoning import judge_arithmetic
+from ippo_lightning.reasoning import judge_arithmetic, judge_gsm8k
 
 
 def arithmetic_reward(
@@ -23,5 +23,24 @@ def arithmetic_reward(
     """
     return [
         float(judge_arithmetic(prompt, response, example).correct)
+        for prompt, response, example in zip(prompts, responses, examples, strict=True)
+    ]
+
+
+def gsm8k_reward(
+    prompts: Sequence[str], responses: Sequence[str], examples: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """Reward the right number after the last `####`.
+
+    Args:
+        prompts: not looked at beyond their number.
+        responses: one for each prompt.
+        examples: `answer` is the reference number of each.
+
+    Returns:
+        1.0 or 0.0 for each response.
+    """
+    return [
+        float(judge_gsm8k(prompt, response, example).correct)
         for prompt, response, example in zip(prompts, responses, examples, strict=True)
     ]

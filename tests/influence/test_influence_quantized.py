@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_a_4bit_base_scores_like_its_dense_copy_after_a_rollout(quantized: nn.Mo
     for layer in linear4bit_layers(quantized):
         layer.support_avx512bf16_for_cpu = False
     roll_out(quantized)
-    batch = replace(a_batch(dtype=torch.float32))
+    batch = a_batch(dtype=torch.float32)
     direction = a_direction(quantized)
     expected = scores_by_definition(dense, episode_losses, batch, direction)
     scores = influence_scores(quantized, episode_losses, [batch, batch], direction)
@@ -80,15 +79,21 @@ def test_scoring_never_repacks_a_4bit_base(quantized: nn.Module) -> None:
     for layer in linear4bit_layers(quantized):
         layer.support_avx512bf16_for_cpu = True
     weights = [layer.weight.data.clone() for layer in linear4bit_layers(quantized)]
-    expected = scores_by_definition(dense_copy(quantized), episode_losses, a_batch(dtype=torch.float32), a_direction(quantized))
+    expected = scores_by_definition(
+        dense_copy(quantized), episode_losses, a_batch(dtype=torch.float32), a_direction(quantized)
+    )
     scores = influence_scores(quantized, episode_losses, [a_batch(dtype=torch.float32)], a_direction(quantized))
-    assert all(torch.equal(layer.weight.data, w) for layer, w in zip(linear4bit_layers(quantized), weights, strict=True))
+    assert all(
+        torch.equal(layer.weight.data, w) for layer, w in zip(linear4bit_layers(quantized), weights, strict=True)
+    )
     assert relative_error(scores, expected) < SINGLE
 
 
 def test_a_repacked_4bit_base_is_refused(quantized: nn.Module) -> None:
     roll_out(quantized)
-    if not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in linear4bit_layers(quantized)):
+    if not any(
+        getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in linear4bit_layers(quantized)
+    ):
         pytest.skip("this processor has no AVX512-bf16, so bitsandbytes does not repack")
     with pytest.raises(CoverageError, match="repacked for inference"):
         influence_scores(quantized, episode_losses, [a_batch(dtype=torch.float32)], a_direction(quantized))

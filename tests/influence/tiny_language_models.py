@@ -50,6 +50,7 @@ class Batch:
 def language_model(
     family: str, *, attention: str = "sdpa", tied: bool = False, dtype: torch.dtype = torch.float64
 ) -> nn.Module:
+    attention = "eager" if family == "gemma2" else attention
     common = {**_COMMON, "tie_word_embeddings": tied, "attn_implementation": attention}
     if family == "gpt2":
         sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}

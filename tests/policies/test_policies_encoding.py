@@ -36,11 +36,18 @@ def test_responses_are_padded_on_the_right_and_end_in_one_eos(tokenizer: PreTrai
     assert encoded.response_mask.tolist() == [[True, True, True], [True, True, False]]
 
 
-def test_the_real_eos_counts_also_when_it_is_the_pad_token(make_tokenizer: Callable[..., object]) -> None:
+def test_the_real_eos_counts_also_when_it_is_the_pad_token(
+    make_tokenizer: Callable[..., PreTrainedTokenizerFast],
+) -> None:
     tokenizer = make_tokenizer(pad_token="</s>")
     encoded = encode_demonstrations(tokenizer, ["1?", "2?"], ["12", "3"], max_length=10)
     assert encoded.response_ids[1].tolist()[1:] == [2, 2]
     assert encoded.response_mask.tolist() == [[True, True, True], [True, True, False]]
+
+
+def test_a_pad_token_inside_a_prompt_counts(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
+    _, mask = encode_prompts(make_tokenizer(pad_token="</s>"), ["1</s>?", "1</s>2?"], max_length=10)
+    assert mask.tolist() == [[False, True, True, True], [True, True, True, True]]
 
 
 @pytest.fixture

@@ -98,6 +98,24 @@ def test_draws_follow_the_distribution(make_policy: Callable[..., CausalLMPolicy
     assert ((found - logits.softmax(-1)).abs() < bound).all()
 
 
+def test_no_token_is_too_unlikely_to_be_drawn(make_policy: Callable[..., CausalLMPolicy]) -> None:
+    policy = make_policy(fields={"vocab_size": 300})
+    settings = SamplingSettings(num_responses=1000, max_new_tokens=1, temperature=100.0)
+    drawn = policy.sample(*encoded(policy, ["1?"]), settings).response_ids
+    # almost uniform over 300 tokens; the library's own default keeps the 50 likeliest
+    assert len(drawn.unique()) > 200
+
+
+def test_drawing_ends_when_every_response_has_stopped(make_policy: Callable[..., CausalLMPolicy]) -> None:
+    policy = make_policy(seed=1)
+    prompts = encoded(policy, ["1?"])
+    free = policy.sample(*prompts, SamplingSettings(num_responses=1, max_new_tokens=6, greedy=True))
+    assert free.response_ids.shape == (1, 6)
+    first = policy.tokenizer.decode(free.response_ids[0, :1])
+    settings = SamplingSettings(num_responses=1, max_new_tokens=6, greedy=True, stop_tokens=[first])
+    assert policy.sample(*prompts, settings).response_ids.tolist() == free.response_ids[:, :1].tolist()
+
+
 def test_warpers_saved_with_a_model_do_not_leak_in(
     make_policy: Callable[..., CausalLMPolicy], base_folder: str
 ) -> None:

@@ -53,6 +53,7 @@ def test_an_adapter_comes_back_alone_and_merged(
     assert not [name for name, _ in merged.named_parameters() if "lora" in name]
     # W x + B A x in one product instead of two, float32, logits of order 10
     torch.testing.assert_close(logits(merged), now, rtol=0, atol=1e-4)
+    assert not (saved["adapter"] / "reference").exists()
     for folder in saved.values():
         assert AutoTokenizer.from_pretrained(folder).pad_token == "<pad>"
 

@@ -140,6 +140,11 @@ class FolderMaker:
         return rows
 
 
+@pytest.fixture(scope="session")
+def folder_maker() -> type[FolderMaker]:
+    return FolderMaker
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> FolderMaker:
     return FolderMaker(tmp_path / "comparison")

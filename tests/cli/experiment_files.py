@@ -1,0 +1,23 @@
+"""Changing an experiment and writing it down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def change(experiment: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making sections on the way; a number is a place in a list."""
+    *sections, last = key.split(".")
+    for section in sections:
+        experiment = experiment[int(section)] if section.isdigit() else experiment.setdefault(section, {})
+    experiment[last] = value
+
+
+def write(experiment: dict[str, Any], folder: Path) -> str:
+    """Write an experiment as YAML; return the file's name."""
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    return str(path)

@@ -1,0 +1,121 @@
+"""Each contraction against the weight gradient that autograd forms, one episode at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.pytorch_utils import Conv1D
+
+from ippo_lightning.influence.contractions import bias_term, embedding_term, linear_term, scale_term
+from ippo_lightning.influence.module_kinds import kind_of
+
+EXACT = 1e-12  # float64, sums of fewer than a hundred products
+SINGLE = 1e-6  # Gemma's norm multiplies by its weight in float32, so autograd's own gradient is rounded to it
+
+
+def features(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.randint(0, 7, shape, generator=torch.Generator().manual_seed(1))
+
+
+CASES = [
+    (lambda: nn.Linear(4, 3), features(5, 6, 4)),
+    (lambda: nn.Linear(3, 8), features(5, 6, 3)),
+    (lambda: nn.Linear(4, 3), features(5, 4)),
+    (lambda: nn.Linear(4, 3, bias=False), features(5, 2, 3, 4)),
+    (lambda: Conv1D(3, 4), features(5, 6, 4)),
+    (lambda: Conv1D(8, 4), features(5, 6, 4)),
+    (lambda: nn.Embedding(7, 3), ids(5, 6)),
+    (lambda: nn.Embedding(7, 3, padding_idx=2), ids(5, 6)),
+    (lambda: BartScaledWordEmbedding(7, 3, 1, embed_scale=3.0), ids(5, 6)),
+    (lambda: nn.LayerNorm(4, eps=0.1), features(5, 6, 4)),
+    (lambda: nn.LayerNorm((6, 4)), features(5, 2, 6, 4)),
+    (lambda: nn.RMSNorm(4), features(5, 6, 4)),
+    (lambda: nn.RMSNorm(4, eps=0.1), features(5, 6, 4)),
+    (lambda: LlamaRMSNorm(4, eps=0.1), features(5, 6, 4)),
+    (lambda: Gemma2RMSNorm(4, eps=0.1), features(5, 6, 4)),
+]
+
+
+@pytest.mark.parametrize(("build", "inputs"), CASES)
+def test_a_contraction_is_the_inner_product_with_the_gradient_autograd_forms(build: object, inputs: Tensor) -> None:
+    module = build().double()
+    kind = kind_of(module)
+    assert kind is not None
+    tolerance = SINGLE if isinstance(module, Gemma2RMSNorm) else EXACT
+    output_gradient = features(*module(inputs).shape, seed=2)
+    for name, parameter in module.named_parameters():
+        block = features(*parameter.shape, seed=3)
+        expected = []
+        for row in range(len(inputs)):
+            output = module(inputs[row : row + 1])
+            (gradient,) = torch.autograd.grad(output, parameter, output_gradient[row : row + 1])
+            expected.append((gradient * block).sum())
+        actual = kind.terms[name](module, inputs, output_gradient, block)
+        torch.testing.assert_close(actual, torch.stack(expected), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(1, 1, 1),
+        nn.Embedding(7, 3, max_norm=1.0),
+        nn.Embedding(7, 3, scale_grad_by_freq=True),
+        nn.Bilinear(2, 2, 2),
+        nn.GRUCell(2, 2),
+        nn.BatchNorm1d(3),
+    ],
+)
+def test_modules_with_other_gradients_are_not_taken_for_known_ones(module: nn.Module) -> None:
+    assert kind_of(module) is None
+
+
+@pytest.mark.parametrize(("narrow_output", "width"), [(True, 2), (False, 9)])
+def test_padding_that_is_not_a_number_contributes_nothing(narrow_output: bool, width: int) -> None:
+    inputs, gradient, block = features(2, 3, 4), features(2, 3, width, seed=2), features(width, 4, seed=3)
+    assert (width <= 4) is narrow_output
+    gradient[:, 2] = 0.0
+    expected = linear_term(inputs=inputs, output_gradient=gradient, block=block)
+    poisoned = inputs.clone()
+    poisoned[0, 2], poisoned[1, 2] = torch.nan, torch.inf
+    assert torch.equal(linear_term(inputs=poisoned, output_gradient=gradient, block=block), expected)
+    scale, square = features(4, seed=4), features(2, 3, 4, seed=5)
+    square[:, 2] = 0.0
+    assert torch.isfinite(scale_term(normalised=poisoned, output_gradient=square, block=scale)).all()
+
+
+def test_a_gradient_that_is_not_a_number_is_not_hidden() -> None:
+    gradient = features(2, 3, 4)
+    gradient[1, 0, 0] = torch.nan
+    finite = [True, False]
+    assert torch.isfinite(bias_term(output_gradient=gradient, block=features(4))).tolist() == finite
+    linear = linear_term(inputs=features(2, 3, 5), output_gradient=gradient, block=features(4, 5))
+    assert torch.isfinite(linear).tolist() == finite
+
+
+@pytest.mark.parametrize("gradient_dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_terms_are_summed_in_the_dtype_of_the_block(gradient_dtype: torch.dtype) -> None:
+    # 4096 ones and 4096 times 2^-6: a half-precision sum stops growing long before the end.
+    gradient = torch.cat([torch.ones(1, 4096, 1), torch.full((1, 4096, 1), 2.0**-6)], dim=1).to(gradient_dtype)
+    ones = torch.ones_like(gradient)
+    total = 4096 + 64.0
+    assert bias_term(output_gradient=gradient, block=torch.ones(1)).item() == total
+    assert linear_term(inputs=ones, output_gradient=gradient, block=torch.ones(1, 1)).item() == total
+    looked_up = embedding_term(
+        ids=torch.zeros(1, 8192, dtype=torch.long), output_gradient=gradient, block=torch.ones(2, 1), padding_index=None
+    )
+    assert looked_up.item() == total
+    assert looked_up.dtype == torch.float32
+
+
+def test_small_numbers_are_not_flushed_to_zero_beside_a_float16_gradient() -> None:
+    gradient, inputs = torch.full((1, 4, 2), 0.5, dtype=torch.float16), torch.ones(1, 4, 2, dtype=torch.float16)
+    score = linear_term(inputs=inputs, output_gradient=gradient, block=torch.full((2, 2), 2.0**-40))
+    assert score.item() == 8 * 2.0**-40

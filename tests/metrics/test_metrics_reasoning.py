@@ -1,0 +1,146 @@
+"""All metrics at once: the names that a log shows, and parts that add up to the whole, on two ranks as well."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torchmetrics import Metric
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.metrics import ReasoningMetrics
+from ippo_lightning.reasoning import Verdict, judge_arithmetic
+
+PROMPT = "7+12-5?"
+RESPONSES = ["7+12=19;19-5=14;#14", "#14", "9+5=14;#14", "7+12=20;#14", "#13", "#12", "none"]
+SINGLE_PRECISION = 1e-6  # the states are float32
+
+
+def judged(*responses: str) -> list[Verdict]:
+    return [judge_arithmetic(PROMPT, response, {}) for response in responses]
+
+
+def sampled(num_prompts: int, num_samples: int = 4) -> list[list[Verdict]]:
+    choose = random.Random(0)
+    return [judged(*choose.choices(RESPONSES, k=num_samples)) for _ in range(num_prompts)]
+
+
+def values(metrics: ReasoningMetrics) -> dict[str, float]:
+    return pytest.approx(metrics.compute(), abs=SINGLE_PRECISION, nan_ok=True)
+
+
+def test_the_numbers_of_two_prompts() -> None:
+    metrics = ReasoningMetrics(k=2)
+    metrics.update([judged(*RESPONSES[:4]), judged("#13", "#13", "#14", "none")], references=["14", "14"])
+    assert metrics.compute() == pytest.approx(
+        {
+            "exact_match": 5 / 8,
+            "majority_vote": 1 / 2,
+            "pass_at_k": (1 + 1 / 2) / 2,
+            "unfaithful_share": 4 / 5,
+            "label/faithful": 1 / 8,
+            "label/false_positive": 1 / 8,
+            "label/shortcut": 2 / 8,
+            "label/nonsense": 1 / 8,
+            "label/wrong_answer": 3 / 8,
+        },
+        abs=SINGLE_PRECISION,
+    )
+
+
+def test_the_metrics_are_plain_floats() -> None:
+    metrics = ReasoningMetrics()
+    metrics.update([judged("#14")], references=["14"])
+    assert {type(value) for value in metrics.compute().values()} == {float}
+
+
+def test_reset_forgets() -> None:
+    metrics, fresh = ReasoningMetrics(), ReasoningMetrics()
+    metrics.update(sampled(5), references=["14"] * 5)
+    metrics.reset()
+    for each in (metrics, fresh):
+        each.update([judged("#13")], references=["14"])
+    assert metrics.compute() == values(fresh)
+
+
+def test_batches_add_up_to_the_whole() -> None:
+    verdicts = sampled(30)
+    whole, parts = ReasoningMetrics(k=3), ReasoningMetrics(k=3)
+    whole.update(verdicts, references=["14"] * 30)
+    for start, end in ((0, 1), (1, 17), (17, 30)):
+        parts.update(verdicts[start:end], references=["14"] * (end - start))
+    assert parts.compute() == values(whole)
+
+
+def test_the_sum_of_two_ranks_states_is_the_state_of_the_whole() -> None:
+    verdicts = sampled(31)
+    whole, first, second = (ReasoningMetrics(k=3) for _ in range(3))
+    whole.update(verdicts, references=["14"] * 31)
+    first.update(verdicts[:9], references=["14"] * 9)
+    second.update(verdicts[9:], references=["14"] * 22)
+    for name, metric in whole.named_children():
+        assert isinstance(metric, Metric)
+        for state, value in metric.metric_state.items():
+            parts = first.get_submodule(name).metric_state[state] + second.get_submodule(name).metric_state[state]
+            torch.testing.assert_close(parts, value)
+
+
+def test_nothing_goes_into_a_checkpoint_and_half_precision_leaves_the_counts_alone() -> None:
+    metrics = ReasoningMetrics()
+    assert not metrics.state_dict()
+    metrics.half()
+    metrics.update([judged("#14", "#13")] * 3000, references=["14"] * 3000)
+    assert metrics.compute()["exact_match"] == 0.5
+
+
+def test_any_object_with_the_four_attributes_will_do() -> None:
+    @dataclass
+    class Other:
+        label: str = "faithful"
+        answer: str = "14"
+        correct: bool = True
+        faithful: bool = True
+
+    metrics = ReasoningMetrics()
+    metrics.update([[Other()]], references=["14"])
+    assert metrics.compute()["label/faithful"] == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_no_prompts_change_nothing() -> None:
+    metrics = ReasoningMetrics()
+    metrics.update([], references=[])
+    assert all(math.isnan(value) for value in metrics.compute().values())
+
+
+def test_wrong_numbers_of_samples_are_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"\[1, 2\] samples a prompt; expected the same number"):
+        ReasoningMetrics().update([judged("#14"), judged("#14", "#13")], references=["14", "14"])
+    with pytest.raises(UserError, match=r"k = 3 with 1 samples a prompt"):
+        ReasoningMetrics(k=3).update([judged("#14")], references=["14"])
+
+
+def _rank(rank: int, store: str, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    metrics = ReasoningMetrics(k=3)
+    verdicts = sampled(31)
+    mine = verdicts[:9] if rank == 0 else verdicts[9:]
+    metrics.update(mine, references=["14"] * len(mine))
+    results[rank] = metrics.compute()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_compute_what_one_computes(tmp_path) -> None:
+    whole = ReasoningMetrics(k=3)
+    whole.update(sampled(31), references=["14"] * 31)
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_rank, args=(str(tmp_path / "store"), results), nprocs=2)
+        assert results[0] == results[1] == values(whole)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from ippo_lightning.report.headline import headline, lead, verdicts
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def results_with(*, match, unfaithful, seeds=5, baseline=True, seconds=(1.0, 2.0)):
+    """Build results from the paired differences' means and intervals."""
+
+    def difference(mean_and_interval):
+        mean, *interval = mean_and_interval
+        return {"mean": mean, "interval": interval or None, "seeds": list(range(seeds)), "per_seed": []}
+
+    def summary(title, took):
+        return {
+            "title": title, "exact_match": 0.9, "unfaithful_share": 0.4, "kept_share": [1.0, 1.0, 0.4],
+            "iteration_seconds": [took],
+        }  # fmt: skip
+
+    methods = {"ppo": summary("PPO", seconds[1]), "ippo": summary("I-PPO", seconds[0])}
+    found = {"exact_match": difference(match), "unfaithful_share": difference(unfaithful)}
+    return {
+        "methods": methods if baseline else {"ippo": methods["ippo"]},
+        "differences": {"ippo - ppo": found} if baseline else {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("match", "unfaithful", "expected"),
+    [
+        ((0.02, 0.01, 0.03), (-0.2, -0.3, -0.1), "more right answers, fewer of them unfaithful"),
+        ((-0.02, -0.03, -0.01), (0.2, 0.1, 0.3), "fewer right answers, more of them unfaithful"),
+        ((0.02, -0.01, 0.03), (-0.2, -0.3, -0.1), "no clear change in right answers, fewer of them unfaithful"),
+        ((0.02, 0.0, 0.03), (-0.2, -0.3, 0.0), "no clear difference on 5 seeds"),
+    ],
+)
+def test_the_headline_claims_only_what_the_interval_carries(match, unfaithful, expected):
+    assert headline(results_with(match=match, unfaithful=unfaithful)) == f"I-PPO against PPO: {expected}"
+
+
+def test_few_seeds_are_said_in_the_headline_and_below():
+    results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(-0.2, -0.3, -0.1), seeds=3)
+    assert headline(results).endswith("(3 seeds only)")
+    assert lead(results)[-1].startswith("3 seeds only")
+
+
+def test_one_seed_gives_numbers_and_no_verdict():
+    results = results_with(match=(0.02,), unfaithful=(-0.2,), seeds=1)
+    expected = f"I-PPO against PPO on one seed: exact match +2.0 points, unfaithful share {MINUS}20.0 points"
+    assert headline(results) == expected
+    assert [verdict.word for verdict in verdicts(results, "ippo")] == ["unclear", "unclear"]
+    assert "no verdict" in lead(results)[0]
+
+
+def test_a_slower_method_is_called_slower():
+    results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(0, -1, 1), seconds=(3.0, 2.0))
+    assert "An iteration took 3 s against 2 s, 50 % more." in lead(results)
+
+
+def test_the_lead_states_what_got_worse():
+    results = results_with(match=(-0.02, -0.03, -0.01), unfaithful=(-0.2, -0.3, -0.1))
+    assert lead(results)[0].startswith("Exact match is worse: 90.0 % against 90.0 %, ")
+    assert f"95 % interval {MINUS}3.0 to {MINUS}1.0" in lead(results)[0]
+    assert lead(results)[1].startswith("Unfaithful share is better")
+    assert "updated on 40 % of its episodes" in lead(results)[2]
+
+
+def test_without_a_baseline_nothing_is_claimed():
+    results = results_with(match=(0.1,), unfaithful=(0.1,), baseline=False)
+    assert headline(results) == "Results of I-PPO"
+    assert lead(results) == []

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import itertools
+
+import matplotlib.image
+import pytest
+
+from ippo_lightning import report
+from ippo_lightning.report.canvas import method_colours, spread
+from ippo_lightning.report.histogram import _edges
+
+PLOTS = {
+    "results": report.plot_results,
+    "exact_match": report.plot_exact_match,
+    "unfaithful_share": report.plot_unfaithful_share,
+    "kept_share": report.plot_kept_share,
+    "iteration_seconds": report.plot_iteration_seconds,
+    "time_parts": report.plot_time_parts,
+    "effective_sample_size": report.plot_effective_sample_size,
+    "score_histogram": report.plot_score_histogram,
+}
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory, folder_maker):
+    return report.read_comparison(
+        folder_maker(tmp_path_factory.mktemp("plots") / "c").comparison(seeds=3, iterations=9)
+    )
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_each_figure_is_a_picture_with_something_in_it(three_seeds, tmp_path, name):
+    path = tmp_path / "figures" / f"{name}.png"
+    words = PLOTS[name](three_seeds, path)
+    pixels = matplotlib.image.imread(path)[..., :3]
+    assert pixels.shape[1] == 960  # 6.4 inches at 150 dpi
+    assert 0.005 < (pixels < 0.95).any(axis=-1).mean() < 0.5
+    assert "I-PPO" in words
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_figure_without_data_is_not_drawn(folders, tmp_path, name):
+    folders.list_methods({"ppo": {"title": "PPO", "seeds": [1]}})
+    path = tmp_path / f"{name}.png"
+    assert PLOTS[name](report.read_comparison(folders.root), path) is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_single_short_run_can_be_drawn(folders, tmp_path, name):
+    comparison = report.read_comparison(folders.comparison(seeds=1, iterations=1, episodes=3, methods=("ippo",)))
+    PLOTS[name](comparison, tmp_path / "figure.png")
+
+
+def test_the_alternative_text_says_where_the_curves_end(three_seeds, tmp_path):
+    words = report.plot_kept_share(three_seeds, tmp_path / "kept.png")
+    # 0.53 - 0.15 * 8 / 9 at the last of nine iterations
+    assert "PPO 100.0 %, Random half 50.0 %, I-PPO 39.7 %" in words
+
+
+def test_drawing_again_gives_the_same_file(three_seeds, tmp_path):
+    first, second = tmp_path / "1.png", tmp_path / "2.png"
+    report.plot_results(three_seeds, first)
+    report.plot_results(three_seeds, second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_methods_have_different_colours(three_seeds):
+    assert len(set(method_colours(three_seeds).values())) == len(three_seeds.methods)
+
+
+def test_labels_are_moved_apart_in_order_and_within_the_limits():
+    moved = spread([0.5, 0.5, 0.98, 0.97], gap=0.1, low=0.0, high=1.0)
+    ordered = sorted(moved)
+    assert all(upper - lower >= 0.1 - 1e-12 for lower, upper in itertools.pairwise(ordered))
+    assert max(moved) <= 1.0
+    assert moved[2] > moved[3] > moved[0]
+    assert spread([0.2, 0.8], gap=0.1, low=0.0, high=1.0) == [0.2, 0.8]
+
+
+@pytest.mark.parametrize("scores", [[0.0], [1.0, 2.0], [-1e-9, -1e-12], [-1.0, 1e6, 3.0]])
+def test_one_edge_of_the_histogram_is_zero(scores):
+    edges = _edges(scores)
+    assert 0.0 in edges
+    assert 2 <= len(edges) <= 45
+    assert (edges[1:] > edges[:-1]).all()
