@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,13 +131,20 @@ def evaluate(parser: ArgumentParser, settings: Namespace) -> None:
 
 def compare(parser: ArgumentParser, settings: Namespace) -> None:
     """Run `ippo compare`."""
-    from ippo_lightning.compare import CompareSettings, run_comparison
+    from ippo_lightning.compare import CompareSettings, MethodSettings, run_comparison
 
     given = settings.compare.clone()
     config = given.pop("config", None)
     names = [str(path) for path in config or []]
     command = "ippo compare" + "".join(f" --config {name}" for name in names)
-    run_comparison(CompareSettings(**given.as_dict()), command=command)
+    chosen = given.as_dict()
+    methods = {name: MethodSettings(**vars_of(method)) for name, method in chosen.pop("methods").items()}
+    run_comparison(CompareSettings(**chosen, methods=methods), command=command)
+
+
+def vars_of(settings: Any) -> dict[str, Any]:
+    """Return the parsed settings of a dataclass as a dictionary, whichever of the parser's forms they have."""
+    return dict(settings) if isinstance(settings, Mapping) else dict(vars(settings))
 
 
 def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
@@ -183,9 +190,12 @@ def save_config(parser: ArgumentParser, settings: Namespace, loop: FabricLoop) -
     """Write the whole configuration of a run, defaults included, next to what it makes."""
     if not loop.is_global_zero:
         return
-    text = parser.dump(settings)
+    import yaml
+
+    whole = yaml.safe_load(parser.dump(settings))[settings.subcommand]
+    whole.pop("config", None)
     loop.folder.path.mkdir(parents=True, exist_ok=True)
-    (loop.folder.path / CONFIG).write_text(text, encoding="utf-8")
+    (loop.folder.path / CONFIG).write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
 
 
 def print_metrics(metrics: dict[str, float], *, title: str) -> None:

@@ -187,7 +187,7 @@ class FabricLoop:
             raise UserError(f"data: the {split} split holds 0 batches; expected at least 1 prompt")
         self.module.evaluation_metrics.reset()
         with torch.no_grad(), self.fabric.autocast():
-            for index, batch in enumerate(loader):
+            for index, batch in enumerate(_quiet_iterator(loader)):
                 self.module.validation_step(batch, index)
         metrics: dict[str, float] = self.module.evaluation_metrics.compute()
         self.module.evaluation_metrics.reset()
@@ -235,7 +235,7 @@ class FabricLoop:
         while True:
             if hasattr(loader.sampler, "set_epoch"):
                 loader.sampler.set_epoch(self.position["epoch"])
-            for index, batch in enumerate(loader):
+            for index, batch in enumerate(_quiet_iterator(loader)):
                 if index >= skip:
                     self.position["batch"] = index + 1
                     yield batch
@@ -302,3 +302,14 @@ class FabricLoop:
 
 def _is_due(iterations_done: int, every: int) -> bool:
     return every > 0 and iterations_done % every == 0
+
+
+def _quiet_iterator(loader: Any) -> Iterator[Any]:
+    """Begin to load without drawing from torch's random stream, as a data loader does for its workers' seed.
+
+    A resumed run begins again in the middle of an epoch, and must find the stream where the unbroken run had it.
+    """
+    state = torch.get_rng_state()
+    batches = iter(loader)
+    torch.set_rng_state(state)
+    return batches

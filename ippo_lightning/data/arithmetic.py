@@ -102,7 +102,11 @@ class ArithmeticDataModule(TextDataModule):
         Raises:
             UserError: more problems are asked for than exist.
         """
-        problems = iter(self.space.draw(sum(self.sizes.values()), random.Random(self.seed)))
+        generator = random.Random(self.seed)
+        chosen = self.space.draw(sum(self.sizes.values()), generator)
+        # short problems run out while drawing; shuffled, no split gets more of them than another
+        generator.shuffle(chosen)
+        problems = iter(chosen)
         drawn = {name: [next(problems) for _ in range(size)] for name, size in self.sizes.items()}
         return Splits(
             test=[prompt_row(problem) for problem in drawn["num_test"]],

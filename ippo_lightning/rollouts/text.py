@@ -52,9 +52,12 @@ def sample_episodes(
     """Sample responses; every other number of the episodes is NaN. Arguments as in `collect_episodes`."""
     if not prompts:
         raise UserError("rollout: the batch holds 0 prompts; expected at least 1")
-    prompt_ids, prompt_mask = encode_prompts(
-        policy.tokenizer, prompts, max_length=policy.context_length - sampling.max_new_tokens
-    )
+    room = policy.context_length - sampling.max_new_tokens
+    try:
+        prompt_ids, prompt_mask = encode_prompts(policy.tokenizer, prompts, max_length=room)
+    except UserError as error:
+        context = f"a context of {policy.context_length} less sampling.max_new_tokens = {sampling.max_new_tokens}"
+        raise UserError(f"{error} (room for a prompt: {context})") from error
     prompt_ids, prompt_mask = prompt_ids.to(policy.device), prompt_mask.to(policy.device)
     samples = policy.sample(prompt_ids, prompt_mask, sampling)
     repeats = sampling.num_responses

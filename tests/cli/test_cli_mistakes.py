@@ -43,7 +43,7 @@ MISTAKES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "adapter off without adapter": (f"{POLICY}.reference", "adapter_off", ("reference", "adapter_off", "lora")),
     "unknown rule": ("callbacks.0.init_args", {"rule": "magic"}, ("rule", "magic", "influence")),
     "negative power": ("callbacks.0.init_args", {"power": -1.0}, ("power", "-1")),
-    "accelerator that is not there": ("fabric.accelerator", "tpu", ("accelerator",)),
+    "accelerator that is not there": ("fabric.accelerator", "warp", ("accelerator", "warp")),
     "no number of devices": ("fabric.devices", "x", ("devices",)),
     "unknown strategy": ("fabric.strategy", "magic", ("strategy", "magic")),
 }

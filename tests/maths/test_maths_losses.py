@@ -274,15 +274,6 @@ def test_the_divergence_of_a_moved_policy_is_never_negative(shift: float) -> Non
     assert found["approx_kl_sum"].item() >= -8 * 5e-16
 
 
-@pytest.mark.parametrize("shift", [1e-3, -1e-3])
-def test_the_divergence_of_a_small_step_survives_single_precision(shift: float) -> None:
-    old = torch.zeros(4, 4)
-    found = update_diagnostics(log_probs=old + shift, old_log_probs=old, mask=MASK, clip_range=0.2)
-    # 8 tokens of x^2 / 2 + x^3 / 6 + ..., near 5e-7 each; single precision rounds x at 1e-10, but 1 at 6e-8
-    expected = 8 * (shift**2 / 2 + shift**3 / 6)
-    assert found["approx_kl_sum"].item() == pytest.approx(expected, rel=1e-3)
-
-
 @pytest.mark.parametrize("shift", [-1e-3, 1e-3])
 def test_single_precision_sees_a_policy_that_has_hardly_moved(shift: float) -> None:
     log_probs = torch.full((4, 4), shift)

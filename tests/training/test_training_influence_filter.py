@@ -1,0 +1,224 @@
+"""The influence filter: exact scores, the rule it was told, and no trace but the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from training_parts import prepared, same, tiny_data, tiny_loop, tiny_module, trainable
+
+from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, IntrinsicStopping
+from ippo_lightning.errors import UserError
+from ippo_lightning.influence import influence_scores
+from ippo_lightning.modules import PPOModule
+from ippo_lightning.policies import encode_demonstrations
+from ippo_lightning.records import Episodes, UpdatePlan
+
+
+def trainer_with(data: Any = None) -> SimpleNamespace:
+    data = data or tiny_data()
+    data.setup()
+    return SimpleNamespace(datamodule=data, should_stop=False)
+
+
+def filtered(
+    module: PPOModule, episodes: Episodes, *, iteration: int = 0, **settings: Any
+) -> tuple[UpdatePlan, SimpleNamespace]:
+    callback, plan, trainer = InfluenceFilter(**settings), UpdatePlan(episodes=episodes), trainer_with()
+    callback.iteration = iteration
+    callback.on_rollout_end(trainer, module, plan)
+    return plan, trainer
+
+
+@pytest.fixture
+def module() -> PPOModule:
+    return tiny_module()
+
+
+@pytest.fixture
+def episodes(module: PPOModule) -> Episodes:
+    torch.manual_seed(2)
+    return prepared(module)
+
+
+def test_scores_are_the_inner_products_of_plain_gradients(module: PPOModule, episodes: Episodes) -> None:
+    plan, trainer = filtered(module, episodes, micro_batch_size=5)
+    direction = InfluenceFilter().validation_gradient(trainer, module)
+    one_by_one = influence_scores(
+        module, lambda model, part: model.episode_losses(part), [episodes], direction, method="per_episode"
+    )
+    torch.testing.assert_close(plan.history[0].scores, one_by_one, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_at_or_below_zero_are_dropped_and_the_rest_weighs_in_proportion(
+    module: PPOModule, episodes: Episodes
+) -> None:
+    plan, _ = filtered(module, episodes)
+    scores = plan.history[0].scores
+    assert 0 < int(plan.keep.sum()) < len(episodes)
+    assert torch.equal(plan.keep, scores > 0)
+    torch.testing.assert_close(plan.weights, scores.clamp(min=0) / scores[scores > 0].mean(), rtol=1e-5, atol=1e-7)
+    assert plan.metrics["influence/scored_kept_share"] == pytest.approx(float(plan.keep.float().mean()))
+    assert plan.metrics["influence/gradient_norm"] > 0
+    assert plan.metrics["time/influence_seconds"] > 0
+    assert 1 <= plan.metrics["influence/effective_sample_size"] <= int(plan.keep.sum())
+
+
+def test_power_zero_filters_without_weighting(module: PPOModule, episodes: Episodes) -> None:
+    plan, _ = filtered(module, episodes, power=0.0)
+    assert set(plan.weights.tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": 1e-3},
+        {"power": 0.5},
+        {"max_weight": 1.2},
+        {"min_keep": 15},
+        {"rule": "random"},
+        {"rule": "reward"},
+    ],
+    ids=str,
+)
+def test_every_option_changes_the_weights(settings: dict[str, Any], module: PPOModule, episodes: Episodes) -> None:
+    plain, changed = filtered(module, episodes)[0], filtered(module, episodes, **settings)[0]
+    assert not torch.equal(plain.weights, changed.weights)
+
+
+def test_a_cap_holds_and_keeps_the_mean(module: PPOModule, episodes: Episodes) -> None:
+    plan, _ = filtered(module, episodes, max_weight=1.5)
+    assert float(plan.weights.max()) <= 1.5 + 1e-6
+    assert float(plan.weights[plan.keep].mean()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_random_drops_as_many_and_others_each_iteration(module: PPOModule, episodes: Episodes) -> None:
+    influence, _ = filtered(module, episodes)
+    first, again, later = (filtered(module, episodes, rule="random", iteration=number)[0] for number in (0, 0, 1))
+    assert int(first.keep.sum()) == int(influence.keep.sum())
+    assert torch.equal(first.keep, again.keep)
+    assert not torch.equal(first.keep, later.keep)
+
+
+def test_the_controls_go_by_their_own_measure(module: PPOModule, episodes: Episodes) -> None:
+    advantage, _ = filtered(module, episodes, rule="advantage_sign")
+    means = episodes.advantages.sum(dim=1) / episodes.lengths
+    assert torch.equal(advantage.keep, means > 0)
+    reward, _ = filtered(module, episodes, rule="reward")
+    assert torch.equal(reward.keep, episodes.outcome_rewards > episodes.outcome_rewards.mean())
+
+
+def test_an_episode_that_is_a_demonstration_is_kept_if_it_was_good_and_dropped_if_bad(module: PPOModule) -> None:
+    trainer = trainer_with()
+    batch = trainer.datamodule.influence_dataloader()[0]
+    encoded = encode_demonstrations(module.policy.tokenizer, batch["prompts"], batch["responses"], max_length=64)
+    count, mask = len(encoded.response_ids), encoded.response_mask
+    nothing = torch.zeros(mask.shape)
+    log_probs = module.policy(*encoded).log_probs.detach()
+    advantages = mask.float()
+    advantages[::2] *= -1
+    episodes = Episodes(
+        prompt_ids=encoded.prompt_ids,
+        prompt_mask=encoded.prompt_mask,
+        response_ids=encoded.response_ids,
+        response_mask=mask,
+        truncated=torch.zeros(count, dtype=torch.bool),
+        prompt_index=torch.arange(count),
+        log_probs=log_probs,
+        ref_log_probs=nothing,
+        values=nothing,
+        outcome_rewards=torch.zeros(count),
+        rewards=nothing,
+        advantages=advantages,
+        returns=nothing,
+        prompts=tuple(batch["prompts"]),
+        responses=tuple(batch["responses"]),
+        examples=tuple(batch["examples"]),
+    )
+    plan, _ = filtered(module, episodes)
+    assert torch.equal(plan.keep, torch.arange(count) % 2 == 1)
+
+
+def test_what_happens_when_nothing_is_kept_is_the_users_choice(module: PPOModule, episodes: Episodes) -> None:
+    skip, _ = filtered(module, episodes, threshold=1e9)
+    assert float(skip.weights.sum()) == 0
+    everything, _ = filtered(module, episodes, threshold=1e9, on_empty="keep_all")
+    assert everything.weights.tolist() == [1.0] * len(episodes)
+    _, trainer = filtered(module, episodes, threshold=1e9, on_empty="stop")
+    assert trainer.should_stop
+
+
+def test_warm_up_and_rhythm_decide_when_it_acts() -> None:
+    callback = InfluenceFilter(warmup_iterations=2, every_n_iterations=3)
+    assert [number for number in range(10) if callback.is_due(number)] == [2, 5, 8]
+
+
+def test_scoring_leaves_no_trace(module: PPOModule, episodes: Episodes) -> None:
+    before, random_state = trainable(module), torch.get_rng_state()
+    filtered(module, episodes)
+    assert same(before, trainable(module))
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert module.training
+
+
+def test_monitoring_is_plain_ppo_to_the_bit(tmp_path: Path) -> None:
+    runs = []
+    for name, callbacks in {"plain": [], "watched": [InfluenceFilter(monitor_only=True)]}.items():
+        module = tiny_module()
+        tiny_loop(tmp_path / name, module, callbacks=callbacks).fit()
+        runs.append(trainable(module))
+    assert same(*runs)
+
+
+def test_a_module_or_data_without_what_it_needs_is_named(module: PPOModule, episodes: Episodes) -> None:
+    plan = UpdatePlan(episodes=episodes)
+    with pytest.raises(UserError, match="Linear has no method episode_losses"):
+        InfluenceFilter().on_rollout_end(trainer_with(), torch.nn.Linear(1, 1), plan)
+    with pytest.raises(UserError, match="influence_dataloader"):
+        InfluenceFilter().on_rollout_end(SimpleNamespace(datamodule=None), module, plan)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"rule": "magic"}, {"power": -1.0}, {"max_weight": 0.5}, {"min_keep": -1}, {"every_n_iterations": 0}],
+    ids=str,
+)
+def test_a_wrong_option_is_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"InfluenceFilter.{next(iter(settings))}"):
+        InfluenceFilter(**settings)
+
+
+def test_stopping_waits_for_its_patience_and_goes_on_after_a_checkpoint() -> None:
+    stopping, trainer = IntrinsicStopping(threshold=0.5, patience=2), SimpleNamespace(should_stop=False)
+    decisions = []
+    for iteration, kept_share in enumerate([0.4, 0.6, 0.4, 0.4]):
+        if iteration == 3:
+            resumed = IntrinsicStopping(threshold=0.5, patience=2)
+            resumed.load_state_dict(stopping.state_dict())
+            stopping = resumed
+        stopping.on_update_end(trainer, None, SimpleNamespace(kept_share=kept_share, iteration=iteration))
+        decisions.append(trainer.should_stop)
+    assert decisions == [False, False, False, True]
+
+
+def test_stopping_ends_a_real_run(tmp_path: Path) -> None:
+    module = tiny_module()
+    stopping = IntrinsicStopping(threshold=1.0, patience=1, min_iterations=2)
+    tiny_loop(tmp_path / "run", module, callbacks=[InfluenceFilter(threshold=1e9), stopping], max_iterations=5).fit()
+    assert module.iteration == 2
+
+
+def test_the_episode_log_has_a_line_an_episode(tmp_path: Path) -> None:
+    import json
+
+    module = tiny_module()
+    tiny_loop(tmp_path / "run", module, callbacks=[InfluenceFilter(), EpisodeLog(every_n_iterations=2)]).fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "episodes.jsonl").open(encoding="utf-8")]
+    assert len(rows) == 16
+    assert {row["iteration"] for row in rows} == {0}
+    assert all((row["score"] > 0) == (row["weight"] > 0) for row in rows)
+    assert {row["label"] for row in rows} <= {"faithful", "false_positive", "shortcut", "nonsense", "wrong_answer"}
