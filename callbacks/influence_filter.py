@@ -151,12 +151,14 @@ class InfluenceFilter(Callback):
         if self.demonstrations is not None:
             return self.demonstrations
         datamodule = getattr(trainer, "datamodule", None)
-        if not hasattr(datamodule, "influence_dataloader"):
+        loader = getattr(datamodule, "influence_dataloader", None)
+        if loader is None:
             raise UserError(
                 f"InfluenceFilter.demonstrations: null, and {type(datamodule).__name__} has no influence_dataloader(); "
                 "hand in batches for validation_loss, or give the data module that method"
             )
-        return datamodule.influence_dataloader()
+        batches: Iterable[Any] = loader()
+        return batches
 
 
 def _require_methods(pl_module: Any) -> None:

@@ -146,7 +146,7 @@ class FabricLoop:
 
     def set_up(self) -> None:
         """Launch, build the optimizer, wrap, and go back to the checkpoint of a run that is resumed."""
-        self.fabric.launch()
+        self._launch()
         resumed = self.is_global_zero and self.folder.begin(
             resume=self.settings.resume, overwrite=self.settings.overwrite
         )
@@ -166,9 +166,14 @@ class FabricLoop:
             if self.is_global_zero:
                 self.folder.forget_after(self.module.iteration)
 
+    def _launch(self) -> None:
+        """Start the other ranks, unless whoever made the Fabric has done so."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            self.fabric.launch()
+
     def set_up_evaluation(self, checkpoint: Path | None = None) -> None:
         """Launch and place the module for `evaluate`, with the parameters of `checkpoint` where one is given."""
-        self.fabric.launch()
+        self._launch()
         self.datamodule.prepare_data()
         self.datamodule.setup("test")
         if checkpoint is not None:
