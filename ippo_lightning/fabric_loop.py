@@ -259,7 +259,7 @@ class FabricLoop:
 
     def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         if self.is_global_zero:
-            self.folder.append(HISTORY, {"iteration": iteration, **metrics})
+            self.folder.append(HISTORY, {"iteration": iteration, "max_iterations": self.max_iterations, **metrics})
         self.fabric.log_dict(finite(dict(metrics)), step=iteration)
 
     def _finish(self, *, seconds: float) -> dict[str, float]:
