@@ -129,7 +129,7 @@ def spread(heights: Sequence[float], *, gap: float, low: float, high: float) -> 
     """Move heights apart until neighbours are at least `gap` away, keeping their order and, where it fits, the limits.
 
     Example:
-        >>> spread([0.5, 0.5], gap=0.2, low=0.0, high=1.0)
+        >>> [round(height, 3) for height in spread([0.5, 0.5], gap=0.2, low=0.0, high=1.0)]
         [0.5, 0.7]
     """
     order = sorted(range(len(heights)), key=heights.__getitem__)

@@ -92,10 +92,23 @@ def test_the_same_seed_gives_the_same_and_another_seed_something_else() -> None:
         assert getattr(first, name) != getattr(second, name)
 
 
-def test_the_test_problems_do_not_change_with_stage_shares_or_the_other_sizes() -> None:
-    expected = module().splits.test
-    changes = {"stage": "sft", "unfaithful_share": 1.0, "num_train": 60, "num_validation": 3, "batch_size": 2}
-    assert module(**changes).splits.test == expected
+def test_the_problems_of_every_split_are_the_same_for_sft_and_rl() -> None:
+    expected = module().splits
+    changed = module(stage="sft", unfaithful_share=1.0, batch_size=2).splits
+    assert changed.test == expected.test
+    assert changed.prompts == expected.prompts
+
+
+def test_short_problems_are_shared_out_over_all_splits() -> None:
+    splits = ArithmeticDataModule(num_train=2000, num_validation=300, num_test=300, max_terms=3, max_number=9)
+    splits.setup()
+    shares = [
+        sum(row["prompt"].count("+") + row["prompt"].count("-") == 1 for row in rows) / len(rows)
+        for rows in (splits.splits.test, splits.splits.validation, splits.splits.prompts)
+    ]
+    assert (
+        max(shares) - min(shares) < 0.05
+    )  # 162 short ones in 2,664 problems; drawn in order, the first split had half
 
 
 def test_the_state_of_pythons_and_torchs_generators_does_not_matter() -> None:
