@@ -15,7 +15,7 @@ class ArithmeticDataModule(TextDataModule):
 
     Problems of training, validation, test and the filter's demonstrations have none in common. Everything follows
     from `seed`: the same numbers give the same problems whatever `stage`, the shares and the batch sizes are.
-    Give SFT and RL the same numbers: with other ones the problems are drawn anew, and one may test what the other trained.
+    Give SFT and RL the same numbers: with others the problems are drawn anew, and one may test what the other trained.
 
     Args:
         stage: `sft` trains on demonstrations, `rl` on prompts.
