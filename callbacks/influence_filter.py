@@ -11,7 +11,7 @@ from lightning import Callback
 from torch import Tensor
 
 from ippo_lightning.callbacks.selection import SelectionRule, Selector
-from ippo_lightning.engine import all_reduce_sum
+from ippo_lightning.engine import gather_rows
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import gradient_norm, influence_scores, score_quantiles, target_gradient
 from ippo_lightning.maths import effective_sample_size
@@ -32,7 +32,7 @@ class InfluenceFilter(Callback):
         threshold: scores up to and including it are dropped.
         power: of the score in the weight: 1 as in the paper, 0 filters without weighting.
         max_weight: cap of a weight; the mean of the kept weights stays 1. Null for none.
-        min_keep: at least so many episodes are kept on each rank, the highest-scoring of the dropped coming back.
+        min_keep: at least so many episodes are kept, of all ranks, the highest-scoring of the dropped coming back.
         warmup_iterations: plain PPO for so many iterations first.
         every_n_iterations: filter every n-th iteration, plain PPO in between.
         on_empty: what happens when nothing is kept on any rank: `skip` the update, `keep_all`, or `stop` the run.
@@ -98,14 +98,15 @@ class InfluenceFilter(Callback):
         direction = self.validation_gradient(trainer, pl_module)
         scores = self.score(pl_module, plan.episodes, direction)
         weights = self.selector.weights(scores=scores, episodes=plan.episodes, iteration=self.iteration)
-        kept = int(all_reduce_sum((weights > 0).sum()))
+        all_scores, all_weights = gather_rows(torch.stack([scores, weights], dim=1))[0].unbind(dim=1)
+        kept = int((all_weights > 0).sum())
         plan.record(
             influence__gradient_norm=gradient_norm(direction),
-            influence__scored_kept_share=kept / int(all_reduce_sum(torch.tensor(len(weights), device=weights.device))),
-            influence__effective_sample_size=float(effective_sample_size(weights=weights)),
-            influence__max_weight=float(weights.max()),
+            influence__scored_kept_share=kept / len(all_weights),
+            influence__effective_sample_size=float(effective_sample_size(weights=all_weights)),
+            influence__max_weight=float(all_weights.max()),
             time__influence_seconds=time.perf_counter() - start,
-            **{f"influence__score_{name}": value for name, value in score_quantiles(scores).items()},
+            **{f"influence__score_{name}": value for name, value in score_quantiles(all_scores).items()},
         )
         if kept == 0 and not self.monitor_only:
             weights = self._when_empty(trainer, weights)

@@ -1,4 +1,4 @@
-"""From scores to weights, by rule; sums over ranks where a mean is needed."""
+"""From scores to weights, by rule, over the episodes of all ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ippo_lightning.engine import all_reduce_sum, rank
+from ippo_lightning.engine import gather_rows
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import (
     keep_above,
@@ -48,31 +48,34 @@ class Selector:
     def weights(self, *, scores: Tensor, episodes: Episodes, iteration: int) -> Tensor:
         """Return one weight >= 0 an episode, zero where it is dropped, mean 1 over the kept of all ranks.
 
-        Only `influence` weights by the score; the controls drop and leave the rest as it is.
+        Only `influence` weights by the score; the controls drop and leave the rest as it is. Every rank decides over
+        the episodes of all, so the decision is that of one process.
 
         Args:
             scores: influence scores, shape [episodes].
             episodes: with rewards and advantages.
             iteration: makes the random rule draw anew.
         """
-        keep = self.keep(scores=scores, episodes=episodes, iteration=iteration)
-        power = self.power if self.rule == "influence" else 0.0
-        raw = score_power(scores=scores, keep=keep, power=power)
-        total, count = all_reduce_sum(torch.stack([raw.double().sum(), keep.double().sum()]))
-        return normalise_weights(raw=raw, keep=keep, total=total, count=count, max_weight=self.max_weight)
+        has_positive = keep_positive_advantage(advantages=episodes.advantages, response_mask=episodes.response_mask)
+        columns = [scores.double(), episodes.outcome_rewards.double(), has_positive.double()]
+        rows, mine = gather_rows(torch.stack([column.to(scores.device) for column in columns], dim=1))
+        everyone, rewards, positive_advantage = rows.unbind(dim=1)
+        keep = self._keep(
+            scores=everyone, rewards=rewards, positive_advantage=positive_advantage > 0, iteration=iteration
+        )
+        raw = score_power(scores=everyone, keep=keep, power=self.power if self.rule == "influence" else 0.0)
+        return normalise_weights(raw=raw, keep=keep, max_weight=self.max_weight)[mine].to(scores.dtype)
 
-    def keep(self, *, scores: Tensor, episodes: Episodes, iteration: int) -> Tensor:
-        """Return a mask [episodes], True where the rule keeps the episode. Arguments as in `weights`."""
+    def _keep(self, *, scores: Tensor, rewards: Tensor, positive_advantage: Tensor, iteration: int) -> Tensor:
+        """Return a mask [episodes], True where the rule keeps the episode; everything is of all ranks."""
         positive = keep_above(scores=scores, threshold=self.threshold)
         if self.rule == "random":
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + iteration) * 1009 + rank())
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
             keep = keep_random(num_episodes=len(scores), num_kept=int(positive.sum()), generator=generator)
         elif self.rule == "advantage_sign":
-            keep = keep_positive_advantage(advantages=episodes.advantages, response_mask=episodes.response_mask)
+            keep = positive_advantage
         elif self.rule == "reward":
-            sums = torch.stack([episodes.outcome_rewards.double().sum(), scores.new_tensor(len(scores)).double()])
-            total, count = all_reduce_sum(sums)
-            keep = keep_above_mean_reward(outcome_rewards=episodes.outcome_rewards, mean_reward=total / count)
+            keep = keep_above_mean_reward(outcome_rewards=rewards, mean_reward=rewards.mean())
         else:
             keep = positive
         return keep_at_least(scores=scores, keep=keep.to(scores.device), min_keep=self.min_keep)

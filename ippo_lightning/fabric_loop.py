@@ -147,10 +147,7 @@ class FabricLoop:
     def set_up(self) -> None:
         """Launch, build the optimizer, wrap, and go back to the checkpoint of a run that is resumed."""
         self._launch()
-        resumed = self.is_global_zero and self.folder.begin(
-            resume=self.settings.resume, overwrite=self.settings.overwrite
-        )
-        resumed = any_rank(resumed, device=self.fabric.device)
+        resumed = self._begin_folder()
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.module.train()
@@ -170,6 +167,19 @@ class FabricLoop:
         """Start the other ranks, unless whoever made the Fabric has done so."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             self.fabric.launch()
+
+    def _begin_folder(self) -> bool:
+        """Let one rank make the folder ready and all hear of it, also of its mistake: nobody waits for a lost rank."""
+        resumed, mistake = False, None
+        if self.is_global_zero:
+            try:
+                resumed = self.folder.begin(resume=self.settings.resume, overwrite=self.settings.overwrite)
+            except UserError as error:
+                mistake = str(error)
+        resumed, mistake = self.fabric.broadcast((resumed, mistake))
+        if mistake is not None:
+            raise UserError(mistake)
+        return resumed
 
     def set_up_evaluation(self, checkpoint: Path | None = None) -> None:
         """Launch and place the module for `evaluate`, with the parameters of `checkpoint` where one is given."""

@@ -1,6 +1,6 @@
 """One PPO iteration as numbered stages. Knows nothing of influence: plain PPO is this code with no callbacks."""
 
-from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, any_rank, rank, world_size
+from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, any_rank, gather_rows, rank, world_size
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.iteration import PPOStages, run_iteration
 from ippo_lightning.engine.settings import PPOSettings
@@ -13,6 +13,7 @@ __all__ = [
     "all_reduce_sum",
     "any_rank",
     "call_hook",
+    "gather_rows",
     "rank",
     "run_iteration",
     "run_update",

@@ -22,6 +22,25 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return _reduced(values, dist.ReduceOp.SUM) if _is_distributed() else values
 
 
+def gather_rows(values: Tensor) -> tuple[Tensor, slice]:
+    """Return the rows of all ranks, in the order of the ranks, and where among them this rank's own lie.
+
+    Args:
+        values: shape [rows, ...]; ranks may hold different numbers of rows.
+    """
+    if not _is_distributed():
+        return values, slice(0, len(values))
+    counts = torch.zeros(world_size(), dtype=torch.long, device=values.device)
+    counts[rank()] = len(values)
+    sizes = all_reduce_sum(counts).tolist()
+    padded = values.new_zeros((max(sizes), *values.shape[1:]))
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    first = sum(sizes[: rank()])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), slice(first, first + len(values))
+
+
 def all_reduce_max(value: int, *, device: torch.device) -> int:
     """Return the largest `value` of any rank."""
     return int(_reduced(torch.tensor(value, device=device), dist.ReduceOp.MAX)) if _is_distributed() else value

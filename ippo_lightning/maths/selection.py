@@ -88,34 +88,35 @@ def keep_at_least(*, scores: Tensor, keep: Tensor, min_keep: int) -> Tensor:
 
 
 def score_power(*, scores: Tensor, keep: Tensor, power: float) -> Tensor:
-    """Return max(score, 0)^power on the kept episodes and 0 elsewhere: weights before they are normalised.
+    """Return score^power on the kept episodes and 0 elsewhere: weights before they are normalised.
+
+    A kept episode without a positive score (below 0 by `threshold`, or brought back by `min_keep`) weighs as much as
+    the lightest of those with one, or 1 where nobody has.
 
     Args:
-        scores: shape [episodes].
+        scores: shape [episodes], of all ranks.
         keep: shape [episodes], bool.
         power: >= 0; 1 as in Shu et al. 2026, arXiv 2604.01597, 0 gives 1 to every kept episode.
 
     Returns:
-        Shape [episodes], >= 0.
+        Shape [episodes], positive where kept.
     """
     raw = torch.ones_like(scores) if power == 0 else scores.clamp(min=0) ** power
-    return torch.where(keep, raw, torch.zeros_like(raw))
+    # a tiny score to a power may be zero in floating point
+    positive = raw[keep & (raw > 0)]
+    least = positive.min() if positive.numel() else torch.ones_like(raw.sum())
+    return torch.where(keep, torch.where(raw > 0, raw, least), torch.zeros_like(raw))
 
 
-def normalise_weights(
-    *, raw: Tensor, keep: Tensor, total: Tensor, count: Tensor, max_weight: float | None = None
-) -> Tensor:
+def normalise_weights(*, raw: Tensor, keep: Tensor, max_weight: float | None = None) -> Tensor:
     """Return weights with mean 1 over the kept, none above `max_weight`.
 
-    w_i = raw_i * count / total. Where a cap bites, what it takes off goes to the weights below it, in proportion, until
-    the mean is 1 again (on one rank exactly; on several the cap is filled up within each). It is lost where all that is
-    below weighs 0. Kept episodes that all have a raw weight of 0 get 1 each.
+    w_i = raw_i / mean of the kept raw. Where a cap bites, what it takes off goes to the weights below it, in
+    proportion, until the mean is 1 again.
 
     Args:
-        raw: shape [episodes], >= 0, 0 where not kept.
+        raw: shape [episodes], of all ranks, positive where kept and 0 elsewhere.
         keep: shape [episodes], bool.
-        total: shape [], sum of `raw` on all ranks.
-        count: shape [], kept episodes on all ranks.
         max_weight: >= 1, or None for no cap.
 
     Returns:
@@ -126,9 +127,10 @@ def normalise_weights(
     """
     if max_weight is not None and not max_weight >= 1:
         raise UserError(f"max_weight: {max_weight} is out of range; expected a number >= 1")
+    total = raw.double().sum()
     if float(total) <= 0:
         return keep.to(raw.dtype)
-    weights = raw * (count / total).to(raw.dtype)
+    weights = raw * (keep.sum() / total).to(raw.dtype)
     return weights if max_weight is None else _capped(weights, max_weight)
 
 
@@ -158,7 +160,7 @@ def _capped(weights: Tensor, max_weight: float) -> Tensor:
         capped = capped | over
         below = torch.where(capped, torch.zeros_like(weights), weights)
         room = wanted - max_weight * int(capped.sum())
-        if float(below.sum()) <= 0 or float(room) <= 0:
+        if float(below.sum()) <= 0 or float(room) <= 0:  # only rounding leads here
             return torch.where(capped, max_weight, below)
         weights = torch.where(capped, torch.full_like(weights, max_weight), below * room / below.sum())
     return weights

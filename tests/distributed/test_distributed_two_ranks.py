@@ -1,0 +1,145 @@
+"""Two gloo processes: the same answer as one process, different rollouts, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+import two_ranks
+from training_parts import tiny_loop
+
+from ippo_lightning.run_folder import finite
+
+TIME_LIMIT = 180
+"""Seconds; a hang is what these tests are about, so it must end."""
+FLOAT32 = 1e-6
+"""Weights are float32, around one."""
+EXACT = 1e-10
+"""fp64: the two sides add the same numbers in another order."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the two processes left behind."""
+
+    folder: Path
+    ranks: tuple[dict[str, Any], dict[str, Any]]
+
+    def tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What each rank saved under `name`."""
+        first, second = (torch.load(self.folder / f"{name}.rank{rank}.pt", weights_only=True) for rank in (0, 1))
+        return first, second
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    folder = tmp_path_factory.mktemp("two_ranks")
+    run_on_two_ranks(Path(two_ranks.__file__), folder)
+    ranks = [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    return Outcome(folder, (ranks[0], ranks[1]))
+
+
+def run_on_two_ranks(script: Path, folder: Path) -> None:
+    """Run a script under torchrun; kill the whole family where it takes too long."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    log = folder / "log.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, str(script), str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+        try:
+            code = process.wait(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            pytest.fail(f"two ranks did not end in {TIME_LIMIT} s:\n{log.read_text(encoding='utf-8')[-3000:]}")
+    assert code == 0, log.read_text(encoding="utf-8")[-5000:]
+
+
+def test_each_rank_rolls_out_its_own_episodes_and_again_the_same_ones(outcome: Outcome) -> None:
+    first, second = (rank["response_ids"] for rank in outcome.ranks)
+    assert first[0] != second[0]
+    assert first[0] == first[1]
+    assert second[0] == second[1]
+
+
+def test_both_ranks_hold_the_same_parameters_after_a_run(outcome: Outcome) -> None:
+    for name in ("run", "again", "kept_3_0", "kept_0_0", "kept_1_16"):
+        first, second = outcome.tensors(name)
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def test_a_run_on_two_ranks_repeats_bit_by_bit(outcome: Outcome) -> None:
+    first, again = outcome.tensors("run")[0], outcome.tensors("again")[0]
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_an_evaluation_gives_both_ranks_the_numbers_of_all_prompts(outcome: Outcome) -> None:
+    first, second = ({name: finite(value) for name, value in rank["run"].items()} for rank in outcome.ranks)
+    assert first == second
+    results = json.loads((outcome.folder / "run" / "results.json").read_text(encoding="utf-8"))
+    assert results["num_prompts"] == 4
+    assert {name: results[name] for name in first} == first
+
+
+@pytest.mark.parametrize(
+    ("kept", "steps", "share"),
+    [((3, 0), 2, 3 / 32), ((0, 0), 0, 0.0), ((1, 16), 8, 17 / 32)],
+    ids=["one rank keeps nothing", "nobody keeps anything", "one against sixteen"],
+)
+def test_ranks_that_keep_different_numbers_take_the_same_steps(
+    outcome: Outcome, kept: tuple[int, int], steps: int, share: float
+) -> None:
+    first, second = (rank[f"kept_{kept[0]}_{kept[1]}"] for rank in outcome.ranks)
+    assert first == second
+    assert first == {"optimizer_steps": steps, "kept_share": share, "changed": steps > 0}
+
+
+def test_a_mistake_that_only_the_writing_rank_can_see_ends_both(outcome: Outcome) -> None:
+    for rank in outcome.ranks:
+        assert "already holds a run" in rank["mistake"]
+
+
+@pytest.mark.parametrize("denominator", ["all", "kept"])
+@pytest.mark.parametrize("reduction", ["episode_mean", "token_mean"])
+def test_two_ranks_on_halves_equal_one_rank_on_the_whole(
+    outcome: Outcome, reduction: str, denominator: str, tmp_path: Path
+) -> None:
+    module = two_ranks.exact_module(loss_reduction=reduction, denominator=denominator)
+    buffer = two_ranks.whole_buffer(module)
+    start = two_ranks.trainable(module)
+    fabric = Fabric(accelerator="cpu", devices=1, precision="64-true")
+    loop = tiny_loop(tmp_path, module, fabric=fabric)
+    loop.set_up()
+    rows = list(range(len(buffer)))
+    weights = two_ranks.filter_rows(loop, module, buffer, rows)
+    whole = two_ranks.update_rows(module, buffer, rows)
+    halves = outcome.tensors(f"halves.{reduction}.{denominator}")
+    # whitening and the mean kept score are over all ranks: what the halves see is what the whole sees
+    advantages = whole.pop("advantage_sums")
+    for rank, half in enumerate(halves):
+        torch.testing.assert_close(half.pop("advantage_sums"), advantages[rank::2], rtol=0, atol=EXACT)
+        torch.testing.assert_close(half.pop("weights"), weights[rank::2], rtol=0, atol=FLOAT32)
+        for name, parameter in whole.items():
+            assert parameter.dtype == torch.float64
+            torch.testing.assert_close(half[name], parameter, rtol=0, atol=EXACT)
+    assert 0 < int((weights > 0).sum()) < len(weights)
+    assert any(not torch.equal(start[name], parameter) for name, parameter in whole.items())
