@@ -81,7 +81,7 @@ def _install(environment: Path) -> None:
         "-m",
         "pip",
         "install",
-        "--quiet",
+        "-qq",  # errors only: an index without hashes or metadata makes it warn about every package
         "--constraint",
         str(REPOSITORY / "constraints.txt"),
     ]

@@ -201,7 +201,7 @@ def _run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
                     _show(progress, task, job)
                     if process.poll() is not None:
                         del running[process]
-                        progress.stop_task(task)
+                        _finish(progress, task)
                         failed += [job] if process.returncode or not job.is_finished() else []
         except KeyboardInterrupt:
             _stop(running)
@@ -247,6 +247,13 @@ def _show(progress: Progress, task: TaskID, job: Job) -> None:
     words = [f"reward {reward:.2f}" if reward is not None else "", f"kept {kept:.0%}" if kept is not None else ""]
     total = last.get("max_iterations")
     progress.update(task, completed=len(lines), total=total, numbers=" ".join(words))
+
+
+def _finish(progress: Progress, task: TaskID) -> None:
+    """Fill a line up; one without iterations, an evaluation, counts as one thing done."""
+    done = next(entry for entry in progress.tasks if entry.id == task)
+    progress.update(task, completed=done.completed or 1, total=done.total or 1)
+    progress.stop_task(task)
 
 
 def _last_line(job: Job) -> str:

@@ -31,6 +31,8 @@ class PPOSettings:
             `token_mean` every token.
         denominator: what divides the policy loss after filtering: `kept` episodes, so that the step keeps its size,
             or `all`, so that it shrinks with the share that is left.
+        steps_after_filtering: `fewer` optimizer steps where episodes were dropped, or the `same` number with smaller
+            minibatches, to compare methods at equal optimizer steps.
         train_value_on_dropped: whether the critic (and the entropy bonus) still learns from episodes of weight zero.
         missing_eos_penalty: taken off the reward of a response that never stopped.
 
@@ -52,6 +54,7 @@ class PPOSettings:
     max_grad_norm: float | None = 1.0
     loss_reduction: Literal["episode_mean", "token_mean"] = "episode_mean"
     denominator: Literal["kept", "all"] = "kept"
+    steps_after_filtering: Literal["fewer", "same"] = "fewer"
     train_value_on_dropped: bool = False
     missing_eos_penalty: float = 0.0
 

@@ -64,7 +64,7 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) ->
     trained = torch.arange(len(plan.weights), device=device)
     if not settings.train_value_on_dropped:
         trained = trained[plan.keep]
-    num_minibatches = all_reduce_max(math.ceil(len(trained) / settings.minibatch_size), device=device)
+    num_minibatches = _num_minibatches(len(trained), of=len(plan.weights), settings=settings, device=device)
     # "all" divides by what was there before filtering, so the step shrinks with the kept share
     shrink = total / kept if settings.denominator == "all" and kept else 1.0
     totals: dict[str, Tensor] = {}
@@ -77,6 +77,12 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) ->
     metrics = _summary(totals, norms)
     metrics["update/tokens_trained"] = float(totals["tokens"]) if totals else 0.0
     return UpdateOutcome(kept_share=kept / total, optimizer_steps=len(norms), metrics=metrics)
+
+
+def _num_minibatches(num_trained: int, *, of: int, settings: PPOSettings, device: torch.device) -> int:
+    """How many every rank goes through in an epoch: what the fullest one needs."""
+    wanted = math.ceil((of if settings.steps_after_filtering == "same" else num_trained) / settings.minibatch_size)
+    return min(all_reduce_max(wanted, device=device), all_reduce_max(num_trained, device=device))
 
 
 def _shuffled(rows: Tensor, num_minibatches: int) -> Iterator[Tensor]:

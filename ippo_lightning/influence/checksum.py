@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.failures import ChecksumError
-from ippo_lightning.influence.per_episode import directional_derivative
+from ippo_lightning.influence.per_episode import directional_derivatives
 
 TOLERANCE = 1e-3
 """Allowed difference as a share of sum |w_i s_i|, where everything is computed in float32 or better."""
@@ -17,7 +17,7 @@ HALF_TOLERANCE = 2e-2
 """The same where bfloat16, float16 or TF32 takes part; rounding alone reaches about 1e-2."""
 
 
-def verify_checksum(losses: Tensor, scores: Tensor, blocks: Sequence[Block], *, is_coarse: bool) -> None:
+def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequence[Block]], *, is_coarse: bool) -> None:
     """Check scores against the gradient of a weighted sum of the losses.
 
     |sum_i w_i s_i - <grad sum_i w_i loss_i, V>| <= tolerance * sum_i |w_i s_i| + rounding
@@ -26,25 +26,29 @@ def verify_checksum(losses: Tensor, scores: Tensor, blocks: Sequence[Block], *, 
     Rounding is 4 eps * sqrt(sum of squared products), which matters only where the scores themselves almost vanish.
 
     Args:
-        losses: one loss an episode, shape [episodes], with a graph to all parameters of `blocks`.
-        scores: shape [episodes].
-        blocks: parameters and their blocks of the direction.
+        losses: one loss an episode, shape [episodes], with a graph to all parameters of the blocks.
+        scores: shape [directions, episodes]; each direction is checked.
+        directions: for each the parameters and their blocks.
         is_coarse: whether half precision or TF32 took part.
 
     Raises:
         ChecksumError: the two differ by more.
     """
     weights = _spread_weights(losses)
-    expected, rounding = directional_derivative(losses, weights, blocks, dtype=scores.dtype)
-    weighted = weights.to(dtype=scores.dtype) * scores
+    expected = directional_derivatives(losses, weights, directions, dtype=scores.dtype)
+    for row, (derivative, rounding) in zip(scores, expected, strict=True):
+        _require_equal(weights.to(dtype=row.dtype) * row, derivative, rounding, is_coarse=is_coarse)
+
+
+def _require_equal(weighted: Tensor, expected: Tensor, rounding: Tensor, *, is_coarse: bool) -> None:
     tolerance = HALF_TOLERANCE if is_coarse else TOLERANCE
     eps = torch.finfo(torch.bfloat16 if is_coarse else torch.float32).eps
     allowed = float(tolerance * weighted.abs().sum() + 4 * eps * rounding)
     difference = float((weighted.sum() - expected).abs())
     if not difference <= allowed:
         raise ChecksumError(
-            f"the scores of {len(scores)} episodes sum to {float(weighted.sum()):.6g} (weighted), plain autograd says "
-            f"{float(expected):.6g}; they differ by {difference:.3g}, allowed is {allowed:.3g}. Likely causes: a "
+            f"the scores of {len(weighted)} episodes sum to {float(weighted.sum()):.6g} (weighted), plain autograd "
+            f"says {float(expected):.6g}; they differ by {difference:.3g}, allowed is {allowed:.3g}. Likely causes: a "
             "module's parameters are used without calling the module (fused kernels, compiled modules, functional "
             "calls); an input is broadcast over the episodes; one episode's loss depends on another's tokens; the "
             "model drew random numbers. method='per_episode' is slow and always right"

@@ -1,8 +1,8 @@
 """One number an episode from a module's input, its output gradient and a direction's block.
 
 Legend: inputs `[episodes, ..., in]`, output_gradient `[episodes, ..., out]`; the axes between (tokens, for one) are
-summed. Gradients of weights are never formed. An output gradient of exactly zero contributes exactly zero, whatever
-stands beside it, so a NaN in padding stays in padding.
+summed (see `Rows`). Gradients of weights are never formed. An output gradient of exactly zero contributes exactly zero,
+whatever stands beside it, so a NaN in padding stays in padding.
 
 Source: Goodfellow 2015, arXiv 1510.01799 (per-example gradients from inputs and output gradients); here contracted with
 a fixed direction instead of with themselves.
@@ -10,11 +10,26 @@ a fixed direction instead of with themselves.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def linear_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Rows:
+    """How products are summed up to one number an episode."""
+
+    keep: int = 1
+    """Leading axes that are not summed: 1, or 2 where a row holds the tokens of several episodes."""
+    careful: bool = True
+    """Whether what has no gradient is left out; without it a NaN there shows in the sum, several times faster."""
+
+
+CAREFUL = Rows()
+
+
+def linear_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -> Tensor:
     """Contract the gradient of a weight stored as `[out, in]`: sum over tokens of g^T V a.
 
     Multiplies on the narrower side first, so that no more than min(out, in) numbers a token are kept.
@@ -24,31 +39,52 @@ def linear_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor) -> Te
         output_gradient: gradient g at the module's output, shape [episodes, ..., out], float.
         block: the direction's block V, shape [out, in], float32 or float64.
 
+        rows: which axes are summed, and how.
+
     Returns:
-        One term an episode, shape [episodes], in the block's dtype.
+        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
     """
     dtype = _matmul_dtype(output_gradient=output_gradient, block=block)
     gradient, values, matrix = output_gradient.to(dtype=dtype), inputs.to(dtype=dtype), block.to(dtype=dtype)
     out_features, in_features = block.shape
     if out_features <= in_features:
-        return _row_dot(gradient=gradient, other=values @ matrix.T, like=block)
-    return _row_dot(gradient=gradient @ matrix, other=values, like=block)
+        return _row_dot(gradient=gradient, other=values @ matrix.T, like=block, rows=rows)
+    return _row_dot(gradient=gradient @ matrix, other=values, like=block, rows=rows)
 
 
-def bias_term(*, output_gradient: Tensor, block: Tensor) -> Tensor:
+def convolution_term(*, output_along: Tensor, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -> Tensor:
+    """Contract the gradient of a convolution's kernel: sum over places of g . (a convolved with V).
+
+    Args:
+        output_along: the input convolved with the direction's block, without bias, shape of `output_gradient`.
+        output_gradient: shape [episodes, channels, ...], float.
+        block: the block, whose dtype the sums have.
+        rows: which axes are summed, and how; axis 1 holds channels and cannot be kept.
+
+    Returns:
+        One term an episode, shape [episodes], in the block's dtype.
+    """
+    return _row_dot(gradient=output_gradient, other=output_along, like=block, rows=rows)
+
+
+def bias_term(*, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -> Tensor:
     """Contract the gradient of a bias: sum over tokens of g . V.
 
     Args:
         output_gradient: shape [episodes, ..., *features], float.
         block: shape [*features], float32 or float64.
 
+        rows: which axes are summed, and how.
+
     Returns:
-        One term an episode, shape [episodes], in the block's dtype.
+        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
     """
-    return _row_dot(gradient=output_gradient, other=block, like=block)
+    return _row_dot(gradient=output_gradient, other=block, like=block, rows=rows)
 
 
-def embedding_term(*, ids: Tensor, output_gradient: Tensor, block: Tensor, padding_index: int | None) -> Tensor:
+def embedding_term(
+    *, ids: Tensor, output_gradient: Tensor, block: Tensor, padding_index: int | None, rows: Rows = CAREFUL
+) -> Tensor:
     """Contract the gradient of an embedding table: sum over tokens of g . V[id].
 
     Args:
@@ -57,16 +93,18 @@ def embedding_term(*, ids: Tensor, output_gradient: Tensor, block: Tensor, paddi
         block: shape [vocab, features], float32 or float64.
         padding_index: the row that torch gives no gradient, where the table has one.
 
+        rows: which axes are summed, and how.
+
     Returns:
-        One term an episode, shape [episodes], in the block's dtype.
+        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
     """
     gradient = output_gradient
     if padding_index is not None:
         gradient = gradient.masked_fill((ids == padding_index).unsqueeze(-1), 0.0)
-    return _row_dot(gradient=gradient, other=torch.nn.functional.embedding(ids, block), like=block)
+    return _row_dot(gradient=gradient, other=torch.nn.functional.embedding(ids, block), like=block, rows=rows)
 
 
-def scale_term(*, normalised: Tensor, output_gradient: Tensor, block: Tensor) -> Tensor:
+def scale_term(*, normalised: Tensor, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -> Tensor:
     """Contract the gradient of a norm's scale: sum over tokens of (g * xhat) . V.
 
     Args:
@@ -74,10 +112,12 @@ def scale_term(*, normalised: Tensor, output_gradient: Tensor, block: Tensor) ->
         output_gradient: shape [episodes, ..., *features], float.
         block: shape [*features], float32 or float64.
 
+        rows: which axes are summed, and how.
+
     Returns:
-        One term an episode, shape [episodes], in the block's dtype.
+        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
     """
-    return _row_dot(gradient=output_gradient, other=normalised.to(dtype=block.dtype) * block, like=block)
+    return _row_dot(gradient=output_gradient, other=normalised.to(dtype=block.dtype) * block, like=block, rows=rows)
 
 
 def layer_normalised(*, inputs: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
@@ -122,7 +162,14 @@ def _matmul_dtype(*, output_gradient: Tensor, block: Tensor) -> torch.dtype:
     return torch.promote_types(output_gradient.dtype, block.dtype)
 
 
-def _row_dot(*, gradient: Tensor, other: Tensor, like: Tensor) -> Tensor:
-    """Multiply, leave out what has no gradient, and sum everything but the first axis in the dtype of `like`."""
-    product = gradient.to(dtype=like.dtype) * other.to(dtype=like.dtype)
-    return product.masked_fill(gradient == 0, 0.0).flatten(start_dim=1).sum(dim=1)
+def _row_dot(*, gradient: Tensor, other: Tensor, like: Tensor, rows: Rows) -> Tensor:
+    """Multiply and sum everything but the leading axes in the dtype of `like`."""
+    left, right = gradient.to(dtype=like.dtype), other.to(dtype=like.dtype)
+    if rows.careful:
+        return _flat((left * right).masked_fill(gradient == 0, 0.0), rows).sum(dim=-1)
+    # forms no product as large as the inputs
+    return torch.linalg.vecdot(_flat(left, rows), _flat(right.expand(left.shape), rows))
+
+
+def _flat(values: Tensor, rows: Rows) -> Tensor:
+    return values.flatten(start_dim=rows.keep) if values.ndim > rows.keep else values.unsqueeze(-1)

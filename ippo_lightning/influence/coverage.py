@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,18 @@ class Block:
 
 
 @dataclass(frozen=True)
+class HookedParameter:
+    """A parameter of a hooked module, and what each direction says about it."""
+
+    name: str
+    """The first of its names in the model."""
+    term: Term
+    """The contraction that accounts for it."""
+    blocks: tuple[Tensor | None, ...]
+    """One a direction; None where that direction is zero on it."""
+
+
+@dataclass(frozen=True)
 class HookedModule:
     """A module whose forward is hooked, and what each of its parameters adds to a score."""
 
@@ -34,8 +46,10 @@ class HookedModule:
     """Path in the model."""
     module: nn.Module
     """Owner of the parameters."""
-    terms: tuple[tuple[Term, Tensor], ...]
-    """Contractions, each with its block of the direction."""
+    parts: tuple[HookedParameter, ...]
+    """Its parameters that some direction is not zero on."""
+    knows_tokens: bool
+    """Whether axis 1 of its output are tokens."""
 
 
 def active_blocks(model: nn.Module, direction: Mapping[str, Tensor]) -> list[Block]:
@@ -68,12 +82,12 @@ def accumulation_dtype(direction: Mapping[str, Tensor]) -> torch.dtype:
     return torch.float64 if has_double else torch.float32
 
 
-def hooked_modules(model: nn.Module, blocks: list[Block]) -> list[HookedModule]:
+def hooked_modules(model: nn.Module, directions: Sequence[Sequence[Block]]) -> list[HookedModule]:
     """Find every module that owns one of the blocks' parameters, with the contractions that account for it.
 
     Args:
         model: any module.
-        blocks: what `active_blocks` returned.
+        directions: for each direction what `active_blocks` returned.
 
     Returns:
         One entry a module; a tied parameter appears in each of its owners.
@@ -81,18 +95,21 @@ def hooked_modules(model: nn.Module, blocks: list[Block]) -> list[HookedModule]:
     Raises:
         CoverageError: an owner is of a kind that the hooks do not know, or was quantised beyond gradients.
     """
-    by_parameter = {id(block.parameter): block for block in blocks}
+    by_parameter = [{id(block.parameter): block for block in blocks} for blocks in directions]
+    names = {key: block.name for blocks in by_parameter for key, block in blocks.items()}
     hooked = []
     for path, module in model.named_modules():
         _refuse_repacked(path, module)
-        owned = [
-            (attribute, by_parameter[id(parameter)])
-            for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-            if id(parameter) in by_parameter
-        ]
-        if owned:
-            terms = tuple((_term_of(path, module, attribute, block), block.direction) for attribute, block in owned)
-            hooked.append(HookedModule(path, module, terms))
+        parts = []
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = names.get(id(parameter))
+            if name is not None:
+                found = [blocks.get(id(parameter)) for blocks in by_parameter]
+                blocks_of_all = tuple(None if block is None else block.direction for block in found)
+                parts.append(HookedParameter(name, _term_of(path, module, attribute, name), blocks_of_all))
+        if parts:
+            kind = kind_of(module)
+            hooked.append(HookedModule(path, module, tuple(parts), kind is not None and kind.knows_tokens))
     return hooked
 
 
@@ -108,11 +125,11 @@ def _check_block(model: nn.Module, trainable: Mapping[str, nn.Parameter], name: 
         raise UserError(f"direction: the block of '{name}' holds NaN or infinity; expected finite numbers")
 
 
-def _term_of(path: str, module: nn.Module, attribute: str, block: Block) -> Term:
+def _term_of(path: str, module: nn.Module, attribute: str, name: str) -> Term:
     kind = kind_of(module)
     if kind is None or attribute not in kind.terms:
         raise CoverageError(
-            f"model: '{block.name}' is trainable but lies in '{path or '(the model itself)'}' of type "
+            f"model: '{name}' is trainable but lies in '{path or '(the model itself)'}' of type "
             f"{type(module).__name__}, as '{attribute}', which the scoring hooks do not cover; freeze it, "
             "or use method='per_episode'"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ippo_lightning.influence.contractions import Rows
 from ippo_lightning.influence.coverage import HookedModule
 from ippo_lightning.influence.failures import CoverageError
+from ippo_lightning.influence.norms import GradientNorms
 from ippo_lightning.influence.surroundings import gradients
 
 
@@ -23,15 +26,30 @@ class HookSession:
 
     Args:
         hooked: modules and their contractions.
+        num_directions: how many directions the blocks belong to.
+        with_norms: whether the lengths of the episodes' gradients are wanted, too.
         dtype: float32 or float64, of the sums.
     """
 
-    def __init__(self, hooked: Sequence[HookedModule], *, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        hooked: Sequence[HookedModule],
+        *,
+        num_directions: int = 1,
+        with_norms: bool = False,
+        dtype: torch.dtype,
+    ) -> None:
         self.saw_half_precision = False
+        self.careful = False
+        """Whether a NaN where no gradient flows is left out of the sums, which takes time."""
         self._hooked = hooked
+        self._num_directions = num_directions
         self._dtype = dtype
         self._handles: list[RemovableHandle] = []
-        self._scores: Tensor | None = None
+        self.with_norms = with_norms
+        self._tally: Tally | None = None
+        self._norms: GradientNorms | None = None
+        self._num_uses: Counter[str] = Counter()
         # Every hooked output hangs on this leaf, so one torch.autograd.grad towards it visits them all, and touches no
         # `.grad` of any parameter. It also lets gradients begin at an output whose inputs are all frozen.
         self._anchor = torch.zeros((), requires_grad=True)
@@ -49,55 +67,114 @@ class HookSession:
         while self._handles:
             self._handles.pop().remove()
 
-    def score(self, losses: Tensor, *, keep_graph: bool) -> Tensor:
-        """Walk back from the losses and sum every module's contribution.
+    def score(self, losses: Tensor, *, segments: Tensor | None = None, keep_graph: bool) -> dict[str, Tensor]:
+        """Walk back from the losses and sum what each parameter contributes.
 
         Args:
             losses: one loss an episode, shape [episodes], from a forward made while the session was open.
+            segments: the episode of each token, shape [rows, tokens], int64, below 0 for none; None where each row is
+                an episode.
             keep_graph: whether the graph will be walked again.
 
         Returns:
-            Scores, shape [episodes], in the session's dtype.
+            Name of a parameter to its part of the scores, shape [directions, episodes], in the session's dtype.
 
         Raises:
-            CoverageError: a module ran on another number of rows than there are episodes.
+            CoverageError: a module's rows cannot be told apart by episode.
         """
-        scores = torch.zeros(losses.shape, dtype=self._dtype, device=losses.device)
+        self._norms = GradientNorms(self.zeros(losses)[0], num_uses=self._num_uses) if self.with_norms else None
         if not losses.requires_grad:
-            return scores
-        self._scores = scores
+            return {}
+        rows = Rows(keep=1 if segments is None else 2, careful=self.careful)
+        self._tally = tally = Tally(self.zeros(losses), segments=segments, rows=rows)
         try:
             gradients(losses, [self._anchor], torch.ones_like(losses), keep_graph=keep_graph)
         finally:
-            self._scores = None
-        return scores
+            self._tally = None
+            self._num_uses = Counter()
+        return tally.parts
+
+    def zeros(self, losses: Tensor) -> Tensor:
+        """Return scores of zero for these episodes, shape [directions, episodes]."""
+        return torch.zeros((self._num_directions, len(losses)), dtype=self._dtype, device=losses.device)
+
+    def norms(self) -> Tensor:
+        """Return the lengths of the gradients behind the last scores, shape [episodes]; needs `with_norms`."""
+        assert self._norms is not None, "with_norms was not asked for, or nothing was scored"
+        return self._norms.norms()
 
     def receive(self, entry: HookedModule, inputs: Tensor, gradient: Tensor) -> None:
         """Add what one call of one module contributes; a backward that is not scoring passes through."""
-        if self._scores is None:
+        if self._tally is None:
             return
-        episodes = self._scores.shape[0]
-        if gradient.shape[0] != episodes:
-            raise CoverageError(
-                f"model: '{entry.name}' ran on a batch of {gradient.shape[0]} while there are {episodes} episodes, so "
-                "its gradient cannot be split among them; give every episode its own row (for position embeddings, "
-                "pass position_ids for each episode), or use method='per_episode'"
-            )
         halves = (torch.float16, torch.bfloat16)
         self.saw_half_precision |= gradient.dtype in halves or inputs.dtype in halves
-        for term, block in entry.terms:
-            contribution = term(entry.module, inputs, gradient, block)
-            self._scores += contribution.to(device=self._scores.device)
+        self._tally.add(entry, inputs, gradient)
+        if self._norms is not None:
+            self._norms.add(entry, inputs, gradient)
 
     def _hook_for(self, entry: HookedModule) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
             # No gradient will come back from a reference pass or from a reentrant checkpoint's first pass.
             if not torch.is_grad_enabled():
                 return None
+            self._num_uses.update(part.name for part in entry.parts)
             inputs = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
             return _Watch.apply(output, inputs.detach(), self._anchor, self, entry)
 
         return hook
+
+
+class Tally:
+    """The sums of one batch, by parameter.
+
+    Args:
+        zeros: where sums begin, shape [directions, episodes].
+        segments: see `HookSession.score`.
+        rows: how products are summed.
+    """
+
+    def __init__(self, zeros: Tensor, *, segments: Tensor | None, rows: Rows) -> None:
+        self.parts: dict[str, Tensor] = {}
+        self._zeros = zeros
+        self._segments = segments
+        self._rows = rows
+
+    def add(self, entry: HookedModule, inputs: Tensor, gradient: Tensor) -> None:
+        """Contract what passed through one call of a module with each of its parameters' blocks.
+
+        Raises:
+            CoverageError: its rows cannot be told apart by episode.
+        """
+        self._check_rows(entry, gradient)
+        for part in entry.parts:
+            total = self.parts.setdefault(part.name, self._zeros.clone())
+            for number, block in enumerate(part.blocks):
+                if block is not None:
+                    terms = part.term(entry.module, inputs, gradient, block, rows=self._rows)
+                    total[number] += self._by_episode(terms.to(device=total.device))
+
+    def _by_episode(self, terms: Tensor) -> Tensor:
+        if self._segments is None:
+            return terms
+        counts = self._segments >= 0
+        ids = self._segments[counts].to(device=terms.device)
+        return self._zeros[0].index_add(0, ids, terms[counts.to(device=terms.device)])
+
+    def _check_rows(self, entry: HookedModule, gradient: Tensor) -> None:
+        episodes = self._zeros.shape[1]
+        if self._segments is None:
+            fits, held, ran = gradient.shape[0] == episodes, f"{episodes} episodes", str(gradient.shape[0])
+        else:
+            shape = tuple(self._segments.shape)
+            fits = entry.knows_tokens and tuple(gradient.shape[:2]) == shape
+            held, ran = f"segments of shape {list(shape)}", f"shape {list(gradient.shape)}"
+        if not fits:
+            raise CoverageError(
+                f"model: '{entry.name}' ran on a batch of {ran} while there are {held}, so its gradient cannot be "
+                "split among them; give every episode its own row (for position embeddings, pass position_ids for "
+                "each episode), or use method='per_episode'"
+            )
 
 
 class _Watch(torch.autograd.Function):

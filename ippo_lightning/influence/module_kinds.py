@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ippo_lightning.influence.contractions import (
+    Rows,
     bias_term,
+    convolution_term,
     embedding_term,
     layer_normalised,
     linear_term,
@@ -18,8 +20,12 @@ from ippo_lightning.influence.contractions import (
     scale_term,
 )
 
-Term = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-"""(module, its input, gradient at its output, the direction's block) -> one number an episode."""
+
+class Term(Protocol):
+    """One parameter's share of the scores, from what passed through its module."""
+
+    def __call__(self, module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
+        """Contract input and output gradient with the direction's block; `rows` says how it is summed."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class ModuleKind:
     """Whether a module belongs to the family; must be False for look-alikes with another forward."""
     terms: Mapping[str, Term]
     """Attribute name of a parameter to its contraction."""
+    knows_tokens: bool = True
+    """Whether axis 1 of its output are tokens, so that a row may hold several episodes."""
 
 
 def kind_of(module: nn.Module) -> ModuleKind | None:
@@ -43,6 +51,14 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module.weight, "ndim", 0) == 2
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return any(_keeps_forward_of(module, base) for base in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+
+
+def _is_group_norm(module: nn.Module) -> bool:
+    return _keeps_forward_of(module, nn.GroupNorm)
 
 
 def _is_embedding(module: nn.Module) -> bool:
@@ -66,33 +82,57 @@ def _keeps_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
     return isinstance(module, base) and type(module).forward is base.forward
 
 
-def _linear_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
-    return linear_term(inputs=inputs, output_gradient=gradient, block=block)
+def _linear_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
+    return linear_term(inputs=inputs, output_gradient=gradient, block=block, rows=rows)
 
 
-def _conv1d_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
-    return linear_term(inputs=inputs, output_gradient=gradient, block=block.T)
+def _conv1d_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
+    return linear_term(inputs=inputs, output_gradient=gradient, block=block.T, rows=rows)
 
 
-def _bias(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
-    return bias_term(output_gradient=gradient, block=block)
+def _convolution_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    with torch.no_grad():
+        along = module._conv_forward(inputs.to(dtype=block.dtype), block, None)
+    return convolution_term(output_along=along, output_gradient=gradient, block=block, rows=rows)
 
 
-def _embedding_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+def _channel_bias(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
+    return bias_term(output_gradient=gradient, block=_by_channel(block, gradient), rows=rows)
+
+
+def _group_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
+    assert isinstance(module, nn.GroupNorm)
+    normalised = torch.nn.functional.group_norm(inputs, module.num_groups, eps=module.eps)
+    return scale_term(normalised=normalised, output_gradient=gradient, block=_by_channel(block, gradient), rows=rows)
+
+
+def _by_channel(block: Tensor, gradient: Tensor) -> Tensor:
+    # [channels] to [channels, 1, ...]: images hold their channels before the axes of space
+    return block.reshape(-1, *(1 for _ in range(gradient.ndim - 2)))
+
+
+def _bias(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
+    return bias_term(output_gradient=gradient, block=block, rows=rows)
+
+
+def _embedding_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
     assert isinstance(module, nn.Embedding)
     scale = getattr(module, "embed_scale", None)
     if scale is not None:
         gradient = gradient * torch.as_tensor(scale, device=gradient.device).to(dtype=module.weight.dtype)
-    return embedding_term(ids=inputs, output_gradient=gradient, block=block, padding_index=module.padding_idx)
+    return embedding_term(
+        ids=inputs, output_gradient=gradient, block=block, padding_index=module.padding_idx, rows=rows
+    )
 
 
-def _layer_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+def _layer_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
     assert isinstance(module, nn.LayerNorm)
     normalised = layer_normalised(inputs=inputs, dims=_feature_dims(block), eps=module.eps)
-    return scale_term(normalised=normalised, output_gradient=gradient, block=block)
+    return scale_term(normalised=normalised, output_gradient=gradient, block=block, rows=rows)
 
 
-def _rms_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor) -> Tensor:
+def _rms_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
     if isinstance(module, nn.RMSNorm):
         eps: Any = torch.finfo(inputs.dtype).eps if module.eps is None else module.eps
         values = inputs.to(dtype=torch.promote_types(inputs.dtype, torch.float32))
@@ -101,7 +141,7 @@ def _rms_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block:
         eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
         values = inputs.to(dtype=torch.float32)
     normalised = rms_normalised(inputs=values, dims=_feature_dims(block), eps=float(eps))
-    return scale_term(normalised=normalised, output_gradient=gradient, block=block)
+    return scale_term(normalised=normalised, output_gradient=gradient, block=block, rows=rows)
 
 
 def _feature_dims(block: Tensor) -> tuple[int, ...]:
@@ -111,6 +151,10 @@ def _feature_dims(block: Tensor) -> tuple[int, ...]:
 _KINDS = (
     ModuleKind(matches=_is_linear, terms={"weight": _linear_weight, "bias": _bias}),
     ModuleKind(matches=_is_conv1d, terms={"weight": _conv1d_weight, "bias": _bias}),
+    ModuleKind(
+        matches=_is_convolution, terms={"weight": _convolution_weight, "bias": _channel_bias}, knows_tokens=False
+    ),
+    ModuleKind(matches=_is_group_norm, terms={"weight": _group_norm_weight, "bias": _channel_bias}, knows_tokens=False),
     ModuleKind(matches=_is_embedding, terms={"weight": _embedding_weight}),
     ModuleKind(matches=_is_layer_norm, terms={"weight": _layer_norm_weight, "bias": _bias}),
     ModuleKind(matches=_is_rms_norm, terms={"weight": _rms_norm_weight}),

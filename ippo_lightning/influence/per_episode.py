@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,11 +24,29 @@ def per_episode_scores(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.
     Returns:
         Scores, shape [episodes].
     """
-    scores = [
-        directional_derivative(losses, torch.nn.functional.one_hot(row, len(losses)).to(losses), blocks, dtype=dtype)[0]
-        for row in torch.arange(len(losses), device=losses.device)
-    ]
+    scores = [directional_derivative(losses, row, blocks, dtype=dtype)[0] for row in _one_at_a_time(losses)]
     return torch.stack(scores) if scores else torch.zeros(0, dtype=dtype, device=losses.device)
+
+
+def per_episode_norms(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.dtype) -> Tensor:
+    """Take each episode's gradient in turn and its length over the direction's parameters.
+
+    Args:
+        losses: one loss an episode, shape [episodes], with a graph.
+        blocks: parameters that count; their directions do not.
+        dtype: float32 or float64, of the sums.
+
+    Returns:
+        Lengths, shape [episodes].
+    """
+    norms = torch.zeros(len(losses), dtype=dtype, device=losses.device)
+    if not losses.requires_grad or not blocks:
+        return norms
+    parameters = [block.parameter for block in blocks]
+    for number, row in enumerate(_one_at_a_time(losses)):
+        found = gradients(losses, parameters, row, keep_graph=True)
+        norms[number] = sum(float(part.to(dtype=dtype).square().sum()) for part in found if part is not None) ** 0.5
+    return norms
 
 
 def directional_derivative(
@@ -46,14 +64,42 @@ def directional_derivative(
         <grad of sum of weights * losses, direction>, and the root of the sum of the squared products, which measures
         how far rounding alone can move the first; both 0-dim.
     """
-    total = torch.zeros((), dtype=dtype, device=losses.device)
-    squares = torch.zeros((), dtype=dtype, device=losses.device)
-    if not losses.requires_grad or not blocks:
-        return total, squares
-    parameters = [block.parameter for block in blocks]
-    for block, gradient in zip(blocks, gradients(losses, parameters, weights, keep_graph=True), strict=True):
-        if gradient is not None:
-            product = gradient.to(dtype=dtype) * block.direction
-            total = total + product.sum().to(device=total.device)
-            squares = squares + product.square().sum().to(device=total.device)
-    return total, squares.sqrt()
+    return directional_derivatives(losses, weights, [blocks], dtype=dtype)[0]
+
+
+def directional_derivatives(
+    losses: Tensor, weights: Tensor, directions: Sequence[Sequence[Block]], *, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """Do for several directions what `directional_derivative` does for one, with a single backward.
+
+    Args:
+        losses: see there.
+        weights: see there.
+        directions: for each its blocks.
+        dtype: see there.
+
+    Returns:
+        For each direction what `directional_derivative` returns.
+    """
+    zero = torch.zeros((), dtype=dtype, device=losses.device)
+    parameters = {block.name: block.parameter for blocks in directions for block in blocks}
+    if not losses.requires_grad or not parameters:
+        return [(zero, zero)] * len(directions)
+    found = gradients(losses, list(parameters.values()), weights, keep_graph=True)
+    by_name = dict(zip(parameters, found, strict=True))
+    results = []
+    for blocks in directions:
+        total, squares = zero, zero
+        for block in blocks:
+            gradient = by_name[block.name]
+            if gradient is not None:
+                product = gradient.to(dtype=dtype) * block.direction
+                total = total + product.sum().to(device=total.device)
+                squares = squares + product.square().sum().to(device=total.device)
+        results.append((total, squares.sqrt()))
+    return results
+
+
+def _one_at_a_time(losses: Tensor) -> Iterator[Tensor]:
+    for row in torch.arange(len(losses), device=losses.device):
+        yield torch.nn.functional.one_hot(row, len(losses)).to(losses)

@@ -1,34 +1,47 @@
-"""Score episodes against a fixed direction: the front door, and everything it refuses to return."""
+"""Score episodes against fixed directions: the front door."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Literal, TypeVar, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence.checksum import verify_checksum
-from ippo_lightning.influence.coverage import Block, accumulation_dtype, active_blocks, hooked_modules
-from ippo_lightning.influence.failures import NonFiniteScoreError
-from ippo_lightning.influence.hooks import HookSession
-from ippo_lightning.influence.per_episode import per_episode_scores
-from ippo_lightning.influence.surroundings import frozen, trainable_parameters, undisturbed
+from ippo_lightning.influence.coverage import Block, accumulation_dtype, active_blocks
+from ippo_lightning.influence.hook_scores import scores_by_hooks
+from ippo_lightning.influence.per_episode import per_episode_norms, per_episode_scores
+from ippo_lightning.influence.refusals import checked_losses, require_finite_scores
+from ippo_lightning.influence.surroundings import undisturbed
 
-Method = Literal["hooks", "per_episode"]
+Method = Literal["hooks", "forward", "finite_difference", "per_episode"]
+Normalisation = Literal["none", "cosine", "length"]
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
+Direction = Mapping[str, Tensor]
+
+
+class EpisodeScores(NamedTuple):
+    """Scores and what they are made of."""
+
+    scores: Tensor
+    """Shape [directions, episodes]."""
+    by_parameter: dict[str, Tensor]
+    """Parameter name to its part of the scores before they are normalised, shape [directions, episodes]; by "hooks"."""
 
 
 def influence_scores(
     model: Model,
     episode_losses: Callable[[Model, Batch], Tensor],
     batches: Iterable[Batch],
-    direction: Mapping[str, Tensor],
+    direction: Direction | Sequence[Direction],
     *,
     method: Method = "hooks",
+    normalise: Normalisation = "none",
+    lengths: Callable[[Batch], Tensor] | None = None,
+    segments: Callable[[Batch], Tensor] | None = None,
+    known_losses: Callable[[Batch], Tensor] | None = None,
     checksum_batches: int | None = 1,
 ) -> Tensor:
     """Score every episode by the inner product of its loss gradient with a direction.
@@ -45,96 +58,284 @@ def influence_scores(
         episode_losses: called with the model and a batch; returns one loss an episode, shape [episodes], float, with
             its graph. A loss must mean the same for every episode: no mean over the batch.
         batches: micro-batches of episodes, in the order that the scores shall have.
-        direction: parameter name to block, as `target_gradient` returns it. Trainable parameters without a block, or
-            with a zero block, do not count.
+        direction: parameter name to block, as `target_gradient` returns it, or several of them. Trainable parameters
+            without a block, or with a zero block, do not count.
         method: "hooks" is one backward a batch for the modules of language models (linear layers, adapters,
-            embeddings, norms); "per_episode" is one backward an episode for anything.
-        checksum_batches: how many micro-batches, from the first, "hooks" compares with plain autograd; at least 1, and
-            None or -1 for all.
+            embeddings, norms, convolutions); "forward" is one forward-mode pass for anything whose kernels have a
+            forward derivative; "finite_difference" is two forwards, or one with `known_losses`, in float32 or better;
+            "per_episode" is one backward an episode for anything. Several directions cost "hooks" little, the first
+            two a pass each.
+        normalise: "cosine" divides by the lengths of both gradients, over the parameters that count ("hooks" and
+            "per_episode"); "length" divides by `lengths`.
+        lengths: the episodes' token counts, shape [episodes], for normalise="length".
+        segments: the episode of each token where rows hold several episodes, shape [rows, tokens], int64, counted from
+            0 in each batch, below 0 for none. For "hooks"; the others need no such hint.
+        known_losses: the losses at the present parameters, shape [episodes], which save "finite_difference" a forward.
+        checksum_batches: how many micro-batches, from the first, "hooks" and "forward" compare with plain autograd; at
+            least 1, and None or -1 for all.
 
     Returns:
-        Scores, shape [episodes] over all batches, float32, or float64 if any block of `direction` is.
+        Scores, shape [episodes] over all batches, or [directions, episodes] for a sequence of directions; float32, or
+        float64 if any block of a direction is.
 
     Raises:
-        UserError: a wrong argument, or losses of a wrong shape.
+        UserError: a wrong argument, losses of a wrong shape, or a model that the method would get wrong.
         CoverageError: "hooks" cannot account for a parameter, which is named.
         NonFiniteScoreError: some scores are NaN or infinite; their positions are named.
-        ChecksumError: "hooks" disagrees with plain autograd.
+        ChecksumError: the scores disagree with plain autograd.
     """
-    if method not in get_args(Method):
-        raise UserError(f"method: got '{method}', expected one of {', '.join(get_args(Method))}")
-    if checksum_batches is not None and checksum_batches != -1 and checksum_batches < 1:
-        raise UserError(f"checksum_batches: got {checksum_batches}, expected at least 1, or None or -1 for all")
-    blocks = active_blocks(model, direction)
-    dtype = accumulation_dtype(direction)
-    with undisturbed(model):
-        if method == "per_episode":
-            parts = _by_backward(model, episode_losses, batches, blocks, dtype)
-        else:
-            unlimited = checksum_batches is None or checksum_batches == -1
-            parts = _by_hooks(model, episode_losses, batches, blocks, dtype, None if unlimited else checksum_batches)
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
+    directions = [direction] if isinstance(direction, Mapping) else list(direction)
+    result = score_episodes(
+        model,
+        episode_losses,
+        batches,
+        directions,
+        method=method,
+        normalise=normalise,
+        lengths=lengths,
+        segments=segments,
+        known_losses=known_losses,
+        checksum_batches=checksum_batches,
+    )
+    return result.scores[0] if isinstance(direction, Mapping) else result.scores
 
 
-def _by_backward(
+def score_episodes(
     model: Model,
     episode_losses: Callable[[Model, Batch], Tensor],
     batches: Iterable[Batch],
-    blocks: Sequence[Block],
-    dtype: torch.dtype,
+    directions: Sequence[Direction],
+    *,
+    method: Method = "hooks",
+    normalise: Normalisation = "none",
+    lengths: Callable[[Batch], Tensor] | None = None,
+    segments: Callable[[Batch], Tensor] | None = None,
+    known_losses: Callable[[Batch], Tensor] | None = None,
+    checksum_batches: int | None = 1,
+) -> EpisodeScores:
+    """Do what `influence_scores` does for several directions, and split the scores by parameter ("hooks").
+
+    Args:
+        model: as in `influence_scores`, and so are the others.
+        episode_losses: see there.
+        batches: see there.
+        directions: at least one.
+        method: see there.
+        normalise: see there.
+        lengths: see there.
+        segments: see there.
+        known_losses: see there.
+        checksum_batches: see there.
+
+    Returns:
+        Scores, and their parts.
+
+    Raises:
+        UserError: as in `influence_scores`, and the other errors named there.
+    """
+    _check_options(method, normalise, lengths, checksum_batches, num_directions=len(directions))
+    blocks = [active_blocks(model, entry) for entry in directions]
+    dtype = max((accumulation_dtype(entry) for entry in directions), key=lambda kind: torch.finfo(kind).bits)
+    has_norms = normalise == "cosine"
+    noted: list[Tensor] = []
+    checked = None if checksum_batches is None or checksum_batches == -1 else checksum_batches
+    with undisturbed(model):
+        if method == "hooks":
+            noting = _noting(batches, lengths, noted)
+            scores, parts, norms = _by_hooks(
+                model, episode_losses, noting, blocks, segments, checked, with_norms=has_norms, dtype=dtype
+            )
+        else:
+            kept = list(_noting(batches, lengths, noted))
+            rows = [_by_method(method, model, episode_losses, kept, b, known_losses, checked, dtype) for b in blocks]
+            scores, parts = torch.stack(rows), dict[str, Tensor]()
+            norms = _plain_norms(model, episode_losses, kept, blocks[0], dtype) if has_norms else None
+    if norms is not None:
+        scores = _cosines(scores, norms, blocks)
+    elif normalise == "length":
+        scores = scores / torch.cat(noted).to(scores).clamp(min=1)
+    return EpisodeScores(scores, parts)
+
+
+def token_scores(
+    model: Model,
+    token_losses: Callable[[Model, Batch], Tensor],
+    batches: Iterable[Batch],
+    direction: Direction,
+    *,
+    method: Literal["forward", "finite_difference"] = "forward",
+    known_losses: Callable[[Batch], Tensor] | None = None,
+    checksum_batches: int | None = 1,
 ) -> list[Tensor]:
-    parts: list[Tensor] = []
-    for batch in batches:
-        losses = _checked_losses(episode_losses(model, batch))
-        parts.append(_checked_scores(per_episode_scores(losses, blocks, dtype=dtype), parts))
+    """Score every term of the episodes' losses; the terms of an episode sum to its score.
+
+    s_it = derivative of loss term t of episode i along the direction. This splits the score by what is predicted; sums
+    over positions inside a backward ("hooks") would split it by where a gradient passes, which is something else.
+
+    Args:
+        model: as in `influence_scores`.
+        token_losses: called with the model and a batch; returns the terms, shape [episodes, tokens], float, whose sum
+            over tokens is the episode's loss.
+        batches: as in `influence_scores`.
+        direction: as in `influence_scores`.
+        method: see `influence_scores`.
+        known_losses: the terms at the present parameters, shape [episodes, tokens].
+        checksum_batches: see `influence_scores`.
+
+    Returns:
+        One tensor [episodes, tokens] a batch, in float32, or float64 if any block of the direction is.
+
+    Raises:
+        UserError: as in `influence_scores`.
+        NonFiniteScoreError: some scores are NaN or infinite.
+        ChecksumError: the scores disagree with plain autograd.
+    """
+    if method not in ("forward", "finite_difference"):
+        raise UserError(f"method: got '{method}', expected forward or finite_difference for scores of tokens")
+    blocks, dtype = active_blocks(model, direction), accumulation_dtype(direction)
+    checked = None if checksum_batches is None or checksum_batches == -1 else checksum_batches
+    with undisturbed(model):
+        parts = _derivatives(
+            method, model, token_losses, list(batches), blocks, known_losses, checked, dtype, ("episodes", "tokens")
+        )
+    first = 0
+    for part in parts:
+        require_finite_scores(part.sum(dim=1), first=first)
+        first += len(part)
     return parts
+
+
+def _check_options(
+    method: str, normalise: str, lengths: object, checksum_batches: int | None, *, num_directions: int
+) -> None:
+    if method not in get_args(Method):
+        raise UserError(f"method: got '{method}', expected one of {', '.join(get_args(Method))}")
+    if normalise not in get_args(Normalisation):
+        raise UserError(f"normalise: got '{normalise}', expected one of {', '.join(get_args(Normalisation))}")
+    if normalise == "length" and lengths is None:
+        raise UserError("lengths: got None, expected a function of a batch for normalise='length'")
+    if normalise == "cosine" and method not in ("hooks", "per_episode"):
+        raise UserError(f"normalise: 'cosine' needs the episodes' gradients, which method='{method}' never has")
+    if checksum_batches is not None and checksum_batches != -1 and checksum_batches < 1:
+        raise UserError(f"checksum_batches: got {checksum_batches}, expected at least 1, or None or -1 for all")
+    if num_directions == 0:
+        raise UserError("direction: got an empty sequence, expected at least one direction")
+
+
+def _noting(
+    batches: Iterable[Batch], lengths: Callable[[Batch], Tensor] | None, noted: list[Tensor]
+) -> Iterator[Batch]:
+    for batch in batches:
+        if lengths is not None:
+            noted.append(lengths(batch))
+        yield batch
 
 
 def _by_hooks(
     model: Model,
     episode_losses: Callable[[Model, Batch], Tensor],
     batches: Iterable[Batch],
-    blocks: list[Block],
+    blocks: Sequence[list[Block]],
+    segments: Callable[[Batch], Tensor] | None,
+    checked: int | None,
+    *,
+    with_norms: bool,
     dtype: torch.dtype,
-    checksum_batches: int | None,
+) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    results = list(
+        scores_by_hooks(
+            model,
+            episode_losses,
+            batches,
+            blocks,
+            segments=segments,
+            checksum_batches=checked,
+            with_norms=with_norms,
+            dtype=dtype,
+        )
+    )
+    if not results:
+        return torch.zeros(len(blocks), 0, dtype=dtype), {}, torch.zeros(0, dtype=dtype) if with_norms else None
+    names = {block.name: None for entry in blocks for block in entry}
+    parts = {
+        name: torch.cat([result.by_parameter.get(name, torch.zeros_like(result.total)) for result in results], dim=1)
+        for name in names
+    }
+    norms = [result.norms for result in results if result.norms is not None]
+    return torch.cat([result.total for result in results], dim=1), parts, torch.cat(norms) if norms else None
+
+
+def _by_method(
+    method: Method,
+    model: Model,
+    episode_losses: Callable[[Model, Batch], Tensor],
+    batches: Sequence[Batch],
+    blocks: list[Block],
+    known_losses: Callable[[Batch], Tensor] | None,
+    checked: int | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Score along one direction, shape [episodes]."""
+    if method == "per_episode":
+        losses = (checked_losses(episode_losses(model, batch)) for batch in batches)
+        parts = [per_episode_scores(row, blocks, dtype=dtype) for row in losses]
+    else:
+        parts = _derivatives(
+            method, model, episode_losses, batches, blocks, known_losses, checked, dtype, ("episodes",)
+        )
+    first = 0
+    for part in parts:
+        require_finite_scores(part, first=first)
+        first += len(part)
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
+
+
+def _derivatives(
+    method: str,
+    model: Model,
+    losses: Callable[[Model, Batch], Tensor],
+    batches: Sequence[Batch],
+    blocks: list[Block],
+    known_losses: Callable[[Batch], Tensor] | None,
+    checked: int | None,
+    dtype: torch.dtype,
+    axes: tuple[str, ...],
 ) -> list[Tensor]:
-    trainable = list(trainable_parameters(model).values())
-    session = HookSession(hooked_modules(model, blocks), dtype=dtype)
-    parts: list[Tensor] = []
-    with session:
-        for number, batch in enumerate(batches):
-            has_checksum = checksum_batches is None or number < checksum_batches
-            # Gradients of weights are a third of a full backward; only the checksum needs them.
-            with nullcontext() if has_checksum else frozen(trainable):
-                losses = _checked_losses(episode_losses(model, batch))
-                scores = _checked_scores(session.score(losses, keep_graph=has_checksum), parts)
-                if has_checksum:
-                    is_coarse = session.saw_half_precision or torch.get_float32_matmul_precision() != "highest"
-                    verify_checksum(losses, scores, blocks, is_coarse=is_coarse)
-                del losses
-            parts.append(scores)
+    """Differentiate whatever shape of losses along one direction, without a backward."""
+    from ippo_lightning.influence.finite_difference import difference_scores
+    from ippo_lightning.influence.forward import forward_derivative, verify_forward
+
+    def function(of: Model, batch: Batch) -> Tensor:
+        return checked_losses(losses(of, batch), axes=axes)
+
+    if method == "finite_difference":
+        known = None if known_losses is None else [known_losses(batch) for batch in batches]
+        return difference_scores(model, function, batches, blocks, known=known, step=None, dtype=dtype)
+    parts = []
+    for number, batch in enumerate(batches):
+        _, derivative = forward_derivative(model, function, batch, blocks, dtype=dtype)
+        if checked is None or number < checked:
+            verify_forward(model, function, batch, blocks, derivative)
+        parts.append(derivative)
     return parts
 
 
-def _checked_losses(losses: Tensor) -> Tensor:
-    if not isinstance(losses, Tensor):
-        raise UserError(f"episode_losses: returned {type(losses).__name__}, expected a tensor of one loss an episode")
-    if losses.ndim != 1 or not losses.is_floating_point():
-        shape = tuple(losses.shape)
-        raise UserError(
-            f"episode_losses: returned shape {shape} of {losses.dtype}, expected [episodes], floating point"
-        )
-    return losses
+def _plain_norms(
+    model: Model,
+    episode_losses: Callable[[Model, Batch], Tensor],
+    batches: Sequence[Batch],
+    blocks: Sequence[Block],
+    dtype: torch.dtype,
+) -> Tensor:
+    parts = [per_episode_norms(episode_losses(model, batch), blocks, dtype=dtype) for batch in batches]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
 
 
-def _checked_scores(scores: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-    bad = (~torch.isfinite(scores)).nonzero().flatten()
-    if bad.numel():
-        first = sum(len(part) for part in earlier)
-        positions = ", ".join(str(first + position) for position in bad[:10].tolist())
-        more = f" and {bad.numel() - 10} more" if bad.numel() > 10 else ""
-        raise NonFiniteScoreError(
-            f"episode_losses: the scores of episodes {positions}{more} are NaN or infinite; expected finite losses "
-            "with finite gradients"
-        )
-    return scores
+def _cosines(scores: Tensor, norms: Tensor, blocks: Sequence[Sequence[Block]]) -> Tensor:
+    """Divide by the lengths of both gradients; an episode without any gradient scores 0."""
+    if len({tuple(block.name for block in entry) for entry in blocks}) > 1:
+        raise UserError("normalise: 'cosine' along several directions needs them to be zero on the same parameters")
+    squares = [sum(float(block.direction.double().square().sum()) for block in entry) for entry in blocks]
+    length = torch.tensor(squares, dtype=scores.dtype, device=scores.device).sqrt()
+    product = norms.to(scores) * length[:, None]
+    return torch.where(product > 0, scores / product.clamp(min=torch.finfo(scores.dtype).tiny), 0.0)

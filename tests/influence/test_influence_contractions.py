@@ -10,7 +10,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from ippo_lightning.influence.contractions import bias_term, embedding_term, linear_term, scale_term
+from ippo_lightning.influence.contractions import Rows, bias_term, embedding_term, linear_term, scale_term
 from ippo_lightning.influence.module_kinds import kind_of
 
 EXACT = 1e-12  # float64, sums of fewer than a hundred products
@@ -37,6 +37,10 @@ CASES = [
     (lambda: BartScaledWordEmbedding(7, 3, 1, embed_scale=3.0), ids(5, 6)),
     (lambda: nn.LayerNorm(4, eps=0.1), features(5, 6, 4)),
     (lambda: nn.LayerNorm((6, 4)), features(5, 2, 6, 4)),
+    (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), features(5, 4, 7, 8)),
+    (lambda: nn.Conv2d(2, 3, (1, 3), padding=1, padding_mode="circular", bias=False), features(5, 2, 4, 5)),
+    (lambda: nn.Conv1d(3, 2, 2, dilation=2), features(5, 3, 9)),
+    (lambda: nn.GroupNorm(2, 4, eps=0.1), features(5, 4, 3, 2)),
     (lambda: nn.RMSNorm(4), features(5, 6, 4)),
     (lambda: nn.RMSNorm(4, eps=0.1), features(5, 6, 4)),
     (lambda: LlamaRMSNorm(4, eps=0.1), features(5, 6, 4)),
@@ -58,14 +62,30 @@ def test_a_contraction_is_the_inner_product_with_the_gradient_autograd_forms(bui
             output = module(inputs[row : row + 1])
             (gradient,) = torch.autograd.grad(output, parameter, output_gradient[row : row + 1])
             expected.append((gradient * block).sum())
-        actual = kind.terms[name](module, inputs, output_gradient, block)
-        torch.testing.assert_close(actual, torch.stack(expected), rtol=tolerance, atol=tolerance)
+        for rows in (Rows(careful=True), Rows(careful=False)):
+            actual = kind.terms[name](module, inputs, output_gradient, block, rows=rows)
+            torch.testing.assert_close(actual, torch.stack(expected), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_kept_tokens_sum_to_the_episode(careful: bool) -> None:
+    module, inputs, gradient = nn.Linear(4, 3).double(), features(2, 5, 4), features(2, 5, 3, seed=2)
+    kind = kind_of(module)
+    assert kind is not None
+    for name, parameter in module.named_parameters():
+        block = features(*parameter.shape, seed=3)
+        by_token, by_row = (
+            kind.terms[name](module, inputs, gradient, block, rows=Rows(keep=keep, careful=careful)) for keep in (2, 1)
+        )
+        assert by_token.shape == (2, 5)
+        torch.testing.assert_close(by_token.sum(dim=1), by_row, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Conv2d(1, 1, 1),
+        nn.ConvTranspose2d(1, 1, 1),
+        nn.InstanceNorm1d(3, affine=True),
         nn.Embedding(7, 3, max_norm=1.0),
         nn.Embedding(7, 3, scale_grad_by_freq=True),
         nn.Bilinear(2, 2, 2),

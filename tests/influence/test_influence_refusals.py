@@ -204,7 +204,10 @@ def test_a_wrong_direction_is_explained(change: dict[str, Tensor], message: str)
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"method": "magic"}, "got 'magic', expected one of hooks, per_episode"), ({"checksum_batches": 0}, "at least 1")],
+    [
+        ({"method": "magic"}, "got 'magic', expected one of hooks, forward, finite_difference, per_episode"),
+        ({"checksum_batches": 0}, "at least 1"),
+    ],
 )
 def test_a_wrong_option_is_explained(options: dict[str, object], message: str) -> None:
     model = a_net()

@@ -92,6 +92,17 @@ def test_one_episode_left_gives_one_finite_step(tmp_path: Path) -> None:
     assert not same(trainable(module), trainable(tiny_module()))
 
 
+@pytest.mark.parametrize(
+    ("kept", "rule", "steps"),
+    [(6, "fewer", 2), (6, "same", 4), (3, "same", 3), (0, "same", 0), (16, "same", 4)],
+    ids=["fewer", "same", "never more than episodes", "none for nothing", "nothing dropped"],
+)
+def test_filtering_saves_steps_or_makes_them_smaller(kept: int, rule: str, steps: int, tmp_path: Path) -> None:
+    weights = (torch.arange(16) < kept).float()
+    module = updated(tmp_path, weights=weights, ppo={"minibatch_size": 4, "steps_after_filtering": rule})
+    assert module.outcome.optimizer_steps == steps
+
+
 def test_weights_multiply_the_policy_loss_and_leave_the_critics(tmp_path: Path) -> None:
     heavy = torch.full((16,), 3.0)
     plain, weighted = (updated(tmp_path, weights=weights, ppo={"minibatch_size": 16}) for weights in (None, heavy))
