@@ -3,5 +3,6 @@
 from ippo_lightning.callbacks.episode_log import EpisodeLog
 from ippo_lightning.callbacks.influence_filter import InfluenceFilter
 from ippo_lightning.callbacks.intrinsic_stopping import IntrinsicStopping
+from ippo_lightning.callbacks.scoring import ScoringSettings
 
-__all__ = ["EpisodeLog", "InfluenceFilter", "IntrinsicStopping"]
+__all__ = ["EpisodeLog", "InfluenceFilter", "IntrinsicStopping", "ScoringSettings"]

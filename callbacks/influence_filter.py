@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning import Callback
 from torch import Tensor
 
+from ippo_lightning.callbacks.health import health_of, part_shares
+from ippo_lightning.callbacks.scoring import Direction, Scored, Scorer, ScoringSettings
 from ippo_lightning.callbacks.selection import SelectionRule, Selector
 from ippo_lightning.engine import gather_rows
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence import gradient_norm, influence_scores, score_quantiles, target_gradient
+from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
 from ippo_lightning.maths import effective_sample_size
-from ippo_lightning.records import Episodes, UpdatePlan
+from ippo_lightning.records import UpdatePlan
 
 
 class InfluenceFilter(Callback):
@@ -37,7 +39,9 @@ class InfluenceFilter(Callback):
         every_n_iterations: filter every n-th iteration, plain PPO in between.
         on_empty: what happens when nothing is kept on any rank: `skip` the update, `keep_all`, or `stop` the run.
         monitor_only: score and log, change nothing.
-        micro_batch_size: episodes in one scoring pass.
+        drop_when: an episode is dropped when its score along the `mean` validation gradient says so, or only when `all`
+            groups of demonstrations (`scoring.health_groups`) say so, each by itself.
+        scoring: how scores are made; see `ScoringSettings`.
         demonstrations: batches for `validation_loss`; by default those of the data module's
             `influence_dataloader()`.
         seed: of the `random` rule.
@@ -57,7 +61,8 @@ class InfluenceFilter(Callback):
         every_n_iterations: int = 1,
         on_empty: Literal["skip", "keep_all", "stop"] = "skip",
         monitor_only: bool = False,
-        micro_batch_size: int = 64,
+        drop_when: Literal["mean", "all"] = "mean",
+        scoring: ScoringSettings | None = None,
         demonstrations: Sequence[Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -65,7 +70,6 @@ class InfluenceFilter(Callback):
         for name, value, lowest in (
             ("warmup_iterations", warmup_iterations, 0),
             ("every_n_iterations", every_n_iterations, 1),
-            ("micro_batch_size", micro_batch_size, 1),
         ):
             if value < lowest:
                 raise UserError(f"InfluenceFilter.{name}: {value} is out of range; expected an integer >= {lowest}")
@@ -76,7 +80,8 @@ class InfluenceFilter(Callback):
         self.every_n_iterations = every_n_iterations
         self.on_empty = on_empty
         self.monitor_only = monitor_only
-        self.micro_batch_size = micro_batch_size
+        self.drop_when = drop_when
+        self.scorer = Scorer(scoring or ScoringSettings(), needs_groups=drop_when == "all")
         self.demonstrations = demonstrations
         self.iteration = 0
 
@@ -95,53 +100,54 @@ class InfluenceFilter(Callback):
         """Score the plan's episodes and change their weights by the rule."""
         start = time.perf_counter()
         _require_methods(pl_module)
-        direction = self.validation_gradient(trainer, pl_module)
-        scores = self.score(pl_module, plan.episodes, direction)
-        weights = self.selector.weights(scores=scores, episodes=plan.episodes, iteration=self.iteration)
-        all_scores, all_weights = gather_rows(torch.stack([scores, weights], dim=1))[0].unbind(dim=1)
-        kept = int((all_weights > 0).sum())
-        plan.record(
-            influence__gradient_norm=gradient_norm(direction),
-            influence__scored_kept_share=kept / len(all_weights),
-            influence__effective_sample_size=float(effective_sample_size(weights=all_weights)),
-            influence__max_weight=float(all_weights.max()),
-            time__influence_seconds=time.perf_counter() - start,
-            **{f"influence__score_{name}": value for name, value in score_quantiles(all_scores).items()},
+        direction = self.scorer.direction(
+            pl_module, list(self._demonstration_batches(trainer)), iteration=self.iteration
         )
+        taken = time.perf_counter()
+        scored = self.scorer.score(pl_module, plan.episodes, direction)
+        weights = self.selector.weights(
+            scores=scored.scores,
+            episodes=plan.episodes,
+            iteration=self.iteration,
+            spared=_spared(scored.group_scores, self.selector.threshold) if self.drop_when == "all" else None,
+        )
+        now = time.perf_counter()
+        plan.record(
+            time__target_gradient_seconds=taken - start,
+            time__scoring_seconds=now - taken,
+            time__influence_seconds=now - start,
+        )
+        kept = self._report(plan, direction, scored, weights)
         if kept == 0 and not self.monitor_only:
             weights = self._when_empty(trainer, weights)
         if self.monitor_only:
             weights = plan.weights
-        plan.reweight(weights, reason=f"{type(self).__name__}({self.selector.rule})", scores=scores)
-
-    def validation_gradient(self, trainer: Any, pl_module: Any) -> dict[str, Tensor]:
-        """Return the gradient of the validation loss over all demonstrations, at the current parameters.
-
-        Every rank takes all demonstrations, so the gradient is the global one on each without a collective.
-        """
-        batches = list(self._demonstration_batches(trainer))
-        weights = [float(len(batch["prompts"])) if isinstance(batch, Mapping) else 1.0 for batch in batches]
-        return target_gradient(pl_module, lambda module, batch: module.validation_loss(batch), batches, weights=weights)
-
-    def score(self, pl_module: Any, episodes: Episodes, direction: Mapping[str, Tensor]) -> Tensor:
-        """Return the influence score of each episode, shape [episodes]."""
-        # by length, so that a scoring pass holds little padding
-        order = episodes.lengths.argsort(stable=True)
-        parts = [episodes.select(rows) for rows in order.split(self.micro_batch_size)]
-        sorted_scores = influence_scores(
-            pl_module, lambda module, part: module.episode_losses(part), parts, dict(direction)
-        )
-        scores = torch.empty_like(sorted_scores)
-        scores[order] = sorted_scores
-        return scores
+        plan.reweight(weights, reason=f"{type(self).__name__}({self.selector.rule})", scores=scored.scores)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the iteration count."""
-        return {"iteration": self.iteration}
+        """Return the iteration count, and the direction where later iterations will use it again."""
+        return {"iteration": self.iteration, "scorer": self.scorer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the iteration count."""
+        """Take over what `state_dict` returned."""
         self.iteration = int(state_dict["iteration"])
+        self.scorer.load_state_dict(state_dict["scorer"])
+
+    def _report(self, plan: UpdatePlan, direction: Direction, scored: Scored, weights: Tensor) -> int:
+        """Write what the log shows, over the episodes of all ranks; return how many are kept."""
+        columns = torch.cat([torch.stack([scored.scores, weights]), scored.group_scores])
+        scores, everyone_weights, *groups = gather_rows(columns.T.contiguous())[0].T
+        kept = int((everyone_weights > 0).sum())
+        plan.record(
+            influence__gradient_norm=gradient_norm(direction.mean),
+            influence__scored_kept_share=kept / len(everyone_weights),
+            influence__effective_sample_size=float(effective_sample_size(weights=everyone_weights)),
+            influence__max_weight=float(everyone_weights.max()),
+            **{f"influence__score_{name}": value for name, value in score_quantiles(scores).items()},
+            **{f"influence__part_{name}": share for name, share in part_shares(scored.by_parameter).items()},
+            **health_of(direction, torch.stack(groups) if groups else scored.group_scores),
+        )
+        return kept
 
     def _when_empty(self, trainer: Any, weights: Tensor) -> Tensor:
         if self.on_empty == "stop":
@@ -160,6 +166,11 @@ class InfluenceFilter(Callback):
             )
         batches: Iterable[Any] = loader()
         return batches
+
+
+def _spared(group_scores: Tensor, threshold: float) -> Tensor:
+    """Return a mask [episodes], True where some group of demonstrations is for keeping."""
+    return ~agree_to_drop(group_scores, threshold=threshold)
 
 
 def _require_methods(pl_module: Any) -> None:

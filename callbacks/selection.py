@@ -45,7 +45,7 @@ class Selector:
         self.min_keep = min_keep
         self.seed = seed
 
-    def weights(self, *, scores: Tensor, episodes: Episodes, iteration: int) -> Tensor:
+    def weights(self, *, scores: Tensor, episodes: Episodes, iteration: int, spared: Tensor | None = None) -> Tensor:
         """Return one weight >= 0 an episode, zero where it is dropped, mean 1 over the kept of all ranks.
 
         Only `influence` weights by the score; the controls drop and leave the rest as it is. Every rank decides over
@@ -55,12 +55,14 @@ class Selector:
             scores: influence scores, shape [episodes].
             episodes: with rewards and advantages.
             iteration: makes the random rule draw anew.
+            spared: shape [episodes], bool, True for episodes that are kept whatever their score.
         """
         has_positive = keep_positive_advantage(advantages=episodes.advantages, response_mask=episodes.response_mask)
-        columns = [scores.double(), episodes.outcome_rewards.double(), has_positive.double()]
-        rows, mine = gather_rows(torch.stack([column.to(scores.device) for column in columns], dim=1))
-        everyone, rewards, positive_advantage = rows.unbind(dim=1)
-        keep = self._keep(
+        exempt = torch.zeros_like(has_positive) if spared is None else spared
+        columns = (scores, episodes.outcome_rewards, has_positive, exempt)
+        rows, mine = gather_rows(torch.stack([column.to(scores.device).double() for column in columns], dim=1))
+        everyone, rewards, positive_advantage, exempt_everywhere = rows.unbind(dim=1)
+        keep = (exempt_everywhere > 0) | self._keep(
             scores=everyone, rewards=rewards, positive_advantage=positive_advantage > 0, iteration=iteration
         )
         raw = score_power(scores=everyone, keep=keep, power=self.power if self.rule == "influence" else 0.0)

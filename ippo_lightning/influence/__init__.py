@@ -1,19 +1,46 @@
 """Influence of episodes on a target: gradients, scores and their health. Any `torch.nn.Module`, no trainer."""
 
+from ippo_lightning.influence.directions import halves_agreement, mean_direction, precondition, select_blocks
 from ippo_lightning.influence.failures import ChecksumError, CoverageError, NonFiniteScoreError
-from ippo_lightning.influence.health import gradient_norm, score_quantiles
-from ippo_lightning.influence.scores import EpisodeScores, influence_scores, score_episodes, token_scores
-from ippo_lightning.influence.target import target_gradient
+from ippo_lightning.influence.health import (
+    agree_to_drop,
+    gradient_norm,
+    score_intervals,
+    score_quantiles,
+    sign_agreement,
+    sign_certainty,
+)
+from ippo_lightning.influence.scores import (
+    EpisodeScores,
+    Method,
+    Normalisation,
+    influence_scores,
+    score_episodes,
+    token_scores,
+)
+from ippo_lightning.influence.target import TargetGroups, target_gradient, target_gradient_groups
 
 __all__ = [
     "ChecksumError",
     "CoverageError",
     "EpisodeScores",
+    "Method",
     "NonFiniteScoreError",
+    "Normalisation",
+    "TargetGroups",
+    "agree_to_drop",
     "gradient_norm",
+    "halves_agreement",
     "influence_scores",
+    "mean_direction",
+    "precondition",
     "score_episodes",
+    "score_intervals",
     "score_quantiles",
+    "select_blocks",
+    "sign_agreement",
+    "sign_certainty",
     "target_gradient",
+    "target_gradient_groups",
     "token_scores",
 ]

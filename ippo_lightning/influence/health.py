@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -47,3 +47,74 @@ def gradient_norm(direction: Mapping[str, Tensor]) -> float:
         5.0
     """
     return math.sqrt(sum(float(block.detach().to(dtype=torch.float64).square().sum()) for block in direction.values()))
+
+
+def score_intervals(
+    group_scores: Tensor,
+    *,
+    weights: Sequence[float] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Bootstrap an interval of every episode's score over groups of demonstrations.
+
+    Groups are drawn with replacement; a score is their weighted mean, as the score along the whole set is.
+    Source: Efron 1979, the percentile interval.
+
+    Args:
+        group_scores: scores along each group's gradient, shape [groups, episodes], float.
+        weights: demonstrations in each group; None counts each group alike.
+        confidence: of the interval, in (0, 1).
+        num_resamples: draws.
+        generator: of the draws, on the CPU.
+
+    Returns:
+        Lower and upper ends, shape [episodes] each.
+    """
+    num_groups = len(group_scores)
+    shares = torch.ones(num_groups) if weights is None else torch.tensor(list(weights))
+    drawn = torch.randint(num_groups, (num_resamples, num_groups), generator=generator)
+    counts = torch.zeros(num_resamples, num_groups).scatter_add_(1, drawn, torch.ones(drawn.shape)) * shares
+    means = (counts / counts.sum(dim=1, keepdim=True)).to(group_scores) @ group_scores
+    tail = (1 - confidence) / 2
+    ends = torch.quantile(means, torch.tensor([tail, 1 - tail]).to(means), dim=0)
+    return ends[0], ends[1]
+
+
+def sign_certainty(low: Tensor, high: Tensor) -> float:
+    """Return the share of episodes whose interval excludes zero; NaN for no episodes.
+
+    Args:
+        low: lower ends, shape [episodes].
+        high: upper ends, shape [episodes].
+
+    Example:
+        >>> sign_certainty(torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 2.0]))
+        0.5
+    """
+    return float(((low > 0) | (high < 0)).float().mean())
+
+
+def sign_agreement(first: Tensor, second: Tensor) -> float:
+    """Return the share of episodes that two sets of scores give the same sign; NaN for no episodes.
+
+    Args:
+        first: shape [episodes].
+        second: shape [episodes].
+
+    Example:
+        >>> sign_agreement(torch.tensor([1.0, -1.0]), torch.tensor([2.0, 3.0]))
+        0.5
+    """
+    return float((first.sign() == second.sign()).float().mean())
+
+
+def agree_to_drop(group_scores: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Return a mask [episodes], True where every group of demonstrations scores the episode at or below a threshold.
+
+    Args:
+        group_scores: shape [groups, episodes].
+        threshold: scores up to and including it are for dropping.
+    """
+    return (group_scores <= threshold).all(dim=0)

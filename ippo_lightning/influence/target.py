@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,20 +47,67 @@ def target_gradient(
         UserError: no trainable parameter, no batch, wrong weights, a loss that is no 0-dim tensor or depends on no
             trainable parameter, or a gradient with NaN or infinity, whose parameter is named.
     """
+    return target_gradient_groups(model, loss, batches, num_groups=1, weights=weights).directions[0]
+
+
+class TargetGroups(NamedTuple):
+    """The target gradient of each group of batches."""
+
+    directions: list[dict[str, Tensor]]
+    """One a group, as `target_gradient` returns it."""
+    weights: list[float]
+    """Sum of the weights of each group's batches, with which the groups average to the gradient of all."""
+
+
+def target_gradient_groups(
+    model: Model,
+    loss: Callable[[Model, Batch], Tensor],
+    batches: Iterable[Batch],
+    *,
+    num_groups: int,
+    weights: Sequence[float] | None = None,
+) -> TargetGroups:
+    """Average the gradient of a loss over groups of batches: halves, for one, to see how far they agree.
+
+    Batch b belongs to group b modulo `num_groups`.
+
+    Args:
+        model: as in `target_gradient`.
+        loss: as in `target_gradient`.
+        batches: at least `num_groups`.
+        num_groups: at least 1.
+        weights: as in `target_gradient`, not all zero in any group.
+
+    Returns:
+        A gradient and a weight for each group.
+
+    Raises:
+        UserError: as in `target_gradient`; fewer batches than groups.
+    """
+    if num_groups < 1:
+        raise UserError(f"num_groups: got {num_groups}, expected an integer >= 1")
     parameters = trainable_parameters(model)
-    total_weight = 0.0
+    group_weights = [0.0] * num_groups
     with undisturbed(model):
-        totals = {name: torch.zeros_like(p, dtype=_sum_dtype(p), requires_grad=False) for name, p in parameters.items()}
-        for batch, weight in _weighted(batches, weights):
+        groups = [
+            {name: torch.zeros_like(p, dtype=_sum_dtype(p), requires_grad=False) for name, p in parameters.items()}
+            for _ in range(num_groups)
+        ]
+        for number, (batch, weight) in enumerate(_weighted(batches, weights)):
             value = _checked_loss(loss(model, batch))
+            totals = groups[number % num_groups]
             for total, gradient in zip(totals.values(), gradients(value, list(parameters.values())), strict=True):
                 if gradient is not None:
                     total.add_(gradient.to(dtype=total.dtype), alpha=weight)
-            total_weight += weight
-    if total_weight <= 0.0:
-        raise UserError(f"batches: the weights sum to {total_weight:g} over all batches; expected at least one batch")
-    _require_finite(totals)
-    return {name: total.div_(total_weight) for name, total in totals.items()}
+            group_weights[number % num_groups] += weight
+    for totals, group_weight in zip(groups, group_weights, strict=True):
+        if group_weight <= 0.0:
+            each = "at least one batch" if num_groups == 1 else f"at least one batch for each of {num_groups} groups"
+            raise UserError(f"batches: the weights sum to {group_weight:g} over all batches; expected {each}")
+        _require_finite(totals)
+        for total in totals.values():
+            total.div_(group_weight)
+    return TargetGroups(groups, group_weights)
 
 
 def _sum_dtype(parameter: Tensor) -> torch.dtype:

@@ -229,6 +229,14 @@ class PPOModule(PolicyModule):
         means = masked_row_mean(values=terms, mask=mask)
         return means if self.ppo.loss_reduction == "episode_mean" else means * mask.sum(dim=1)
 
+    def known_episode_losses(self, episodes: Episodes) -> Tensor:
+        """Return what `episode_losses` is at the parameters that sampled, shape [episodes], without a forward.
+
+        The ratio is 1 there, so a token's loss is minus its advantage.
+        """
+        means = masked_row_mean(values=-episodes.advantages, mask=episodes.response_mask)
+        return means if self.ppo.loss_reduction == "episode_mean" else means * episodes.lengths
+
     def validation_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the SFT loss of good demonstrations, mean over tokens, then over demonstrations, shape []."""
         encoded = self.encode_demonstrations(batch)

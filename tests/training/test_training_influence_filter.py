@@ -10,9 +10,9 @@ import pytest
 import torch
 from training_parts import prepared, same, tiny_data, tiny_loop, tiny_module, trainable
 
-from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, IntrinsicStopping
+from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, IntrinsicStopping, ScoringSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence import influence_scores
+from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.policies import encode_demonstrations
 from ippo_lightning.records import Episodes, UpdatePlan
@@ -45,8 +45,12 @@ def episodes(module: PPOModule) -> Episodes:
 
 
 def test_scores_are_the_inner_products_of_plain_gradients(module: PPOModule, episodes: Episodes) -> None:
-    plan, trainer = filtered(module, episodes, micro_batch_size=5)
-    direction = InfluenceFilter().validation_gradient(trainer, module)
+    plan, trainer = filtered(module, episodes, scoring=ScoringSettings(max_tokens=100))
+    batches = list(trainer.datamodule.influence_dataloader())
+    weights = [len(batch["prompts"]) for batch in batches]
+    direction = target_gradient(
+        module, lambda model, batch: model.validation_loss(batch), batches, weights=[float(w) for w in weights]
+    )
     one_by_one = influence_scores(
         module, lambda model, part: model.episode_losses(part), [episodes], direction, method="per_episode"
     )

@@ -1,0 +1,248 @@
+"""How the influence filter scores: the direction, when it is taken anew, batches by tokens, and how far to trust it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.influence import (
+    Method,
+    Normalisation,
+    mean_direction,
+    precondition,
+    score_episodes,
+    select_blocks,
+    target_gradient_groups,
+)
+from ippo_lightning.records import Episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringSettings:
+    """How episodes are scored.
+
+    Args:
+        method: see `ippo_lightning.influence.influence_scores`; `hooks` is exact and as dear as one forward and
+            backward, `finite_difference` is one forward where the module tells the present losses.
+        normalise: `none` as in the paper, `cosine`, or `length`, which divides by the number of response tokens.
+        adam_aware: scale the direction by 1 / (sqrt(v) + eps) of the optimizer's state, which makes the score the
+            first-order effect of an Adam step. Of a plain gradient step before the first one.
+        include: patterns of parameter names that count, for example `*layers.3*`; null for all.
+        exclude: patterns of parameter names that do not count.
+        refresh_every_n_iterations: the validation gradient is taken anew every so many iterations.
+        max_tokens: of a scoring pass, padding included; halved where the device's memory is too small.
+        health_every_n_iterations: how often the demonstrations are split into groups, to see how far groups agree; 0
+            for never. Costs one contraction a group.
+        health_groups: into how many groups.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    method: Method = "hooks"
+    normalise: Normalisation = "none"
+    adam_aware: bool = False
+    include: list[str] | None = None
+    exclude: list[str] = field(default_factory=list)
+    refresh_every_n_iterations: int = 1
+    max_tokens: int = 16384
+    health_every_n_iterations: int = 10
+    health_groups: int = 8
+
+    def __post_init__(self) -> None:
+        lowest = {"refresh_every_n_iterations": 1, "max_tokens": 1, "health_every_n_iterations": 0, "health_groups": 2}
+        for name, bound in lowest.items():
+            if getattr(self, name) < bound:
+                value = getattr(self, name)
+                raise UserError(
+                    f"InfluenceFilter.scoring.{name}: {value} is out of range; expected an integer >= {bound}"
+                )
+
+
+class Direction(NamedTuple):
+    """The validation gradient at some parameters."""
+
+    mean: dict[str, Tensor]
+    """Over all demonstrations."""
+    groups: list[dict[str, Tensor]]
+    """Over each group of them; empty where nobody asked."""
+
+
+class Scored(NamedTuple):
+    """The scores of this rank's episodes."""
+
+    scores: Tensor
+    """Shape [episodes]."""
+    group_scores: Tensor
+    """Shape [groups, episodes]; no rows where nobody asked."""
+    by_parameter: dict[str, Tensor]
+    """Parameter name to its part of the scores, shape [episodes]; empty for methods that cannot tell."""
+
+
+class Scorer:
+    """Takes the direction when it is due, and scores episodes along it.
+
+    Args:
+        settings: see `ScoringSettings`.
+        needs_groups: whether groups are wanted in every iteration.
+    """
+
+    def __init__(self, settings: ScoringSettings, *, needs_groups: bool = False) -> None:
+        self.settings = settings
+        self.needs_groups = needs_groups
+        self.raw: Direction | None = None
+        """The validation gradient as last taken, before any scaling."""
+        self._max_tokens = settings.max_tokens
+
+    def direction(self, pl_module: Any, batches: Sequence[Any], *, iteration: int) -> Direction:
+        """Return the direction to score along, taken anew where it is due.
+
+        Args:
+            pl_module: has `validation_loss(batch)`.
+            batches: demonstrations.
+            iteration: counted from 0.
+        """
+        wants_groups = self.needs_groups or _is_due(iteration, self.settings.health_every_n_iterations)
+        stale = self.raw is None or _is_due(iteration, self.settings.refresh_every_n_iterations)
+        if stale or (wants_groups and not (self.raw and self.raw.groups)):
+            self.raw = self._taken(pl_module, batches, num_groups=self.settings.health_groups if wants_groups else 1)
+        assert self.raw is not None, "taken just now"
+        groups = [self._prepared(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
+        return Direction(self._prepared(pl_module, self.raw.mean), groups)
+
+    def score(self, pl_module: Any, episodes: Episodes, direction: Direction) -> Scored:
+        """Score the episodes; where memory runs out, once more in batches half as large.
+
+        Args:
+            pl_module: has `episode_losses(episodes)`.
+            episodes: of this rank.
+            direction: what `direction` returned.
+        """
+        try:
+            return self._score(pl_module, episodes, direction)
+        except torch.OutOfMemoryError:
+            if self._max_tokens <= int(_padded_lengths(episodes).max()):
+                raise
+        self._max_tokens //= 2
+        warnings.warn(
+            f"InfluenceFilter.scoring.max_tokens: the device's memory is too small, going on with {self._max_tokens}",
+            stacklevel=2,
+        )
+        return self.score(pl_module, episodes, direction)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the direction where later iterations will use it again, else nothing."""
+        if self.raw is None or self.settings.refresh_every_n_iterations == 1:
+            return {}
+        return {"mean": self.raw.mean, "groups": self.raw.groups}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.raw = Direction(dict(state["mean"]), list(state["groups"])) if state else None
+
+    def _taken(self, pl_module: Any, batches: Sequence[Any], *, num_groups: int) -> Direction:
+        parts, weights = _divided(batches, num_groups)
+        num_groups = min(num_groups, max(len(parts), 1))
+        taken = target_gradient_groups(
+            pl_module,
+            lambda module, batch: module.validation_loss(batch),
+            parts,
+            num_groups=num_groups,
+            weights=weights,
+        )
+        mean = mean_direction(taken.directions, weights=taken.weights)
+        return Direction(mean, taken.directions if num_groups > 1 else [])
+
+    def _prepared(self, pl_module: Any, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        chosen = dict(direction)
+        if self.settings.include is not None or self.settings.exclude:
+            chosen = select_blocks(chosen, include=self.settings.include, exclude=self.settings.exclude)
+        if self.settings.adam_aware:
+            chosen = precondition(chosen, model=pl_module, optimizer=pl_module.optimizers())
+        return chosen
+
+    def _score(self, pl_module: Any, episodes: Episodes, direction: Direction) -> Scored:
+        batches = batches_by_tokens(_padded_lengths(episodes), max_tokens=self._max_tokens)
+        known = getattr(pl_module, "known_episode_losses", None)
+        result = score_episodes(
+            pl_module,
+            lambda module, part: module.episode_losses(part),
+            (episodes.select(rows) for rows in batches),
+            [direction.mean, *direction.groups],
+            method=self.settings.method,
+            normalise=self.settings.normalise,
+            lengths=lambda part: part.lengths,
+            known_losses=known if self.settings.method == "finite_difference" else None,
+        )
+        back = torch.cat(batches).argsort() if batches else torch.zeros(0, dtype=torch.long)
+        scores = result.scores[:, back.to(result.scores.device)]
+        parts = {name: part[0, back.to(part.device)] for name, part in result.by_parameter.items()}
+        return Scored(scores[0], scores[1:], parts)
+
+
+def batches_by_tokens(lengths: Tensor, *, max_tokens: int) -> list[Tensor]:
+    """Divide episodes into batches of neighbours in length that stay, padded, below a number of tokens.
+
+    Args:
+        lengths: tokens of each episode, shape [episodes], int64.
+        max_tokens: episodes of a batch times its longest; a single longer episode is a batch of its own.
+
+    Returns:
+        Positions of each batch's episodes, shortest first; every episode is in one batch.
+
+    Example:
+        >>> [batch.tolist() for batch in batches_by_tokens(torch.tensor([3, 9, 2, 4]), max_tokens=8)]
+        [[2, 0], [3], [1]]
+    """
+    order = lengths.argsort(stable=True)
+    batches: list[list[int]] = []
+    for position, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        if not batches or (len(batches[-1]) + 1) * length > max_tokens:
+            batches.append([])
+        batches[-1].append(position)
+    return [torch.tensor(batch, device=lengths.device) for batch in batches]
+
+
+def _padded_lengths(episodes: Episodes) -> Tensor:
+    # prompts are padded to the longest of the batch, which is not known before the batch is
+    return episodes.lengths + episodes.prompt_mask.sum(dim=1)
+
+
+def _divided(batches: Sequence[Any], num_groups: int) -> tuple[list[Any], list[float]]:
+    """Cut demonstrations so that there is a batch for each group; weigh each by its number of demonstrations."""
+    pieces = math.ceil(num_groups / max(len(batches), 1))
+    parts = [part for batch in batches for part in _cut(batch, pieces)]
+    return parts, [float(_size(part) or 1) for part in parts]
+
+
+def _cut(batch: Any, pieces: int) -> list[Any]:
+    """Cut a mapping of columns into pieces of neighbouring rows; what is no such mapping stays whole."""
+    size = _size(batch)
+    if size is None or pieces < 2:
+        return [batch]
+    bounds = [round(number * size / pieces) for number in range(pieces + 1)]
+    spans = [slice(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
+    return [{name: column[span] for name, column in batch.items()} for span in spans]
+
+
+def _size(batch: Any) -> int | None:
+    """Return the number of rows of a mapping of columns, None for anything else."""
+    if not isinstance(batch, Mapping) or not batch:
+        return None
+    columns = list(batch.values())
+    if not all(isinstance(column, (list, tuple, Tensor)) for column in columns):
+        return None
+    sizes = {len(column) for column in columns}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_due(iteration: int, every: int) -> bool:
+    return every > 0 and iteration % every == 0
