@@ -140,7 +140,7 @@ def plan_jobs(settings: CompareSettings) -> Iterator[Job]:
             arguments = [method.command, *(word for path in method.config for word in ("--config", path))]
             arguments += ["--seed_everything", str(seed), "--loop.run_dir", str(folder)]
             chosen = {**settings.overrides, **method.overrides}
-            arguments += [f"--{key}={json.dumps(value)}" for key, value in chosen.items()]
+            arguments += [f"--{key}={_as_word(value)}" for key, value in chosen.items()]
             if method.command == "evaluate":
                 arguments += ["--output", str(folder / RESULTS)]
             else:
@@ -148,6 +148,11 @@ def plan_jobs(settings: CompareSettings) -> Iterator[Job]:
             contents = [Path(path).read_bytes() for path in method.config]
             fingerprint = hashlib.sha256(b"\0".join([*(word.encode() for word in arguments), *contents])).hexdigest()
             yield Job(method=name, seed=seed, folder=folder, arguments=tuple(arguments), fingerprint=fingerprint)
+
+
+def _as_word(value: Any) -> str:
+    """Spell a value as the command line reads it: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def describe(settings: CompareSettings, *, command: str, root: Path) -> None:
@@ -201,8 +206,9 @@ def _run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
                     _show(progress, task, job)
                     if process.poll() is not None:
                         del running[process]
-                        _finish(progress, task)
-                        failed += [job] if process.returncode or not job.is_finished() else []
+                        has_failed = bool(process.returncode) or not job.is_finished()
+                        failed += [job] if has_failed else []
+                        _finish(progress, task, has_failed=has_failed)
         except KeyboardInterrupt:
             _stop(running)
             raise KeyboardInterrupt("runs under way wrote a checkpoint; the same command goes on from there") from None
@@ -249,10 +255,11 @@ def _show(progress: Progress, task: TaskID, job: Job) -> None:
     progress.update(task, completed=len(lines), total=total, numbers=" ".join(words))
 
 
-def _finish(progress: Progress, task: TaskID) -> None:
-    """Fill a line up; one without iterations, an evaluation, counts as one thing done."""
-    done = next(entry for entry in progress.tasks if entry.id == task)
-    progress.update(task, completed=done.completed or 1, total=done.total or 1)
+def _finish(progress: Progress, task: TaskID, *, has_failed: bool) -> None:
+    """Stop a line's clock; one without iterations, an evaluation, counts as one thing done."""
+    line = next(entry for entry in progress.tasks if entry.id == task)
+    if line.total is None and not has_failed:
+        progress.update(task, completed=1, total=1)
     progress.stop_task(task)
 
 
