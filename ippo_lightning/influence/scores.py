@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block, accumulation_dtype, active_blocks
+from ippo_lightning.influence.finite_difference import difference_scores
+from ippo_lightning.influence.forward import forward_derivative, verify_forward
 from ippo_lightning.influence.hook_scores import scores_by_hooks
 from ippo_lightning.influence.per_episode import per_episode_norms, per_episode_scores
 from ippo_lightning.influence.refusals import checked_losses, require_finite_scores
@@ -302,8 +304,6 @@ def _derivatives(
     axes: tuple[str, ...],
 ) -> list[Tensor]:
     """Differentiate whatever shape of losses along one direction, without a backward."""
-    from ippo_lightning.influence.finite_difference import difference_scores
-    from ippo_lightning.influence.forward import forward_derivative, verify_forward
 
     def function(of: Model, batch: Batch) -> Tensor:
         return checked_losses(losses(of, batch), axes=axes)

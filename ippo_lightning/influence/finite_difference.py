@@ -1,0 +1,149 @@
+"""Derivatives along a direction from forwards alone: one at displaced parameters, or one on either side."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.influence.coverage import Block
+from ippo_lightning.influence.surroundings import trainable_parameters
+
+Batch = TypeVar("Batch")
+Model = TypeVar("Model", bound=nn.Module)
+
+_ONE_SIDED = 0.7
+_CENTRAL = 0.04
+"""Relative steps are these times the square root, and the cube root, of the rounding unit: 2e-4 in float32 for both.
+
+On small Llamas, full and adapters fresh or trained, 1e-4 to 3e-4 gave the signs of at least 99 % of the scores from one
+side and an error below 3e-3 of the largest from two; larger steps see curvature, smaller ones rounding.
+"""
+
+
+def difference_scores(
+    model: Model,
+    function: Callable[[Model, Batch], Tensor],
+    batches: Sequence[Batch],
+    blocks: Sequence[Block],
+    *,
+    known: Sequence[Tensor] | None,
+    step: float | None = None,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Differentiate a function of each batch along the direction, without a backward.
+
+    (f(theta + e V) - f(theta)) / e where f(theta) is known, else (f(theta + e V) - f(theta - e V)) / (2 e)
+
+    A clipped loss must not reach its kink within the step: at ratio 1 that is far away. The parameters are moved once
+    for all batches, cost one more copy of themselves, and are back to the bit afterwards, also after an error.
+
+    Args:
+        model: stands still otherwise; dropout off.
+        function: called with the model and a batch; any shape, float32 or better.
+        batches: in the order of the result.
+        blocks: parameters and their blocks of the direction.
+        known: the function's values at the present parameters, one tensor a batch.
+        step: e; None to choose it by `choose_step`.
+        dtype: of the result.
+
+    Returns:
+        One tensor a batch, the shape of the function's.
+
+    Raises:
+        UserError: known values of another number or shape than the function's.
+    """
+    if known is not None and len(known) != len(batches):
+        raise UserError(f"known_losses: got {len(known)} tensors for {len(batches)} batches; expected one a batch")
+    if not blocks:
+        return [torch.zeros_like(_values(model, function, batch), dtype=dtype) for batch in batches]
+    _warn_of_half_precision(model, blocks)
+    size = choose_step(model, blocks, one_sided=known is not None) if step is None else step
+    with displaced(blocks, size):
+        ahead = [_values(model, function, batch) for batch in batches]
+    if known is not None:
+        _require_same_shapes(known, ahead)
+        return [_quotient(after, before, size, dtype) for after, before in zip(ahead, known, strict=True)]
+    with displaced(blocks, -size):
+        behind = [_values(model, function, batch) for batch in batches]
+    return [_quotient(after, before, 2 * size, dtype) for after, before in zip(ahead, behind, strict=True)]
+
+
+def choose_step(model: nn.Module, blocks: Sequence[Block], *, one_sided: bool) -> float:
+    """Choose how far to go along the direction, from what rounding and curvature allow.
+
+    e = c |theta| / |V|, with c from the precision of the parameters: each side of the trade-off costs the same.
+
+    Args:
+        model: theta are its trainable parameters, also those that the direction leaves where they are.
+        blocks: parameters and their blocks of the direction.
+        one_sided: whether the other value is taken at the parameters themselves.
+
+    Returns:
+        The step, > 0.
+    """
+    parameters = trainable_parameters(model).values()
+    parameter_squares = sum(float(parameter.detach().double().square().sum()) for parameter in parameters)
+    direction_squares = sum(float(block.direction.double().square().sum()) for block in blocks)
+    rounding = max(torch.finfo(block.parameter.dtype).eps for block in blocks)
+    relative = _ONE_SIDED * math.sqrt(rounding) if one_sided else _CENTRAL * rounding ** (1 / 3)
+    # parameters that are all zero have no scale of their own
+    return relative * (math.sqrt(parameter_squares) or 1.0) / math.sqrt(direction_squares)
+
+
+@contextmanager
+def displaced(blocks: Sequence[Block], step: float) -> Iterator[None]:
+    """Move parameters along the direction inside the block; afterwards they hold the very memory they held before.
+
+    Args:
+        blocks: parameters and their blocks of the direction.
+        step: how far, may be negative.
+    """
+    before = [block.parameter.data for block in blocks]
+    try:
+        for block, values in zip(blocks, before, strict=True):
+            moved = torch.add(values.to(dtype=block.direction.dtype), block.direction, alpha=step)
+            block.parameter.data = moved.to(dtype=values.dtype)
+        yield
+    finally:
+        for block, values in zip(blocks, before, strict=True):
+            block.parameter.data = values
+
+
+def _values(model: Model, function: Callable[[Model, Batch], Tensor], batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return function(model, batch)
+
+
+def _quotient(after: Tensor, before: Tensor, step: float, dtype: torch.dtype) -> Tensor:
+    # the difference of close numbers is exact; what is lost was lost when they were rounded
+    return (after.to(dtype=torch.float64) - before.to(device=after.device, dtype=torch.float64)).div(step).to(dtype)
+
+
+def _require_same_shapes(known: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    for number, (before, after) in enumerate(zip(known, found, strict=True)):
+        if before.shape != after.shape:
+            shape, expected = tuple(before.shape), tuple(after.shape)
+            raise UserError(f"known_losses: returned shape {shape} for batch {number}, expected {expected}")
+
+
+def _warn_of_half_precision(model: nn.Module, blocks: Sequence[Block]) -> None:
+    halves = (torch.bfloat16, torch.float16)
+    found = {parameter.dtype for parameter in model.parameters() if parameter.dtype in halves}
+    found |= {block.parameter.dtype for block in blocks if block.parameter.dtype in halves}
+    device = blocks[0].parameter.device.type
+    if torch.is_autocast_enabled(device):
+        found.add(torch.get_autocast_dtype(device))
+    if found:
+        name = str(sorted(found, key=str)[0]).removeprefix("torch.")
+        warnings.warn(
+            f"method: 'finite_difference' computes in {name} here, whose rounding hides most differences; use "
+            "method='hooks', or float32",
+            stacklevel=2,
+        )
