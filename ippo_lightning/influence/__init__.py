@@ -19,6 +19,7 @@ from ippo_lightning.influence.scores import (
     token_scores,
 )
 from ippo_lightning.influence.target import TargetGroups, target_gradient, target_gradient_groups
+from ippo_lightning.influence.targets import action_target, return_target, sequence_target
 
 __all__ = [
     "ChecksumError",
@@ -28,16 +29,19 @@ __all__ = [
     "NonFiniteScoreError",
     "Normalisation",
     "TargetGroups",
+    "action_target",
     "agree_to_drop",
     "gradient_norm",
     "halves_agreement",
     "influence_scores",
     "mean_direction",
     "precondition",
+    "return_target",
     "score_episodes",
     "score_intervals",
     "score_quantiles",
     "select_blocks",
+    "sequence_target",
     "sign_agreement",
     "sign_certainty",
     "target_gradient",

@@ -131,5 +131,5 @@ def _dual_parameters(model: nn.Module, blocks: Sequence[Block]) -> Iterator[None
                 if dual is not None:
                     # past register_parameter: a dual number is no Parameter, and the order of the names must stay
                     stack.callback(module._parameters.__setitem__, name, parameter)
-                    module._parameters[name] = dual  # type: ignore[assignment]
+                    module._parameters[name] = dual
         yield

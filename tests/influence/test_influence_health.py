@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from ippo_lightning.influence import gradient_norm, score_quantiles
+from ippo_lightning.influence import (
+    agree_to_drop,
+    gradient_norm,
+    score_intervals,
+    score_quantiles,
+    sign_agreement,
+    sign_certainty,
+)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
@@ -31,3 +38,33 @@ def test_the_norm_runs_over_all_blocks() -> None:
 
 def test_the_norm_survives_small_numbers_in_half_precision() -> None:
     assert gradient_norm({"a": torch.full((10000,), 2.0**-30, dtype=torch.bfloat16)}) == pytest.approx(100 * 2.0**-30)
+
+
+def test_an_interval_covers_the_true_score_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # 400 episodes whose true score is 0.5, seen through 16 groups of demonstrations
+    group_scores = 0.5 + torch.randn(16, 400, generator=generator, dtype=torch.float64)
+    low, high = score_intervals(group_scores, generator=generator)
+    covered = float(((low <= 0.5) & (high >= 0.5)).double().mean())
+    # the percentile interval of 16 draws is a little too narrow
+    assert 0.88 <= covered <= 0.97
+    narrow = score_intervals(group_scores, confidence=0.5, generator=generator)
+    assert float((narrow[1] - narrow[0]).mean()) < 0.5 * float((high - low).mean())
+
+
+def test_groups_that_agree_leave_no_doubt_and_weights_count() -> None:
+    agreeing = torch.tensor([[1.0, -2.0]]).repeat(4, 1)
+    low, high = score_intervals(agreeing)
+    assert torch.equal(low, high)
+    assert sign_certainty(low, high) == 1.0
+    mixed = torch.tensor([[1.0], [-1.0]])
+    low, high = score_intervals(mixed, weights=[3.0, 1.0], confidence=0.01, generator=torch.Generator().manual_seed(0))
+    # drawn once each: (3 - 1) / 4
+    assert float(low) == pytest.approx(0.5)
+
+
+def test_only_what_all_groups_reject_is_for_dropping() -> None:
+    group_scores = torch.tensor([[-1.0, 1.0, 0.0, -2.0], [-1.0, -1.0, 0.0, 2.0]])
+    assert agree_to_drop(group_scores).tolist() == [True, False, True, False]
+    assert agree_to_drop(group_scores, threshold=1.5).tolist() == [True, True, True, False]
+    assert sign_agreement(group_scores[0], group_scores[1]) == 0.5
