@@ -106,7 +106,9 @@ def build_case(
                     parameter.add_(0.02 * torch.randn_like(parameter))
     model.eval()
     size = max(tokens_per_batch // tokens, 1)
-    sizes = [min(size, episodes - start) for start in range(0, episodes, size)]
+    # as the callback does: a small first batch, whose scores are compared with plain autograd
+    checked = min(8, episodes)
+    sizes = [checked, *(min(size, episodes - start) for start in range(checked, episodes, size))]
     batches = [_batch(model, count, tokens) for count in sizes]
     demonstrations = [_batch(model, 16, tokens) for _ in range(2)]
     return Case(model, batches, target_gradient(model, _mean_negative_log_likelihood, demonstrations))

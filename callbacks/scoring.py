@@ -24,6 +24,9 @@ from ippo_lightning.influence import (
 )
 from ippo_lightning.records import Episodes
 
+_CHECKED = 8
+"""Episodes of a buffer whose scores are compared with plain autograd in every iteration."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringSettings:
@@ -170,7 +173,8 @@ class Scorer:
         return chosen
 
     def _score(self, pl_module: Any, episodes: Episodes, direction: Direction) -> Scored:
-        batches = batches_by_tokens(_padded_lengths(episodes), max_tokens=self._max_tokens)
+        # the first batch is scored twice, the second time by plain autograd as a check: keep it small
+        batches = batches_by_tokens(_padded_lengths(episodes), max_tokens=self._max_tokens, first_episodes=_CHECKED)
         known = getattr(pl_module, "known_episode_losses", None)
         result = score_episodes(
             pl_module,
@@ -188,12 +192,13 @@ class Scorer:
         return Scored(scores[0], scores[1:], parts)
 
 
-def batches_by_tokens(lengths: Tensor, *, max_tokens: int) -> list[Tensor]:
+def batches_by_tokens(lengths: Tensor, *, max_tokens: int, first_episodes: int | None = None) -> list[Tensor]:
     """Divide episodes into batches of neighbours in length that stay, padded, below a number of tokens.
 
     Args:
         lengths: tokens of each episode, shape [episodes], int64.
         max_tokens: episodes of a batch times its longest; a single longer episode is a batch of its own.
+        first_episodes: at most so many in the first batch.
 
     Returns:
         Positions of each batch's episodes, shortest first; every episode is in one batch.
@@ -205,7 +210,8 @@ def batches_by_tokens(lengths: Tensor, *, max_tokens: int) -> list[Tensor]:
     order = lengths.argsort(stable=True)
     batches: list[list[int]] = []
     for position, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        if not batches or (len(batches[-1]) + 1) * length > max_tokens:
+        is_full = len(batches) == 1 and len(batches[0]) == first_episodes
+        if not batches or is_full or (len(batches[-1]) + 1) * length > max_tokens:
             batches.append([])
         batches[-1].append(position)
     return [torch.tensor(batch, device=lengths.device) for batch in batches]

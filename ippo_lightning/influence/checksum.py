@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.failures import ChecksumError
-from ippo_lightning.influence.per_episode import directional_derivatives
+from ippo_lightning.influence.per_episode import contracted
+from ippo_lightning.influence.surroundings import gradients
 
 TOLERANCE = 1e-3
 """Allowed difference as a share of sum |w_i s_i|, where everything is computed in float32 or better."""
@@ -22,8 +23,9 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
 
     |sum_i w_i s_i - <grad sum_i w_i loss_i, V>| <= tolerance * sum_i |w_i s_i| + rounding
 
-    The weights w_i lie in [0.5, 1.5] and differ, so that a contribution credited to the wrong episode shows as well.
-    Rounding is 4 eps * sqrt(sum of squared products), which matters only where the scores themselves almost vanish.
+    The weights w_i lie in [0.5, 1.5] and differ, so that a contribution credited to the wrong episode shows as well;
+    that takes a backward of its own, since within one backward what is credited wrongly still adds up. Rounding is
+    4 eps * sqrt(sum of squared products), which matters only where the scores themselves almost vanish.
 
     Args:
         losses: one loss an episode, shape [episodes], with a graph to all parameters of the blocks.
@@ -35,9 +37,20 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
         ChecksumError: the two differ by more.
     """
     weights = _spread_weights(losses)
-    expected = directional_derivatives(losses, weights, directions, dtype=scores.dtype)
-    for row, (derivative, rounding) in zip(scores, expected, strict=True):
-        _require_equal(weights.to(dtype=row.dtype) * row, derivative, rounding, is_coarse=is_coarse)
+    parameters = {block.name: block.parameter for blocks in directions for block in blocks}
+    found: Sequence[Tensor | None] = [None] * len(parameters)
+    if losses.requires_grad and parameters:
+        found = gradients(losses, list(parameters.values()), weights, keep_graph=True)
+    by_name = dict(zip(parameters, found, strict=True))
+    for row, blocks in zip(scores, directions, strict=True):
+        expected, rounding = contracted(by_name, blocks, like=row)
+        _require_equal(weights.to(dtype=row.dtype) * row, expected, rounding, is_coarse=is_coarse)
+
+
+def _spread_weights(losses: Tensor) -> Tensor:
+    # Multiples of the golden ratio's fraction never repeat and never line up with a period of the data.
+    steps = torch.arange(1, len(losses) + 1, device=losses.device, dtype=torch.float64)
+    return ((steps * 0.6180339887498949) % 1.0 + 0.5).to(dtype=losses.dtype)
 
 
 def _require_equal(weighted: Tensor, expected: Tensor, rounding: Tensor, *, is_coarse: bool) -> None:
@@ -53,9 +66,3 @@ def _require_equal(weighted: Tensor, expected: Tensor, rounding: Tensor, *, is_c
             "calls); an input is broadcast over the episodes; one episode's loss depends on another's tokens; the "
             "model drew random numbers. method='per_episode' is slow and always right"
         )
-
-
-def _spread_weights(losses: Tensor) -> Tensor:
-    # Multiples of the golden ratio's fraction never repeat and never line up with a period of the data.
-    steps = torch.arange(1, len(losses) + 1, device=losses.device, dtype=torch.float64)
-    return ((steps * 0.6180339887498949) % 1.0 + 0.5).to(dtype=losses.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,49 +55,42 @@ def directional_derivative(
     """Differentiate a weighted sum of the losses and contract it with the direction, by plain autograd.
 
     Args:
-        losses: one loss an episode, shape [episodes]; its graph is kept.
-        weights: shape [episodes], dtype of `losses`.
+        losses: any shape; its graph is kept.
+        weights: shape and dtype of `losses`.
         blocks: parameters and their blocks of the direction.
         dtype: float32 or float64, of the sums.
 
     Returns:
-        <grad of sum of weights * losses, direction>, and the root of the sum of the squared products, which measures
-        how far rounding alone can move the first; both 0-dim.
+        What `contracted` returns for the gradient of sum of weights * losses.
     """
-    return directional_derivatives(losses, weights, [blocks], dtype=dtype)[0]
+    like = torch.zeros((), dtype=dtype, device=losses.device)
+    if not losses.requires_grad or not blocks:
+        return like, like
+    found = gradients(losses, [block.parameter for block in blocks], weights, keep_graph=True)
+    return contracted(dict(zip((block.name for block in blocks), found, strict=True)), blocks, like=like)
 
 
-def directional_derivatives(
-    losses: Tensor, weights: Tensor, directions: Sequence[Sequence[Block]], *, dtype: torch.dtype
-) -> list[tuple[Tensor, Tensor]]:
-    """Do for several directions what `directional_derivative` does for one, with a single backward.
+def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the inner product of a gradient with a direction.
 
     Args:
-        losses: see there.
-        weights: see there.
-        directions: for each its blocks.
-        dtype: see there.
+        found: parameter name to gradient, None for zero.
+        blocks: parameters and their blocks of the direction.
+        like: has the dtype and the device of the result.
 
     Returns:
-        For each direction what `directional_derivative` returns.
+        <gradient, direction>, and the root of the sum of the squared products, which measures how far rounding alone
+        can move the first; both 0-dim.
     """
-    zero = torch.zeros((), dtype=dtype, device=losses.device)
-    parameters = {block.name: block.parameter for blocks in directions for block in blocks}
-    if not losses.requires_grad or not parameters:
-        return [(zero, zero)] * len(directions)
-    found = gradients(losses, list(parameters.values()), weights, keep_graph=True)
-    by_name = dict(zip(parameters, found, strict=True))
-    results = []
-    for blocks in directions:
-        total, squares = zero, zero
-        for block in blocks:
-            gradient = by_name[block.name]
-            if gradient is not None:
-                product = gradient.to(dtype=dtype) * block.direction
-                total = total + product.sum().to(device=total.device)
-                squares = squares + product.square().sum().to(device=total.device)
-        results.append((total, squares.sqrt()))
-    return results
+    total, squares = torch.zeros_like(like.sum()), torch.zeros_like(like.sum())
+    for block in blocks:
+        gradient = found[block.name]
+        if gradient is not None:
+            product = gradient.to(dtype=like.dtype) * block.direction.to(dtype=like.dtype)
+            total += product.sum().to(device=like.device)
+            # squares of small products are denormal in float32, which is many times slower
+            squares += torch.linalg.vector_norm(product, dtype=torch.float64).square().to(squares)
+    return total, squares.sqrt()
 
 
 def _one_at_a_time(losses: Tensor) -> Iterator[Tensor]:
