@@ -22,6 +22,7 @@ from ippo_lightning.report.folders import Comparison, Method, read_comparison
 from ippo_lightning.report.headline import compared_methods, headline, lead, verdicts
 from ippo_lightning.report.summary import BASELINE, METRICS, summarise
 from ippo_lightning.report.tables import kept_share, results_markdown, results_table, seconds_per_iteration
+from ippo_lightning.report.trust import HEALTH, PARTS, trust
 
 _LOG = logging.getLogger(__name__)
 _TABLE_WIDTH = 80
@@ -142,6 +143,10 @@ def _render(comparison: Comparison, results: Mapping[str, Any], figures: Mapping
         kept_share=kept_share,
         seconds_per_iteration=seconds_per_iteration,
         label_shares=shares,
+        trust_tables={
+            "How far the scores can be trusted, mean over the iterations that looked": trust(comparison, HEALTH),
+            "Which part of the model the scores come from, share of absolute parts": trust(comparison, PARTS),
+        },
         label_meanings=label_meanings({label for found in shares.values() for label in found.shares}),
         extremes=[_extremes(method) for method in scored],
         unreadable={run.folder.relative_to(comparison.root).as_posix(): run.unreadable_lines

@@ -1,0 +1,49 @@
+"""How far the scores of a run can be trusted, and which parts of the model they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+
+from ippo_lightning.report.folders import Comparison, Method
+
+HEALTH = {
+    "influence/halves_cosine": "Cosine of the gradients of two halves of the demonstrations",
+    "influence/halves_sign_agreement": "Episodes that both halves score with the same sign",
+    "influence/sign_certain_share": "Episodes whose sign is certain (95 % bootstrap over groups of demonstrations)",
+}
+"""Key in the history to what the page calls it."""
+PARTS = {
+    "influence/part_attention": "Attention",
+    "influence/part_mlp": "MLP",
+    "influence/part_embedding": "Embedding and head",
+    "influence/part_norm": "Norms",
+    "influence/part_other": "Other",
+}
+
+
+def trust(comparison: Comparison, named: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
+    """Average recorded numbers over iterations and seeds.
+
+    Args:
+        comparison: the runs.
+        named: key in the history to its name; one of `HEALTH` and `PARTS`.
+
+    Returns:
+        Name of the number to method name to its mean, None where a method never recorded it; empty where none did.
+    """
+    methods = {name: method for name, method in comparison.methods.items() if _recorded(method, named)}
+    return {
+        title: {name: _mean(method, key) for name, method in methods.items()}
+        for key, title in named.items()
+        if any(_mean(method, key) is not None for method in methods.values())
+    }
+
+
+def _recorded(method: Method, named: Mapping[str, str]) -> bool:
+    return any(_mean(method, key) is not None for key in named)
+
+
+def _mean(method: Method, key: str) -> float | None:
+    values = [value for run in method.finished for value in run.series(key).values()]
+    return fmean(values) if values else None

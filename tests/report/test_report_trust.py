@@ -1,0 +1,35 @@
+"""The page says how far scores can be trusted and which part of the model they come from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ippo_lightning.report import write_report
+from ippo_lightning.report.folders import read_comparison
+from ippo_lightning.report.trust import HEALTH, PARTS, trust
+
+
+def test_numbers_are_averaged_over_the_iterations_and_seeds_that_have_them(folders) -> None:
+    root = folders.comparison(seeds=2, methods=("ppo", "ippo"), iterations=4)
+    for seed, values in ((1, (0.2, 0.4)), (2, (0.6, 0.8))):
+        path = root / "ippo" / f"seed_{seed}" / "history.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row, value in zip(rows, values, strict=False):
+            row["influence/halves_cosine"] = value
+            row["influence/part_attention"] = 0.75
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparison = read_comparison(root)
+    health = trust(comparison, HEALTH)
+    assert health == {HEALTH["influence/halves_cosine"]: {"ippo": pytest.approx(0.5)}}
+    assert trust(comparison, PARTS) == {"Attention": {"ippo": pytest.approx(0.75)}}
+    page = write_report(root).read_text()
+    assert "Cosine of the gradients of two halves" in page
+    assert "<td>50.0</td>" in page
+
+
+def test_runs_that_recorded_nothing_show_nothing(folders) -> None:
+    root = folders.comparison(seeds=1, methods=("ppo", "ippo"))
+    assert trust(read_comparison(root), PARTS) == {}
+    assert "Which part of the model" not in write_report(root).read_text()
