@@ -110,8 +110,13 @@ def build_case(
     checked = min(8, episodes)
     sizes = [checked, *(min(size, episodes - start) for start in range(checked, episodes, size))]
     batches = [_batch(model, count, tokens) for count in sizes]
-    demonstrations = [_batch(model, 16, tokens) for _ in range(2)]
-    return Case(model, batches, target_gradient(model, _mean_negative_log_likelihood, demonstrations))
+    return Case(model, batches, target_gradient(model, mean_loss, demonstrations_of(model, tokens)))
+
+
+def demonstrations_of(model: nn.Module, tokens: int) -> list[Batch]:
+    """Return the same demonstrations every time."""
+    torch.manual_seed(1)
+    return [_batch(model, 32, tokens)]
 
 
 def episode_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -136,7 +141,8 @@ def _log_probs(model: nn.Module, ids: Tensor) -> Tensor:
     return logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
 
 
-def _mean_negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
+def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean negative log-likelihood of demonstrations, shape []."""
     return -masked_row_mean(values=_log_probs(model, batch.ids), mask=batch.mask[:, 1:]).mean()
 
 
