@@ -223,3 +223,18 @@ def test_fully_trained_modules_beside_adapters_count() -> None:
     assert sum("modules_to_save" in name for name in direction) == 2
     expected = scores_by_definition(model, episode_losses, batch, direction)
     assert relative_error(scores_of(model, direction, batch), expected) < EXACT
+
+
+def test_a_reference_pass_with_the_adapter_off_adds_nothing() -> None:
+    model = with_lora(language_model("llama"), "llama")
+    batch, direction = a_batch(), a_direction(model)
+
+    def beside_a_reference(module: nn.Module, part: Batch) -> Tensor:
+        with torch.no_grad(), module.disable_adapter():
+            reference = episode_losses(module, part)
+        return episode_losses(module, part) - reference
+
+    plain = influence_scores(model, episode_losses, [batch], direction)
+    torch.testing.assert_close(
+        influence_scores(model, beside_a_reference, [batch], direction), plain, rtol=1e-8, atol=1e-10
+    )
