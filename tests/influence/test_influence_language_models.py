@@ -20,7 +20,7 @@ from ippo_lightning.influence import CoverageError, influence_scores
 
 EXACT = 1e-8  # float64, but the models' norms and softmax compute in float32: same formula, so no more than round-off
 SINGLE = 1e-5  # float32 round-off over some 20 layers' worth of sums
-HALF = 5e-2  # bfloat16 keeps 8 bits; the two ways round in different places
+HALF = 2e-2  # bfloat16 keeps 8 bits; the two ways round in different places; measured 7e-3 at most
 
 FAMILIES = ["llama", "qwen2", "gemma2", "phi3", "gpt2"]
 GRID = [
@@ -76,19 +76,20 @@ def test_hooks_equal_the_definition_in_single_precision(family: str, later: bool
     assert relative_error(scores, expected) < SINGLE
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_stays_within_its_own_rounding(adapters: bool, autocast: bool) -> None:
+def test_half_precision_stays_within_its_own_rounding(family: str, adapters: bool, autocast: bool) -> None:
     dtype = torch.float32 if autocast else torch.bfloat16
-    model = language_model("llama", dtype=dtype)
-    model = with_lora(model, "llama") if adapters else model
+    model = language_model(family, dtype=dtype)
+    model = with_lora(model, family) if adapters else model
     direction = a_direction(model)
 
     def losses(module: nn.Module, batch: Batch) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             return episode_losses(module, batch)
 
-    batch = a_batch(dtype=torch.float32)
+    batch = a_batch(dtype=torch.float32, left_padding=family != "gemma2")
     scores = influence_scores(model, losses, [batch], direction)
     assert scores.dtype == torch.float32
     expected = scores_by_definition(model, losses, batch, direction)
