@@ -27,6 +27,8 @@ class Rows:
 
 
 CAREFUL = Rows()
+_THIN = 64
+"""Ranks of adapters stay below it, widths of layers above."""
 
 
 def linear_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -> Tensor:
@@ -156,8 +158,9 @@ def rms_normalised(*, inputs: Tensor, dims: tuple[int, ...], eps: float) -> Tens
 
 
 def _matmul_dtype(*, output_gradient: Tensor, block: Tensor) -> torch.dtype:
-    # bfloat16 has float32's range, so the fast matmul is safe; float16 would flush small gradients to zero.
-    if output_gradient.dtype == torch.bfloat16:
+    # bfloat16 has float32's range, so the fast matmul is safe; float16 would flush small gradients to zero. An adapter's
+    # product is so thin that full precision costs nothing to speak of, and its few numbers have nothing to average over.
+    if output_gradient.dtype == torch.bfloat16 and min(block.shape) > _THIN:
         return torch.bfloat16
     return torch.promote_types(output_gradient.dtype, block.dtype)
 
