@@ -65,8 +65,8 @@ def influence_scores(
         method: "hooks" is one backward a batch for the modules of language models (linear layers, adapters,
             embeddings, norms, convolutions); "forward" is one forward-mode pass for anything whose kernels have a
             forward derivative; "finite_difference" is two forwards, or one with `known_losses`, in float32 or better;
-            "per_episode" is one backward an episode for anything. Several directions cost "hooks" little, the first
-            two a pass each.
+            "per_episode" is one backward an episode for anything. Several directions cost "hooks" little, the other
+            ways a pass each.
         normalise: "cosine" divides by the lengths of both gradients, over the parameters that count ("hooks" and
             "per_episode"); "length" divides by `lengths`.
         lengths: the episodes' token counts, shape [episodes], for normalise="length".
@@ -154,7 +154,7 @@ def score_episodes(
             norms = _plain_norms(model, episode_losses, kept, blocks[0], dtype) if has_norms else None
     if norms is not None:
         scores = _cosines(scores, norms, blocks)
-    elif normalise == "length":
+    elif normalise == "length" and noted:
         scores = scores / torch.cat(noted).to(scores).clamp(min=1)
     return EpisodeScores(scores, parts)
 

@@ -1,5 +1,5 @@
 """From prompts and a policy to episodes."""
 
-from ippo_lightning.rollouts.text import collect_episodes, sample_episodes, sample_responses, score_episodes
+from ippo_lightning.rollouts.text import collect_episodes, fill_log_probs, sample_episodes, sample_responses
 
-__all__ = ["collect_episodes", "sample_episodes", "sample_responses", "score_episodes"]
+__all__ = ["collect_episodes", "fill_log_probs", "sample_episodes", "sample_responses"]

@@ -37,7 +37,7 @@ def collect_episodes(
         UserError: no prompts, or one that with `max_new_tokens` does not fit the context.
     """
     episodes = sample_episodes(policy, prompts=prompts, examples=examples, sampling=sampling)
-    return score_episodes(
+    return fill_log_probs(
         policy, episodes=episodes, temperature=sampling.temperature, micro_batch_size=micro_batch_size
     )
 
@@ -84,7 +84,7 @@ def sample_episodes(
 
 
 @torch.no_grad()
-def score_episodes(
+def fill_log_probs(
     policy: CausalLMPolicy, *, episodes: Episodes, temperature: float, micro_batch_size: int
 ) -> Episodes:
     """Fill `log_probs`, `ref_log_probs` and `values` with what training's own forward gives.
