@@ -158,8 +158,8 @@ def rms_normalised(*, inputs: Tensor, dims: tuple[int, ...], eps: float) -> Tens
 
 
 def _matmul_dtype(*, output_gradient: Tensor, block: Tensor) -> torch.dtype:
-    # bfloat16 has float32's range, so the fast matmul is safe; float16 would flush small gradients to zero. An adapter's
-    # product is so thin that full precision costs nothing to speak of, and its few numbers have nothing to average over.
+    # bfloat16 has float32's range, so the fast matmul is safe; float16 would flush small gradients to zero. A product
+    # with an adapter is so thin that full precision costs nothing to speak of, and rounding has little to average over.
     if output_gradient.dtype == torch.bfloat16 and min(block.shape) > _THIN:
         return torch.bfloat16
     return torch.promote_types(output_gradient.dtype, block.dtype)
