@@ -1,0 +1,80 @@
+"""Influence-guided PPO on four-bit weights, in mixed precision, and with a critic of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import CSVLogger
+from training_parts import TINY, same, tiny_loop, tiny_module, tiny_policy, trainable
+
+from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
+from ippo_lightning.policies import CausalLMPolicy, LoraSettings
+from ippo_lightning.policies.quantized import is_quantized
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pretrained model on disk, wide enough for blocks of four-bit weights."""
+    folder = tmp_path_factory.mktemp("base")
+    policy = tiny_policy(config={**TINY, "hidden_size": 64, "intermediate_size": 64}, value="none", reference="none")
+    policy.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("scoring", [{}, {"adam_aware": True, "normalise": "cosine"}], ids=["plain", "adam, cosine"])
+def test_four_bit_weights_train_their_adapters_and_nothing_else(
+    base: Path, scoring: dict[str, Any], tmp_path: Path
+) -> None:
+    policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=4), load_in_4bit=True)
+    assert is_quantized(policy.language_model)
+    frozen = {name: p.detach().clone() for name, p in policy.named_parameters() if not p.requires_grad}
+    module = tiny_module(policy=policy)
+    before = trainable(module)
+    tiny_loop(
+        tmp_path / "run", module, callbacks=[InfluenceFilter(scoring=ScoringSettings(**scoring))], max_iterations=2
+    ).fit()
+    moved = {name for name, value in trainable(module).items() if not torch.equal(value, before[name])}
+    assert any("lora_B" in name for name in moved)
+    assert all(torch.equal(p, frozen[name]) for name, p in policy.named_parameters() if not p.requires_grad)
+    rows = history_of(tmp_path / "run")
+    assert all(0 < row["influence/scored_kept_share"] < 1 for row in rows)
+    assert rows[0]["update/approx_kl"] >= 0
+
+
+@pytest.mark.parametrize("adapter", [None, 4], ids=["full", "lora"])
+def test_mixed_precision_trains_and_scores(adapter: int | None, tmp_path: Path) -> None:
+    policy = tiny_policy(lora=LoraSettings(r=adapter)) if adapter else tiny_policy()
+    module = tiny_module(policy=policy)
+    before = trainable(module)
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    tiny_loop(tmp_path / "run", module, fabric=fabric, callbacks=[InfluenceFilter()]).fit()
+    assert not same(before, trainable(module))
+    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in trainable(module).values())
+    assert all(row["influence/gradient_norm"] > 0 for row in history_of(tmp_path / "run"))
+
+
+def test_a_critic_of_its_own_never_counts_in_a_score(tmp_path: Path) -> None:
+    module = tiny_module(policy=tiny_policy(value="separate"))
+    tiny_loop(tmp_path / "run", module, callbacks=[InfluenceFilter()]).fit()
+    first = history_of(tmp_path / "run")[0]
+    assert first["update/value_loss"] > 0
+    assert "influence/part_other" not in first
+
+
+def test_any_lightning_logger_gets_the_numbers(tmp_path: Path) -> None:
+    logger = CSVLogger(root_dir=tmp_path / "csv", name="run", version="0", flush_logs_every_n_steps=1)
+    fabric = Fabric(accelerator="cpu", devices=1, loggers=logger)
+    tiny_loop(tmp_path / "run", tiny_module(), fabric=fabric, callbacks=[InfluenceFilter()]).fit()
+    logger.finalize("success")
+    table = (tmp_path / "csv" / "run" / "0" / "metrics.csv").read_text(encoding="utf-8")
+    assert "influence/gradient_norm" in table.splitlines()[0]
+    assert len(table.splitlines()) == 3
