@@ -19,6 +19,7 @@ from tiny_language_models import (
     episode_losses,
     language_model,
     relative_error,
+    token_losses,
     validation_loss,
     with_lora,
 )
@@ -93,13 +94,6 @@ def test_in_double_precision_two_sides_are_all_but_exact(kind: str) -> None:
 def test_terms_of_tokens_sum_to_the_episode() -> None:
     model, batch = a_llama(None), many_episodes(16)
     direction = target(model)
-
-    def token_losses(module: nn.Module, part: Batch) -> Tensor:
-        position_ids = (part.attention_mask.cumsum(1) - 1).clamp_min(0)
-        logits = module(input_ids=part.ids, attention_mask=part.attention_mask.long(), position_ids=position_ids).logits
-        log_probs = logits[:, :-1].log_softmax(-1).gather(2, part.ids[:, 1:, None]).squeeze(2)
-        mask = part.response_mask[:, 1:]
-        return -part.factors[:, None] * log_probs.masked_fill(~mask, 0.0) / mask.sum(1, keepdim=True)
 
     (tokens,) = token_scores(model, token_losses, [batch], direction, method="finite_difference")
     whole = influence_scores(model, episode_losses, [batch], direction, method="finite_difference")

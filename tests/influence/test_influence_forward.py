@@ -6,13 +6,13 @@ import pytest
 import small_nets
 import torch
 from tiny_language_models import (
-    Batch,
     a_batch,
     a_direction,
     episode_losses,
     language_model,
     relative_error,
     scores_by_definition,
+    token_losses,
     with_lora,
 )
 from torch import Tensor, nn
@@ -66,17 +66,6 @@ def test_a_module_called_twice_and_checkpointed_layers_are_no_exception() -> Non
     model.train()
     again = influence_scores(model, episode_losses, [batch], direction, method="forward")
     torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-8)
-
-
-def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """The terms whose sums `episode_losses` returns."""
-    position_ids = (batch.attention_mask.cumsum(1) - 1).clamp_min(0)
-    logits = model(
-        input_ids=batch.ids, attention_mask=batch.attention_mask.long(), position_ids=position_ids, use_cache=False
-    ).logits
-    log_probs = logits[:, :-1].log_softmax(-1).gather(2, batch.ids[:, 1:, None]).squeeze(2)
-    mask = batch.response_mask[:, 1:]
-    return -batch.factors[:, None] * log_probs.masked_fill(~mask, 0.0) / mask.sum(1, keepdim=True)
 
 
 def test_terms_of_tokens_sum_to_the_episode_and_each_is_its_own_derivative() -> None:

@@ -111,15 +111,20 @@ def a_batch(
     return Batch(ids.masked_fill(~real, PAD), real, real & (columns >= 4), factors)
 
 
-def episode_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """A factor times the mean negative log-likelihood of each response."""
+def token_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """The terms, by predicted token, that sum to the loss of each episode."""
     position_ids = (batch.attention_mask.cumsum(1) - 1).clamp_min(0)
     logits = model(
         input_ids=batch.ids, attention_mask=batch.attention_mask.long(), position_ids=position_ids, use_cache=False
     ).logits
     log_probs = logits[:, :-1].log_softmax(-1).gather(2, batch.ids[:, 1:, None]).squeeze(2)
     mask = batch.response_mask[:, 1:]
-    return -batch.factors * log_probs.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)
+    return -batch.factors[:, None] * log_probs.masked_fill(~mask, 0.0) / mask.sum(1, keepdim=True)
+
+
+def episode_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """A factor times the mean negative log-likelihood of each response."""
+    return token_losses(model, batch).sum(1)
 
 
 def validation_loss(model: nn.Module, batch: Batch) -> Tensor:
