@@ -1,13 +1,14 @@
-"""The same scores by kronfluence, an outside implementation: do they agree, and what do they cost?
+r"""The same scores by two outside implementations, kronfluence and bergson: do they agree, and what do they cost?
 
-    python -m venv --system-site-packages /tmp/kronfluence    # over an environment that has this package
-    /tmp/kronfluence/bin/pip install --no-deps kronfluence==1.0.1 einconv einops opt_einsum
-    /tmp/kronfluence/bin/python benchmarks/outside.py
+    python -m venv --system-site-packages /tmp/outside    # over an environment that has this package
+    /tmp/outside/bin/pip install --no-deps kronfluence==1.0.1 einconv einops opt_einsum \
+        bergson==2.5.1 simple-parsing docstring-parser jaxtyping wadler-lindig natsort petname torchopt ml_dtypes scipy
+    /tmp/outside/bin/python benchmarks/outside.py
 
-LoRA only: kronfluence tracks linear layers and knows neither embeddings nor norms. With the identity in the place of
-the Hessian, its pairwise score is the inner product of a query's gradient with each training example's; the query here
-is the mean loss of the demonstrations. It is made for offline use: it wraps the model for good and writes its results
-to disk.
+LoRA only: both track linear layers and know neither embeddings nor norms. kronfluence, with the identity in the place
+of the Hessian, is given the mean loss of the demonstrations as its query and takes the target gradient itself; it is
+made for offline use, wraps the model for good and writes its results to disk. bergson's collector of gradients is
+handed the direction and runs around our own forward and backward, since its own loop knows no advantage per token.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import time
 from typing import Any
 
 import torch
+from bergson import GradientProcessor, IndexConfig, InMemoryCollector, Scorer
+from bergson.score.score_writer import InMemorySequenceScoreWriter
+from datasets import Dataset as Table
 from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.arguments import FactorArguments, ScoreArguments
 from kronfluence.task import Task
 from kronfluence.utils.dataset import DataLoaderKwargs
-from scoring_case import Batch, build_case, demonstrations_of, episode_losses, error_and_signs, mean_loss
+from scoring_case import Batch, Case, build_case, demonstrations_of, episode_losses, error_and_signs, mean_loss
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -84,11 +88,12 @@ def main() -> None:
         timed(lambda: [case.losses(case.model, batch).sum().backward() for batch in case.batches]) for _ in range(3)
     ]
     modules = [name for name, module in case.model.named_modules() if "lora_" in name and isinstance(module, nn.Linear)]
+    streamed = [timed(lambda: collected(case, modules)) for _ in range(options.rounds)]
     task = Influence(modules)
     model = prepare_model(case.model, task)
     theirs = [timed(lambda: pairwise(model, task, case.batches, options.tokens)) for _ in range(options.rounds)]
     yardstick = statistics.median(seconds for seconds, _ in plain)
-    for name, found in (("ippo_lightning hooks", ours), ("kronfluence", theirs)):
+    for name, found in (("ippo_lightning hooks", ours), ("bergson", streamed), ("kronfluence", theirs)):
         error, signs = error_and_signs(found[0][1].flatten(), ours[0][1])
         seconds = statistics.median(taken for taken, _ in found) / yardstick
         print(f"{name}: {seconds:.2f} forward + backward, largest difference {error:.0e}, signs alike {signs:.3f}")
@@ -99,6 +104,31 @@ def timed(action: Any) -> tuple[float, Any]:
     start = time.perf_counter()
     result = action()
     return time.perf_counter() - start, result
+
+
+def collected(case: Case, modules: list[str]) -> Tensor:
+    """Return bergson's scores, shape [episodes, 1]."""
+    count = sum(len(batch.ids) for batch in case.batches)
+    writer = InMemorySequenceScoreWriter(count, 1)
+    queries = {name: case.direction[f"{name}.weight"].reshape(1, -1) for name in modules}
+    collector = InMemoryCollector(
+        model=case.model,
+        cfg=IndexConfig(run_path="unused"),
+        processor=GradientProcessor(),
+        target_modules=set(modules),
+        data=Table.from_dict({"row": list(range(count))}),
+        scorer=Scorer(queries, modules, writer, torch.device("cpu"), torch.float32),
+    )
+    first = 0
+    for batch in case.batches:
+        rows = list(range(first, first + len(batch.ids)))
+        with collector:
+            losses = case.losses(case.model, batch)
+            losses.sum().backward()
+        collector.process_batch(rows, losses=losses)
+        case.model.zero_grad(set_to_none=True)
+        first += len(rows)
+    return writer.scores
 
 
 def pairwise(model: nn.Module, task: Task, batches: list[Batch], tokens: int) -> Tensor:

@@ -40,7 +40,6 @@ def linear_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, rows:
         inputs: the module's input a, shape [episodes, ..., in], float.
         output_gradient: gradient g at the module's output, shape [episodes, ..., out], float.
         block: the direction's block V, shape [out, in], float32 or float64.
-
         rows: which axes are summed, and how.
 
     Returns:
@@ -50,8 +49,10 @@ def linear_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, rows:
     gradient, values, matrix = output_gradient.to(dtype=dtype), inputs.to(dtype=dtype), block.to(dtype=dtype)
     out_features, in_features = block.shape
     if out_features <= in_features:
-        return _row_dot(gradient=gradient, other=values @ matrix.T, like=block, rows=rows)
-    return _row_dot(gradient=gradient @ matrix, other=values, like=block, rows=rows)
+        return _row_dot(gradient=gradient, other=values @ matrix.T, like=block, rows=rows, may_overwrite=True)
+    if rows.careful:
+        return _row_dot(gradient=gradient @ matrix, other=values, like=block, rows=rows)
+    return _row_dot(gradient=values, other=gradient @ matrix, like=block, rows=rows, may_overwrite=True)
 
 
 def convolution_term(*, output_along: Tensor, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -> Tensor:
@@ -75,7 +76,6 @@ def bias_term(*, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -
     Args:
         output_gradient: shape [episodes, ..., *features], float.
         block: shape [*features], float32 or float64.
-
         rows: which axes are summed, and how.
 
     Returns:
@@ -94,7 +94,6 @@ def embedding_term(
         output_gradient: shape [episodes, ..., features], float.
         block: shape [vocab, features], float32 or float64.
         padding_index: the row that torch gives no gradient, where the table has one.
-
         rows: which axes are summed, and how.
 
     Returns:
@@ -103,7 +102,8 @@ def embedding_term(
     gradient = output_gradient
     if padding_index is not None:
         gradient = gradient.masked_fill((ids == padding_index).unsqueeze(-1), 0.0)
-    return _row_dot(gradient=gradient, other=torch.nn.functional.embedding(ids, block), like=block, rows=rows)
+    found = torch.nn.functional.embedding(ids, block)
+    return _row_dot(gradient=gradient, other=found, like=block, rows=rows, may_overwrite=True)
 
 
 def scale_term(*, normalised: Tensor, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -> Tensor:
@@ -113,13 +113,37 @@ def scale_term(*, normalised: Tensor, output_gradient: Tensor, block: Tensor, ro
         normalised: the norm's input after centring and scaling, before its weight, shape [episodes, ..., *features].
         output_gradient: shape [episodes, ..., *features], float.
         block: shape [*features], float32 or float64.
-
         rows: which axes are summed, and how.
 
     Returns:
         One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
     """
     return _row_dot(gradient=output_gradient, other=normalised.to(dtype=block.dtype) * block, like=block, rows=rows)
+
+
+def rms_scale_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, eps: float, rows: Rows) -> Tensor:
+    """Contract the gradient of an RMSNorm's scale: sum over tokens of (g * x) . V / rms(x).
+
+    Divides once a token instead of once a number, which is the same but for rounding; where that counts, in float64 or
+    where a NaN is to be left out, the normalised inputs are formed.
+
+    Args:
+        inputs: the norm's input x in the dtype it is normalised in, shape [episodes, ..., *features].
+        output_gradient: shape of `inputs`, float.
+        block: shape [*features], float32 or float64.
+        eps: added to the mean square.
+        rows: which axes are summed, and how.
+
+    Returns:
+        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
+    """
+    dims = tuple(range(-block.ndim, 0))
+    if rows.careful or block.dtype == torch.float64:
+        normalised = rms_normalised(inputs=inputs, dims=dims, eps=eps)
+        return scale_term(normalised=normalised, output_gradient=output_gradient, block=block, rows=rows)
+    mean_square = torch.linalg.vector_norm(inputs, dim=dims).square() / block.numel()
+    along = (output_gradient.to(dtype=block.dtype) * inputs).flatten(start_dim=-block.ndim) @ block.flatten()
+    return _row_dot(gradient=along, other=torch.rsqrt(mean_square + eps), like=block, rows=rows)
 
 
 def layer_normalised(*, inputs: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
@@ -165,13 +189,13 @@ def _matmul_dtype(*, output_gradient: Tensor, block: Tensor) -> torch.dtype:
     return torch.promote_types(output_gradient.dtype, block.dtype)
 
 
-def _row_dot(*, gradient: Tensor, other: Tensor, like: Tensor, rows: Rows) -> Tensor:
-    """Multiply and sum everything but the leading axes in the dtype of `like`."""
+def _row_dot(*, gradient: Tensor, other: Tensor, like: Tensor, rows: Rows, may_overwrite: bool = False) -> Tensor:
+    """Multiply and sum everything but the leading axes in the dtype of `like`; `other` may be lost where so said."""
     left, right = gradient.to(dtype=like.dtype), other.to(dtype=like.dtype)
     if rows.careful:
         return _flat((left * right).masked_fill(gradient == 0, 0.0), rows).sum(dim=-1)
-    # forms no product as large as the inputs
-    return torch.linalg.vecdot(_flat(left, rows), _flat(right.expand(left.shape), rows))
+    # fresh memory for a product costs as much as the product
+    return _flat(right.mul_(left) if may_overwrite else left * right, rows).sum(dim=-1)
 
 
 def _flat(values: Tensor, rows: Rows) -> Tensor:

@@ -16,7 +16,7 @@ from ippo_lightning.influence.contractions import (
     embedding_term,
     layer_normalised,
     linear_term,
-    rms_normalised,
+    rms_scale_term,
     scale_term,
 )
 
@@ -140,8 +140,7 @@ def _rms_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block:
         # Language models normalise in float32 whatever comes in; the same here, or float64 tests drown in 1e-8 noise.
         eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
         values = inputs.to(dtype=torch.float32)
-    normalised = rms_normalised(inputs=values, dims=_feature_dims(block), eps=float(eps))
-    return scale_term(normalised=normalised, output_gradient=gradient, block=block, rows=rows)
+    return rms_scale_term(inputs=values, output_gradient=gradient, block=block, eps=float(eps), rows=rows)
 
 
 def _feature_dims(block: Tensor) -> tuple[int, ...]:

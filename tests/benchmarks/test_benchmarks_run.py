@@ -1,0 +1,59 @@
+"""Each benchmark runs at a size that takes seconds, and writes numbers that make sense."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_benchmark(name: str, *options: object, numbers: Path) -> Any:
+    """Run a benchmark as its header says; return what it wrote."""
+    command = [sys.executable, f"benchmarks/{name}.py", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(numbers.read_text(encoding="utf-8"))
+
+
+def test_scoring_compares_every_way_with_autograd(tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    small = {"hidden_size": 64, "layers": 1, "lengths": 16, "buffers": 12, "rounds": 1, "tokens_per_batch": 64}
+    options = [word for name, value in small.items() for word in (f"--{name}", value)]
+    rows = run_benchmark("scoring", *options, "--no_memory", "--json", numbers, numbers=numbers)
+    assert [row["trained"] for row in rows] == ["full", "lora"]
+    for row in rows:
+        ways = row["ways"]
+        assert len(ways) == 6
+        for name, entry in ways.items():
+            is_exact = "finite" not in name
+            assert entry["error"] <= (1e-5 if is_exact else 0.1), name
+            assert entry["signs"] == 1.0 or not is_exact, name
+            assert entry["time"] > 0
+
+
+@pytest.mark.slow
+def test_iteration_times_both_methods_part_by_part(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    options = ("--epochs", 1, "--iterations", 4, "--run_dir", folder)
+    thirds = run_benchmark("iteration", *options, numbers=folder / "iteration.json")
+    for rows in thirds.values():
+        plain, guided = rows["ppo"], rows["ippo"]
+        assert plain["scoring"] == 0 < guided["scoring"]
+        assert plain["kept share"] == 1 > guided["kept share"] > 0
+        for row in (plain, guided):
+            parts = sum(row[part] for part in ("rollout", "target gradient", "scoring", "update"))
+            assert 0.5 * row["whole iteration"] < parts <= row["whole iteration"]
+
+
+@pytest.mark.slow
+def test_ground_truth_finds_scores_to_be_what_a_step_does(tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    found = run_benchmark("ground_truth", "--seeds", 1, "--json", numbers, numbers=numbers)
+    assert found["leave-one-out, Spearman"]["sgd 0.0001, raw"][0] > 0.99
+    assert found["leave-one-out, Spearman"]["adamw 1e-05, adam"][0] > 0.95
