@@ -2,6 +2,7 @@
 
     python benchmarks/iteration.py                      # 4 PPO epochs, 50 iterations, about 5 minutes on 2 cores
     python benchmarks/iteration.py --epochs 1
+    python benchmarks/iteration.py --method finite_difference
 
 Both methods run at the same time, each on its share of the cores, from the same SFT model, so that whatever else the
 machine does hits both. The first iteration, which warms up, does not count.
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -57,6 +59,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--run_dir", default="runs/benchmarks/iteration")
+    parser.add_argument("--method", default="hooks", help="how I-PPO scores, e.g. finite_difference")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides, for both methods")
     return parser.parse_args()
 
@@ -64,6 +67,8 @@ def parse_options() -> argparse.Namespace:
 def compare(options: argparse.Namespace) -> None:
     """Run plain and influence-guided PPO side by side."""
     plain = [f"{EXPERIMENT}/ppo.yaml"]
+    guided = yaml.safe_load(Path(EXPERIMENT, "ippo.yaml").read_text(encoding="utf-8"))["callbacks"]
+    guided[0]["init_args"]["scoring"]["method"] = options.method
     overrides: dict[str, Any] = {
         "model.init_args.ppo.num_epochs": options.epochs,
         "loop.max_iterations": options.iterations,
@@ -79,7 +84,7 @@ def compare(options: argparse.Namespace) -> None:
         overrides=overrides,
         methods={
             "ppo": MethodSettings(title="PPO", config=plain),
-            "ippo": MethodSettings(title="I-PPO", config=[*plain, f"{EXPERIMENT}/ippo.yaml"]),
+            "ippo": MethodSettings(title="I-PPO", config=plain, overrides={"callbacks": guided}),
         },
     )
     run_comparison(settings, command=f"python benchmarks/iteration.py --epochs {options.epochs}")

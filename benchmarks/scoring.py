@@ -11,6 +11,7 @@ longer than a round cancels. Peak memory is the growth of the resident set, each
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import statistics
@@ -203,6 +204,7 @@ def peak_growth(options: argparse.Namespace) -> float:
     plain(case.first(2))
     case.model.zero_grad(set_to_none=True)
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed while building the case would hide growth
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak to the present
     before = _status("VmRSS")
     run(case)

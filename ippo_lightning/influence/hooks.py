@@ -43,6 +43,7 @@ class HookSession:
         self.careful = False
         """Whether a NaN where no gradient flows is left out of the sums, which takes time."""
         self._hooked = hooked
+        self._num_parts = len({part.name for entry in hooked for part in entry.parts})
         self._num_directions = num_directions
         self._dtype = dtype
         self._handles: list[RemovableHandle] = []
@@ -86,7 +87,7 @@ class HookSession:
         if not losses.requires_grad:
             return {}
         rows = Rows(keep=1 if segments is None else 2, careful=self.careful)
-        self._tally = tally = Tally(self.zeros(losses), segments=segments, rows=rows)
+        self._tally = tally = Tally(self.zeros(losses), num_parts=self._num_parts, segments=segments, rows=rows)
         try:
             gradients(losses, [self._anchor], torch.ones_like(losses), keep_graph=keep_graph)
         finally:
@@ -130,13 +131,16 @@ class Tally:
 
     Args:
         zeros: where sums begin, shape [directions, episodes].
+        num_parts: how many parameters there are.
         segments: see `HookSession.score`.
         rows: how products are summed.
     """
 
-    def __init__(self, zeros: Tensor, *, segments: Tensor | None, rows: Rows) -> None:
+    def __init__(self, zeros: Tensor, *, num_parts: int, segments: Tensor | None, rows: Rows) -> None:
         self.parts: dict[str, Tensor] = {}
         self._zeros = zeros
+        # One block from before the backward: sums made one by one in between would keep what is freed around them apart.
+        self._free = list(zeros.new_zeros((num_parts, *zeros.shape)).unbind())
         self._segments = segments
         self._rows = rows
 
@@ -148,7 +152,9 @@ class Tally:
         """
         self._check_rows(entry, gradient)
         for part in entry.parts:
-            total = self.parts.setdefault(part.name, self._zeros.clone())
+            if part.name not in self.parts:
+                self.parts[part.name] = self._free.pop()
+            total = self.parts[part.name]
             for number, block in enumerate(part.blocks):
                 if block is not None:
                     terms = part.term(entry.module, inputs, gradient, block, rows=self._rows)
