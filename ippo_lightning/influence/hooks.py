@@ -139,7 +139,7 @@ class Tally:
     def __init__(self, zeros: Tensor, *, num_parts: int, segments: Tensor | None, rows: Rows) -> None:
         self.parts: dict[str, Tensor] = {}
         self._zeros = zeros
-        # One block from before the backward: sums made one by one in between would keep what is freed around them apart.
+        # One block, made before the backward: sums made in between would keep the memory freed around them in pieces.
         self._free = list(zeros.new_zeros((num_parts, *zeros.shape)).unbind())
         self._segments = segments
         self._rows = rows

@@ -15,10 +15,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run_benchmark(name: str, *options: object, numbers: Path) -> Any:
     """Run a benchmark as its header says; return what it wrote."""
+    run_script(name, *options)
+    return json.loads(numbers.read_text(encoding="utf-8"))
+
+
+def run_script(name: str, *options: object) -> str:
+    """Run a benchmark; return what it printed."""
     command = [sys.executable, f"benchmarks/{name}.py", *map(str, options)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(numbers.read_text(encoding="utf-8"))
+    return done.stdout
 
 
 def test_scoring_compares_every_way_with_autograd(tmp_path: Path) -> None:
@@ -35,6 +41,18 @@ def test_scoring_compares_every_way_with_autograd(tmp_path: Path) -> None:
             assert entry["error"] <= (1e-5 if is_exact else 0.1), name
             assert entry["signs"] == 1.0 or not is_exact, name
             assert entry["time"] > 0
+
+
+@pytest.mark.slow
+def test_memory_of_hooks_is_that_of_a_plain_pass_and_does_not_grow_with_the_buffer() -> None:
+    def peak(way: str, episodes: int) -> float:
+        case = json.dumps({"way": way, "adapter": False, "tokens": 96, "episodes": episodes})
+        options = ("--hidden_size", 128, "--layers", 4, "--memory_of", case)
+        return float(run_script("scoring", *options).splitlines()[-1])
+
+    plain, few, many = (peak(way, count) for way, count in (("forward + backward", 64), ("hooks", 64), ("hooks", 1024)))
+    assert few <= 1.2 * plain  # the resident set is a coarse measure; one gradient an episode would be 30 times as much
+    assert many <= 1.3 * few
 
 
 @pytest.mark.slow
