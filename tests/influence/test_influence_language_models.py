@@ -65,9 +65,12 @@ def test_one_backward_an_episode_equals_the_definition(family: str, adapters: bo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("trained", ["full", "full, tied", "adapters"])
 @pytest.mark.parametrize("later", [False, True], ids=["checked batch", "batch without weight gradients"])
-def test_hooks_equal_the_definition_in_single_precision(family: str, later: bool) -> None:
-    model, batch = language_model(family, dtype=torch.float32, attention="eager"), a_batch(dtype=torch.float32)
+def test_hooks_equal_the_definition_in_single_precision(family: str, trained: str, later: bool) -> None:
+    model = language_model(family, dtype=torch.float32, attention="eager", tied="tied" in trained)
+    model = with_lora(model, family) if trained == "adapters" else model
+    batch = a_batch(dtype=torch.float32)
     direction = a_direction(model)
     expected = scores_by_definition(model, episode_losses, batch, direction)
     batches = [batch, batch] if later else [batch]

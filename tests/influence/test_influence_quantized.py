@@ -9,34 +9,36 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from tiny_language_models import VOCAB, a_batch, a_direction, episode_losses, relative_error, scores_by_definition
-from tiny_language_models import with_lora as with_adapters
+from tiny_language_models import (
+    a_batch,
+    a_direction,
+    episode_losses,
+    language_model,
+    relative_error,
+    scores_by_definition,
+    with_lora,
+)
 from torch import nn
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ippo_lightning.influence import CoverageError, influence_scores
 
 SINGLE = 1e-5  # float32 on both sides, weights bit-equal
 
 
+def quantized_model(family: str, folder: Path, *, tied: bool = False, width: int = 64) -> nn.Module:
+    """A model with NF4 linear layers and LoRA, in train mode, as bitsandbytes leaves it."""
+    language_model(family, dtype=torch.float32, width=width, tied=tied).save_pretrained(folder)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=nf4, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    return with_lora(model, family).train()
+
+
 @pytest.fixture
 def quantized(tmp_path: Path) -> nn.Module:
-    """A Llama with NF4 linear layers and LoRA, in train mode, as bitsandbytes leaves it."""
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    model = LlamaForCausalLM.from_pretrained(
-        tmp_path, quantization_config=nf4, device_map={"": "cpu"}, dtype=torch.float32
-    )
-    return with_adapters(model, "llama").train()
+    return quantized_model("llama", tmp_path, width=128)  # repacking takes whole blocks of outputs
 
 
 def linear4bit_layers(model: nn.Module) -> list[Linear4bit]:
@@ -49,8 +51,9 @@ def dense_copy(model: nn.Module) -> nn.Module:
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Linear4bit):
                 weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-                dense = nn.Linear(layer.in_features, layer.out_features, bias=False)
+                dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
                 dense.weight = nn.Parameter(weight, requires_grad=False)
+                dense.bias = layer.bias
                 setattr(parent, name, dense)
     return copied
 
@@ -62,9 +65,14 @@ def roll_out(model: nn.Module) -> None:
     model.train(was_training)
 
 
-def test_a_4bit_base_scores_like_its_dense_copy_after_a_rollout(quantized: nn.Module) -> None:
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [("llama", False), ("llama", True), ("qwen2", False), ("gemma2", True), ("phi3", False), ("gpt2", True)],
+)
+def test_a_4bit_base_scores_like_its_dense_copy_after_a_rollout(family: str, tied: bool, tmp_path: Path) -> None:
+    quantized = quantized_model(family, tmp_path, tied=tied)
     dense = dense_copy(quantized)
-    assert len(linear4bit_layers(quantized)) == 14
+    assert len(linear4bit_layers(quantized)) == {"phi3": 8, "gpt2": 8}.get(family, 14)
     for layer in linear4bit_layers(quantized):
         layer.support_avx512bf16_for_cpu = False
     roll_out(quantized)

@@ -23,7 +23,7 @@ from transformers import (
 
 VOCAB = 37
 PAD = 0
-_SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2}
 _COMMON = {"vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
 LORA_TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
@@ -48,12 +48,12 @@ class Batch:
 
 
 def language_model(
-    family: str, *, attention: str = "sdpa", tied: bool = False, dtype: torch.dtype = torch.float64
+    family: str, *, attention: str = "sdpa", tied: bool = False, dtype: torch.dtype = torch.float64, width: int = 16
 ) -> nn.Module:
     attention = "eager" if family == "gemma2" else attention
     common = {**_COMMON, "tie_word_embeddings": tied, "attn_implementation": attention}
     if family == "gpt2":
-        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+        sizes = {"n_embd": width, "n_layer": 2, "n_head": 2, "n_positions": 32}
         model = GPT2LMHeadModel(GPT2Config(**sizes, **common))
     else:
         kinds = {
@@ -63,8 +63,9 @@ def language_model(
             "phi3": (Phi3Config, Phi3ForCausalLM),
         }
         config_class, model_class = kinds[family]
+        sizes = {**_SIZES, "hidden_size": width, "intermediate_size": width * 3 // 2}
         extra = {"head_dim": 8, "sliding_window": 8} if family == "gemma2" else {}
-        model = model_class(config_class(**_SIZES, num_key_value_heads=1, **extra, **common))
+        model = model_class(config_class(**sizes, num_key_value_heads=1, **extra, **common))
     return scrambled(model.to(dtype))
 
 
