@@ -31,6 +31,7 @@ from torch import Tensor
 from ippo_lightning.influence import influence_scores
 
 YARDSTICK = "forward + backward"
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def main() -> None:
@@ -203,6 +204,8 @@ def in_own_process(options: argparse.Namespace, way: str, **case: Any) -> float:
 
 def peak_growth(options: argparse.Namespace) -> float:
     """Run one way once and return how far the resident set grew over what the case itself takes, in bytes."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(_MMAP_THRESHOLD, 1 << 16)  # blocks go back when they are freed, so what is resident is what is held
     wanted = json.loads(options.memory_of)
     way = wanted.pop("way")
     case = case_of(options, **wanted)
@@ -211,7 +214,7 @@ def peak_growth(options: argparse.Namespace) -> float:
     plain(case.first(2))
     case.model.zero_grad(set_to_none=True)
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed while building the case would hide growth
+    libc.malloc_trim(0)  # what was freed while building the case would hide growth
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak to the present
     before = _status("VmRSS")
     run(case)
