@@ -30,7 +30,7 @@ PARTS = {
     "target gradient": "time/target_gradient_seconds",
     "scoring": "time/scoring_seconds",
     "update": "time/update_seconds",
-    "whole iteration": "seconds",
+    "whole iteration": "time/iteration_seconds",
 }
 """Name of a part to its column in the history of a run; what is left is rewards and bookkeeping."""
 EXPERIMENT = "experiments/arithmetic"
@@ -101,7 +101,7 @@ def thirds(folder: Path, seeds: Sequence[int], span: slice, *, first: bool) -> d
             third = max(len(history) // 3, 1)
             rows += history[:third] if first else history[-third:]
         result[method] = {part: statistics.fmean(row.get(key, 0.0) for row in rows) for part, key in PARTS.items()}
-        result[method]["kept share"] = statistics.fmean(row["kept_share"] for row in rows)
+        result[method]["kept share"] = statistics.fmean(row["ppo/kept_share"] for row in rows)
     return result
 
 

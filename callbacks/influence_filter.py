@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from lightning import Callback
 from torch import Tensor
 
+from ippo_lightning.callbacks.attachment import Attachment, Buffer, EpisodeLosses, ValidationLoss
+from ippo_lightning.callbacks.buffers import Columns
 from ippo_lightning.callbacks.health import health_of, part_shares
 from ippo_lightning.callbacks.scoring import Direction, Scored, Scorer, ScoringSettings
 from ippo_lightning.callbacks.selection import SelectionRule, Selector
@@ -25,8 +27,12 @@ class InfluenceFilter(Callback):
 
     At `on_rollout_end`: s_i = <grad loss_i, grad validation loss>, both at the current parameters; episodes with
     s_i <= `threshold` are dropped, the others weighted by s_i^power over the mean of the kept. Source: Shu, Zhang,
-    Hullman 2026, arXiv 2604.01597. Works with any LightningModule that has `episode_losses(episodes) -> [episodes]` and
-    `validation_loss(batch) -> []`, and calls our hooks.
+    Hullman 2026, arXiv 2604.01597.
+
+    Works with any LightningModule that has `episode_losses(episodes) -> [episodes]` and `validation_loss(batch) -> []`,
+    or whose losses are handed in. Our modules call `on_rollout_end`; of any other, each training batch is filtered
+    before its `training_step`: the `buffer` it names, in place. A buffer with a column `weights` is weighted, another
+    loses the rows that are dropped.
 
     Args:
         rule: what decides: `influence`; or a control that drops by something else: `random` (the same share as
@@ -45,6 +51,11 @@ class InfluenceFilter(Callback):
         demonstrations: batches for `validation_loss`; by default those of the data module's
             `influence_dataloader()`.
         seed: of the `random` rule.
+        on_nonfinite: where an episode's score is NaN or infinite: `stop` the run, or `skip` the episode; it is named.
+        episode_losses: `(module, episodes) -> [episodes]`; by default the module's method.
+        validation_loss: `(module, batch) -> []`; by default the module's method.
+        buffer: `(module, batch) -> buffer`, a dictionary or list of columns with a row an episode; by default the
+            module's attribute `buffer`, if it has one.
 
     Raises:
         UserError: an argument out of its range; later, a module or data module without the methods named above.
@@ -65,6 +76,10 @@ class InfluenceFilter(Callback):
         scoring: ScoringSettings | None = None,
         demonstrations: Sequence[Any] | None = None,
         seed: int = 0,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        episode_losses: EpisodeLosses | None = None,
+        validation_loss: ValidationLoss | None = None,
+        buffer: Buffer | None = None,
     ) -> None:
         super().__init__()
         for name, value, lowest in (
@@ -81,8 +96,18 @@ class InfluenceFilter(Callback):
         self.on_empty = on_empty
         self.monitor_only = monitor_only
         self.drop_when = drop_when
-        self.scorer = Scorer(scoring or ScoringSettings(), needs_groups=drop_when == "all")
-        self.demonstrations = demonstrations
+        self.attachment = Attachment(
+            episode_losses=episode_losses,
+            validation_loss=validation_loss,
+            buffer=buffer,
+            demonstrations=demonstrations,
+        )
+        self.scorer = Scorer(
+            scoring or ScoringSettings(),
+            attachment=self.attachment,
+            needs_groups=drop_when == "all",
+            skips_nonfinite=on_nonfinite == "skip",
+        )
         self.iteration = 0
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
@@ -90,6 +115,32 @@ class InfluenceFilter(Callback):
         if self.is_due(self.iteration):
             self.filter(trainer, pl_module, plan)
         self.iteration += 1
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Filter the buffer of a module that does not call `on_rollout_end` itself (under `lightning.Trainer`)."""
+        if not self.attachment.has_buffer(pl_module):
+            return
+        columns = Columns(self.attachment.buffer(pl_module, batch))
+        self._require_outlet(columns)
+        plan = UpdatePlan(episodes=cast(Any, columns))  # has what planning needs of episodes
+        self.on_rollout_end(trainer, pl_module, plan)
+        columns.apply(plan.weights)
+        pl_module.log_dict(dict(plan.metrics), on_step=True, on_epoch=False, batch_size=len(columns))
+
+    def _require_outlet(self, columns: Columns) -> None:
+        """Check that what the settings may ask for can be told to a buffer of this kind."""
+        if columns.has_weights or self.monitor_only:
+            return
+        if self.selector.power > 0 and self.selector.rule == "influence":
+            raise UserError(
+                f"InfluenceFilter.power: {self.selector.power:g} weights episodes, and the buffer has no column "
+                "'weights' to tell the loss; add one, or set power to 0"
+            )
+        if self.on_empty == "skip" and self.selector.min_keep == 0:
+            raise UserError(
+                "InfluenceFilter.on_empty: skip would leave an empty buffer; add a column 'weights', set min_keep to 1 "
+                "or more, or on_empty to keep_all"
+            )
 
     def is_due(self, iteration: int) -> bool:
         """Return whether iteration number `iteration`, counted from 0, is filtered."""
@@ -99,10 +150,8 @@ class InfluenceFilter(Callback):
     def filter(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score the plan's episodes and change their weights by the rule."""
         start = time.perf_counter()
-        _require_methods(pl_module)
-        direction = self.scorer.direction(
-            pl_module, list(self._demonstration_batches(trainer)), iteration=self.iteration
-        )
+        self.attachment.require(pl_module)
+        direction = self.scorer.direction(pl_module, self.attachment.demonstrations(trainer), iteration=self.iteration)
         taken = time.perf_counter()
         scored = self.scorer.score(pl_module, plan.episodes, direction)
         weights = self.selector.weights(
@@ -110,6 +159,7 @@ class InfluenceFilter(Callback):
             episodes=plan.episodes,
             iteration=self.iteration,
             spared=_spared(scored.group_scores, self.selector.threshold) if self.drop_when == "all" else None,
+            barred=scored.broken,
         )
         now = time.perf_counter()
         plan.record(
@@ -142,6 +192,7 @@ class InfluenceFilter(Callback):
             influence__gradient_norm=gradient_norm(direction.mean),
             influence__scored_kept_share=kept / len(everyone_weights),
             influence__effective_sample_size=float(effective_sample_size(weights=everyone_weights)),
+            influence__nonfinite_episodes=float(gather_rows(scored.broken)[0].sum()),
             influence__max_weight=float(everyone_weights.max()),
             **{f"influence__score_{name}": value for name, value in score_quantiles(scores).items()},
             **{f"influence__part_{name}": share for name, share in part_shares(scored.by_parameter).items()},
@@ -154,29 +205,7 @@ class InfluenceFilter(Callback):
             trainer.should_stop = True
         return torch.ones_like(weights) if self.on_empty == "keep_all" else weights
 
-    def _demonstration_batches(self, trainer: Any) -> Iterable[Any]:
-        if self.demonstrations is not None:
-            return self.demonstrations
-        datamodule = getattr(trainer, "datamodule", None)
-        loader = getattr(datamodule, "influence_dataloader", None)
-        if loader is None:
-            raise UserError(
-                f"InfluenceFilter.demonstrations: null, and {type(datamodule).__name__} has no influence_dataloader(); "
-                "hand in batches for validation_loss, or give the data module that method"
-            )
-        batches: Iterable[Any] = loader()
-        return batches
-
 
 def _spared(group_scores: Tensor, threshold: float) -> Tensor:
     """Return a mask [episodes], True where some group of demonstrations is for keeping."""
     return ~agree_to_drop(group_scores, threshold=threshold)
-
-
-def _require_methods(pl_module: Any) -> None:
-    for name in ("episode_losses", "validation_loss"):
-        if not callable(getattr(pl_module, name, None)):
-            raise UserError(
-                f"InfluenceFilter: {type(pl_module).__name__} has no method {name}; it needs "
-                "episode_losses(episodes) -> [episodes] and validation_loss(batch) -> []"
-            )

@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ippo_lightning.callbacks.attachment import Attachment
+from ippo_lightning.callbacks.buffers import Columns
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
+    EpisodeScores,
     Method,
+    NonFiniteScoreError,
     Normalisation,
     mean_direction,
     precondition,
@@ -88,6 +92,8 @@ class Scored(NamedTuple):
     """Shape [groups, episodes]; no rows where nobody asked."""
     by_parameter: dict[str, Tensor]
     """Parameter name to its part of the scores, shape [episodes]; empty for methods that cannot tell."""
+    broken: Tensor
+    """Shape [episodes], bool, True where the score is NaN or infinite; it then stands as 0."""
 
 
 class Scorer:
@@ -95,12 +101,23 @@ class Scorer:
 
     Args:
         settings: see `ScoringSettings`.
+        attachment: the project's losses.
         needs_groups: whether groups are wanted in every iteration.
+        skips_nonfinite: whether an episode whose score is NaN or infinite is left out; else it is an error.
     """
 
-    def __init__(self, settings: ScoringSettings, *, needs_groups: bool = False) -> None:
+    def __init__(
+        self,
+        settings: ScoringSettings,
+        *,
+        attachment: Attachment,
+        needs_groups: bool = False,
+        skips_nonfinite: bool = False,
+    ) -> None:
         self.settings = settings
+        self.attachment = attachment
         self.needs_groups = needs_groups
+        self.skips_nonfinite = skips_nonfinite
         self.raw: Direction | None = None
         """The validation gradient as last taken, before any scaling."""
         self._max_tokens = settings.max_tokens
@@ -121,18 +138,21 @@ class Scorer:
         groups = [self._prepared(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
         return Direction(self._prepared(pl_module, self.raw.mean), groups)
 
-    def score(self, pl_module: Any, episodes: Episodes, direction: Direction) -> Scored:
+    def score(self, pl_module: Any, episodes: Episodes | Columns, direction: Direction) -> Scored:
         """Score the episodes; where memory runs out, once more in batches half as large.
 
         Args:
-            pl_module: has `episode_losses(episodes)`.
+            pl_module: what the attachment's losses are of.
             episodes: of this rank.
             direction: what `direction` returned.
+
+        Raises:
+            FloatingPointError: a score is NaN or infinite and is not to be skipped; the episode is named.
         """
         try:
             return self._score(pl_module, episodes, direction)
         except torch.OutOfMemoryError:
-            if self._max_tokens <= int(_padded_lengths(episodes).max()):
+            if self._max_tokens <= int(episodes.total_lengths.max()):
                 raise
         self._max_tokens //= 2
         warnings.warn(
@@ -156,7 +176,7 @@ class Scorer:
         num_groups = min(num_groups, max(len(parts), 1))
         taken = target_gradient_groups(
             pl_module,
-            lambda module, batch: module.validation_loss(batch),
+            self.attachment.validation_loss,
             parts,
             num_groups=num_groups,
             weights=weights,
@@ -172,24 +192,55 @@ class Scorer:
             chosen = precondition(chosen, model=pl_module, optimizer=pl_module.optimizers())
         return chosen
 
-    def _score(self, pl_module: Any, episodes: Episodes, direction: Direction) -> Scored:
-        # the first batch is scored twice, the second time by plain autograd as a check: keep it small
-        batches = batches_by_tokens(_padded_lengths(episodes), max_tokens=self._max_tokens, first_episodes=_CHECKED)
+    def _score(self, pl_module: Any, episodes: Episodes | Columns, direction: Direction) -> Scored:
+        """Score what can be scored; what cannot is named, and left out or an error."""
+        device = episodes.device
+        rows, broken = torch.arange(len(episodes), device=device), torch.zeros(len(episodes), dtype=torch.bool)
+        while True:
+            # the first batch is scored twice, the second time by plain autograd as a check: keep it small
+            lengths = episodes.total_lengths[rows]
+            order = batches_by_tokens(lengths, max_tokens=self._max_tokens, first_episodes=_CHECKED)
+            batches = [rows[part] for part in order]
+            try:
+                result = self._scored(pl_module, episodes, batches, direction)
+                break
+            except NonFiniteScoreError as error:
+                lost = torch.cat(batches)[list(error.positions)]
+                named = f"NaN or infinity in the score of episode {', '.join(str(int(row)) for row in lost[:3])}"
+                if not self.skips_nonfinite or len(lost) == len(rows):
+                    raise FloatingPointError(f"InfluenceFilter: {named}{_prompt_of(episodes, int(lost[0]))}") from error
+                warnings.warn(f"InfluenceFilter: {named}{_prompt_of(episodes, int(lost[0]))}; left out", stacklevel=4)
+                broken[lost.cpu()] = True
+                rows = rows[~broken.to(device)[rows]]
+        places = torch.cat(batches) if batches else rows
+
+        def whole(part: Tensor) -> Tensor:
+            filled = part.new_zeros((*part.shape[:-1], len(episodes)))
+            filled[..., places.to(part.device)] = part
+            return filled
+
+        scores = whole(result.scores)
+        parts = {name: whole(part[0]) for name, part in result.by_parameter.items()}
+        return Scored(scores[0], scores[1:], parts, broken.to(scores.device))
+
+    def _scored(
+        self, pl_module: Any, episodes: Episodes | Columns, batches: Sequence[Tensor], direction: Direction
+    ) -> EpisodeScores:
         known = getattr(pl_module, "known_episode_losses", None)
-        result = score_episodes(
+        return score_episodes(
             pl_module,
-            lambda module, part: module.episode_losses(part),
+            self.attachment.episode_losses,
             (episodes.select(rows) for rows in batches),
             [direction.mean, *direction.groups],
             method=self.settings.method,
             normalise=self.settings.normalise,
-            lengths=lambda part: part.lengths,
+            lengths=lambda part: part.lengths if isinstance(part, Episodes) else part["lengths"],
             known_losses=known if self.settings.method == "finite_difference" else None,
         )
-        back = torch.cat(batches).argsort() if batches else torch.zeros(0, dtype=torch.long)
-        scores = result.scores[:, back.to(result.scores.device)]
-        parts = {name: part[0, back.to(part.device)] for name, part in result.by_parameter.items()}
-        return Scored(scores[0], scores[1:], parts)
+
+
+def _prompt_of(episodes: Episodes | Columns, row: int) -> str:
+    return f" (prompt {episodes.prompts[row][:60]!r})" if isinstance(episodes, Episodes) else ""
 
 
 def batches_by_tokens(lengths: Tensor, *, max_tokens: int, first_episodes: int | None = None) -> list[Tensor]:
@@ -215,11 +266,6 @@ def batches_by_tokens(lengths: Tensor, *, max_tokens: int, first_episodes: int |
             batches.append([])
         batches[-1].append(position)
     return [torch.tensor(batch, device=lengths.device) for batch in batches]
-
-
-def _padded_lengths(episodes: Episodes) -> Tensor:
-    # prompts are padded to the longest of the batch, which is not known before the batch is
-    return episodes.lengths + episodes.prompt_mask.sum(dim=1)
 
 
 def _divided(batches: Sequence[Any], num_groups: int) -> tuple[list[Any], list[float]]:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ippo_lightning.callbacks.buffers import Columns
 from ippo_lightning.engine import gather_rows
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import (
@@ -45,7 +46,15 @@ class Selector:
         self.min_keep = min_keep
         self.seed = seed
 
-    def weights(self, *, scores: Tensor, episodes: Episodes, iteration: int, spared: Tensor | None = None) -> Tensor:
+    def weights(
+        self,
+        *,
+        scores: Tensor,
+        episodes: Episodes | Columns,
+        iteration: int,
+        spared: Tensor | None = None,
+        barred: Tensor | None = None,
+    ) -> Tensor:
         """Return one weight >= 0 an episode, zero where it is dropped, mean 1 over the kept of all ranks.
 
         Only `influence` weights by the score; the controls drop and leave the rest as it is. Every rank decides over
@@ -53,20 +62,31 @@ class Selector:
 
         Args:
             scores: influence scores, shape [episodes].
-            episodes: with rewards and advantages.
+            episodes: with rewards or advantages, where the rule asks for them.
             iteration: makes the random rule draw anew.
             spared: shape [episodes], bool, True for episodes that are kept whatever their score.
+            barred: shape [episodes], bool, True for episodes that are dropped whatever their score.
         """
-        has_positive = keep_positive_advantage(advantages=episodes.advantages, response_mask=episodes.response_mask)
-        exempt = torch.zeros_like(has_positive) if spared is None else spared
-        columns = (scores, episodes.outcome_rewards, has_positive, exempt)
+        nobody = torch.zeros(len(scores), device=scores.device)
+        columns = (
+            scores,
+            episodes.outcome_rewards if self.rule == "reward" else nobody,
+            self._has_positive_advantage(episodes) if self.rule == "advantage_sign" else nobody,
+            nobody if spared is None else spared,
+            nobody if barred is None else barred,
+        )
         rows, mine = gather_rows(torch.stack([column.to(scores.device).double() for column in columns], dim=1))
-        everyone, rewards, positive_advantage, exempt_everywhere = rows.unbind(dim=1)
-        keep = (exempt_everywhere > 0) | self._keep(
+        everyone, rewards, positive_advantage, exempt, excluded = rows.unbind(dim=1)
+        keep = (exempt > 0) | self._keep(
             scores=everyone, rewards=rewards, positive_advantage=positive_advantage > 0, iteration=iteration
         )
+        keep = keep & (excluded == 0)
         raw = score_power(scores=everyone, keep=keep, power=self.power if self.rule == "influence" else 0.0)
         return normalise_weights(raw=raw, keep=keep, max_weight=self.max_weight)[mine].to(scores.dtype)
+
+    @staticmethod
+    def _has_positive_advantage(episodes: Episodes | Columns) -> Tensor:
+        return keep_positive_advantage(advantages=episodes.advantages, response_mask=episodes.response_mask)
 
     def _keep(self, *, scores: Tensor, rewards: Tensor, positive_advantage: Tensor, iteration: int) -> Tensor:
         """Return a mask [episodes], True where the rule keeps the episode; everything is of all ranks."""

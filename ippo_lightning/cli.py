@@ -1,4 +1,4 @@
-"""`ippo fit | evaluate | compare`: YAML with LightningCLI's conventions -> objects -> `FabricLoop`."""
+"""`ippo fit | evaluate | compare | export | report`: from YAML to objects to a run; from runs to pages and models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.mistakes import one_line
+from ippo_lightning.interruption import Interrupted
+from ippo_lightning.mistakes import one_line, suggestion
 from ippo_lightning.run_folder import CONFIG, RunFolder
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from ippo_lightning.fabric_loop import FabricLoop
 
-EXIT_MISTAKE, EXIT_FAILURE, EXIT_INTERRUPT = 2, 1, 130
+EXIT_MISTAKE, EXIT_FAILURE, EXIT_SIGNAL, EXIT_INTERRUPT = 2, 1, 128, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,20 +32,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `ippo`; null for those of the process.
 
     Returns:
-        0; 2 after a mistake of the user, said in one line; 1 where training broke down; 130 after Ctrl-C.
+        0; 2 after a mistake of the user, said in one line; 1 where training broke down; 130 after Ctrl-C, 128 and the
+        signal's number after another one.
     """
     quieten()
     import yaml
     from jsonargparse import ArgumentError
 
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return run(list(sys.argv[1:] if arguments is None else arguments))
-    except (UserError, ArgumentError, yaml.YAMLError) as error:
+        return run(words)
+    except ArgumentError as error:
+        from ippo_lightning.parsers import known_keys
+
+        message = str(error)
+        print(f"ippo: error: {one_line(message)}{suggestion(message, known_keys(words))}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except (UserError, yaml.YAMLError) as error:
         print(f"ippo: error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_MISTAKE
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
+        if os.environ.get("IPPO_TRACEBACK"):
+            raise
         print(f"ippo: stopped: {one_line(str(error))}", file=sys.stderr)
         return EXIT_FAILURE
+    except Interrupted as error:
+        print(f"ippo: interrupted: {error}", file=sys.stderr)
+        return EXIT_SIGNAL + error.number
     except KeyboardInterrupt as error:
         print(f"ippo: interrupted: {error or 'at once; the last checkpoint is kept'}", file=sys.stderr)
         return EXIT_INTERRUPT
@@ -52,63 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and carry out one command; mistakes are raised. Arguments and return value as in `main`."""
+    from ippo_lightning.parsers import build_parser, with_resume
+
     parser = build_parser()
     if not arguments:
         parser.print_help()
         return 0
-    settings = parser.parse_args(list(arguments))
-    commands = {"fit": fit, "evaluate": evaluate, "compare": compare}
+    settings = parser.parse_args(with_resume(arguments))
+    commands = {"fit": fit, "evaluate": evaluate, "compare": compare, "export": export, "report": report}
     commands[settings.subcommand](parser, settings)
     return 0
-
-
-def build_parser() -> ArgumentParser:
-    """Return the parser of all commands."""
-    from jsonargparse import ArgumentParser
-
-    from ippo_lightning.compare import CompareSettings
-
-    parser = ArgumentParser(prog="ippo", description="Post-train language models with Influence-Guided PPO.")
-    parser.exit_on_error = False
-    commands = parser.add_subcommands(required=True)
-    commands.add_subcommand("fit", experiment_parser(), help="train: SFT, PPO or I-PPO, as the YAML says")
-    evaluation = experiment_parser()
-    evaluation.add_argument("--split", type=str, default="test", choices=["validation", "test"], help="which problems")
-    evaluation.add_argument("--checkpoint", type=str | None, default=None, help="a checkpoint of a run of this YAML")
-    evaluation.add_argument("--output", type=str | None, default=None, help="write the metrics to this JSON file")
-    commands.add_subcommand("evaluate", evaluation, help="measure a policy on the validation or test problems")
-    comparison = ArgumentParser(exit_on_error=False)
-    comparison.add_argument("--config", action="config", help="a YAML file")
-    comparison.add_class_arguments(CompareSettings, as_group=False)
-    commands.add_subcommand("compare", comparison, help="methods x seeds, then a table and a page")
-    return parser
-
-
-def experiment_parser() -> ArgumentParser:
-    """Return the parser of one experiment: seed, fabric, loop, model, data, callbacks."""
-    from jsonargparse import ArgumentParser
-    from lightning import Callback, LightningDataModule
-    from lightning.fabric import Fabric
-
-    from ippo_lightning.fabric_loop import LoopSettings
-    from ippo_lightning.modules import PolicyModule
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file; given several times, later ones win")
-    parser.add_argument("--seed_everything", type=int, default=0, help="seed of every random stream")
-    parser.add_class_arguments(Fabric, "fabric", skip={"callbacks"}, instantiate=True)
-    parser.add_class_arguments(LoopSettings, "loop")
-    parser.add_subclass_arguments(PolicyModule, "model", required=True)
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help="act on every iteration")
-    parser.set_defaults({"fabric.accelerator": "cpu", "fabric.devices": 1})
-    return parser
 
 
 def fit(parser: ArgumentParser, settings: Namespace) -> None:
     """Run `ippo fit`."""
     loop = build_loop(parser, settings)
-    save_config(parser, settings, loop)
     results = loop.fit()
     if results and loop.is_global_zero:
         print_metrics(results, title=f"test, {loop.folder.path}")
@@ -142,6 +114,32 @@ def compare(parser: ArgumentParser, settings: Namespace) -> None:
     run_comparison(CompareSettings(**chosen, methods=methods), command=command)
 
 
+def export(parser: ArgumentParser, settings: Namespace) -> None:
+    """Run `ippo export`."""
+    from ippo_lightning.export import ExportSettings, export_run
+
+    given = settings.export.clone()
+    run_dir = Path(given.pop("run"))
+    chosen = ExportSettings(**given.as_dict())
+    if not (run_dir / CONFIG).is_file():
+        raise UserError(f"run: {run_dir} has no {CONFIG}; expected the folder of a run of `ippo fit`")
+    experiment = parser.parse_args(["evaluate", "--config", str(run_dir / CONFIG)])
+    objects = build_objects(parser, experiment)
+    folder = export_run(run_dir, objects.model, settings=chosen)
+    print(f"Model: {folder}")
+
+
+def report(_: ArgumentParser, settings: Namespace) -> None:
+    """Run `ippo report`."""
+    from rich.console import Console
+
+    from ippo_lightning.report import report_of
+
+    chosen = settings.report
+    page = report_of([Path(run) for run in chosen.runs], output=Path(chosen.output) if chosen.output else None)
+    Console().print(f"Report: {page}", soft_wrap=True, markup=False, highlight=False)
+
+
 def vars_of(settings: Any) -> dict[str, Any]:
     """Return the parsed settings of a dataclass as a dictionary, whichever of the parser's forms they have."""
     return dict(settings) if isinstance(settings, Mapping) else dict(vars(settings))
@@ -157,6 +155,7 @@ def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
     disable_progress_bar()
     chosen = settings[settings.subcommand]
     seed_everything(chosen.seed_everything, verbose=False)
+    config = whole_config(parser, settings)
     if chosen.fabric.loggers is None:
         chosen.fabric.loggers = csv_logger(Path(chosen.loop.run_dir))
     objects = build_objects(parser, settings)
@@ -167,6 +166,7 @@ def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
         callbacks=objects.callbacks or [],
         settings=objects.loop,
         seed=chosen.seed_everything,
+        config=config,
     )
 
 
@@ -186,16 +186,14 @@ def csv_logger(run_dir: Path) -> dict[str, Any]:
     return {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": arguments}
 
 
-def save_config(parser: ArgumentParser, settings: Namespace, loop: FabricLoop) -> None:
-    """Write the whole configuration of a run, defaults included, next to what it makes."""
-    if not loop.is_global_zero:
-        return
+def whole_config(parser: ArgumentParser, settings: Namespace) -> str:
+    """Return the whole configuration of a run as YAML, defaults included."""
     import yaml
 
     whole = yaml.safe_load(parser.dump(settings))[settings.subcommand]
-    whole.pop("config", None)
-    loop.folder.path.mkdir(parents=True, exist_ok=True)
-    (loop.folder.path / CONFIG).write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+    for name in ("config", "resume"):
+        whole.pop(name, None)
+    return str(yaml.safe_dump(whole, sort_keys=False))
 
 
 def print_metrics(metrics: dict[str, float], *, title: str) -> None:

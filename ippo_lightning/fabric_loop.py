@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
 
-from ippo_lightning.checkpoint import load_checkpoint, save_checkpoint
-from ippo_lightning.engine import any_rank, call_hook
+from ippo_lightning.checkpoint import (
+    CheckpointFolder,
+    checkpoint_state,
+    frozen_fingerprint,
+    read_checkpoint,
+    restore_checkpoint,
+)
+from ippo_lightning.engine import all_reduce_max, any_rank, call_hook, seed_training
 from ippo_lightning.errors import UserError
+from ippo_lightning.files import write_text_whole
+from ippo_lightning.interruption import Interrupted, finish_on_signal
+from ippo_lightning.loggers import log_again, logged_evaluation
+from ippo_lightning.loop_settings import LoopSettings
 from ippo_lightning.progress import ProgressBar
-from ippo_lightning.run_folder import EVALUATIONS, HISTORY, RESULTS, RunFolder, finite
+from ippo_lightning.run_folder import CONFIG, EVALUATIONS, HISTORY, RESULTS, RunFolder, finite
+
+__all__ = ["FabricLoop", "LoopSettings"]
 
 Split = Literal["validation", "test"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    """How long a run is and what it writes.
-
-    Args:
-        run_dir: everything the run writes lies in here.
-        max_iterations: iterations (`training_step`s) of the run.
-        evaluate_every_n_iterations: on the validation split; 0 for never.
-        evaluate_first: evaluate before the first iteration, too.
-        test_at_end: evaluate on the test split after the last iteration and write `results.json`.
-        checkpoint_every_n_iterations: `checkpoints/last.ckpt`; 0 for only at the end.
-        save_model: write the final model for plain transformers to `model/`.
-        resume: go on from `checkpoints/last.ckpt` if there is one.
-        overwrite: start anew in a folder that holds a run.
-        progress_bar: show one.
-
-    Raises:
-        UserError: a number out of its range.
-    """
-
-    run_dir: str = "runs/run"
-    max_iterations: int = 30
-    evaluate_every_n_iterations: int = 5
-    evaluate_first: bool = True
-    test_at_end: bool = True
-    checkpoint_every_n_iterations: int = 10
-    save_model: bool = True
-    resume: bool = False
-    overwrite: bool = False
-    progress_bar: bool = True
-
-    def __post_init__(self) -> None:
-        lowest = {"max_iterations": 1, "evaluate_every_n_iterations": 0, "checkpoint_every_n_iterations": 0}
-        for name, bound in lowest.items():
-            if getattr(self, name) < bound:
-                raise UserError(f"loop.{name}: {getattr(self, name)} is out of range; expected an integer >= {bound}")
 
 
 class FabricLoop:
@@ -71,6 +41,7 @@ class FabricLoop:
         callbacks: in the order in which they act.
         settings: see `LoopSettings`.
         seed: of the training's random streams, another for each rank.
+        config: the whole configuration as YAML, written into the run's folder and its checkpoints.
     """
 
     def __init__(
@@ -82,6 +53,7 @@ class FabricLoop:
         callbacks: Sequence[Any] = (),
         settings: LoopSettings | None = None,
         seed: int = 0,
+        config: str = "",
     ) -> None:
         self.fabric = fabric
         self.module = module
@@ -89,10 +61,14 @@ class FabricLoop:
         self.callbacks = list(callbacks)
         self.settings = settings or LoopSettings()
         self.seed = seed
+        self.config = config
         self.folder = RunFolder(self.settings.run_dir)
+        self.checkpoints = CheckpointFolder(self.folder.checkpoints, keep_last=self.settings.keep_last_checkpoints)
         self.should_stop = False
         self.position = {"epoch": 0, "batch": 0}
+        self.best: dict[str, Any] = {}
         self._optimizer: Any = None
+        self._fingerprint = ""
         self._checkpointed_at: int | None = None
 
     # --- what callbacks may ask, as of lightning.Trainer ------------------------------------------------
@@ -119,8 +95,16 @@ class FabricLoop:
 
         Raises:
             UserError: a mistake in settings, data or reward; the last checkpoint stays.
-            KeyboardInterrupt: after Ctrl-C, once the iteration is finished and its checkpoint written.
+            Interrupted: after Ctrl-C, SIGTERM or SIGUSR1, once the iteration is finished and its checkpoint written.
+            FloatingPointError: NaN or infinity somewhere; the last checkpoint stays.
+            OSError: the disk is full; the last checkpoint stays.
         """
+        try:
+            return self._fit()
+        finally:
+            self.folder.release()
+
+    def _fit(self) -> dict[str, float]:
         start = time.perf_counter()
         self.set_up()
         call_hook(self.callbacks, "setup", self, self.module, "fit")
@@ -131,14 +115,16 @@ class FabricLoop:
             title=self.folder.path.name[:16],
         )
         try:
-            with bar, self._finish_on_interrupt(bar) as interrupted:
-                self._iterate(bar)
+            with bar, finish_on_signal(bar.say) as signals:
+                self._iterate(bar, signals)
         except BaseException as error:
             call_hook(self.callbacks, "on_exception", self, self.module, error)
             raise
         self.checkpoint()
-        if interrupted.is_set():
-            raise KeyboardInterrupt(f"stopped after iteration {self.module.iteration}: {self.folder.last_checkpoint}")
+        signal_number = all_reduce_max(signals[0] if signals else 0, device=self.fabric.device)
+        if signal_number:
+            where = f"stopped after iteration {self.module.iteration}: {self.checkpoints.last}"
+            raise Interrupted(where, number=signal_number)
         results = self._finish(seconds=time.perf_counter() - start)
         call_hook(self.callbacks, "on_fit_end", self, self.module)
         call_hook(self.callbacks, "teardown", self, self.module, "fit")
@@ -151,17 +137,34 @@ class FabricLoop:
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.module.train()
+        self._fingerprint = frozen_fingerprint(self.module)
         wrapper, self._optimizer = self.fabric.setup(self.module, self.module.configure_optimizers())
         wrapper.mark_forward_method(self.module.loss_method)
         self.module.attach(self, wrapper=wrapper)
-        torch.manual_seed(self.seed + 1000 * self.fabric.global_rank)
+        seed_training(self.seed)
         if resumed:
-            self.position = load_checkpoint(
-                self.folder.last_checkpoint, module=self.module, optimizer=self._optimizer, callbacks=self.callbacks
+            self._resume()
+
+    def _resume(self) -> None:
+        """Go back to the newest whole checkpoint, and forget what was written after it."""
+        path, state = self.checkpoints.read_newest()
+        restore_checkpoint(
+            state,
+            source=path,
+            module=self.module,
+            fingerprint=self._fingerprint,
+            optimizer=self._optimizer,
+            callbacks=self.callbacks,
+        )
+        self.position, self.best = dict(state["position"]), dict(state["best"])
+        self._checkpointed_at = self.module.iteration
+        if self.is_global_zero:
+            self.folder.forget_after(self.module.iteration)
+            log_again(
+                self.fabric.loggers,
+                history=self.folder.read_rows(HISTORY),
+                evaluations=self.folder.read_rows(EVALUATIONS),
             )
-            self._checkpointed_at = self.module.iteration
-            if self.is_global_zero:
-                self.folder.forget_after(self.module.iteration)
 
     def _launch(self) -> None:
         """Start the other ranks, unless whoever made the Fabric has done so."""
@@ -174,6 +177,8 @@ class FabricLoop:
         if self.is_global_zero:
             try:
                 resumed = self.folder.begin(resume=self.settings.resume, overwrite=self.settings.overwrite)
+                if self.config:
+                    write_text_whole(self.folder.path / CONFIG, self.config)
             except UserError as error:
                 mistake = str(error)
         resumed, mistake = self.fabric.broadcast((resumed, mistake))
@@ -187,7 +192,12 @@ class FabricLoop:
         self.datamodule.prepare_data()
         self.datamodule.setup("test")
         if checkpoint is not None:
-            load_checkpoint(checkpoint, module=self.module)
+            restore_checkpoint(
+                read_checkpoint(checkpoint),
+                source=checkpoint,
+                module=self.module,
+                fingerprint=frozen_fingerprint(self.module),
+            )
         self.module.to(self.fabric.device)
         self.module.attach(self)
 
@@ -209,38 +219,43 @@ class FabricLoop:
         return metrics
 
     def checkpoint(self) -> None:
-        """Write `checkpoints/last.ckpt`, unless it is that of this very iteration."""
-        if self._checkpointed_at == self.module.iteration:
+        """Write a checkpoint, unless there is one of this very iteration."""
+        is_best = self.best.get("iteration") == self.module.iteration and not self.best.get("is_written")
+        if self._checkpointed_at == self.module.iteration and not is_best:
             return
-        save_checkpoint(
-            self.folder.last_checkpoint,
+        if is_best:
+            self.best["is_written"] = True
+        state = checkpoint_state(
             module=self.module,
             optimizer=self._optimizer,
             callbacks=self.callbacks,
             position=self.position,
+            fingerprint=self._fingerprint,
+            best=self.best,
+            config=self.config,
         )
+        self.checkpoints.write(state, iteration=self.module.iteration, is_best=is_best)
         self._checkpointed_at = self.module.iteration
 
     # --- parts of a run -----------------------------------------------------------------------------------
 
-    def _iterate(self, bar: ProgressBar) -> None:
+    def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
         if self.settings.evaluate_first and self.module.iteration == 0:
             self._validate(bar)
         bar.update(completed=self.module.iteration, numbers={})
         batches = self._batches()
         while self.module.iteration < self.max_iterations and not self.should_stop:
-            start = time.perf_counter()
             batch = self.fabric.to_device(next(batches))
             iteration = self.module.iteration
             with self.fabric.autocast():
                 metrics = self.module.training_step(batch, iteration)
-            self._log(iteration, {"seconds": time.perf_counter() - start, **metrics})
+            self._log(iteration, metrics)
             bar.update(completed=self.module.iteration, numbers=metrics)
             if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
                 self._validate(bar)
             if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations):
                 self.checkpoint()
-            self.should_stop = any_rank(self.should_stop, device=self.fabric.device)
+            self.should_stop = any_rank(self.should_stop or bool(signals), device=self.fabric.device)
 
     def _batches(self) -> Iterator[Any]:
         loader = self.datamodule.train_dataloader()
@@ -259,13 +274,24 @@ class FabricLoop:
 
     def _validate(self, bar: ProgressBar) -> None:
         metrics = self.evaluate("validation")
+        row = {"iteration": self.module.iteration, "split": "validation", **metrics}
         if self.is_global_zero:
-            self.folder.append(EVALUATIONS, {"iteration": self.module.iteration, "split": "validation", **metrics})
-        self.fabric.log_dict(
-            {f"validation/{name}": value for name, value in metrics.items()}, step=self.module.iteration
-        )
+            self.folder.append(EVALUATIONS, row)
+        self.fabric.log_dict(finite(logged_evaluation(row)), step=self.module.iteration)
         bar.update(completed=self.module.iteration, numbers=metrics)
         call_hook(self.callbacks, "on_validation_end", self, self.module)
+        self._note_best(metrics)
+
+    def _note_best(self, metrics: Mapping[str, float]) -> None:
+        """Remember the best evaluation, and write its checkpoint."""
+        name = self.settings.best_metric
+        if name is None:
+            return
+        if name not in metrics:
+            raise UserError(f"loop.best_metric: {name} is not measured; expected one of {', '.join(metrics)}")
+        if self.settings.is_better(metrics[name], self.best.get("value")):
+            self.best = {"metric": name, "value": metrics[name], "iteration": self.module.iteration}
+            self.checkpoint()
 
     def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         if self.is_global_zero:
@@ -291,28 +317,6 @@ class FabricLoop:
             "num_prompts": len(self.datamodule.test_dataloader().dataset),
             "iterations": self.module.iteration,
         }
-
-    @contextmanager
-    def _finish_on_interrupt(self, bar: ProgressBar) -> Iterator[threading.Event]:
-        """Let the first Ctrl-C end the run after its iteration, the second at once."""
-        interrupted = threading.Event()
-        if threading.current_thread() is not threading.main_thread():
-            yield interrupted
-            return
-
-        def on_interrupt(*_: object) -> None:
-            if interrupted.is_set():
-                raise KeyboardInterrupt
-            interrupted.set()
-            self.should_stop = True
-            bar.say("Ctrl-C: finishing this iteration, then a checkpoint; again to stop at once.")
-
-        before = {kind: signal.signal(kind, on_interrupt) for kind in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield interrupted
-        finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
 
 
 def _is_due(iterations_done: int, every: int) -> bool:

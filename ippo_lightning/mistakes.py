@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import re
+from collections.abc import Iterable
+from importlib import import_module
 
 # what the parser says about alternatives that nobody meant, and dumps of whole configurations
 _NOISE = (
@@ -61,3 +65,46 @@ def _plain(line: str) -> str:
 
 def _article(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+_UNKNOWN = (
+    re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
+    re.compile(r"does not accept option '(?P<key>[^']+)'"),
+    re.compile(r"unrecognized arguments: --(?P<key>[^\s=]+)"),
+    re.compile(r"Key '(?P<key>[^']+)' is not expected"),
+)
+_CLASS_PATH = re.compile(r"Problem with given class_path '([^']+)'")
+
+
+def suggestion(message: str, known_keys: Iterable[str]) -> str:
+    """Return the key that was probably meant, as `; did you mean 'max_iterations'?`, or nothing.
+
+    Args:
+        message: of the parser, as it is.
+        known_keys: dotted keys of the command; a class that the message names adds its own arguments.
+
+    Example:
+        >>> suggestion("Subcommand 'fit' does not accept option 'loop.max_iteration'", ["loop.max_iterations"])
+        "; did you mean 'loop.max_iterations'?"
+    """
+    found = next((match for pattern in _UNKNOWN if (match := pattern.search(message))), None)
+    if found is None:
+        return ""
+    unknown = found["key"]
+    classes = _CLASS_PATH.findall(message[: found.start()])
+    known = _arguments_of(classes[-1]) if classes else list(known_keys)
+    for wanted in (unknown, unknown.split(".")[0]):
+        sections = {key.split(".")[0] for key in known} if "." not in wanted else set()
+        near = difflib.get_close_matches(wanted, sorted({*known, *sections}), n=1, cutoff=0.6)
+        if near:
+            return f"; did you mean '{near[0]}'?"
+    return ""
+
+
+def _arguments_of(class_path: str) -> list[str]:
+    """Return the names of a class's arguments; the parser has imported it already."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        return list(inspect.signature(getattr(import_module(module), name)).parameters)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # (key of the log, what the bar calls it, format)
 _SHOWN = (
     ("rollout/reward_mean", "reward", "{:.2f}"),
-    ("kept_share", "kept", "{:.0%}"),
+    ("ppo/kept_share", "kept", "{:.0%}"),
     ("sft/loss", "loss", "{:.3f}"),
     ("exact_match", "EM", "{:.2f}"),
     ("unfaithful_share", "unf", "{:.2f}"),
@@ -19,7 +19,7 @@ _SHOWN = (
 
 
 class ProgressBar:
-    """A bar that fits 80 columns; silent where it is turned off.
+    """A bar that fits 80 columns; silent where it is turned off and where nobody watches.
 
     Args:
         enabled: false on all ranks but the first, and where the user wants none.
@@ -28,6 +28,7 @@ class ProgressBar:
     """
 
     def __init__(self, *, enabled: bool, total: int, title: str) -> None:
+        self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
@@ -35,8 +36,8 @@ class ProgressBar:
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[numbers]}"),
-            console=Console(stderr=True),
-            disable=not enabled,
+            console=self.console,
+            disable=not (enabled and self.console.is_terminal),
         )
         self.numbers: dict[str, float] = {}
         self.task = self.progress.add_task(title, total=total, numbers="")
@@ -61,9 +62,8 @@ class ProgressBar:
         self.progress.update(self.task, completed=completed, numbers=summary_line(self.numbers))
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        if not self.progress.disable:
-            self.progress.console.print(line, markup=False, highlight=False)
+        """Print a line, above the bar where there is one."""
+        self.console.print(line, markup=False, highlight=False)
 
 
 def summary_line(numbers: Mapping[str, float]) -> str:

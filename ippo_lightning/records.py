@@ -77,6 +77,16 @@ class Episodes:
         return self.response_ids.shape[0]
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.response_ids.device
+
+    @property
+    def total_lengths(self) -> Tensor:
+        """[episodes] int64, prompt and response tokens of each episode."""
+        return self.lengths + self.prompt_mask.sum(dim=1)
+
+    @property
     def num_tokens(self) -> int:
         """Response tokens in all episodes, padding not counted."""
         return int(self.response_mask.sum())
@@ -193,7 +203,7 @@ class UpdatePlan:
     """True once the engine has begun the update."""
 
     def __post_init__(self) -> None:
-        self.weights = torch.ones(len(self.episodes), device=self.episodes.response_ids.device)
+        self.weights = torch.ones(len(self.episodes), device=self.episodes.device)
 
     @property
     def keep(self) -> Tensor:

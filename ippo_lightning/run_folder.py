@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.files import write_text_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 HISTORY, EVALUATIONS, EPISODES, RESULTS, CONFIG = (
     "history.jsonl",
@@ -19,6 +24,9 @@ HISTORY, EVALUATIONS, EPISODES, RESULTS, CONFIG = (
     "results.json",
     "config.yaml",
 )
+LOCK = ".lock"
+_HELD: dict[Path, IO[str]] = {}
+"""Folders that this process holds."""
 
 
 class RunFolder:
@@ -32,9 +40,9 @@ class RunFolder:
         self.path = Path(path)
 
     @property
-    def last_checkpoint(self) -> Path:
-        """Where the newest checkpoint lies."""
-        return self.path / "checkpoints" / "last.ckpt"
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
 
     @property
     def model(self) -> Path:
@@ -42,16 +50,18 @@ class RunFolder:
         return self.path / "model"
 
     def begin(self, *, resume: bool, overwrite: bool) -> bool:
-        """Make the folder ready; return whether there is a checkpoint to go on from.
+        """Make the folder ready and lock it; return whether there is a checkpoint to go on from.
 
         Raises:
-            UserError: the folder holds a run and neither `resume` nor `overwrite` was asked for, or it cannot be made.
+            UserError: the folder holds a run and neither `resume` nor `overwrite` was asked for, a run is under way
+                in it, or it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"loop.run_dir: {self.path} cannot be made ({error.strerror}); name a folder") from error
-        if resume and self.last_checkpoint.is_file():
+        self._lock()
+        if resume and any(self.checkpoints.glob("iteration_*.ckpt")):
             return True
         if (self.path / HISTORY).exists():
             if not (overwrite or resume):
@@ -61,6 +71,25 @@ class RunFolder:
                 )
             self.clear()
         return False
+
+    def _lock(self) -> None:
+        """Hold the folder against other processes until this one ends, however it ends, or releases it."""
+        self.release()
+        if fcntl is None:
+            return
+        held = (self.path / LOCK).open("w")
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            held.close()
+            raise UserError(f"loop.run_dir: a run is under way in {self.path}; wait for it, or name another") from error
+        _HELD[self.path.resolve()] = held
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        held = _HELD.pop(self.path.resolve(), None)
+        if held is not None:
+            held.close()
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
@@ -76,9 +105,13 @@ class RunFolder:
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write file `name` as JSON, whole or not at all."""
-        partial = self.path / (name + ".partial")
-        partial.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.path / name)
+        write_text_whole(self.path / name, json.dumps(finite(content), indent=2) + "\n")
+
+    def read_rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole lines of file `name`, empty where there is none."""
+        path = self.path / name
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if math.isfinite(_iteration(line))]
 
     def forget_after(self, iteration: int) -> None:
         """Drop lines of iterations that a resumed run will do again (those at or after `iteration`)."""
@@ -87,8 +120,8 @@ class RunFolder:
             if path.exists():
                 # an evaluation's number is that of iterations done before it
                 last = iteration if name == EVALUATIONS else iteration - 1
-                rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _iteration(line) <= last]
-                path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                write_text_whole(path, "".join(line + "\n" for line in lines if _iteration(line) <= last))
 
 
 def finite(value: Any) -> Any:

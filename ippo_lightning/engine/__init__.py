@@ -3,6 +3,7 @@
 from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, any_rank, gather_rows, rank, world_size
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.iteration import PPOStages, run_iteration
+from ippo_lightning.engine.random_streams import random_states, restore_random_states, seed_training
 from ippo_lightning.engine.settings import PPOSettings
 from ippo_lightning.engine.update import run_update
 
@@ -14,8 +15,11 @@ __all__ = [
     "any_rank",
     "call_hook",
     "gather_rows",
+    "random_states",
     "rank",
+    "restore_random_states",
     "run_iteration",
     "run_update",
+    "seed_training",
     "world_size",
 ]

@@ -10,6 +10,7 @@ import torch
 
 from ippo_lightning.engine.collectives import all_reduce_sum
 from ippo_lightning.engine.hooks import call_hook
+from ippo_lightning.engine.nonfinite import without_broken
 from ippo_lightning.engine.settings import PPOSettings
 from ippo_lightning.engine.update import UpdateStages, run_update
 from ippo_lightning.maths import masked_row_mean
@@ -57,9 +58,11 @@ def run_iteration(
     seconds: dict[str, float] = {}
     call_hook(callbacks, "on_rollout_start", trainer, stages)
     # 1. sample, and score under policy, reference and critic
-    episodes = _timed(seconds, "rollout", lambda: stages.rollout(batch))
+    sampled = _timed(seconds, "rollout", lambda: stages.rollout(batch))
+    episodes = without_broken(sampled, ("log_probs", "ref_log_probs", "values"), rule=settings.on_nonfinite)
     # 2. ask the verifier, add the KL penalty
     episodes = _timed(seconds, "reward", lambda: stages.compute_rewards(episodes))
+    episodes = without_broken(episodes, ("outcome_rewards", "rewards"), rule=settings.on_nonfinite)
     # 3. generalised advantage estimation
     episodes = stages.compute_advantages(episodes)
     # 4. callbacks decide what each episode is worth
@@ -70,7 +73,10 @@ def run_iteration(
     outcome = _timed(seconds, "update", lambda: run_update(stages, plan, settings))
     metrics = {
         **rollout_metrics(episodes),
+        "rollout/nonfinite_episodes": float(all_reduce_sum(torch.tensor(float(len(sampled) - len(episodes))))),
         **outcome.metrics,
+        "ppo/kept_share": outcome.kept_share,
+        "ppo/optimizer_steps": float(outcome.optimizer_steps),
         **plan.metrics,
         **{f"time/{stage}_seconds": taken for stage, taken in seconds.items()},
     }

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ippo_lightning.engine.nonfinite import OnNonfinite
 from ippo_lightning.errors import UserError
 
 
@@ -35,6 +36,8 @@ class PPOSettings:
             minibatches, to compare methods at equal optimizer steps.
         train_value_on_dropped: whether the critic (and the entropy bonus) still learns from episodes of weight zero.
         missing_eos_penalty: taken off the reward of a response that never stopped.
+        on_nonfinite: what NaN or infinity in an episode's reward, log-prob, value, loss or gradient does: `stop` the
+            run, or `skip` the episode; either way it is named.
 
     Raises:
         UserError: a number out of its range.
@@ -57,6 +60,7 @@ class PPOSettings:
     steps_after_filtering: Literal["fewer", "same"] = "fewer"
     train_value_on_dropped: bool = False
     missing_eos_penalty: float = 0.0
+    on_nonfinite: OnNonfinite = "stop"
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "minibatch_size", "micro_batch_size"):

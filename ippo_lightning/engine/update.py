@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -10,9 +11,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, world_size
+from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, any_rank, world_size
+from ippo_lightning.engine.nonfinite import name_broken
 from ippo_lightning.engine.settings import PPOSettings
 from ippo_lightning.records import Minibatch, UpdatePlan
+
+_LOG = logging.getLogger(__name__)
 
 
 class UpdateStages(Protocol):
@@ -33,6 +37,9 @@ class UpdateStages(Protocol):
         Raises:
             FloatingPointError: the norm is not finite; no step was taken.
         """
+
+    def why_not_finite(self, minibatch: Minibatch) -> str | None:
+        """Return "loss" or "gradient" where that of this minibatch alone is not finite; leave no gradient behind."""
 
 
 class UpdateOutcome(NamedTuple):
@@ -69,13 +76,15 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) ->
     shrink = total / kept if settings.denominator == "all" and kept else 1.0
     totals: dict[str, Tensor] = {}
     norms: list[float] = []
+    skipped = torch.zeros(len(plan.weights), dtype=torch.bool, device=device)
     for _ in range(settings.num_epochs if num_minibatches else 0):
         for rows in _shuffled(trained, num_minibatches):
-            sums = _accumulate(stages, plan, rows, settings=settings, shrink=shrink)
+            sums, norm = _step(stages, plan, rows, skipped, settings=settings, shrink=shrink)
             totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
-            norms.append(stages.take_step())
+            norms.append(norm)
     metrics = _summary(totals, norms)
-    metrics["update/tokens_trained"] = float(totals["tokens"]) if totals else 0.0
+    metrics["ppo/nonfinite_episodes"] = float(all_reduce_sum(skipped.sum().double()))
+    metrics["ppo/tokens_trained"] = float(totals["tokens"]) if totals else 0.0
     return UpdateOutcome(kept_share=kept / total, optimizer_steps=len(norms), metrics=metrics)
 
 
@@ -89,6 +98,57 @@ def _shuffled(rows: Tensor, num_minibatches: int) -> Iterator[Tensor]:
     """Near-equal parts, so that no minibatch is a leftover of one; a part is empty where this rank has too few."""
     order = rows[torch.randperm(len(rows)).to(rows.device)]
     yield from torch.tensor_split(order, num_minibatches)
+
+
+def _step(
+    stages: UpdateStages, plan: UpdatePlan, rows: Tensor, skipped: Tensor, *, settings: PPOSettings, shrink: float
+) -> tuple[dict[str, Tensor], float]:
+    """Take one optimizer step; where it is not finite, name the episodes and stop, or go on without them.
+
+    Args:
+        stages: usually a `PPOModule`.
+        plan: sealed.
+        rows: the minibatch.
+        skipped: mask [episodes] of those that an earlier step had to leave out; grows here.
+        settings: of the update.
+        shrink: what the policy denominator is multiplied by.
+
+    Returns:
+        Metric sums of all ranks, and the gradient norm.
+    """
+    rows = rows[~skipped[rows]]
+    sums = _accumulate(stages, plan, rows, settings=settings, shrink=shrink)
+    try:
+        return sums, stages.take_step()
+    except FloatingPointError as error:
+        found = _broken_rows(stages, plan, rows, settings=settings)
+        if not any_rank(bool(found), device=rows.device):
+            raise
+        named = name_broken(plan.episodes, found) if found else "NaN or infinity in an episode of another rank"
+        if settings.on_nonfinite == "stop":
+            raise FloatingPointError(named) from error
+        _LOG.warning("%s; left out of this update", named)
+    skipped[list(found)] = True
+    return _step(stages, plan, rows, skipped, settings=settings, shrink=shrink)
+
+
+def _broken_rows(stages: UpdateStages, plan: UpdatePlan, rows: Tensor, *, settings: PPOSettings) -> dict[int, str]:
+    """Try each episode of a minibatch by itself; return those whose loss or gradient is not finite."""
+    found: dict[int, str] = {}
+    for row in rows.tolist():
+        place = torch.tensor([row], device=rows.device)
+        alone = Minibatch(
+            episodes=plan.episodes.select(place),
+            weights=plan.weights[place],
+            value_weights=torch.ones_like(plan.weights[place]),
+            policy_denominator=float(_sizes(plan, place, settings)),
+            value_denominator=float(_sizes(plan, place, settings)),
+        )
+        with stages.no_sync(True):
+            quantity = stages.why_not_finite(alone)
+        if quantity is not None:
+            found[row] = quantity
+    return found
 
 
 def _accumulate(
@@ -140,11 +200,11 @@ def _summary(totals: Mapping[str, Tensor], norms: list[float]) -> dict[str, floa
     tokens = max(float(totals["tokens"]), 1.0)
     steps = len(norms)
     return {
-        "update/policy_loss": float(totals["policy_loss"]) / steps,
-        "update/value_loss": float(totals["value_loss"]) / steps,
-        "update/entropy": float(totals["entropy_sum"]) / tokens,
-        "update/approx_kl": float(totals["approx_kl_sum"]) / tokens,
-        "update/clip_fraction": float(totals["clipped_tokens"]) / tokens,
-        "update/ratio_mean": float(totals["ratio_sum"]) / tokens,
-        "update/gradient_norm": sum(norms) / steps,
+        "ppo/policy_loss": float(totals["policy_loss"]) / steps,
+        "ppo/value_loss": float(totals["value_loss"]) / steps,
+        "ppo/entropy": float(totals["entropy_sum"]) / tokens,
+        "ppo/approx_kl": float(totals["approx_kl_sum"]) / tokens,
+        "ppo/clip_fraction": float(totals["clipped_tokens"]) / tokens,
+        "ppo/ratio_mean": float(totals["ratio_sum"]) / tokens,
+        "ppo/gradient_norm": sum(norms) / steps,
     }

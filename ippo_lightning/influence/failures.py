@@ -8,7 +8,16 @@ class CoverageError(UserError):
 
 
 class NonFiniteScoreError(UserError):
-    """Some episodes scored NaN or infinity."""
+    """Some episodes scored NaN or infinity.
+
+    Args:
+        message: one line.
+        positions: of the episodes, in the order of the batches; those of the first batch that has any.
+    """
+
+    def __init__(self, message: str, *, positions: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.positions = positions
 
 
 class ChecksumError(RuntimeError):

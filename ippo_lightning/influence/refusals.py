@@ -65,5 +65,6 @@ def require_finite_scores(scores: Tensor, *, first: int) -> None:
         more = f" and {len(positions) - 10} more" if len(positions) > 10 else ""
         raise NonFiniteScoreError(
             f"episode_losses: the scores of episodes {named}{more} are NaN or infinite; expected finite losses "
-            "with finite gradients"
+            "with finite gradients",
+            positions=tuple(first + position for position in positions),
         )

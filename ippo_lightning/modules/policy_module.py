@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -12,9 +13,10 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from ippo_lightning.engine import rank
+from ippo_lightning.engine import random_states, rank, restore_random_states, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics
+from ippo_lightning.modules.drivers import Driver, FabricDriver, TrainerDriver
 from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
 from ippo_lightning.reasoning import Verdict
@@ -55,6 +57,10 @@ class PolicyModule(LightningModule):
         self.evaluation_seed = evaluation_seed
         self.evaluation_metrics = ReasoningMetrics(k=self.evaluation.num_responses)
         self.iteration = 0
+        self.episodes_seen = 0
+        self.optimizer_steps = 0
+        self.tokens_trained = 0
+        self._random_states: Any = None
 
     # --- who drives the module -------------------------------------------------------------------
 
@@ -66,22 +72,13 @@ class PolicyModule(LightningModule):
             wrapper: what `Fabric.setup` returned; losses are computed through it, so that DDP sees them.
         """
         # past nn.Module's own bookkeeping: the wrapper holds this module and would become its child
-        self.__dict__["_loop"], self.__dict__["_wrapper"] = loop, wrapper
+        self.__dict__["_driver"] = FabricDriver(self, loop, wrapper)
 
     @property
-    def driver(self) -> Any:
-        """The `FabricLoop` or `lightning.Trainer` that runs the module."""
-        loop = self.__dict__.get("_loop")
-        return loop if loop is not None else self.trainer
-
-    @property
-    def total_iterations(self) -> int | None:
-        """Iterations of the whole run, where the driver knows."""
-        total = getattr(self.driver, "max_iterations", None)
-        if total is None:
-            batches, epochs = self.driver.num_training_batches, self.driver.max_epochs
-            total = self.driver.max_steps if self.driver.max_steps > 0 else batches * (epochs or math.inf)
-        return int(total) if 0 < total < math.inf else None
+    def driver(self) -> Driver:
+        """The adapter to the `FabricLoop` or `lightning.Trainer` that runs the module."""
+        attached: Driver | None = self.__dict__.get("_driver")
+        return attached if attached is not None else TrainerDriver(self)
 
     # --- optimisation ----------------------------------------------------------------------------
 
@@ -91,7 +88,9 @@ class PolicyModule(LightningModule):
 
     def schedule_learning_rate(self) -> float:
         """Set the learning rate of this iteration in every parameter group; return its factor of the peak."""
-        factor = learning_rate_factor(self.optimizer_settings, iteration=self.iteration, total=self.total_iterations)
+        factor = learning_rate_factor(
+            self.optimizer_settings, iteration=self.iteration, total=self.driver.total_iterations
+        )
         for group in self.only_optimizer().param_groups:
             group["lr"] = group["initial_lr"] * factor
         return factor
@@ -108,13 +107,7 @@ class PolicyModule(LightningModule):
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Leave gradients unaveraged over ranks while more of the same step is to come."""
-        if not enabled:
-            return nullcontext()
-        if self.__dict__.get("_wrapper") is not None:
-            assert self.fabric is not None, "a wrapper comes from Fabric.setup"
-            return self.fabric.no_backward_sync(self.__dict__["_wrapper"])
-        block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        return block() if block is not None else nullcontext()
+        return self.driver.no_sync() if enabled else nullcontext()
 
     def clip_and_step(self, max_grad_norm: float | None) -> float:
         """Clip the gradient, take one optimizer step, clear the gradient.
@@ -129,13 +122,7 @@ class PolicyModule(LightningModule):
             FloatingPointError: the norm is not finite; no step was taken.
         """
         optimizer = self.only_optimizer()
-        limit = math.inf if max_grad_norm is None else max_grad_norm
-        wrapper = self.__dict__.get("_wrapper")
-        if wrapper is not None:
-            assert self.fabric is not None, "a wrapper comes from Fabric.setup"
-            norm = self.fabric.clip_gradients(wrapper, optimizer, max_norm=limit, error_if_nonfinite=False)
-        else:
-            norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+        norm = self.driver.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
         if norm is not None and not bool(torch.isfinite(norm)):
             optimizer.zero_grad()
             raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
@@ -145,7 +132,7 @@ class PolicyModule(LightningModule):
 
     def call_through_wrapper(self, method: str, *arguments: Any) -> Any:
         """Call one of this module's methods so that a strategy's wrapper (DDP) takes part in the forward."""
-        return getattr(self.__dict__.get("_wrapper") or self, method)(*arguments)
+        return self.driver.call(method, *arguments)
 
     # --- demonstrations --------------------------------------------------------------------------
 
@@ -191,7 +178,7 @@ class PolicyModule(LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, split: str) -> None:
-        self.log_dict({f"{split}/{name}": value for name, value in self.evaluation_metrics.compute().items()})
+        self.log_dict({f"{_SPLITS[split]}/{name}": value for name, value in self.evaluation_metrics.compute().items()})
         self.evaluation_metrics.reset()
 
     @contextmanager
@@ -200,15 +187,65 @@ class PolicyModule(LightningModule):
             torch.manual_seed(self.evaluation_seed + 7919 * batch_index + 104729 * rank())
             yield
 
-    # --- what a checkpoint must remember besides parameters and optimizer -----------------------------
+    # --- counting and remembering -----------------------------------------------------------------
+
+    def finish_iteration(
+        self, metrics: Mapping[str, float], *, episodes: int, optimizer_steps: int, tokens: int
+    ) -> dict[str, float]:
+        """Count an iteration, log it, and return all its numbers.
+
+        Args:
+            metrics: of this iteration.
+            episodes: sampled (or demonstrations read) in this iteration, on all ranks.
+            optimizer_steps: taken in this iteration.
+            tokens: response tokens that took part in an optimizer step, each epoch counted, on all ranks.
+        """
+        iteration = self.iteration
+        self.iteration += 1
+        self.episodes_seen += episodes
+        self.optimizer_steps += optimizer_steps
+        self.tokens_trained += tokens
+        numbers = {
+            **metrics,
+            "progress/iterations": self.iteration,
+            "progress/episodes": self.episodes_seen,
+            "progress/optimizer_steps": self.optimizer_steps,
+            "progress/tokens_trained": self.tokens_trained,
+        }
+        self.driver.log(numbers, iteration=iteration)
+        return numbers
 
     def progress_state(self) -> dict[str, Any]:
-        """Return counters and controllers as plain numbers."""
-        return {"iteration": self.iteration}
+        """Return counters and controllers as plain numbers, for a checkpoint."""
+        return {name: getattr(self, name) for name in _COUNTERS}
 
     def load_progress_state(self, state: Mapping[str, Any]) -> None:
         """Take over what `progress_state` returned."""
-        self.iteration = int(state["iteration"])
+        for name in _COUNTERS:
+            setattr(self, name, int(state[name]))
+
+    def on_train_start(self) -> None:
+        """Begin the random stream of this rank, or go on with that of the checkpoint (under `lightning.Trainer`)."""
+        if self._random_states is not None:
+            restore_random_states(self._random_states, source="ckpt_path")
+            self._random_states = None
+        else:
+            seed_training(int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add counters, controllers and random streams to a checkpoint of `lightning.Trainer`."""
+        checkpoint[_CHECKPOINT_KEY] = {"progress": self.progress_state(), "random": random_states()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what `on_save_checkpoint` added."""
+        saved = checkpoint[_CHECKPOINT_KEY]
+        self.load_progress_state(saved["progress"])
+        self._random_states = saved["random"]
+
+
+_CHECKPOINT_KEY = "ippo_lightning"
+_COUNTERS = ("iteration", "episodes_seen", "optimizer_steps", "tokens_trained")
+_SPLITS = {"validation": "eval", "test": "test"}
 
 
 def _references(examples: Sequence[Mapping[str, Any]]) -> list[str]:

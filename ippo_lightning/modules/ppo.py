@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,23 +90,27 @@ class PPOModule(PolicyModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, float]:
         """Run one PPO iteration on a batch of prompts; return numbers for the log."""
+        start = time.perf_counter()
         factor = self.schedule_learning_rate()
         driver = self.driver
         stats = run_iteration(
-            self, batch, settings=self.ppo, iteration=self.iteration, callbacks=driver.callbacks, trainer=driver
+            self, batch, settings=self.ppo, iteration=self.iteration, callbacks=driver.callbacks, trainer=driver.host
         )
         coef = self.kl_controller.coef
-        self.kl_controller.update(kl=stats.metrics["rollout/kl"], num_episodes=int(stats.metrics["rollout/episodes"]))
-        self.iteration += 1
+        num_episodes = int(stats.metrics["rollout/episodes"])
+        self.kl_controller.update(kl=stats.metrics["rollout/kl"], num_episodes=num_episodes)
         self.last_stats = stats
-        return {
-            "kept_share": stats.kept_share,
-            "optimizer_steps": stats.optimizer_steps,
-            "tokens_trained": stats.metrics["update/tokens_trained"],
-            **stats.metrics,
-            "rollout/kl_coef": coef,
-            "update/learning_rate_factor": factor,
-        }
+        return self.finish_iteration(
+            {
+                **stats.metrics,
+                "rollout/kl_coef": coef,
+                "ppo/learning_rate_factor": factor,
+                "time/iteration_seconds": time.perf_counter() - start,
+            },
+            episodes=num_episodes,
+            optimizer_steps=stats.optimizer_steps,
+            tokens=int(stats.metrics["ppo/tokens_trained"]),
+        )
 
     # --- the stages: override one, leave the rest ----------------------------------------------------
 
@@ -122,7 +127,11 @@ class PPOModule(PolicyModule):
     def compute_rewards(self, episodes: Episodes) -> Episodes:
         """Fill `outcome_rewards` from the reward function and `rewards` with the KL penalty a token taken off."""
         outcome = call_reward(
-            self.reward, prompts=episodes.prompts, responses=episodes.responses, examples=episodes.examples
+            self.reward,
+            prompts=episodes.prompts,
+            responses=episodes.responses,
+            examples=episodes.examples,
+            allow_nonfinite=self.ppo.on_nonfinite == "skip",
         ).to(episodes.log_probs)
         kl = kl_estimate(
             log_probs=episodes.log_probs, ref_log_probs=episodes.ref_log_probs, estimator=self.kl_estimator
@@ -253,6 +262,17 @@ class PPOModule(PolicyModule):
     def take_step(self) -> float:
         """Clip, step and clear the gradients; return the gradient norm before clipping."""
         return self.clip_and_step(self.ppo.max_grad_norm)
+
+    def why_not_finite(self, minibatch: Minibatch) -> str | None:
+        """Return "loss" or "gradient" where that of this minibatch alone is not finite; leave no gradient behind."""
+        loss, _ = self.minibatch_loss(minibatch)
+        if not bool(torch.isfinite(loss)):
+            return "loss"
+        self.backward_loss(loss)
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        self.only_optimizer().zero_grad()
+        return None if is_finite else "gradient"
 
     def progress_state(self) -> dict[str, Any]:
         """Return counters and the KL controller's state."""

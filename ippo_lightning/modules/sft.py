@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,7 @@ class SFTModule(PolicyModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, float]:
         """Take one optimizer step on a batch of demonstrations; return numbers for the log."""
+        start = time.perf_counter()
         factor = self.schedule_learning_rate()
         encoded = self.encode_demonstrations(batch)
         local_tokens = encoded.response_mask.sum().double()
@@ -65,14 +67,17 @@ class SFTModule(PolicyModule):
                 self.backward_loss(loss)
             total = total + loss.detach().double()
         norm = self.clip_and_step(self.max_grad_norm)
-        self.iteration += 1
-        return {
-            "sft/loss": float(all_reduce_sum(total)) / world_size(),
-            "sft/gradient_norm": norm,
-            "sft/learning_rate_factor": factor,
-            "tokens_trained": tokens,
-            "optimizer_steps": 1,
-        }
+        return self.finish_iteration(
+            {
+                "sft/loss": float(all_reduce_sum(total)) / world_size(),
+                "sft/gradient_norm": norm,
+                "sft/learning_rate_factor": factor,
+                "time/iteration_seconds": time.perf_counter() - start,
+            },
+            episodes=int(all_reduce_sum(local_tokens.new_tensor(len(encoded.response_ids)))),
+            optimizer_steps=1,
+            tokens=int(tokens),
+        )
 
     def demonstration_loss(self, encoded: EncodedResponses, denominator: float) -> Tensor:
         """Return the summed negative log-likelihood of the response tokens, divided by `denominator`, shape []."""

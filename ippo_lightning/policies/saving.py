@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def save_model(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
 ) -> dict[str, Path]:
     """Save the model and the tokenizer; an adapter alone and merged into its base.
 
@@ -36,11 +38,16 @@ def save_model(
     folder = Path(folder)
     if not isinstance(model, PeftModel):
         return {"model": _save(model, tokenizer, folder)}
-    adapter_folder = folder / "adapter"
-    model.save_pretrained(str(adapter_folder), selected_adapters=[POLICY_ADAPTER])
-    tokenizer.save_pretrained(adapter_folder)
+    adapter_folder = save_adapter(model, tokenizer, folder / "adapter")
     merged_folder = _save(merged_copy(model, adapter_folder), tokenizer, folder / "merged")
     return {"adapter": adapter_folder, "merged": merged_folder}
+
+
+def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Save the trained adapter alone, as PEFT reads it, and the tokenizer; return the folder."""
+    model.save_pretrained(str(folder), selected_adapters=[POLICY_ADAPTER])
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def merged_copy(model: PeftModel, adapter_folder: Path) -> PreTrainedModel:

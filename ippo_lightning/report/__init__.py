@@ -1,7 +1,7 @@
 """Reads the folders of runs; writes tables, figures and one HTML page."""
 
-from ippo_lightning.report.folders import Comparison, EpisodeRow, Method, Run, read_comparison, read_run
-from ippo_lightning.report.page import write_report
+from ippo_lightning.report.folders import Comparison, EpisodeRow, Method, Run, gather_runs, read_comparison, read_run
+from ippo_lightning.report.page import report_of, write_report
 from ippo_lightning.report.plots import (
     plot_effective_sample_size,
     plot_exact_match,
@@ -20,6 +20,7 @@ __all__ = [
     "EpisodeRow",
     "Method",
     "Run",
+    "gather_runs",
     "plot_effective_sample_size",
     "plot_exact_match",
     "plot_iteration_seconds",
@@ -30,6 +31,7 @@ __all__ = [
     "plot_unfaithful_share",
     "read_comparison",
     "read_run",
+    "report_of",
     "results_markdown",
     "results_table",
     "summarise",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ class Comparison:
     root: Path
     methods: Mapping[str, Method]
     unfinished: tuple[str, ...] = ()
+    without_results: tuple[str, ...] = ()
     command: str = ""
     config: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -178,6 +179,37 @@ def read_comparison(root: Path | str) -> Comparison:
         versions={_short(k): _short(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
         machine=_short(listed.get("machine"), limit=500),
     )
+
+
+def gather_runs(folders: Sequence[Path], *, root: Path) -> Comparison:
+    """Put runs side by side; those named `<method>/seed_<n>` are grouped by method, others stand for themselves.
+
+    Args:
+        folders: of runs, finished or not.
+        root: where the page will lie.
+
+    Returns:
+        Every run counts; those that did not finish are named in `without_results`.
+
+    Raises:
+        UserError: a folder holds no run, or two runs cannot be told apart.
+    """
+    groups: dict[str, list[Run]] = {}
+    for folder in folders:
+        run = read_run(folder)
+        group = groups.setdefault(run.method, [])
+        if any(run.seed == other.seed for other in group):
+            raise UserError(f"runs: {folder} and {group[0].folder} have the same name; give runs different names")
+        group.append(run)
+    unfinished = tuple(
+        f"{run.method}: {_why_unfinished(run)}" for group in groups.values() for run in group if not run.finished
+    )
+    methods = {
+        name: Method(name, _short(name), tuple(replace(run, results=run.results or {}) for run in group))
+        for name, group in groups.items()
+    }
+    command = "ippo report " + " ".join(str(folder) for folder in folders)
+    return Comparison(root=root, methods=methods, without_results=unfinished, command=_short(command, limit=2000))
 
 
 def _read_listing(path: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import base64
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ippo_lightning.report import plots
 from ippo_lightning.report.canvas import method_colours
 from ippo_lightning.report.display import percent, plain, points, unbroken, visible_text
 from ippo_lightning.report.evidence import extremes, label_meanings, label_shares
-from ippo_lightning.report.folders import Comparison, Method, read_comparison
+from ippo_lightning.report.folders import Comparison, Method, gather_runs, read_comparison
 from ippo_lightning.report.headline import compared_methods, headline, lead, verdicts
 from ippo_lightning.report.summary import BASELINE, METRICS, summarise
 from ippo_lightning.report.tables import kept_share, results_markdown, results_table, seconds_per_iteration
@@ -81,9 +81,33 @@ def write_report(root: Path | str) -> Path:
     Raises:
         UserError: comparison.json is missing or unusable.
     """
-    comparison = read_comparison(root)
+    return write_page(read_comparison(root))
+
+
+def report_of(folders: Sequence[Path], *, output: Path | None = None) -> Path:
+    """Write the page of one run, of several side by side, or of a comparison.
+
+    Args:
+        folders: runs, or the one folder of a comparison. Runs named `<method>/seed_<n>` are grouped by method.
+        output: folder of the page; by default that of the comparison, or `report/` in the first run's.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: a folder holds no run, or comparison.json is unusable.
+    """
+    if len(folders) == 1 and (folders[0] / "comparison.json").is_file():
+        comparison = read_comparison(folders[0])
+        return write_page(comparison if output is None else replace(comparison, root=output))
+    return write_page(gather_runs(folders, root=output or folders[0] / "report"))
+
+
+def write_page(comparison: Comparison) -> Path:
+    """Write all that a report is into `comparison.root`; return the path of report.html."""
     results = summarise(comparison)
     folder = comparison.root
+    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     _write(folder / "table.txt", _rendered_table(results))
     _write(folder / "results.md", results_markdown(results))
@@ -149,7 +173,7 @@ def _render(comparison: Comparison, results: Mapping[str, Any], figures: Mapping
         },
         label_meanings=label_meanings({label for found in shares.values() for label in found.shares}),
         extremes=[_extremes(method) for method in scored],
-        unreadable={run.folder.relative_to(comparison.root).as_posix(): run.unreadable_lines
+        unreadable={f"{run.folder.parent.name}/{run.folder.name}": run.unreadable_lines
                     for method in methods for run in method.runs if run.unreadable_lines},
     )  # fmt: skip
 
@@ -189,7 +213,7 @@ def _common_result(comparison: Comparison, key: str) -> int | None:
 def _scope(comparison: Comparison) -> str:
     methods = comparison.methods.values()
     seeds = {run.seed for method in methods for run in method.finished}
-    iterations = [len(run.history) for method in methods for run in method.finished if run.series("kept_share")]
+    iterations = [len(run.history) for method in methods for run in method.finished if run.series("ppo/kept_share")]
     parts = [_count(len(comparison.methods), "method"), _count(len(seeds), "seed")]
     if iterations:
         span = f"{min(iterations)} to {max(iterations)}" if min(iterations) < max(iterations) else str(max(iterations))

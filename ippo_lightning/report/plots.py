@@ -104,14 +104,22 @@ def plot_unfaithful_share(comparison: Comparison, path: Path) -> str | None:
 def plot_kept_share(comparison: Comparison, path: Path) -> str | None:
     """Draw the share of episodes that the update used. As in `plot_results`."""
     return _plot_curves(
-        comparison, path, series=lambda run: run.series("kept_share"), title="Episodes kept for the update", share=True
+        comparison,
+        path,
+        series=lambda run: run.series("ppo/kept_share"),
+        title="Episodes kept for the update",
+        share=True,
     )
 
 
 def plot_iteration_seconds(comparison: Comparison, path: Path) -> str | None:
     """Draw the seconds of each iteration. As in `plot_results`."""
     return _plot_curves(
-        comparison, path, series=lambda run: run.series("seconds"), title="Seconds an iteration", share=False
+        comparison,
+        path,
+        series=lambda run: run.series("time/iteration_seconds"),
+        title="Seconds an iteration",
+        share=False,
     )
 
 
@@ -246,7 +254,7 @@ def _time_parts(method: Method) -> dict[str, float]:
         seconds = [value for run in method.finished for value in run.series(*keys).values()]
         if seconds:
             parts[name] = max(0.0, sum(seconds) / len(seconds))
-    totals = [value for run in method.finished for value in run.series("seconds").values()]
+    totals = [value for run in method.finished for value in run.series("time/iteration_seconds").values()]
     if parts and totals:
         parts[_REST] = max(0.0, sum(totals) / len(totals) - sum(parts.values()))
     return parts

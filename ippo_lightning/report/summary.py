@@ -72,9 +72,11 @@ def last_third(values: Sequence[float | None]) -> float | None:
 def _summarise_method(method: Method) -> dict[str, Any]:
     runs = method.finished
     per_seed = {metric: [run.result(metric) for run in runs] for metric in METRICS}
-    kept_share = _mean_by_iteration(runs, "kept_share")
+    kept_share = _mean_by_iteration(runs, "ppo/kept_share")
     iterations = (
-        {"kept_share": kept_share, "iteration_seconds": _mean_by_iteration(runs, "seconds")} if kept_share else {}
+        {"kept_share": kept_share, "iteration_seconds": _mean_by_iteration(runs, "time/iteration_seconds")}
+        if kept_share
+        else {}
     )
     return {
         "title": method.title,
@@ -83,8 +85,8 @@ def _summarise_method(method: Method) -> dict[str, Any]:
         "seeds": [run.seed for run in runs],
         "per_seed": per_seed,
         **iterations,
-        "optimizer_steps": _mean([_total(run, "optimizer_steps") for run in runs]),
-        "tokens_trained": _mean([_total(run, "tokens_trained", "update/tokens_trained") for run in runs]),
+        "optimizer_steps": _mean([_total(run, "ppo/optimizer_steps") for run in runs]),
+        "tokens_trained": _mean([_total(run, "ppo/tokens_trained") for run in runs]),
         "effective_sample_size": _mean_by_iteration(runs, "influence/effective_sample_size") or None,
     }
 

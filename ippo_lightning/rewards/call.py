@@ -17,6 +17,7 @@ def call_reward(
     prompts: Sequence[str],
     responses: Sequence[str],
     examples: Sequence[Mapping[str, Any]],
+    allow_nonfinite: bool = False,
 ) -> Tensor:
     """Return what a reward function says, checked.
 
@@ -25,6 +26,7 @@ def call_reward(
         prompts: one an episode.
         responses: one an episode.
         examples: one an episode.
+        allow_nonfinite: whether NaN and infinity are the caller's business.
 
     Returns:
         Shape [episodes], float32, on the CPU.
@@ -51,7 +53,7 @@ def call_reward(
         )
     rewards = rewards.reshape(-1)
     finite = torch.isfinite(rewards)
-    if not bool(finite.all()):
+    if not allow_nonfinite and not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         raise UserError(f"model.reward: {name} returned {float(rewards[first])} for episode {first}; expected a number")
     return rewards

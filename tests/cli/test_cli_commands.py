@@ -30,7 +30,7 @@ def test_fit_leaves_a_whole_run_behind(experiment: dict[str, Any], tmp_path: Pat
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
-    assert all(0 <= row["kept_share"] <= 1 and row["seconds"] > 0 for row in rows)
+    assert all(0 <= row["ppo/kept_share"] <= 1 and row["time/iteration_seconds"] > 0 for row in rows)
     assert all("influence/gradient_norm" in row and "time/rollout_seconds" in row for row in rows)
     evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["iteration"] for row in evaluations] == [0, 2, 4]

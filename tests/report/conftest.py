@@ -91,10 +91,10 @@ class FolderMaker:
         update = 1.6 * share
         row = {
             "iteration": iteration,
-            "seconds": 0.7 + update + (0.25 if method == "ippo" else 0.0),
-            "kept_share": share,
-            "optimizer_steps": 16,
-            "update/tokens_trained": 5120.0 * share,
+            "time/iteration_seconds": 0.7 + update + (0.25 if method == "ippo" else 0.0),
+            "ppo/kept_share": share,
+            "ppo/optimizer_steps": 16,
+            "ppo/tokens_trained": 5120.0 * share,
             "rollout/reward_mean": 0.8,
             "time/rollout_seconds": 0.6,
             "time/reward_seconds": 0.03,

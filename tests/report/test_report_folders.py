@@ -12,7 +12,7 @@ from ippo_lightning.report import read_comparison, read_run
 def test_a_run_is_read_whole(folders):
     run = read_run(folders.run("ippo", 7, iterations=6, episodes=5))
     assert (run.method, run.seed, run.finished) == ("ippo", 7, True)
-    assert list(run.series("kept_share")) == list(range(6))
+    assert list(run.series("ppo/kept_share")) == list(range(6))
     assert list(run.validation("exact_match")) == [2, 5]
     assert len(run.episodes) == 30
     assert run.config == "method: ippo\nseed: 7\n"
@@ -24,19 +24,19 @@ def test_the_last_line_may_be_cut_off(folders):
     with (folder / "history.jsonl").open("a") as handle:
         handle.write('{"iteration": 4, "sec')
     run = read_run(folder)
-    assert list(run.series("seconds")) == [0, 1, 2, 3]
+    assert list(run.series("time/iteration_seconds")) == [0, 1, 2, 3]
     assert run.unreadable_lines == 0
 
 
 @pytest.mark.parametrize(
-    "broken", ["{", "[1, 2]", '"text"', "null", "[" * 100_000, '{"seconds": 1}', '{"iteration": true}']
+    "broken", ["{", "[1, 2]", '"text"', "null", "[" * 100_000, '{"time/iteration_seconds": 1}', '{"iteration": true}']
 )
 def test_an_unreadable_line_in_the_middle_is_counted_and_left_out(folders, broken):
     folder = folders.run("ppo", 1, iterations=2)
     with (folder / "history.jsonl").open("a") as handle:
-        handle.write(broken + '\n{"iteration": 2, "seconds": 1.5}\n')
+        handle.write(broken + '\n{"iteration": 2, "time/iteration_seconds": 1.5}\n')
     run = read_run(folder)
-    assert list(run.series("seconds")) == [0, 1, 2]
+    assert list(run.series("time/iteration_seconds")) == [0, 1, 2]
     assert run.unreadable_lines == 1
 
 
@@ -44,18 +44,18 @@ def test_a_line_beyond_the_limit_is_left_out(folders, monkeypatch):
     monkeypatch.setattr(folders_module, "LONGEST_LINE", 1000)
     folder = folders.run("ppo", 1, iterations=2)
     with (folder / "history.jsonl").open("a") as handle:
-        handle.write(json.dumps({"iteration": 2, "seconds": 1.0, "junk": "x" * 5000}) + "\n")
-        handle.write('{"iteration": 3, "seconds": 2.0}\n')
+        handle.write(json.dumps({"iteration": 2, "time/iteration_seconds": 1.0, "junk": "x" * 5000}) + "\n")
+        handle.write('{"iteration": 3, "time/iteration_seconds": 2.0}\n')
     run = read_run(folder)
-    assert list(run.series("seconds")) == [0, 1, 3]
+    assert list(run.series("time/iteration_seconds")) == [0, 1, 3]
     assert run.unreadable_lines == 1
 
 
 def test_an_iteration_repeated_after_a_resume_counts_once_with_its_last_numbers(folders):
     folder = folders.run("ppo", 1, iterations=3)
     with (folder / "history.jsonl").open("a") as handle:
-        handle.write('{"iteration": 1, "seconds": 99.0}\n')
-    assert read_run(folder).series("seconds")[1] == 99.0
+        handle.write('{"iteration": 1, "time/iteration_seconds": 99.0}\n')
+    assert read_run(folder).series("time/iteration_seconds")[1] == 99.0
     assert len(read_run(folder).history) == 3
 
 
@@ -70,9 +70,11 @@ def test_only_validation_rows_make_the_learning_curve(folders):
 
 def test_numbers_that_are_not_finite_are_missing(folders):
     folder = folders.run("ppo", 1, iterations=1)
-    (folder / "history.jsonl").write_text('{"iteration": 0, "seconds": NaN, "kept_share": Infinity}\n')
-    assert read_run(folder).series("seconds") == {}
-    assert read_run(folder).series("kept_share", "iteration") == {0: 0.0}
+    (folder / "history.jsonl").write_text(
+        '{"iteration": 0, "time/iteration_seconds": NaN, "ppo/kept_share": Infinity}\n'
+    )
+    assert read_run(folder).series("time/iteration_seconds") == {}
+    assert read_run(folder).series("ppo/kept_share", "iteration") == {0: 0.0}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])

@@ -64,7 +64,7 @@ class _SeedAtStart(InfluenceFilter):
 def test_evaluation_under_trainer_logs_the_metrics(tmp_path: Path) -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     (metrics,) = trainer.validate(tiny_module(), datamodule=tiny_data(), verbose=False)
-    assert set(metrics) >= {"validation/exact_match", "validation/label/faithful"}
+    assert set(metrics) >= {"eval/exact_match", "eval/label/faithful"}
 
 
 def test_the_kept_policy_gets_better_at_an_easy_reward(tmp_path: Path) -> None:

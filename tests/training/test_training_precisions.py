@@ -47,7 +47,7 @@ def test_four_bit_weights_train_their_adapters_and_nothing_else(
     assert all(torch.equal(p, frozen[name]) for name, p in policy.named_parameters() if not p.requires_grad)
     rows = history_of(tmp_path / "run")
     assert all(0 < row["influence/scored_kept_share"] < 1 for row in rows)
-    assert rows[0]["update/approx_kl"] >= 0
+    assert rows[0]["ppo/approx_kl"] >= 0
 
 
 @pytest.mark.parametrize("adapter", [None, 4], ids=["full", "lora"])
@@ -66,7 +66,7 @@ def test_a_critic_of_its_own_never_counts_in_a_score(tmp_path: Path) -> None:
     module = tiny_module(policy=tiny_policy(value="separate"))
     tiny_loop(tmp_path / "run", module, callbacks=[InfluenceFilter()]).fit()
     first = history_of(tmp_path / "run")[0]
-    assert first["update/value_loss"] > 0
+    assert first["ppo/value_loss"] > 0
     assert "influence/part_other" not in first
 
 

@@ -1,0 +1,65 @@
+"""Random streams: one for each rank, kept in checkpoints, of every library that training draws from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ippo_lightning.engine.collectives import rank, world_size
+from ippo_lightning.errors import UserError
+
+_STRIDE = 1000  # between the seeds of neighbouring ranks
+
+
+def seed_training(seed: int) -> None:
+    """Begin this rank's stream of rollouts and minibatches; no two ranks of a run share one.
+
+    Args:
+        seed: of the run.
+    """
+    torch.manual_seed(seed + _STRIDE * rank())
+
+
+def random_states() -> list[dict[str, Any]]:
+    """Return the state of every stream of every rank, as plain numbers and tensors, on all ranks alike."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    mine = {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    if world_size() == 1:
+        return [mine]
+    states: list[Any] = [None] * world_size()
+    dist.all_gather_object(states, mine)
+    return states
+
+
+def restore_random_states(states: Sequence[Mapping[str, Any]], *, source: object) -> None:
+    """Take over what `random_states` returned.
+
+    Args:
+        states: of all ranks.
+        source: names the checkpoint in the error.
+
+    Raises:
+        UserError: another number of ranks.
+    """
+    if len(states) != world_size():
+        raise UserError(
+            f"checkpoint: {source} was written by {len(states)} processes, this run has {world_size()}; use as many"
+        )
+    mine = states[rank()]
+    version, internal, gauss = mine["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = mine["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(mine["torch"])
+    if torch.cuda.is_available() and mine["cuda"]:
+        torch.cuda.set_rng_state_all(mine["cuda"])

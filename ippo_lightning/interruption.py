@@ -1,0 +1,54 @@
+"""Signals that ask a run to end: it finishes its iteration, writes a checkpoint and goes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# Ctrl-C; a scheduler's notice; SLURM's notice before a requeue (sbatch --signal=SIGUSR1@90)
+_KINDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run after an iteration; its checkpoint is written.
+
+    Args:
+        message: one line that says where the run stands.
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, *, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@contextmanager
+def finish_on_signal(announce: Callable[[str], None]) -> Iterator[list[int]]:
+    """Collect the numbers of the signals that arrive; a second one raises KeyboardInterrupt at once.
+
+    Args:
+        announce: told in one line what will happen.
+    """
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
+
+    def on_signal(number: int, _: object) -> None:
+        if arrived:
+            raise KeyboardInterrupt
+        arrived.append(number)
+        announce(f"{_name(number)}: finishing this iteration, then a checkpoint; again to stop at once.")
+
+    before = {kind: signal.signal(kind, on_signal) for kind in _KINDS}
+    try:
+        yield arrived
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
