@@ -240,7 +240,7 @@ class FabricLoop:
     # --- parts of a run -----------------------------------------------------------------------------------
 
     def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
-        if self.settings.evaluate_first and self.module.iteration == 0:
+        if self.settings.evaluate_first and self._checkpointed_at is None:  # a checkpoint of iteration 0 comes after it
             self._validate(bar)
         bar.update(completed=self.module.iteration, numbers={})
         batches = self._batches()

@@ -63,13 +63,12 @@ class RunFolder:
         self._lock()
         if resume and any(self.checkpoints.glob("iteration_*.ckpt")):
             return True
-        if (self.path / HISTORY).exists():
-            if not (overwrite or resume):
-                raise UserError(
-                    f"loop.run_dir: {self.path} already holds a run; name another folder, "
-                    "or set loop.resume or loop.overwrite to true"
-                )
-            self.clear()
+        if (self.path / HISTORY).exists() and not (overwrite or resume):
+            raise UserError(
+                f"loop.run_dir: {self.path} already holds a run; name another folder, "
+                "or set loop.resume or loop.overwrite to true"
+            )
+        self.clear()  # also of a run that ended before its first iteration did
         return False
 
     def _lock(self) -> None:
