@@ -191,7 +191,7 @@ class CheckpointFolder:
             UserError: none can be read.
         """
         paths = self.newest_first()
-        for path, older in zip(paths, [*paths[1:], None], strict=True):
+        for path, older in zip(paths, [*paths[1:], None], strict=False):
             state = _read_or_warn(path) if older is not None else read_checkpoint(path)
             if state is not None:
                 return path, state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -72,7 +73,7 @@ def training_loader(rows: Sequence[Row], *, batch_size: int, seed: int, num_work
     if rows:
         # this sampler has set_epoch, so the order of an epoch can be had again when a run is resumed
         sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_rows, num_workers=num_workers)
+    return _loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers)
 
 
 def evaluation_loader(rows: Sequence[Row], *, batch_size: int, num_workers: int = 0) -> DataLoader[Row]:
@@ -86,7 +87,21 @@ def evaluation_loader(rows: Sequence[Row], *, batch_size: int, num_workers: int 
     world, rank = _place()
     dataset = TextRows(rows)
     sampler = EvaluationSampler(dataset, num_replicas=world, rank=rank, shuffle=False) if rows else None
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_rows, num_workers=num_workers)
+    return _loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers)
+
+
+def _loader(
+    dataset: TextRows, *, batch_size: int, sampler: DistributedSampler[int] | None, num_workers: int
+) -> DataLoader[Row]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=collate_rows,
+        num_workers=num_workers,
+        # a stream of its own for the workers' seeds: beginning an epoch leaves that of training alone
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def _place() -> tuple[int, int]:

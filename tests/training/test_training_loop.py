@@ -24,43 +24,6 @@ from ippo_lightning.reasoning import judge_arithmetic
 from ippo_lightning.records import Episodes
 
 
-def test_trainer_and_fabric_loop_train_the_same_policy(tmp_path: Path) -> None:
-    by_fabric = tiny_module()
-    tiny_loop(tmp_path / "run", by_fabric, callbacks=[InfluenceFilter()], seed=5).fit()
-    by_trainer = tiny_module()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        limit_train_batches=2,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[InfluenceFilter(), _SeedAtStart(5)],
-    )
-    trainer.fit(by_trainer, datamodule=tiny_data())
-    assert by_trainer.iteration == 2
-    assert same(trainable(by_fabric), trainable(by_trainer))
-
-
-class _SeedAtStart(InfluenceFilter):
-    """Seeds where FabricLoop does; is no filter of its own."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(monitor_only=True)
-        self.seed = seed
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            torch.manual_seed(self.seed)
-
-    def on_rollout_end(self, trainer: Any, pl_module: Any, plan: Any) -> None:
-        """Leave the plan alone."""
-
-
 def test_evaluation_under_trainer_logs_the_metrics(tmp_path: Path) -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     (metrics,) = trainer.validate(tiny_module(), datamodule=tiny_data(), verbose=False)
