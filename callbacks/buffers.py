@@ -61,7 +61,7 @@ class Columns:
     @property
     def outcome_rewards(self) -> Tensor:
         """[episodes], from the column `rewards`."""
-        return self._named("rewards", "rule: reward").float().flatten(1).sum(1)
+        return self._named("rewards", "rule: reward").float().reshape(len(self), -1).sum(dim=1)
 
     @property
     def advantages(self) -> Tensor:

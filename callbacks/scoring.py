@@ -234,9 +234,13 @@ class Scorer:
             [direction.mean, *direction.groups],
             method=self.settings.method,
             normalise=self.settings.normalise,
-            lengths=lambda part: part.lengths if isinstance(part, Episodes) else part["lengths"],
+            lengths=_lengths_of if self.settings.normalise == "length" else None,
             known_losses=known if self.settings.method == "finite_difference" else None,
         )
+
+
+def _lengths_of(part: Any) -> Tensor:
+    return part.lengths if isinstance(part, Episodes) else Columns(part).lengths
 
 
 def _prompt_of(episodes: Episodes | Columns, row: int) -> str:

@@ -1,4 +1,4 @@
-"""Subclass the module: a PPO that also rewards short answers, on a tiny model, in seconds.
+"""Subclass the module: another reward and another loss, on a tiny model, in seconds.
 
 python examples/subclass_the_module.py
 """
@@ -6,8 +6,11 @@ python examples/subclass_the_module.py
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 from lightning.fabric import Fabric, seed_everything
+from torch import Tensor
 
 from ippo_lightning import Episodes, FabricLoop, PPOModule
 from ippo_lightning.callbacks import InfluenceFilter
@@ -15,16 +18,24 @@ from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
 from ippo_lightning.fabric_loop import LoopSettings
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.reasoning import judge_arithmetic
+from ippo_lightning.records import Minibatch
 from ippo_lightning.rewards import arithmetic_reward
 
 
 class ShortAnswersPPO(PPOModule):
-    """PPO with one stage changed: a thousandth of the reward is taken off for every token."""
+    """PPO with two stages changed: tokens cost something, and demonstrations hold the policy (PPO-ptx)."""
+
+    demonstrations: Mapping[str, Any]
 
     def compute_rewards(self, episodes: Episodes) -> Episodes:
-        """Take a little off each response token; everything else stays as in PPOModule."""
+        """Take a thousandth off each response token; everything else stays as in PPOModule."""
         rewarded = super().compute_rewards(episodes)
         return rewarded.evolve(rewards=rewarded.rewards - 0.001 * rewarded.response_mask)
+
+    def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add a tenth of the likelihood loss of good demonstrations (Ouyang et al. 2022, arXiv 2203.02155, eq. 2)."""
+        loss, sums = super().minibatch_loss(minibatch)
+        return loss + 0.1 * self.validation_loss(self.demonstrations), sums
 
 
 def main() -> None:
@@ -39,6 +50,8 @@ def main() -> None:
         sampling=SamplingSettings(num_responses=4, max_new_tokens=12),
     )
     data = ArithmeticDataModule(batch_size=8, num_train=64, num_validation=8, num_test=8)
+    data.setup("fit")
+    module.demonstrations = next(iter(data.influence_dataloader()))
     with tempfile.TemporaryDirectory() as folder:
         settings = LoopSettings(run_dir=folder, max_iterations=2, evaluate_every_n_iterations=0, evaluate_first=False)
         loop = FabricLoop(

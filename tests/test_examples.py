@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,21 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
+SAYS = {
+    "noisy_labels": lambda said: numbers(said, "filtered") > numbers(said, "plain") + 5,
+    "own_loop": lambda said: numbers(said, "iteration 39") > 3 * numbers(said, "iteration 7"),
+    "reinforce_gymnasium": lambda said: "filtered: return" in said,
+}
+"""Example to what must be true of its words, where they promise something."""
+
+
+def numbers(said: str, line: str) -> float:
+    """The first number after the words that begin a line."""
+    found = re.search(rf"^{line}\D*([\d.]+)", said, flags=re.MULTILINE)
+    assert found, said
+    return float(found[1])
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_the_example_runs_and_says_something(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -18,7 +34,14 @@ def test_the_example_runs_and_says_something(example: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
+    assert SAYS.get(example.stem, bool)(done.stdout), done.stdout
 
 
 def test_there_is_an_example_for_each_way_in() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"attach_the_callback", "subclass_the_module"}
+    ways = {"attach_the_callback", "subclass_the_module", "reinforce_gymnasium", "noisy_labels", "own_loop"}
+    assert {path.stem for path in EXAMPLES} >= ways
+
+
+def test_the_foreign_module_imports_nothing_of_ours() -> None:
+    source = (EXAMPLES[0].parent / "reinforce_gymnasium.py").read_text(encoding="utf-8")
+    assert "ippo_lightning" not in source.split("def main()")[0].split('"""', 2)[2]
