@@ -67,6 +67,7 @@ class FabricLoop:
         self.should_stop = False
         self.position = {"epoch": 0, "batch": 0}
         self.best: dict[str, Any] = {}
+        self._bar: ProgressBar | None = None
         self._optimizer: Any = None
         self._fingerprint = ""
         self._checkpointed_at: int | None = None
@@ -82,6 +83,16 @@ class FabricLoop:
     def max_iterations(self) -> int:
         """Iterations of the whole run."""
         return self.settings.max_iterations
+
+    @property
+    def loggers(self) -> list[Any]:
+        """Those of the Fabric."""
+        return list(self.fabric.loggers)
+
+    @property
+    def console(self) -> Any:
+        """Where to print during a run, so that the progress bar stays in its place; None before it."""
+        return self._bar.console if self._bar is not None else None
 
     @property
     def is_global_zero(self) -> bool:
@@ -109,7 +120,7 @@ class FabricLoop:
         self.set_up()
         call_hook(self.callbacks, "setup", self, self.module, "fit")
         call_hook(self.callbacks, "on_fit_start", self, self.module)
-        bar = ProgressBar(
+        bar = self._bar = ProgressBar(
             enabled=self.settings.progress_bar and self.is_global_zero,
             total=self.max_iterations,
             title=self.folder.path.name[:16],

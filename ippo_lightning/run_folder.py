@@ -94,7 +94,7 @@ class RunFolder:
         """Remove what a run wrote, and nothing else."""
         for name in (HISTORY, EVALUATIONS, EPISODES, RESULTS):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "csv", "model"):
+        for name in ("checkpoints", "completions", "csv", "model"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
+from ippo_lightning.foreign_text import visible_text
 from ippo_lightning.report import plots
 from ippo_lightning.report.canvas import method_colours
-from ippo_lightning.report.display import percent, plain, points, unbroken, visible_text
+from ippo_lightning.report.display import percent, plain, points, unbroken
 from ippo_lightning.report.evidence import extremes, label_meanings, label_shares
 from ippo_lightning.report.folders import Comparison, Method, gather_runs, read_comparison
 from ippo_lightning.report.headline import compared_methods, headline, lead, verdicts
