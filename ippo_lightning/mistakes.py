@@ -53,6 +53,9 @@ def one_line(message: str, *, limit: int = 400) -> str:
     field = ".".join(keys)
     inside = f" (in {owner})" if owner else ""
     text = " ".join(said) or "is not valid"
+    if said and all(words.startswith("expected") for words in said) and "Got value" not in text:
+        given = re.search(r"Given value: (.{1,60})", message)  # of alternatives none fits, the parser says it once
+        text = " or ".join(said) + (f". Got value: {given[1]}" if given else "")
     return (f"{field}: {text}{inside}" if field else f"{text}{inside}")[:limit]
 
 

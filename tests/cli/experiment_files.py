@@ -13,7 +13,8 @@ def change(experiment: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         experiment = experiment[int(section)] if section.isdigit() else experiment.setdefault(section, {})
-    experiment[last] = value
+    place: Any = int(last) if last.isdigit() else last
+    experiment[place] = value
 
 
 def write(experiment: dict[str, Any], folder: Path) -> str:

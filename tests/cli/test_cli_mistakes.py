@@ -46,6 +46,58 @@ MISTAKES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "accelerator that is not there": ("fabric.accelerator", "warp", ("accelerator", "warp")),
     "no number of devices": ("fabric.devices", "x", ("devices",)),
     "unknown strategy": ("fabric.strategy", "magic", ("strategy", "magic")),
+    "unknown precision": ("fabric.precision", "fp7", ("precision", "bf16-mixed", "Got value: fp7")),
+    "unknown logger": ("fabric.loggers", {"class_path": "nowhere.Logger"}, ("loggers", "nowhere")),
+    "seed that is no number": ("seed_everything", "dice", ("seed_everything", "int", "dice")),
+    "a key with a slip": ("loop.max_iteration", 3, ("max_iteration", "did you mean", "'loop.max_iterations'")),
+    "an argument with a slip": (
+        "model.init_args.sampling.temprature",
+        1.0,
+        ("sampling", "temprature", "did you mean 'temperature'?"),
+    ),
+    "a callback's argument with a slip": (
+        "callbacks.0.init_args",
+        {"powr": 1.0},
+        ("callbacks", "powr", "did you mean 'power'?"),
+    ),
+    "a nested argument with a slip": (
+        "callbacks.0.init_args",
+        {"scoring": {"metod": "hooks"}},
+        ("scoring", "metod", "did you mean 'method'?"),
+    ),
+    "a section with a slip": ("looop.max_iterations", 3, ("looop", "did you mean 'loop.max_iterations'?")),
+    "no checkpoint to keep": ("loop.keep_last_checkpoints", 0, ("keep_last_checkpoints", "0", ">= 1")),
+    "a best metric that nobody measures": ("loop.best_metric", "accuracy", ("best_metric", "accuracy", "exact_match")),
+    "neither best nor worst": ("loop.best_mode", "median", ("best_mode", "median")),
+    "learning rate below zero": ("model.init_args.optimizer.learning_rate", -1.0, ("learning_rate", "-1", "> 0")),
+    "unknown schedule": ("model.init_args.optimizer.schedule", "stairs", ("schedule", "stairs", "cosine")),
+    "unknown reduction": ("model.init_args.ppo.loss_reduction", "sum", ("loss_reduction", "sum", "token_mean")),
+    "discount above one": ("model.init_args.ppo.gamma", 1.5, ("ppo.gamma", "1.5", "<= 1")),
+    "unknown rule for NaN": ("model.init_args.ppo.on_nonfinite", "ignore", ("on_nonfinite", "ignore", "skip")),
+    "top-p of zero": ("model.init_args.sampling.top_p", 0.0, ("top_p", "0")),
+    "no responses": ("model.init_args.sampling.num_responses", 0, ("num_responses", "0")),
+    "unknown estimator": ("model.init_args.kl_estimator", "k4", ("kl_estimator", "k4")),
+    "unknown judge": ("model.init_args.judge", "ippo_lightning.reasoning.judge_all", ("judge", "judge_all")),
+    "unknown critic": (f"{POLICY}.value", "oracle", ("value", "oracle")),
+    "adapter of rank zero": (f"{POLICY}.lora", {"r": 0}, ("r", "0")),
+    "batch of nothing": ("data.init_args.batch_size", 0, ("batch_size", "0")),
+    "cap of a weight below one": ("callbacks.0.init_args", {"max_weight": 0.5}, ("max_weight", "0.5", ">= 1")),
+    "unknown way of scoring": (
+        "callbacks.0.init_args",
+        {"scoring": {"method": "magic"}},
+        ("method", "magic", "finite_difference"),
+    ),
+    "unknown way out": ("callbacks.0.init_args", {"on_empty": "panic"}, ("on_empty", "panic", "keep_all")),
+    "stopping threshold above one": (
+        "callbacks.0",
+        {"class_path": "ippo_lightning.callbacks.IntrinsicStopping", "init_args": {"threshold": 2.0}},
+        ("threshold", "2.0"),
+    ),
+    "table of no rows": (
+        "callbacks.0",
+        {"class_path": "ippo_lightning.callbacks.CompletionsTable", "init_args": {"num_rows": 0}},
+        ("num_rows", "0", ">= 1"),
+    ),
 }
 
 
@@ -208,3 +260,43 @@ def test_a_mistake_in_a_comparison_is_one_line(
     spoil(settings)
     (tmp_path / "compare.yaml").write_text(json.dumps(settings), encoding="utf-8")
     assert word in mistake(["compare", "--config", str(tmp_path / "compare.yaml")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fit", "--resume", "/no/such"], ("resume", "/no/such", "config.yaml")),
+        (["export", "/no/such"], ("run", "/no/such", "config.yaml")),
+        (["report", "/no/such"], ("/no/such", "history.jsonl")),
+        (["report"], ("runs",)),
+        (["fit", "--loop.max_iteration", "3"], ("max_iteration", "did you mean")),
+    ],
+    ids=["resume", "export", "report", "report nothing", "slip on the command line"],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    words: list[str], said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = mistake(words, capsys)
+    assert all(word in line for word in said), line
+
+
+def test_an_abbreviated_key_is_no_key(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = mistake(["fit", "--config", write(experiment, tmp_path), "--loop.max_it", "1"], capsys)
+    assert "max_it" in line
+
+
+def test_two_runs_of_one_name_cannot_stand_side_by_side(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write(experiment, tmp_path)]) == 0
+    capsys.readouterr()
+    run = str(tmp_path / "run")
+    assert "same name" in mistake(["report", run, run], capsys)
+    assert "adapter is not possible" in mistake(["export", run, "--form", "adapter"], capsys)
+    assert "no file" in mistake(["export", run, "--checkpoint", "best"], capsys)
+
+
+def test_there_are_more_than_sixty() -> None:
+    assert len(MISTAKES) + len(COMPARISONS) + 18 > 60
