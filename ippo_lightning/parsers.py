@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from argparse import Action
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.run_folder import CONFIG
 
+set_parsing_settings(add_print_completion_argument=True)
+
 COMMANDS = ("fit", "evaluate", "compare", "export", "report")
+_CALLBACKS = (
+    "what acts on every iteration: InfluenceFilter, IntrinsicStopping, CompletionsTable, EpisodeLog of "
+    "ippo_lightning.callbacks, or your own; --callbacks.help CLASS_PATH lists the arguments of one"
+)
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """The parser's own help without its lists of every subclass that some import has brought along."""
+
+    def _get_help_string(self, action: Action) -> str:
+        return re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))
 
 
 def build_parser() -> ArgumentParser:
@@ -44,21 +59,24 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
     parser.add_class_arguments(LoopSettings, "loop")
     parser.add_subclass_arguments(PolicyModule, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help="act on every iteration")
+    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help=_CALLBACKS)
+    parser.groups["fabric"].title = "Strategy, devices, precision: Fabric's own arguments"
+    parser.groups["model"].title = "The module, by class_path and init_args"
+    parser.groups["data"].title = "The data module, by class_path and init_args"
     parser.set_defaults({"fabric.accelerator": "cpu", "fabric.devices": 1})
     return parser
 
 
 def fit_parser() -> ArgumentParser:
     """Return the parser of `ippo fit`."""
-    parser = experiment_parser("ippo fit --config FILE [--config FILE ...] [--key.of.yaml value ...] | --resume DIR")
+    parser = experiment_parser("ippo fit {--config FILE ... | --resume DIR} [--key.of.yaml value ...]")
     parser.add_argument("--resume", type=str | None, default=None, help="go on with the run in this folder")
     return parser
 
 
 def evaluate_parser() -> ArgumentParser:
     """Return the parser of `ippo evaluate`."""
-    parser = experiment_parser("ippo evaluate --config FILE [--checkpoint FILE] [--split test] [--key.of.yaml value]")
+    parser = experiment_parser("ippo evaluate --config FILE ... [--checkpoint FILE] [--split SPLIT]")
     parser.add_argument("--split", type=str, default="test", choices=["validation", "test"], help="which problems")
     parser.add_argument("--checkpoint", type=str | None, default=None, help="a checkpoint of a run of this YAML")
     parser.add_argument("--output", type=str | None, default=None, help="write the metrics to this JSON file")
@@ -127,6 +145,8 @@ def with_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def _parser(*, prog: str | None = None, description: str | None = None, usage: str | None = None) -> ArgumentParser:
-    parser = ArgumentParser(prog=prog, description=description, usage=usage, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=ShortHelp
+    )
     parser.exit_on_error = False
     return parser

@@ -1,0 +1,212 @@
+"""What can be done with a run: go on with it, export it, report on it; and what the command line says of itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from experiment_files import change, write
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ippo_lightning.cli import main
+
+POLICY = "model.init_args.policy.init_args"
+COMMANDS = ("fit", "evaluate", "compare", "export", "report")
+FLOAT32_ROUNDING = 1e-5
+
+
+@pytest.fixture
+def run(experiment: dict[str, Any], tmp_path: Path) -> Path:
+    """A finished run of four iterations that trained all weights."""
+    change(experiment, "loop.best_metric", "exact_match")
+    assert main(["fit", "--config", write(experiment, tmp_path)]) == 0
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def adapter_run(experiment: dict[str, Any], tmp_path: Path) -> Path:
+    """A finished run that trained an adapter."""
+    change(experiment, f"{POLICY}.lora", {"r": 2})
+    change(experiment, "model.init_args.optimizer.learning_rate", 0.05)
+    assert main(["fit", "--config", write(experiment, tmp_path)]) == 0
+    return tmp_path / "run"
+
+
+def parameters(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["parameters"]
+
+
+def logits(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def test_a_run_goes_on_by_its_folder_alone_also_where_it_was_moved(experiment: dict[str, Any], tmp_path: Path) -> None:
+    config = write(experiment, tmp_path)
+    assert main(["fit", "--config", config, "--loop.run_dir", str(tmp_path / "whole")]) == 0
+    assert main(["fit", "--config", config, "--loop.max_iterations", "2"]) == 0
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    (tmp_path / "experiment.yaml").unlink()
+    assert main(["fit", "--resume", str(tmp_path / "moved"), "--loop.max_iterations", "4"]) == 0
+    whole, moved = parameters(tmp_path / "whole"), parameters(tmp_path / "moved")
+    assert all(torch.equal(whole[name], moved[name]) for name in whole)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_printed_configuration_makes_the_same_run(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write(experiment, tmp_path)
+    assert main(["fit", "--config", config]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, "--print_config"])
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert main(["fit", "--config", str(printed), "--loop.run_dir", str(tmp_path / "again")]) == 0
+    first, again = parameters(tmp_path / "run"), parameters(tmp_path / "again")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_any_value_of_any_object_can_be_overridden(experiment: dict[str, Any], tmp_path: Path) -> None:
+    words = [
+        "--model.init_args.ppo.clip_range=0.3",
+        f"--{POLICY}.lora.r=3",
+        "--data.init_args.batch_size=4",
+        '--callbacks=[{"class_path": "ippo_lightning.callbacks.InfluenceFilter", "init_args": {"power": 0.5}}]',
+        "--loop.max_iterations=1",
+    ]
+    assert main(["fit", "--config", write(experiment, tmp_path), *words]) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    arguments = saved["model"]["init_args"]
+    assert arguments["ppo"]["clip_range"] == 0.3
+    assert arguments["policy"]["init_args"]["lora"]["r"] == 3
+    assert saved["data"]["init_args"]["batch_size"] == 4
+    assert saved["callbacks"][0]["init_args"]["power"] == 0.5
+
+
+def test_an_exported_model_is_the_policy_and_has_what_a_server_needs(run: Path) -> None:
+    assert main(["export", str(run), "--license", "apache-2.0"]) == 0
+    folder = run / "export"
+    assert torch.equal(logits(folder), logits(run / "model"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["LlamaForCausalLM"]  # by this vLLM chooses its own implementation
+    assert config["model_type"] == "llama"
+    assert config["vocab_size"] >= len(AutoTokenizer.from_pretrained(folder))
+    weights = load_file(folder / "model.safetensors")
+    assert all(name.startswith(("model.", "lm_head.")) for name in weights)
+    needed = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"}
+    assert needed <= {path.name for path in folder.iterdir()}
+
+
+def test_the_card_says_where_a_model_comes_from(run: Path, tiny_model: Path) -> None:
+    assert main(["export", str(run), "--license", "apache-2.0"]) == 0
+    card = (run / "export" / "README.md").read_text(encoding="utf-8")
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["base_model"] == str(tiny_model)
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    measured = {entry["type"]: entry["value"] for entry in metadata["model-index"][0]["results"][0]["metrics"]}
+    assert measured["exact_match"] == results["exact_match"]
+    assert "PPOModule" in card
+    assert "4 iterations" in card
+    config = card.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(config)["data"]["init_args"]["num_train"] == 32
+
+
+def test_another_precision_and_the_best_checkpoint_can_be_had(run: Path, tmp_path: Path) -> None:
+    words = ["--dtype", "bfloat16", "--checkpoint", "best", "--output", str(tmp_path / "out")]
+    assert main(["export", str(run), *words]) == 0
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["parameters"]
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    name = "model.layers.0.mlp.up_proj.weight"
+    saved = next(value for key, value in best.items() if key.endswith(name))
+    assert torch.equal(weights[name], saved.to(torch.bfloat16))
+
+
+def test_an_adapter_can_be_exported_alone_or_merged(adapter_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    assert main(["export", str(adapter_run), "--form", "adapter", "--output", str(tmp_path / "adapter")]) == 0
+    assert main(["export", str(adapter_run), "--output", str(tmp_path / "merged")]) == 0
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    with torch.no_grad():
+        by_adapter = model(input_ids=torch.arange(3, 11)[None]).logits
+    merged = logits(tmp_path / "merged")
+    assert float((by_adapter - merged).abs().max()) < FLOAT32_ROUNDING
+    assert float((merged - logits(tiny_model)).abs().max()) > 100 * FLOAT32_ROUNDING
+    metadata = yaml.safe_load((tmp_path / "adapter" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert metadata["library_name"] == "peft"
+
+
+def test_one_run_or_several_make_a_page(
+    experiment: dict[str, Any], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tmp_path / "experiment.yaml")
+    for seed in (1, 2):
+        folder = str(tmp_path / "ppo" / f"seed_{seed}")
+        words = ["--loop.run_dir", folder, "--seed_everything", str(seed), "--callbacks", "[]", "--loop.max_iterations"]
+        assert main(["fit", "--config", config, *words, "2"]) == 0
+    before = (run / "results.json").read_bytes()
+    assert main(["report", str(run)]) == 0
+    assert (run / "report" / "report.html").exists()
+    assert (run / "results.json").read_bytes() == before  # of the run, not of the page
+    capsys.readouterr()
+    seeds = [str(tmp_path / "ppo" / f"seed_{seed}") for seed in (1, 2)]
+    assert main(["report", str(run), *seeds, "--output", str(tmp_path / "page")]) == 0
+    assert "report.html" in capsys.readouterr().out
+    results = json.loads((tmp_path / "page" / "results.json").read_text(encoding="utf-8"))
+    assert {name: method["seeds"] for name, method in results["methods"].items()} == {"run": [None], "ppo": [1, 2]}
+
+
+def test_a_run_under_way_has_a_page_too(run: Path) -> None:
+    (run / "results.json").unlink()
+    assert main(["report", str(run)]) == 0
+    page = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert "stopped after iteration 3" in page
+    assert "Episodes kept for the update" in page
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_terminal(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 150
+    assert f"ippo {command}" in lines[0] or "[options]" in lines[0]
+
+
+def test_the_shell_can_complete_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--print_completion", "shtab-bash"])
+    assert stop.value.code == 0
+    script = capsys.readouterr().out
+    assert "compare" in script
+    assert "--loop.max_iterations" in script
+
+
+def test_a_run_says_nothing_but_its_results_where_nobody_watches(experiment: dict[str, Any], tmp_path: Path) -> None:
+    change(experiment, "loop.progress_bar", True)
+    experiment["callbacks"].append({"class_path": "ippo_lightning.callbacks.CompletionsTable"})
+    command = [sys.executable, "-m", "ippo_lightning.cli", "fit", "--config", write(experiment, tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
+    assert "exact_match" in done.stdout
+    unexpected = [line for line in done.stderr.splitlines() if line.strip()]
+    assert not unexpected, unexpected
+    assert (tmp_path / "run" / "completions" / "iteration_0000000.parquet").exists()
