@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +178,21 @@ def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, MisconfigurationException) as error:
         if os.environ.get("IPPO_TRACEBACK"):
             raise
-        raise UserError(one_line(str(error))) from error
+        cause = logger_mistake(settings[settings.subcommand])
+        raise UserError(cause or one_line(str(error))) from error
+
+
+def logger_mistake(chosen: Namespace) -> str | None:
+    """Return why one of several loggers cannot be made, which the parser does not tell; None where all can."""
+    given = chosen.get("fabric.loggers")
+    for entry in given if isinstance(given, list) else []:
+        module, _, name = str(entry["class_path"]).rpartition(".")
+        arguments = entry.get("init_args") or {}
+        try:
+            getattr(import_module(module), name)(**vars_of(arguments))
+        except Exception as error:  # whatever a logger's own library throws
+            return one_line(f"fabric.loggers: {name} cannot be made ({type(error).__name__}: {error})")
+    return None
 
 
 def csv_logger(run_dir: Path) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
     parser.add_subclass_arguments(PolicyModule, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help=_CALLBACKS)
+    assert parser.groups is not None, "made by the lines above"
     parser.groups["fabric"].title = "Strategy, devices, precision: Fabric's own arguments"
     parser.groups["model"].title = "The module, by class_path and init_args"
     parser.groups["data"].title = "The data module, by class_path and init_args"

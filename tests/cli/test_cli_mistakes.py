@@ -48,6 +48,14 @@ MISTAKES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "unknown strategy": ("fabric.strategy", "magic", ("strategy", "magic")),
     "unknown precision": ("fabric.precision", "fp7", ("precision", "bf16-mixed", "Got value: fp7")),
     "unknown logger": ("fabric.loggers", {"class_path": "nowhere.Logger"}, ("loggers", "nowhere")),
+    "logger whose library is not there": (
+        "fabric.loggers",
+        [
+            {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": {"root_dir": "/tmp"}},
+            {"class_path": "lightning.pytorch.loggers.CometLogger"},
+        ],
+        ("fabric.loggers", "CometLogger", "comet"),
+    ),
     "seed that is no number": ("seed_everything", "dice", ("seed_everything", "int", "dice")),
     "a key with a slip": ("loop.max_iteration", 3, ("max_iteration", "did you mean", "'loop.max_iterations'")),
     "an argument with a slip": (
