@@ -13,7 +13,7 @@ export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-gpu demo clean
+.PHONY: help setup lint format test test-slow test-gpu demo docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 demo: $(STAMP) ## compare plain PPO with influence-guided PPO on small sums, on a CPU, with a report to open
 	$(BIN)/ippo compare --config experiments/arithmetic/demo.yaml
 
+docs: $(STAMP) ## build the pages into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## remove caches and build products (the environment and runs/ stay)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find ippo_lightning callbacks tests benchmarks examples experiments -name __pycache__ -type d -prune -exec rm -rf {} +

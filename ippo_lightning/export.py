@@ -112,7 +112,7 @@ def model_card(run_dir: Path, *, state: Mapping[str, Any], form: str, license_na
     lines = [
         f"# {run_dir.name}",
         "",
-        f"Trained by {state['module']} of [ippo-lightning](https://pypi.org/project/ippo-lightning/) "
+        f"Trained by {state['module']} of ippo-lightning "
         f"{state['version']}: {progress['iteration']} iterations, {progress['episodes_seen']} episodes, "
         f"{progress['optimizer_steps']} optimizer steps, {progress['tokens_trained']} tokens trained.",
         "",

@@ -1,32 +1,236 @@
-"""The Python in the documentation runs as it stands there."""
+"""The documentation is true: every block of code runs, every metric is in the table, every page is built."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
+
+from ippo_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"docs/scoring.md": "scores"}
-"""Page to the name that its last block leaves behind."""
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+TINY_DATA = ["--data.init_args.num_train=32", "--data.init_args.num_validation=4", "--data.init_args.num_test=4"]
+TINY_DATA += ["--data.init_args.batch_size=4"]
+TINY = {"max_iterations": 2, "evaluate_every_n_iterations": 2, "evaluate_first": False}
+RUN_OVERRIDES = {
+    **{f"loop.{name}": value for name, value in TINY.items()},
+    "data.init_args.num_train": 32,
+    "data.init_args.num_validation": 4,
+    "data.init_args.num_test": 4,
+    "data.init_args.batch_size": 4,
+}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: str) -> None:
-    torch.manual_seed(0)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert blocks
-    names: dict[str, Any] = {}
-    for block in blocks:
-        runs(block, names, page)
-    result = names[PAGES[page]]
-    assert result.shape == (6,)
-    assert torch.isfinite(result).all()
+class Block(NamedTuple):
+    """A block of code in a page."""
+
+    page: str
+    number: int
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page}:{self.number}"
 
 
-def runs(block: str, names: dict[str, Any], page: str) -> None:
-    code = compile(block, page, "exec")
+def blocks_of(page: str) -> list[Block]:
+    found = re.findall(
+        r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    return [Block(page, number, language, text) for number, (language, text) in enumerate(found)]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def test_every_block_is_of_a_kind_that_is_run() -> None:
+    kinds = {block.language for block in BLOCKS}
+    assert kinds <= {"python", "bash", "yaml", "text"}, kinds
+    assert len(BLOCKS) > 25
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that has the checkout's experiments; what the blocks write stays in it."""
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- Python ----------------------------------------------------------------------------------------------
+
+
+def readme_names() -> dict[str, Any]:
+    """What the README's pieces of Python speak of: a model, its losses, and batches."""
+    from lightning import Trainer
+
+    model = torch.nn.Linear(3, 1)
+
+    def losses(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).square().flatten(1).mean(1)
+
+    return {
+        "Trainer": Trainer,
+        "batches": [torch.randn(4, 3)],
+        "model": model,
+        "validation_loss": lambda model, batch: losses(model, batch).mean(),
+        "episode_losses": losses,
+        "demonstration_batches": [torch.randn(4, 3)],
+        "episode_batches": [torch.randn(5, 3)],
+    }
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.language == "python"}))
+@pytest.mark.usefixtures("checkout")
+def test_the_python_of_a_page_runs_from_top_to_bottom(page: str) -> None:
+    names: dict[str, Any] = {"__name__": "docs", **(readme_names() if page == "README.md" else {})}
+    for block in blocks_of(page):
+        if block.language == "python":
+            runs(block, names)
+    if "scores" in names:
+        assert torch.isfinite(names["scores"]).all()
+    for name in ("ShortAnswersPPO", "LengthPenaltyPPO"):
+        if name in names:
+            trains(names[name])
+
+
+def runs(block: Block, names: dict[str, Any]) -> None:
+    code = compile(block.text, block.name, "exec")
     exec(code, names)
+
+
+def trains(kind: Any) -> None:
+    """A class that a page defines goes through an iteration."""
+    sys.path.insert(0, str(ROOT / "tests" / "training"))
+    from training_parts import tiny_loop, tiny_module
+
+    plain = tiny_module()
+    module = kind(policy=plain.policy, reward=plain.reward, sampling=plain.sampling, ppo=plain.ppo)
+    tiny_loop(Path(f"run_{kind.__name__}"), module, max_iterations=1).fit()
+    assert module.iteration == 1
+
+
+# --- YAML ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=lambda block: block.name)
+def test_a_piece_of_yaml_fits_into_an_experiment(
+    block: Block, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "piece.yaml").write_text(block.text, encoding="utf-8")
+    words = ["--config", "experiments/arithmetic/ppo.yaml", "--config", "piece.yaml"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *words, "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert set(yaml.safe_load(block.text)) <= set(printed)
+
+
+# --- the shell ---------------------------------------------------------------------------------------------
+
+
+def small(words: list[str]) -> list[str]:
+    """The same command on a few problems for a few iterations."""
+    if words[1] == "compare":
+        overrides = {**RUN_OVERRIDES, "callbacks": []}
+        return [*words[1:], f"--overrides={json.dumps(overrides)}", "--seeds=[1]", "--run_dir=runs/compare"]
+    if words[1] not in ("fit", "evaluate"):
+        return words[1:]
+    given = {word.split("=")[0] for word in words}
+    loop = [f"--loop.{name}={json.dumps(value)}" for name, value in TINY.items() if f"--loop.{name}" not in given]
+    if "--resume" in words:
+        loop = ["--loop.max_iterations=3"]  # one more than before; its other settings are those of the run
+    folder = [] if given & {"--loop.run_dir", "--resume"} else ["--loop.run_dir=runs/docs", "--loop.overwrite=true"]
+    return [*words[1:], *TINY_DATA, *loop, *folder]
+
+
+SHELL = [block for block in BLOCKS if block.language == "bash"]
+
+
+@pytest.mark.parametrize("block", SHELL, ids=lambda block: block.name)
+def test_the_commands_of_a_block_run(block: Block, checkout: Path) -> None:
+    for line in block.text.splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        if words[0] != "ippo":
+            checked_otherwise(words, line)
+        elif "--print_config" in words:
+            with pytest.raises(SystemExit) as stop:
+                main(small(words))
+            assert stop.value.code == 0, line
+        elif line.split("#")[0].strip() not in compared:
+            make_ready(words, checkout)
+            assert main(small(words)) == 0, line
+            compared.update({line.split("#")[0].strip()} if words[1] == "compare" else ())
+
+
+compared: set[str] = set()
+"""Comparisons that one page has run already for the others; they take half a minute."""
+
+
+def make_ready(words: list[str], checkout: Path) -> None:
+    """A block that goes on with a run of a block before it needs that run."""
+    if "--resume" in words and not (checkout / words[words.index("--resume") + 1]).exists():
+        run = words[words.index("--resume") + 1]
+        assert main(small(["ippo", "fit", "--config", "experiments/arithmetic/ppo.yaml", "--loop.run_dir", run])) == 0
+
+
+def checked_otherwise(words: list[str], line: str) -> None:
+    """What sets up the environment that these tests run in, or takes minutes, is only known to be there."""
+    environment = {**os.environ, "PIP_NO_INDEX": "1"}
+    if words[0] == "make":
+        checks = ["make", "--dry-run", *words[1:]]
+    elif words[:2] == ["pip", "install"]:
+        checks = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-build-isolation", *words[2:]]
+    elif words[0].endswith("pytest") or words[-1].endswith(".py") or "pytest" in line:
+        checks = [sys.executable, "-m", "py_compile", *[word for word in words if word.endswith(".py")]]
+    else:
+        pytest.fail(f"a command that no test knows: {line}")
+    done = subprocess.run(checks, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+# --- the pages ---------------------------------------------------------------------------------------------
+
+
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    options = (tmp_path / "options" / "index.html").read_text(encoding="utf-8")
+    assert all(word in options for word in ("max_weight", "clip_range", "keep_last_checkpoints", "gae_lambda"))
+
+
+def documented_metrics() -> set[str]:
+    table = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
+    base = ["ippo", "fit", "--config"]
+    ippo = [*base, "experiments/arithmetic/ppo.yaml", "--config", "experiments/arithmetic/ippo.yaml"]
+    assert main(small([*ippo, "--loop.run_dir", "one"])) == 0
+    demonstrations = "--data.init_args.num_demonstrations=32"
+    assert main([*small([*base, "experiments/arithmetic/sft.yaml", "--loop.run_dir", "two"]), demonstrations]) == 0
+    logged: set[str] = set()
+    for run in ("one", "two"):
+        with (Path(run) / "csv" / "metrics.csv").open(encoding="utf-8") as file:
+            logged |= set(file.readline().strip().split(","))
+    optional = {"influence/part_other"}
+    assert logged - {"step"} == documented_metrics() - optional

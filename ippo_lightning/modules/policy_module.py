@@ -74,6 +74,11 @@ class PolicyModule(LightningModule):
         # past nn.Module's own bookkeeping: the wrapper holds this module and would become its child
         self.__dict__["_driver"] = FabricDriver(self, loop, wrapper)
 
+    def detach(self) -> None:
+        """Leave the loop that `attach` tied the module to, so that `lightning.Trainer` can run it."""
+        self.__dict__["_driver"] = None
+        self._fabric = None
+
     @property
     def driver(self) -> Driver:
         """The adapter to the `FabricLoop` or `lightning.Trainer` that runs the module."""
