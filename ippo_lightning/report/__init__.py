@@ -9,6 +9,7 @@ from ippo_lightning.report.plots import (
     plot_kept_share,
     plot_results,
     plot_score_histogram,
+    plot_score_quantiles,
     plot_time_parts,
     plot_unfaithful_share,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "plot_kept_share",
     "plot_results",
     "plot_score_histogram",
+    "plot_score_quantiles",
     "plot_time_parts",
     "plot_unfaithful_share",
     "read_comparison",

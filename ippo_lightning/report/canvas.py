@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ippo_lightning.report.folders import Comparison
+from ippo_lightning.report.summary import bootstrap_bounds
 
 INK = "#1f2429"
 MUTED = "#5c6670"
@@ -80,7 +81,7 @@ def canvas(path: Path, *, height: float = 3.7, rows: int = 1, columns: int = 1) 
 
 
 def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str) -> tuple[float, float] | None:
-    """Draw the mean over seeds with a band from the lowest to the highest seed.
+    """Draw the mean over seeds with a band, the 95 % bootstrap interval over seeds where there are several.
 
     Returns:
         The last point of the mean, where a direct label goes; None where there is nothing to draw.
@@ -91,9 +92,8 @@ def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str
     values = [[one[iteration] for one in series if iteration in one] for iteration in iterations]
     means = [sum(at) / len(at) for at in values]
     if any(len(at) > 1 for at in values):
-        axes.fill_between(
-            iterations, [min(at) for at in values], [max(at) for at in values], color=colour, alpha=0.15, linewidth=0
-        )
+        low, high = zip(*(bootstrap_bounds(at) for at in values), strict=True)
+        axes.fill_between(iterations, low, high, color=colour, alpha=0.15, linewidth=0)
     marker = "o" if len(iterations) < 3 else None
     axes.plot(iterations, means, color=colour, marker=marker, markersize=5)
     return iterations[-1], means[-1]

@@ -39,7 +39,7 @@ class Figure:
     data_uri: str
 
 
-_BAND = "Line: mean over seeds; band: lowest to highest seed."
+_BAND = "Line: mean over seeds; band: 95 % bootstrap interval over seeds."
 _FIGURES: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
     "results": (
         plots.plot_results,
@@ -59,6 +59,11 @@ _FIGURES: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
     "time_parts": (
         plots.plot_time_parts,
         "Mean over iterations and seeds. Influence: scoring and selecting episodes; rest: what no stage measured.",
+    ),
+    "score_quantiles": (
+        plots.plot_score_quantiles,
+        "How the scores of each iteration are spread. Line: median; bands: middle half and middle four fifths of the "
+        "episodes; above the black line an episode is kept.",
     ),
     "score_histogram": (
         plots.plot_score_histogram,

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from ippo_lightning.report.canvas import (
     FAINT,
     INK,
+    KEPT_COLOUR,
     MUTED,
     PART_COLOURS,
     canvas,
@@ -33,6 +34,7 @@ __all__ = [
     "plot_kept_share",
     "plot_results",
     "plot_score_histogram",
+    "plot_score_quantiles",
     "plot_time_parts",
     "plot_unfaithful_share",
 ]
@@ -44,6 +46,8 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "influence": ("time/influence_seconds", "time/plan_seconds"),
 }
 _REST = "rest"
+_QUANTILES = ("q10", "q25", "median", "q75", "q90")
+_MOST_PANELS = 3
 
 
 def plot_results(comparison: Comparison, path: Path) -> str | None:
@@ -132,6 +136,43 @@ def plot_effective_sample_size(comparison: Comparison, path: Path) -> str | None
         title="Effective sample size, episodes",
         share=False,
     )
+
+
+def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
+    """Draw how the scores are distributed in each iteration, one panel a method. As in `plot_results`."""
+    scored = [
+        method
+        for method in comparison.methods.values()
+        if any(run.series("influence/score_median") for run in method.finished)
+    ][:_MOST_PANELS]
+    if not scored:
+        return None
+    words = []
+    with canvas(path, height=3.4, columns=len(scored)) as axes:
+        for panel, method in zip(axes[0], scored, strict=True):
+            fan = {name: _mean_series(method, f"influence/score_{name}") for name in _QUANTILES}
+            iterations = sorted(set.intersection(*(set(series) for series in fan.values())))
+            lines = {name: [series[iteration] for iteration in iterations] for name, series in fan.items()}
+            for low, high, strength in (("q10", "q90", 0.18), ("q25", "q75", 0.32)):
+                panel.fill_between(iterations, lines[low], lines[high], color=KEPT_COLOUR, alpha=strength, linewidth=0)
+            panel.plot(iterations, lines["median"], color=KEPT_COLOUR)
+            panel.axhline(0, color=INK, linewidth=0.9)
+            panel.set_title(method.title)
+            panel.set_xlabel("iteration")
+            panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            if iterations:
+                last = (plain(lines[name][-1]) for name in ("q10", "median", "q90"))
+                words.append(f"{method.title} at the end: {', '.join(last)}")
+        axes[0][0].set_ylabel("influence score")
+    return f"Tenth, median and ninetieth hundredth of the scores by iteration. {'; '.join(words)}."
+
+
+def _mean_series(method: Method, key: str) -> dict[int, float]:
+    """Average a number over the seeds that reached an iteration."""
+    series = [run.series(key) for run in method.finished]
+    iterations = sorted({iteration for one in series for iteration in one})
+    found = {iteration: [one[iteration] for one in series if iteration in one] for iteration in iterations}
+    return {iteration: sum(values) / len(values) for iteration, values in found.items()}
 
 
 def plot_time_parts(comparison: Comparison, path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,7 @@ BASELINE = "ppo"
 """The method that every other one is compared with."""
 _COMPARED = ("exact_match", "unfaithful_share")
 _RESAMPLES = 9999
+_CURVE_RESAMPLES = 1999
 
 
 def summarise(comparison: Comparison) -> dict[str, Any]:
@@ -62,6 +64,30 @@ def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
         rng=np.random.default_rng(0),
     ).confidence_interval
     return [float(interval.low), float(interval.high)]
+
+
+def bootstrap_bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a mean, for the many points of a curve.
+
+    The resamples are the same for every point, so that a band does not flicker.
+
+    Args:
+        values: one a seed, at least one.
+
+    Example:
+        >>> bootstrap_bounds([0.5])
+        (0.5, 0.5)
+    """
+    known = np.asarray(values, dtype=np.float64)
+    means = known[_resamples(len(known))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=16)
+def _resamples(count: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Return indices, shape [resamples, count]."""
+    return np.random.default_rng(0).integers(count, size=(_CURVE_RESAMPLES, count))
 
 
 def last_third(values: Sequence[float | None]) -> float | None:

@@ -103,6 +103,8 @@ class FolderMaker:
         }
         if method == "ippo":
             row["influence/effective_sample_size"] = 90 * share * math.exp(generator.gauss(0, 0.1))
+            for name, place in {"q10": -1.0, "q25": -0.3, "median": 0.05, "q75": 0.5, "q90": 1.4}.items():
+                row[f"influence/score_{name}"] = place * (1.5 - iteration / iterations)
         return row
 
     def _evaluation(self, generator, iteration, iterations, match, unfaithful) -> dict:

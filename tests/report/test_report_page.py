@@ -64,7 +64,7 @@ def test_everything_is_written(written):
     assert {path.name for path in written.iterdir() if path.is_file()} == {
         "comparison.json", "report.html", "results.json", "results.md", "table.txt",
     }  # fmt: skip
-    assert len(list((written / "figures").glob("*.png"))) == 8
+    assert len(list((written / "figures").glob("*.png"))) == 9
     assert json.loads((written / "results.json").read_text())["methods"]["ippo"]["title"] == "I-PPO"
     assert max(len(line) for line in (written / "table.txt").read_text().splitlines()) <= 80
 
@@ -81,7 +81,7 @@ def test_the_page_needs_no_other_file(written, page):
 
 def test_pictures_are_inside_and_described(page):
     images = page.all("img")
-    assert len(images) == 8
+    assert len(images) == 9
     for image in images:
         assert base64.b64decode(image["src"].partition(",")[2], validate=True).startswith(b"\x89PNG")
         assert len(image["alt"]) > 40
@@ -155,7 +155,7 @@ def test_a_figure_that_lost_its_data_disappears(small, caplog):
         page = read_page(small)
     assert not (small / "figures" / "exact_match.png").exists()
     assert "figure exact_match skipped" in caplog.text
-    assert len(page.all("img")) == 6
+    assert len(page.all("img")) == 7
     assert "Not drawn for lack of data: exact match, unfaithful share" in "".join(page.text)
 
 

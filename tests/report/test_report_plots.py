@@ -8,6 +8,7 @@ import pytest
 from ippo_lightning import report
 from ippo_lightning.report.canvas import method_colours, spread
 from ippo_lightning.report.histogram import _edges
+from ippo_lightning.report.summary import bootstrap_bounds, bootstrap_interval
 
 PLOTS = {
     "results": report.plot_results,
@@ -18,6 +19,7 @@ PLOTS = {
     "time_parts": report.plot_time_parts,
     "effective_sample_size": report.plot_effective_sample_size,
     "score_histogram": report.plot_score_histogram,
+    "score_quantiles": report.plot_score_quantiles,
 }
 
 
@@ -56,6 +58,16 @@ def test_the_alternative_text_says_where_the_curves_end(three_seeds, tmp_path):
     words = report.plot_kept_share(three_seeds, tmp_path / "kept.png")
     # 0.53 - 0.15 * 8 / 9 at the last of nine iterations
     assert "PPO 100.0 %, Random half 50.0 %, I-PPO 39.7 %" in words
+
+
+def test_the_band_of_a_curve_is_the_bootstrap_interval_of_its_mean():
+    values = [0.2, 0.5, 0.9, 0.4, 0.6]
+    low, high = bootstrap_bounds(values)
+    exact = bootstrap_interval(values)
+    assert exact is not None
+    assert abs(low - exact[0]) < 0.02  # another set of resamples
+    assert abs(high - exact[1]) < 0.02
+    assert min(values) < low < high < max(values)
 
 
 def test_drawing_again_gives_the_same_file(three_seeds, tmp_path):
