@@ -139,7 +139,6 @@ class FabricLoop:
         results = self._finish(seconds=time.perf_counter() - start)
         call_hook(self.callbacks, "on_fit_end", self, self.module)
         call_hook(self.callbacks, "teardown", self, self.module, "fit")
-        self.module.detach()
         return results
 
     def set_up(self) -> None:

@@ -74,8 +74,8 @@ class PolicyModule(LightningModule):
         # past nn.Module's own bookkeeping: the wrapper holds this module and would become its child
         self.__dict__["_driver"] = FabricDriver(self, loop, wrapper)
 
-    def detach(self) -> None:
-        """Leave the loop that `attach` tied the module to, so that `lightning.Trainer` can run it."""
+    def setup(self, stage: str) -> None:
+        """Leave a loop that `attach` tied the module to: from here on `lightning.Trainer` runs it."""
         self.__dict__["_driver"] = None
         self._fabric = None
 

@@ -78,7 +78,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 def test_the_run_takes_its_steps_and_measures_the_test_problems(runs: Path, name: str) -> None:
     rows = history(runs / name)
     assert [row["iteration"] for row in rows] == list(range(6 if name == "sft" else 2))
-    assert all(row["ppo/optimizer_steps"] >= 1 for row in rows if row.get("ppo/kept_share", 1.0) > 0)
+    assert all(row["progress/optimizer_steps"] >= 1 for row in rows if row.get("ppo/kept_share", 1.0) > 0)
     assert "exact_match" in (runs / name / "results.json").read_text(encoding="utf-8")
 
 

@@ -79,7 +79,7 @@ def test_power_zero_filters_without_weighting(module: PPOModule, episodes: Episo
 @pytest.mark.parametrize(
     "settings",
     [
-        {"threshold": 1e-3},
+        {"threshold": 5e-3},
         {"power": 0.5},
         {"max_weight": 1.2},
         {"min_keep": 15},

@@ -95,7 +95,7 @@ def broken_plan(module: PPOModule, *, value: float) -> UpdatePlan:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_is_named(tmp_path: Path) -> None:
-    module = tiny_module()
+    module = tiny_module(ppo={"minibatch_size": 16})
     tiny_loop(tmp_path / "run", module).set_up()
     before = trainable(module)
     with pytest.raises(FloatingPointError, match=rf"loss of episode {BROKEN} "):

@@ -166,6 +166,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> 
     plan = UpdatePlan(episodes=prepared(module))
     plan = UpdatePlan(episodes=plan.episodes.evolve(advantages=torch.full_like(plan.episodes.advantages, torch.inf)))
     before = trainable(module)
-    with pytest.raises(FloatingPointError, match="loss of episode 0"):
+    with pytest.raises(FloatingPointError, match=r"loss of episode \d+"):
         run_update(module, plan, module.ppo)
     assert same(before, trainable(module))

@@ -75,10 +75,13 @@ def tiny_loop(folder: Path, module: PPOModule, **changes: Any) -> FabricLoop:
 
 
 def prepared(module: PPOModule, *, num_prompts: int = 8) -> Episodes:
-    """Roll out once and go as far as the advantages."""
+    """Roll out until the responses differ in length, and go as far as the advantages."""
     data = tiny_data(batch_size=num_prompts)
     data.setup()
-    episodes = module.rollout(next(iter(data.train_dataloader())))
+    batch = next(iter(data.train_dataloader()))
+    episodes = module.rollout(batch)
+    while len(episodes.lengths.unique()) < 2:
+        episodes = module.rollout(batch)
     return module.compute_advantages(module.compute_rewards(episodes))
 
 
