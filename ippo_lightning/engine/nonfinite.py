@@ -64,7 +64,8 @@ def name_broken(episodes: Episodes, found: Mapping[int, str]) -> str:
         found: row to quantity.
     """
     named = [
-        f"{quantity} of episode {row} (prompt {episodes.prompts[row][:_LONGEST]!r})" for row, quantity in sorted(found.items())
+        f"{quantity} of episode {row} (prompt {episodes.prompts[row][:_LONGEST]!r})"
+        for row, quantity in sorted(found.items())
     ]
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     return f"NaN or infinity in {', '.join(named[:_NAMED])}{more}"
