@@ -51,6 +51,7 @@ def checkpoint_state(
         "fingerprint": fingerprint,
         "parameters": {name: p.detach().cpu() for name, p in module.named_parameters() if p.requires_grad},
         "optimizer": optimizer.state_dict(),
+        "scaler": module.driver.scaler.state_dict() if module.driver.scaler is not None else {},
         "progress": module.progress_state(),
         "position": dict(position),
         "callbacks": {_callback_key(index, item): item.state_dict() for index, item in enumerate(callbacks)},
@@ -93,6 +94,8 @@ def restore_checkpoint(
     module.load_progress_state(state["progress"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
+        if module.driver.scaler is not None and state["scaler"]:
+            module.driver.scaler.load_state_dict(state["scaler"])
     if callbacks is not None:
         for index, item in enumerate(callbacks):
             saved = state["callbacks"].get(_callback_key(index, item))

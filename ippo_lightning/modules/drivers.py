@@ -38,6 +38,10 @@ class Driver(Protocol):
     def clip_gradients(self, optimizer: Any, *, max_norm: float) -> Tensor | None:
         """Scale the gradient down to `max_norm`; return its norm before, where the strategy tells."""
 
+    @property
+    def scaler(self) -> Any:
+        """The gradient scaler of float16, which skips a step that overflows and then scales less; or None."""
+
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
         """Hand the numbers of an iteration to the loggers."""
 
@@ -79,6 +83,11 @@ class FabricDriver:
         if self.wrapper is None or self.module.fabric is None:
             return _clipped(self.module, max_norm)
         return self.module.fabric.clip_gradients(self.wrapper, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+
+    @property
+    def scaler(self) -> Any:
+        """Of Fabric's precision plugin."""
+        return None if self.module.fabric is None else getattr(self.module.fabric.strategy.precision, "scaler", None)
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
         """Nothing to do: the loop logs."""
@@ -123,11 +132,14 @@ class TrainerDriver:
         return getattr(self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Any, *, max_norm: float) -> Tensor | None:
-        """Over the trainable parameters, after taking a gradient scaler's factor out."""
-        scaler = getattr(self.host.precision_plugin, "scaler", None)
-        if scaler is not None:
-            scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
-        return _clipped(self.module, max_norm)
+        """Over the trainable parameters; scaled gradients by a scaled norm, since the plugin unscales in its step."""
+        scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
+        return _clipped(self.module, max_norm * scale) / scale
+
+    @property
+    def scaler(self) -> Any:
+        """Of Trainer's precision plugin."""
+        return getattr(self.host.precision_plugin, "scaler", None)
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
         """Log with our own count as the step: Trainer's counts every optimizer step."""

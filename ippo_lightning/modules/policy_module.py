@@ -128,12 +128,16 @@ class PolicyModule(LightningModule):
         """
         optimizer = self.only_optimizer()
         norm = self.driver.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
-        if norm is not None and not bool(torch.isfinite(norm)):
+        if norm is not None and not bool(torch.isfinite(norm)) and not self._scaler_can_help():
             optimizer.zero_grad()
             raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
         optimizer.step()
         optimizer.zero_grad()
         return float(norm) if norm is not None else math.nan
+
+    def _scaler_can_help(self) -> bool:
+        """Whether a gradient scaler will skip the step and try again with smaller numbers; below 1 it has given up."""
+        return self.driver.scaler is not None and float(self.driver.scaler.get_scale()) >= 1.0
 
     def call_through_wrapper(self, method: str, *arguments: Any) -> Any:
         """Call one of this module's methods so that a strategy's wrapper (DDP) takes part in the forward."""

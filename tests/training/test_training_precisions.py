@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer, seed_everything
 from lightning.fabric import Fabric
 from lightning.fabric.loggers import CSVLogger
-from training_parts import TINY, same, tiny_loop, tiny_module, tiny_policy, trainable
+from lightning.fabric.plugins import MixedPrecision
+from lightning.pytorch.plugins import MixedPrecision as TrainerMixedPrecision
+from training_parts import TINY, same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
+from ippo_lightning.modules import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
 from ippo_lightning.policies.quantized import is_quantized
 
@@ -60,6 +65,57 @@ def test_mixed_precision_trains_and_scores(adapter: int | None, tmp_path: Path) 
     assert not same(before, trainable(module))
     assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in trainable(module).values())
     assert all(row["influence/gradient_norm"] > 0 for row in history_of(tmp_path / "run"))
+
+
+def half_precision(*, scale: float) -> MixedPrecision:
+    """Float16 with scaled gradients, which Lightning offers by name on a GPU only."""
+    return MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+
+
+def test_scaled_gradients_are_clipped_and_reported_unscaled(tmp_path: Path) -> None:
+    norms = {}
+    for name in ("fabric", "trainer", "single"):
+        module = tiny_module(ppo={"minibatch_size": 16}, optimizer=OptimizerSettings(learning_rate=1e-4))
+        if name == "trainer":
+            plugin = TrainerMixedPrecision("16-mixed", device="cpu")
+            seed_everything(5, verbose=False)
+            trainer = Trainer(
+                accelerator="cpu",
+                plugins=[plugin],
+                max_epochs=1,
+                limit_train_batches=1,
+                limit_val_batches=0,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, datamodule=tiny_data())
+        else:
+            plugins = [half_precision(scale=65536.0)] if name == "fabric" else []
+            fabric = Fabric(accelerator="cpu", devices=1, plugins=plugins)
+            tiny_loop(tmp_path / name, module, fabric=fabric, max_iterations=1).fit()
+        assert module.last_stats is not None
+        norms[name] = module.last_stats.metrics["ppo/gradient_norm"]
+    assert norms["fabric"] == pytest.approx(
+        norms["single"], rel=0.1
+    )  # half precision samples other tokens now and then
+    assert norms["trainer"] == pytest.approx(norms["fabric"], rel=1e-3)
+
+
+def test_a_step_that_overflows_in_half_precision_is_skipped_and_the_scale_kept_in_checkpoints(tmp_path: Path) -> None:
+    module = tiny_module()
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[half_precision(scale=2.0**40)])
+    tiny_loop(tmp_path / "run", module, fabric=fabric, max_iterations=2).fit()
+    assert module.last_stats is not None
+    assert not math.isfinite(module.last_stats.metrics["ppo/gradient_norm"])
+    scale = module.driver.scaler.get_scale()
+    assert scale < 2.0**40
+    resumed = tiny_module()
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[half_precision(scale=2.0)])
+    loop = tiny_loop(tmp_path / "run", resumed, fabric=fabric, max_iterations=2, resume=True)
+    loop.set_up()
+    assert resumed.driver.scaler.get_scale() == scale
 
 
 def test_a_critic_of_its_own_never_counts_in_a_score(tmp_path: Path) -> None:
