@@ -25,6 +25,7 @@ from ippo_lightning.policies.loading import (
     transformers_model,
 )
 from ippo_lightning.policies.modes import checkpoint_gradients, disable_dropout, evaluating
+from ippo_lightning.policies.quantized import Quantization
 from ippo_lightning.policies.reference import (
     ReferenceKind,
     prepare_reference,
@@ -63,7 +64,10 @@ class CausalLMPolicy(nn.Module):
         tokenizer: an object, a folder or a Hub name; by default the one saved with `pretrained`.
         seed: start of the random numbers of new weights; the caller's random numbers are left alone.
         lora: train low-rank adapters on a frozen base.
-        load_in_4bit: quantise the frozen base to NF4; needs `pretrained` and `lora`.
+        quantization: quantise the frozen base to "nf4", "fp4" or "int8"; needs `pretrained` and `lora`. Policy, value
+            head and a reference with the adapter off share the one base.
+        double_quantization: of 4-bit weights, the scales too.
+        compute_dtype: of products with 4-bit weights, "float32", "bfloat16" or "float16"; None for `dtype`.
         dtype: of the weights: "float32", "bfloat16" or "float16".
         value: "head" reads the policy's own features, "separate" is a second model trained in full, "none" is no
             critic.
@@ -86,7 +90,9 @@ class CausalLMPolicy(nn.Module):
         tokenizer: PreTrainedTokenizerBase | str | None = None,
         seed: int = 0,
         lora: LoraSettings | None = None,
-        load_in_4bit: bool = False,
+        quantization: Quantization | None = None,
+        double_quantization: bool = True,
+        compute_dtype: str | None = None,
         dtype: str = "float32",
         value: Literal["none", "head", "separate"] = "head",
         value_init_std: float | None = None,
@@ -97,13 +103,15 @@ class CausalLMPolicy(nn.Module):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        _check_settings(lora=lora, load_in_4bit=load_in_4bit, value=value, keep_dropout=keep_dropout)
+        _check_settings(lora=lora, quantization=quantization, value=value, keep_dropout=keep_dropout)
         self.reference_kind = resolve_reference(reference, lora)
         source = ModelSource(
             pretrained=pretrained,
             config=config,
             dtype=dtype,
-            load_in_4bit=load_in_4bit,
+            quantization=quantization,
+            double_quantization=double_quantization,
+            compute_dtype=compute_dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             seed=seed,
@@ -322,13 +330,17 @@ class CausalLMPolicy(nn.Module):
         return states_before(every, num_tokens)
 
 
-def _check_settings(*, lora: LoraSettings | None, load_in_4bit: bool, value: str, keep_dropout: bool) -> None:
+def _check_settings(
+    *, lora: LoraSettings | None, quantization: Quantization | None, value: str, keep_dropout: bool
+) -> None:
     if value not in ("none", "head", "separate"):
         raise UserError(f"policy.value: {value!r} is unknown; use none, head or separate")
-    if load_in_4bit and lora is None:
-        raise UserError("policy.load_in_4bit: 4-bit weights cannot be trained; add lora")
-    if load_in_4bit and value == "separate":
-        raise UserError("policy.value: 'separate' would train a second model, whose 4-bit weights cannot be; use head")
+    if quantization and lora is None:
+        raise UserError(f"policy.quantization: {quantization} weights cannot be trained; add lora")
+    if quantization and value == "separate":
+        raise UserError(
+            f"policy.value: 'separate' would train a second model, whose {quantization} weights cannot be; use head"
+        )
     if lora is not None and lora.dropout > 0 and not keep_dropout:
         raise UserError(
             f"policy.lora.dropout: {lora.dropout} has no effect while dropout is off; set keep_dropout: true"

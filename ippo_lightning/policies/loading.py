@@ -6,7 +6,7 @@ import copy
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -22,7 +22,13 @@ from transformers import (
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.encoding import check_tokenizer
 from ippo_lightning.policies.modes import seeded
-from ippo_lightning.policies.quantized import is_quantized, nf4_config, pin_weight_layout, quantization_device
+from ippo_lightning.policies.quantized import (
+    Quantization,
+    is_quantized,
+    pin_layers,
+    quantization_config,
+    quantization_device,
+)
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 from ippo_lightning.policies.settings import LoraSettings
 
@@ -40,7 +46,9 @@ class ModelSource:
         pretrained: folder or Hub name, or None.
         config: model type and sizes for a new model, or None.
         dtype: "float32", "bfloat16" or "float16".
-        load_in_4bit: quantise the weights while loading.
+        quantization: quantise the weights while loading: "nf4", "fp4" or "int8"; None for not at all.
+        double_quantization: of 4-bit weights, the scales too.
+        compute_dtype: of products with 4-bit weights; None for `dtype`.
         attn_implementation: "eager", "sdpa", ...; None for the library's choice.
         trust_remote_code: run code that comes with the model.
         seed: start of the random numbers of a new model's weights.
@@ -52,7 +60,9 @@ class ModelSource:
     pretrained: str | None = None
     config: dict[str, Any] | None = None
     dtype: str = "float32"
-    load_in_4bit: bool = False
+    quantization: Quantization | None = None
+    double_quantization: bool = True
+    compute_dtype: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     seed: int = 0
@@ -63,9 +73,15 @@ class ModelSource:
             raise UserError(f"policy.pretrained, policy.config: {given} given; give exactly one")
         if self.dtype not in DTYPES:
             raise UserError(f"policy.dtype: {self.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-        if self.load_in_4bit and self.config is not None:
+        if self.compute_dtype is not None and self.compute_dtype not in DTYPES:
+            raise UserError(f"policy.compute_dtype: {self.compute_dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        if self.quantization is not None and self.quantization not in get_args(Quantization):
+            kinds = ", ".join(get_args(Quantization))
+            raise UserError(f"policy.quantization: {self.quantization!r} is unknown; use one of {kinds}, or null")
+        if self.quantization and self.config is not None:
             raise UserError(
-                "policy.load_in_4bit: true with policy.config; save the model once and give it as pretrained"
+                f"policy.quantization: {self.quantization} with policy.config; save the model once and give it as "
+                "pretrained"
             )
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -78,7 +94,7 @@ class ModelSource:
             UserError: if the model cannot be loaded or built, or its embedding is smaller than the vocabulary.
         """
         model = self._from_config(tokenizer) if self.pretrained is None else self._from_pretrained(self.pretrained)
-        pin_weight_layout(model)
+        pin_layers(model)
         embedding: Any = model.get_input_embeddings()
         rows = int(embedding.weight.shape[0])
         needed = max(tokenizer.get_vocab().values()) + 1
@@ -101,8 +117,12 @@ class ModelSource:
     def _from_pretrained(self, pretrained: str) -> PreTrainedModel:
         _check_model_folder(pretrained)
         settings = self._common()
-        if self.load_in_4bit:
-            settings["quantization_config"] = nf4_config(DTYPES[self.dtype])
+        if self.quantization is not None:
+            settings["quantization_config"] = quantization_config(
+                self.quantization,
+                double_quantization=self.double_quantization,
+                compute_dtype=DTYPES[self.compute_dtype or self.dtype],
+            )
             settings["device_map"] = quantization_device()
         try:
             with seeded(self.seed):
@@ -226,17 +246,17 @@ def check_adapter_folder(path: str) -> None:
 
 
 def check_quantization(model: PreTrainedModel, lora: LoraSettings | None) -> None:
-    """Refuse to train 4-bit weights themselves.
+    """Refuse to train quantised weights themselves.
 
     Args:
-        model: the loaded base; a checkpoint may have been saved in 4-bit.
+        model: the loaded base; a checkpoint may have been saved quantised.
         lora: the adapter settings, if any.
 
     Raises:
-        UserError: if there are 4-bit weights and no adapter.
+        UserError: if there are quantised weights and no adapter.
     """
     if lora is None and is_quantized(model):
-        raise UserError("policy.pretrained: the saved weights are 4-bit, which cannot be trained; add lora")
+        raise UserError("policy.pretrained: the saved weights are quantised, which cannot be trained; add lora")
 
 
 def transformers_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -1,33 +1,44 @@
-"""All code about 4-bit weights: NF4 with double quantisation, from bitsandbytes.
+"""All code about 4-bit and 8-bit weights, from bitsandbytes.
 
-Source: Dettmers et al. 2023, QLoRA, arXiv 2305.14314.
+Sources: Dettmers et al. 2023, QLoRA, arXiv 2305.14314 (nf4, fp4, double quantisation); Dettmers et al. 2022,
+LLM.int8(), arXiv 2208.07339 (int8).
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from typing import Any
+from types import MethodType
+from typing import Any, Literal, cast
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ippo_lightning.policies.modes import seeded
 
+Quantization = Literal["nf4", "fp4", "int8"]
+QUANTIZED_LAYERS = (Linear4bit, Linear8bitLt)
 
-def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the settings of 4-bit NormalFloat weights with double quantisation.
+
+def quantization_config(
+    kind: Quantization, *, double_quantization: bool, compute_dtype: torch.dtype
+) -> BitsAndBytesConfig:
+    """Return the settings with which transformers quantises a model while loading it.
 
     Args:
-        compute_dtype: dtype in which the dequantised products are computed.
+        kind: 4-bit NormalFloat, 4-bit float, or 8-bit integers with outliers apart.
+        double_quantization: quantise the scales of 4-bit blocks, too: 0.4 bits a weight less.
+        compute_dtype: dtype in which products with 4-bit weights are computed.
     """
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double_quantization,
         bnb_4bit_compute_dtype=compute_dtype,
     )
 
@@ -40,19 +51,21 @@ def quantization_device() -> dict[str, str]:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Tell whether any layer holds 4-bit weights.
+    """Tell whether any layer holds 4-bit or 8-bit weights.
 
     Args:
         model: any module.
     """
-    return any(isinstance(module, Linear4bit) for module in model.modules())
+    return any(isinstance(module, QUANTIZED_LAYERS) for module in model.modules())
 
 
-def pin_weight_layout(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking weights for inference on CPUs with AVX512-bf16.
+def pin_layers(model: nn.Module) -> None:
+    """Keep quantised layers from computing one thing in training and another in evaluation.
 
-    A repacked layer returns no input gradient and raises nothing, and going back to train mode does not undo it: one
-    evaluation pass would spoil every later update.
+    On CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights for inference. A repacked layer returns no input
+    gradient and raises nothing, and going back to train mode does not undo it: one evaluation pass would spoil every
+    later update. An 8-bit layer rounds its products otherwise in evaluation mode, so that policy and reference would
+    differ before the first step.
 
     Args:
         model: changed in place.
@@ -60,18 +73,34 @@ def pin_weight_layout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+        elif isinstance(module, Linear8bitLt):
+            module.forward = MethodType(_forward_as_in_training, module)  # type: ignore[method-assign]
 
 
-def dequantized_weight(layer: Linear4bit) -> Tensor:
-    """Return the weight a 4-bit layer computes with, as an ordinary matrix.
+def _forward_as_in_training(layer: Linear8bitLt, inputs: Tensor) -> Tensor:
+    mode, layer.training = layer.training, True
+    try:
+        outputs: Tensor = type(layer).forward(layer, inputs)
+        return outputs
+    finally:
+        layer.training = mode
+
+
+def dequantized_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
+    """Return the weight a quantised layer computes with, as an ordinary matrix.
 
     Args:
         layer: a layer with quantised weights.
 
     Returns:
-        Weight, shape [out_features, in_features], in the dtype the layer was loaded in.
+        Weight, shape [out_features, in_features]; of a 4-bit layer in the dtype it was loaded in, of an 8-bit layer in
+        float32.
     """
     quantized: Any = layer.weight
+    if isinstance(layer, Linear8bitLt):
+        # the first forward moves the scales of the rows from the weight to the layer
+        scales = quantized.SCB if quantized.SCB is not None else layer.state.SCB
+        return int8_vectorwise_dequant(quantized.data, cast(Tensor, scales))
     weight: Tensor = dequantize_4bit(quantized.data, quantized.quant_state)
     return weight
 
@@ -80,14 +109,14 @@ def dense_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return an ordinary model that computes with the dequantised weights of `model`.
 
     Args:
-        model: a 4-bit model without adapters.
+        model: a quantised model without adapters.
 
     Returns:
-        A new model without any 4-bit layer, its weights in the dtype of the unquantised ones.
+        A new model without any quantised layer, its weights in the dtype of the unquantised ones.
     """
     twin = copy.deepcopy(model)
     for name, layer in list(twin.named_modules()):
-        if isinstance(layer, Linear4bit):
+        if isinstance(layer, QUANTIZED_LAYERS):
             parent, _, child = name.rpartition(".")
             setattr(twin.get_submodule(parent), child, _dense_layer(layer))
     config = copy.deepcopy(model.config)
@@ -102,7 +131,7 @@ def dense_copy(model: PreTrainedModel) -> PreTrainedModel:
     return ready
 
 
-def _dense_layer(layer: Linear4bit) -> nn.Linear:
+def _dense_layer(layer: Linear4bit | Linear8bitLt) -> nn.Linear:
     weight = dequantized_weight(layer)
     with torch.device("meta"):
         dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)

@@ -39,7 +39,7 @@ MISTAKES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "temperature zero": ("model.init_args.sampling.temperature", 0.0, ("temperature", "0")),
     "model folder missing": (f"{POLICY}.pretrained", "/no/such/model", ("/no/such/model",)),
     "neither model nor config": (f"{POLICY}.pretrained", None, ("policy",)),
-    "4-bit without LoRA": (f"{POLICY}.load_in_4bit", True, ("load_in_4bit", "lora")),
+    "4-bit without LoRA": (f"{POLICY}.quantization", "nf4", ("quantization", "lora")),
     "adapter off without adapter": (f"{POLICY}.reference", "adapter_off", ("reference", "adapter_off", "lora")),
     "unknown rule": ("callbacks.0.init_args", {"rule": "magic"}, ("rule", "magic", "influence")),
     "negative power": ("callbacks.0.init_args", {"power": -1.0}, ("power", "-1")),

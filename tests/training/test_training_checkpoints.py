@@ -113,7 +113,7 @@ def test_an_adapter_is_not_put_on_another_base(tmp_path: Path) -> None:
 def test_the_fingerprint_is_the_same_for_the_same_four_bit_weights(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     tiny_policy(config={**TINY, "hidden_size": 64}, value="none", reference="none").save_pretrained(folder)
-    settings: dict[str, Any] = {"pretrained": str(folder), "lora": LoraSettings(r=2), "load_in_4bit": True}
+    settings: dict[str, Any] = {"pretrained": str(folder), "lora": LoraSettings(r=2), "quantization": "nf4"}
     first, second = (CausalLMPolicy(**settings, tokenizer=arithmetic_tokenizer()) for _ in range(2))
     assert frozen_fingerprint(first) == frozen_fingerprint(second)
 

@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_four_bit_weights_train_their_adapters_and_nothing_else(
     base: Path, scoring: dict[str, Any], tmp_path: Path
 ) -> None:
-    policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=4), load_in_4bit=True)
+    policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=4), quantization="nf4")
     assert is_quantized(policy.language_model)
     frozen = {name: p.detach().clone() for name, p in policy.named_parameters() if not p.requires_grad}
     module = tiny_module(policy=policy)
