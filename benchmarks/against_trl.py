@@ -5,7 +5,8 @@ r"""How long a PPO iteration takes here, and in TRL's PPOTrainer, on the same mo
     /tmp/trl/bin/python benchmarks/against_trl.py
 
 256 prompts of the arithmetic experiment, one response of at most 44 tokens each, two epochs in minibatches of 64, the
-0.8 M-parameter SFT model, a frozen copy as reference. TRL always has a value model of its own; here that is `critic:
+0.8 M-parameter SFT model or, with --untrained, one of its size with random weights, whose responses are longer; a
+frozen copy as reference. TRL always has a value model of its own; here that is `critic:
 separate`, so that both do the same work, beside this project's default, a value head on the policy's trunk. TRL's
 reward is a module that gives zeros and costs nothing. Each system runs in processes of its own, turn about, and the
 first iteration of each run, which warms up, does not count.
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 EPISODES, RESPONSE, EPOCHS, MINIBATCH = 256, 44, 2, 64
+ROLLOUT = int(__import__("os").environ.get("RB", "64"))
 MODEL = "experiments/arithmetic/sft_model"
 SYSTEMS = ("TRL", "critic: separate", "critic: head")
 
@@ -37,23 +39,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=5, help="of each run, without the first")
+    parser.add_argument("--untrained", action="store_true", help="random weights: most responses are 44 tokens long")
+    parser.add_argument("--trl_rollout_batch", type=int, default=64, help="TRL's own default; 256 is its fastest here")
     parser.add_argument("--run", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         run = run_trl if options.run == "TRL" else run_ours
-        print(json.dumps(run(options.run, options.iterations + 1)))
+        with tempfile.TemporaryDirectory() as folder:
+            model = untrained(folder) if options.untrained else MODEL
+            print(json.dumps(run(options.run, model, options.iterations + 1, options.trl_rollout_batch)))
         return
     rows: dict[str, list[dict[str, float]]] = {system: [] for system in SYSTEMS}
     for _ in range(options.rounds):
         for system in SYSTEMS:
-            rows[system] += in_own_process(system, options.iterations)[1:]
+            rows[system] += in_own_process(system, options)[1:]
     for line in report(rows):
         print(line)
 
 
-def in_own_process(system: str, iterations: int) -> list[dict[str, float]]:
+def untrained(folder: str) -> str:
+    """Save a model of the same size with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    return folder
+
+
+def in_own_process(system: str, options: argparse.Namespace) -> list[dict[str, float]]:
     """Return the seconds of each iteration, by part, of one system."""
-    command = [sys.executable, __file__, "--run", system, "--iterations", str(iterations)]
+    command = [sys.executable, __file__, "--run", system, "--iterations", str(options.iterations)]
+    command += ["--trl_rollout_batch", str(options.trl_rollout_batch), *(["--untrained"] if options.untrained else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
@@ -78,7 +95,7 @@ def report(rows: dict[str, list[dict[str, float]]]) -> list[str]:
 # --- this project ----------------------------------------------------------------------------------------
 
 
-def run_ours(system: str, iterations: int) -> list[dict[str, float]]:
+def run_ours(system: str, model: str, iterations: int, _: int) -> list[dict[str, float]]:
     """Train through the Fabric loop; return each iteration's seconds."""
     from lightning.fabric import Fabric, seed_everything
 
@@ -89,7 +106,7 @@ def run_ours(system: str, iterations: int) -> list[dict[str, float]]:
 
     seed_everything(1, verbose=False)
     module = PPOModule(
-        policy=CausalLMPolicy(pretrained=MODEL, value=system.split()[-1], reference="copy"),  # type: ignore[arg-type]
+        policy=CausalLMPolicy(pretrained=model, value=system.split()[-1], reference="copy"),  # type: ignore[arg-type]
         reward=lambda prompts, responses, examples: [0.0] * len(prompts),
         sampling=SamplingSettings(num_responses=1, max_new_tokens=RESPONSE),
         ppo=PPOSettings(num_epochs=EPOCHS, minibatch_size=MINIBATCH, micro_batch_size=MINIBATCH),
@@ -146,7 +163,7 @@ class Backbone(nn.Module):
         return SimpleNamespace(hidden_states=[torch.zeros(*input_ids.shape, 1)])
 
 
-def run_trl(_: str, iterations: int) -> list[dict[str, float]]:
+def run_trl(_: str, model: str, iterations: int, rollout_batch: int) -> list[dict[str, float]]:
     """Train through TRL's PPOTrainer; return each iteration's seconds."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
@@ -161,9 +178,9 @@ def run_trl(_: str, iterations: int) -> list[dict[str, float]]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.ends.append(time.perf_counter())
 
-    tokenizer = AutoTokenizer.from_pretrained(MODEL, padding_side="left")
-    policy, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
-    critic = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    policy, reference = (AutoModelForCausalLM.from_pretrained(model) for _ in range(2))
+    critic = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
     prompts = [row["prompt"] for row in problems().train_dataloader().dataset.rows]
     table = Dataset.from_dict({"input_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts]})
     clock = Clock()
@@ -176,7 +193,7 @@ def run_trl(_: str, iterations: int) -> list[dict[str, float]]:
             num_mini_batches=EPISODES // MINIBATCH,
             num_ppo_epochs=EPOCHS,
             total_episodes=iterations * EPISODES,
-            local_rollout_forward_batch_size=EPISODES,
+            local_rollout_forward_batch_size=rollout_batch,
             response_length=RESPONSE,
             temperature=1.0,
             stop_token="eos",

@@ -113,7 +113,7 @@ class Episodes:
         if index.dtype == torch.bool:
             raise UserError(f"episodes.select: index is a mask {list(index.shape)}; expected positions")
         index = index.long()
-        chosen: dict[str, Any] = {name: getattr(self, name)[index] for name in _TENSORS}
+        chosen: dict[str, Any] = {name: getattr(self, name)[index] for name in EPISODE_TENSORS}
         rows = index.tolist()
         chosen |= {name: tuple(getattr(self, name)[row] for row in rows) for name in _TEXTS}
         return Episodes(**chosen).trimmed()
@@ -129,7 +129,7 @@ class Episodes:
 
     def to(self, device: torch.device | str) -> Episodes:
         """Return a copy whose tensors lie on `device`."""
-        return self.evolve(**{name: getattr(self, name).to(device) for name in _TENSORS})
+        return self.evolve(**{name: getattr(self, name).to(device) for name in EPISODE_TENSORS})
 
 
 _PER_EPISODE = ("truncated", "prompt_index", "outcome_rewards")
@@ -144,7 +144,8 @@ _PER_TOKEN = (
     "returns",
 )
 _TEXTS = ("prompts", "responses", "examples")
-_TENSORS = ("prompt_ids", "prompt_mask", *_PER_EPISODE, *_PER_TOKEN)
+EPISODE_TENSORS = ("prompt_ids", "prompt_mask", *_PER_EPISODE, *_PER_TOKEN)
+"""Names of the fields of `Episodes` that are tensors."""
 
 
 def concat_episodes(parts: Sequence[Episodes], *, pad_token_id: int) -> Episodes:
@@ -166,7 +167,7 @@ def concat_episodes(parts: Sequence[Episodes], *, pad_token_id: int) -> Episodes
         right = 0 if name.startswith("prompt") else response_columns - tensor.shape[1]
         return torch.nn.functional.pad(tensor, (left, right), value=fill)
 
-    joined: dict[str, Any] = {name: torch.cat([widened(part, name) for part in parts]) for name in _TENSORS}
+    joined: dict[str, Any] = {name: torch.cat([widened(part, name) for part in parts]) for name in EPISODE_TENSORS}
     joined |= {name: tuple(text for part in parts for text in getattr(part, name)) for name in _TEXTS}
     return Episodes(**joined)
 

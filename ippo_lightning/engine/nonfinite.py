@@ -56,15 +56,17 @@ def without_broken(episodes: Episodes, quantities: Sequence[str], *, rule: OnNon
     return episodes.select([row for row in range(len(episodes)) if row not in found])
 
 
-def name_broken(episodes: Episodes, found: Mapping[int, str]) -> str:
+def name_broken(episodes: Episodes, found: Mapping[int, str], *, numbers: Tensor | None = None) -> str:
     """Return one line that names broken episodes, their quantity and their prompt.
 
     Args:
         episodes: with the rows that `found` speaks of.
         found: row to quantity.
+        numbers: [episodes] what each row is called; by default its place.
     """
+    called = range(len(episodes)) if numbers is None else numbers.tolist()
     named = [
-        f"{quantity} of episode {row} (prompt {episodes.prompts[row][:_LONGEST]!r})"
+        f"{quantity} of episode {called[row]} (prompt {episodes.prompts[row][:_LONGEST]!r})"
         for row, quantity in sorted(found.items())
     ]
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""

@@ -11,10 +11,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ippo_lightning.engine.balance import Work, share_out
 from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, any_rank, world_size
 from ippo_lightning.engine.nonfinite import name_broken
 from ippo_lightning.engine.settings import PPOSettings
-from ippo_lightning.records import Minibatch, UpdatePlan
+from ippo_lightning.records import Episodes, Minibatch, UpdatePlan
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,18 +69,20 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) ->
     kept, total = all_reduce_sum(
         torch.stack([plan.keep.sum(), torch.tensor(len(plan.weights), device=device)])
     ).tolist()
-    trained = torch.arange(len(plan.weights), device=device)
+    rows = torch.arange(len(plan.weights), device=device)
     if not settings.train_value_on_dropped:
-        trained = trained[plan.keep]
+        rows = rows[plan.keep]
+    work = share_out(Work(plan.episodes.select(rows), plan.weights[rows], rows, plan.episodes.select([0])))
+    trained = torch.arange(len(work.weights), device=device)
     num_minibatches = _num_minibatches(len(trained), of=len(plan.weights), settings=settings, device=device)
     # "all" divides by what was there before filtering, so the step shrinks with the kept share
     shrink = total / kept if settings.denominator == "all" and kept else 1.0
     totals: dict[str, Tensor] = {}
     norms: list[float] = []
-    skipped = torch.zeros(len(plan.weights), dtype=torch.bool, device=device)
+    skipped = torch.zeros(len(work.weights), dtype=torch.bool, device=device)
     for _ in range(settings.num_epochs if num_minibatches else 0):
         for rows in _shuffled(trained, num_minibatches):
-            sums, norm = _step(stages, plan, rows, skipped, settings=settings, shrink=shrink)
+            sums, norm = _step(stages, work, rows, skipped, settings=settings, shrink=shrink)
             totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
             norms.append(norm)
     metrics = _summary(totals, norms)
@@ -101,13 +104,13 @@ def _shuffled(rows: Tensor, num_minibatches: int) -> Iterator[Tensor]:
 
 
 def _step(
-    stages: UpdateStages, plan: UpdatePlan, rows: Tensor, skipped: Tensor, *, settings: PPOSettings, shrink: float
+    stages: UpdateStages, work: Work, rows: Tensor, skipped: Tensor, *, settings: PPOSettings, shrink: float
 ) -> tuple[dict[str, Tensor], float]:
     """Take one optimizer step; where it is not finite, name the episodes and stop, or go on without them.
 
     Args:
         stages: usually a `PPOModule`.
-        plan: sealed.
+        work: of this rank.
         rows: the minibatch.
         skipped: mask [episodes] of those that an earlier step had to leave out; grows here.
         settings: of the update.
@@ -117,32 +120,36 @@ def _step(
         Metric sums of all ranks, and the gradient norm.
     """
     rows = rows[~skipped[rows]]
-    sums = _accumulate(stages, plan, rows, settings=settings, shrink=shrink)
+    sums = _accumulate(stages, work, rows, settings=settings, shrink=shrink)
     try:
         return sums, stages.take_step()
     except FloatingPointError as error:
-        found = _broken_rows(stages, plan, rows, settings=settings)
+        found = _broken_rows(stages, work, rows, settings=settings)
         if not any_rank(bool(found), device=rows.device):
             raise
-        named = name_broken(plan.episodes, found) if found else "NaN or infinity in an episode of another rank"
+        named = (
+            name_broken(work.episodes, found, numbers=work.numbers)
+            if found
+            else "NaN or infinity in an episode of another rank"
+        )
         if settings.on_nonfinite == "stop":
             raise FloatingPointError(named) from error
         _LOG.warning("%s; left out of this update", named)
     skipped[list(found)] = True
-    return _step(stages, plan, rows, skipped, settings=settings, shrink=shrink)
+    return _step(stages, work, rows, skipped, settings=settings, shrink=shrink)
 
 
-def _broken_rows(stages: UpdateStages, plan: UpdatePlan, rows: Tensor, *, settings: PPOSettings) -> dict[int, str]:
+def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: PPOSettings) -> dict[int, str]:
     """Try each episode of a minibatch by itself; return those whose loss or gradient is not finite."""
     found: dict[int, str] = {}
     for row in rows.tolist():
         place = torch.tensor([row], device=rows.device)
         alone = Minibatch(
-            episodes=plan.episodes.select(place),
-            weights=plan.weights[place],
-            value_weights=torch.ones_like(plan.weights[place]),
-            policy_denominator=float(_sizes(plan, place, settings)),
-            value_denominator=float(_sizes(plan, place, settings)),
+            episodes=work.episodes.select(place),
+            weights=work.weights[place],
+            value_weights=torch.ones_like(work.weights[place]),
+            policy_denominator=float(_sizes(work.episodes, place, settings)),
+            value_denominator=float(_sizes(work.episodes, place, settings)),
         )
         with stages.no_sync(True):
             quantity = stages.why_not_finite(alone)
@@ -152,25 +159,26 @@ def _broken_rows(stages: UpdateStages, plan: UpdatePlan, rows: Tensor, *, settin
 
 
 def _accumulate(
-    stages: UpdateStages, plan: UpdatePlan, rows: Tensor, *, settings: PPOSettings, shrink: float
+    stages: UpdateStages, work: Work, rows: Tensor, *, settings: PPOSettings, shrink: float
 ) -> dict[str, Tensor]:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
-    weights, value_weights = plan.weights[rows], torch.ones_like(plan.weights[rows])
+    weights, value_weights = work.weights[rows], torch.ones_like(work.weights[rows])
+    episodes = work.episodes
     if len(rows) == 0:  # a rank with nothing left still takes part in the collectives, with weight zero
-        rows = torch.zeros(1, dtype=torch.long, device=weights.device)
+        episodes, rows = work.spare, torch.zeros(1, dtype=torch.long, device=weights.device)
         weights = value_weights = torch.zeros(1, device=weights.device)
-    sizes = _sizes(plan, rows, settings).double()
+    sizes = _sizes(episodes, rows, settings).double()
     counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
     policy_count, value_count = all_reduce_sum(counted).tolist()
     # gradients are averaged over ranks, so each rank's sum is scaled up by their number
     scale = 1.0 / world_size()
     # long and short responses apart, so that a micro-batch holds little padding
-    order = plan.episodes.lengths[rows].argsort(stable=True)
+    order = episodes.lengths[rows].argsort(stable=True)
     parts = order.split(settings.micro_batch_size)
     totals: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         minibatch = Minibatch(
-            episodes=plan.episodes.select(rows[part]),
+            episodes=episodes.select(rows[part]),
             weights=weights[part],
             value_weights=value_weights[part],
             policy_denominator=max(policy_count, 1.0) * shrink * scale,
@@ -186,11 +194,11 @@ def _accumulate(
     return {name: value * scale if name.endswith("_loss") else value for name, value in sums.items()}
 
 
-def _sizes(plan: UpdatePlan, rows: Tensor, settings: PPOSettings) -> Tensor:
+def _sizes(episodes: Episodes, rows: Tensor, settings: PPOSettings) -> Tensor:
     """How much each episode counts in the denominator: one, or its tokens."""
     if settings.loss_reduction == "episode_mean":
         return torch.ones(len(rows), device=rows.device)
-    return plan.episodes.lengths[rows]
+    return episodes.lengths[rows]
 
 
 def _summary(totals: Mapping[str, Tensor], norms: list[float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ippo_lightning.errors import UserError
 
 
-def token_log_probs(*, logits: Tensor, ids: Tensor, temperature: float, chunk_size: int = 1024) -> Tensor:
+def token_log_probs(*, logits: Tensor, ids: Tensor, temperature: float, chunk_size: int | None = None) -> Tensor:
     """Return log softmax(logits / temperature) at the given ids.
 
     Args:
@@ -19,7 +19,7 @@ def token_log_probs(*, logits: Tensor, ids: Tensor, temperature: float, chunk_si
         ids: shape [episodes, tokens], int64.
         temperature: > 0.
         chunk_size: tokens worked on at a time; float32 copies of their logits are all that lives besides `logits`,
-            also where `logits` is a slice of something longer.
+            also where `logits` is a slice of something longer. Null for as many as make 64 MiB of them.
 
     Returns:
         Nats, shape [episodes, tokens], float32 (float64 for float64 logits).
@@ -31,7 +31,12 @@ def token_log_probs(*, logits: Tensor, ids: Tensor, temperature: float, chunk_si
 
 
 def token_log_probs_and_entropy(
-    *, logits: Tensor, ids: Tensor, temperature: float, chunk_size: int = 1024
+    *,
+    logits: Tensor,
+    ids: Tensor,
+    temperature: float,
+    chunk_size: int | None = None,
+    detach_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probs as `token_log_probs` does, and the entropy of each position's distribution.
 
@@ -41,7 +46,8 @@ def token_log_probs_and_entropy(
         logits: shape [episodes, tokens, vocab], float.
         ids: shape [episodes, tokens], int64.
         temperature: > 0.
-        chunk_size: tokens worked on at a time.
+        chunk_size: see `token_log_probs`.
+        detach_entropy: the entropy is for the log only, no gradient flows through it.
 
     Returns:
         log-probs and entropy, nats, each [episodes, tokens].
@@ -49,19 +55,23 @@ def token_log_probs_and_entropy(
     Raises:
         UserError: temperature <= 0.
     """
-    log_probs, entropy = _chunked(_both_of_chunk, logits, ids, temperature=temperature, chunk_size=chunk_size)
+    of_chunk = _both_of_chunk_detached if detach_entropy else _both_of_chunk
+    log_probs, entropy = _chunked(of_chunk, logits, ids, temperature=temperature, chunk_size=chunk_size)
     return log_probs, entropy
 
 
+_CHUNK_ENTRIES = 2**24
 _OfChunk = Callable[[Tensor, Tensor, float], tuple[Tensor, ...]]
 
 
 def _chunked(
-    of_chunk: _OfChunk, logits: Tensor, ids: Tensor, *, temperature: float, chunk_size: int
+    of_chunk: _OfChunk, logits: Tensor, ids: Tensor, *, temperature: float, chunk_size: int | None
 ) -> tuple[Tensor, ...]:
     """Work on blocks of at most `chunk_size` tokens: views, where flattening a slice of logits would copy all of it."""
     if not temperature > 0:
         raise UserError(f"sampling.temperature: {temperature} is out of range; expected a number > 0")
+    if chunk_size is None:
+        chunk_size = max(_CHUNK_ENTRIES // logits.shape[-1], 1)
     recomputed = torch.is_grad_enabled() and logits.requires_grad and ids.numel() > chunk_size
     bands = []
     for band, band_ids in zip(logits.split(chunk_size), ids.split(chunk_size), strict=True):
@@ -84,10 +94,18 @@ def _log_probs_of_chunk(logits: Tensor, ids: Tensor, temperature: float) -> tupl
 
 def _both_of_chunk(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, ...]:
     log_softmax = _log_softmax(logits, temperature)
-    log_probs = log_softmax.gather(-1, ids[..., None]).squeeze(-1)
+    return log_softmax.gather(-1, ids[..., None]).squeeze(-1), _entropy(log_softmax)
+
+
+def _both_of_chunk_detached(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    log_softmax = _log_softmax(logits, temperature)
+    return log_softmax.gather(-1, ids[..., None]).squeeze(-1), _entropy(log_softmax.detach())
+
+
+def _entropy(log_softmax: Tensor) -> Tensor:
     # filled before the product: 0 * -inf is NaN, and so would be its gradient
     finite = log_softmax.masked_fill(log_softmax.isneginf(), 0.0)
-    return log_probs, -(log_softmax.exp() * finite).sum(dim=-1)
+    return -(log_softmax.exp() * finite).sum(dim=-1)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

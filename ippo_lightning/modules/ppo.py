@@ -175,7 +175,10 @@ class PPOModule(PolicyModule):
         mask = episodes.response_mask
         tokens = (episodes.prompt_ids, episodes.prompt_mask, episodes.response_ids, mask)
         output = self.policy(
-            *tokens, temperature=self.sampling.temperature, with_values=self.policy.has_values, with_entropy=True
+            *tokens,
+            temperature=self.sampling.temperature,
+            with_values=self.policy.has_values,
+            with_entropy="differentiable" if settings.entropy_coef > 0 else "detached",
         )
 
         def reduced(terms: Tensor, weights: Tensor, denominator: float) -> Tensor:

@@ -183,7 +183,7 @@ class CausalLMPolicy(nn.Module):
         *,
         temperature: float = 1.0,
         with_values: bool = False,
-        with_entropy: bool = False,
+        with_entropy: Literal["differentiable", "detached"] | bool = False,
     ) -> PolicyOutput:
         """Score responses: log pi(token t | prompt, tokens before t), and the critic's value of the same state.
 
@@ -194,7 +194,7 @@ class CausalLMPolicy(nn.Module):
             response_mask: [episodes, tokens] bool.
             temperature: divides the logits; that of sampling, for PPO.
             with_values: also return the critic's values.
-            with_entropy: also return the entropy.
+            with_entropy: also return the entropy; true is "differentiable", "detached" is cheaper.
 
         Raises:
             UserError: if values are asked for and there is no critic.
@@ -209,7 +209,9 @@ class CausalLMPolicy(nn.Module):
             logits = response_logits(self.language_model, sequences, num_tokens)
         entropy = None
         if with_entropy:
-            log_probs, entropy = token_log_probs_and_entropy(logits=logits, ids=response_ids, temperature=temperature)
+            log_probs, entropy = token_log_probs_and_entropy(
+                logits=logits, ids=response_ids, temperature=temperature, detach_entropy=with_entropy == "detached"
+            )
             entropy = entropy.masked_fill(~response_mask, 0.0)
         else:
             log_probs = token_log_probs(logits=logits, ids=response_ids, temperature=temperature)

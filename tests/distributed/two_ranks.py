@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from lightning import Callback
 from lightning.fabric import Fabric
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from training_parts import tiny_data, tiny_loop, tiny_module, trainable
+from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
+from ippo_lightning.data import arithmetic_tokenizer
+from ippo_lightning.data.loaders import collate_rows
 from ippo_lightning.engine.update import run_update
 from ippo_lightning.errors import UserError
-from ippo_lightning.modules import PPOModule
+from ippo_lightning.modules import OptimizerSettings, PPOModule, SFTModule
+from ippo_lightning.policies import CausalLMPolicy, LoraSettings
 from ippo_lightning.records import Episodes, UpdatePlan
 
 NUM_PROMPTS = 4
@@ -74,6 +78,53 @@ def filter_rows(loop: Any, module: PPOModule, buffer: Episodes, rows: list[int])
     plan = UpdatePlan(episodes=module.compute_advantages(buffer.select(rows)))
     InfluenceFilter(max_weight=1.5).on_rollout_end(loop, module, plan)
     return plan.weights
+
+
+def nf4_base(folder: Path) -> Path:
+    """Save a model wide enough for blocks of four-bit weights, where it is not yet."""
+    base = folder / "base"
+    if (base / "config.json").exists():
+        return base
+    settings = {"config": {**TINY, "hidden_size": 64, "intermediate_size": 64}, "value": "none", "reference": "none"}
+    tiny_policy(**settings).save_pretrained(base)
+    return base
+
+
+def adapter_module(kind: str, folder: Path) -> PPOModule:
+    """As `exact_module`, with an adapter on dense weights (fp64) or on four-bit ones (float32)."""
+    lora = LoraSettings(r=2)
+    ppo = {"minibatch_size": 64, "micro_batch_size": 2, "num_epochs": 2}
+    if kind == "lora":
+        return tiny_module(policy=tiny_policy(lora=lora), ppo=ppo).double()
+    policy = CausalLMPolicy(
+        pretrained=str(nf4_base(folder)), lora=lora, quantization="nf4", tokenizer=arithmetic_tokenizer()
+    )
+    return tiny_module(policy=policy, ppo=ppo)
+
+
+def sft_step(folder: Path, fabric: Fabric, rows: list[int]) -> dict[str, torch.Tensor]:
+    """Take one supervised step on the given demonstrations, in fp64; return the parameters."""
+    policy = tiny_policy(value="none", reference="none")
+    module = SFTModule(policy=policy, micro_batch_size=3, optimizer=OptimizerSettings(learning_rate=1e-3)).double()
+    data = tiny_data(stage="sft", num_demonstrations=16)
+    loop = tiny_loop(folder, module, fabric=fabric, data=data, overwrite=True)
+    loop.set_up()
+    demonstrations = data.train_dataloader().dataset.rows[:10]
+    module.training_step(collate_rows([demonstrations[row] for row in rows]), 0)
+    return trainable(module)
+
+
+def count_gradient_bytes(module: PPOModule) -> dict[str, int]:
+    """Count what DDP averages from here on."""
+    counted = {"bytes": 0, "buckets": 0}
+
+    def hook(state, bucket):  # torch reads annotations and takes none as text
+        counted["bytes"] += bucket.buffer().numel() * bucket.buffer().element_size()
+        counted["buckets"] += 1
+        return allreduce_hook(state, bucket)
+
+    module.driver.wrapper._forward_module.register_comm_hook(None, hook)
+    return counted
 
 
 def main(folder: Path) -> None:
@@ -132,8 +183,27 @@ def main(folder: Path) -> None:
             loop = tiny_loop(folder / "unused", module, fabric=exact, overwrite=True)
             loop.set_up()
             rows = list(range(rank, len(buffer), 2))
+            counted = count_gradient_bytes(module)
             results = {"weights": filter_rows(loop, module, buffer, rows), **update_rows(module, buffer, rows)}
             torch.save(results, folder / f"halves.{reduction}.{denominator}.rank{rank}.pt")
+            numbers["gradients"] = {
+                **counted,
+                "steps": module.ppo.num_epochs,
+                "parameter_bytes": sum(p.numel() * p.element_size() for p in trainable(module).values()),
+            }
+    if rank == 0:
+        nf4_base(folder)
+    fabric.barrier()
+    for kind in ("lora", "nf4"):
+        module = adapter_module(kind, folder)
+        buffer = whole_buffer(module)
+        several = exact if kind == "lora" else fabric
+        loop = tiny_loop(folder / "unused", module, fabric=several, overwrite=True)
+        loop.set_up()
+        rows = list(range(rank, len(buffer), 2))
+        results = {"weights": filter_rows(loop, module, buffer, rows), **update_rows(module, buffer, rows)}
+        torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
+    torch.save(sft_step(folder / "unused", exact, list(range(rank, 10, 2))), folder / f"halves.sft.rank{rank}.pt")
     (folder / f"rank{rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
 
 
