@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from ippo_lightning.checkpoint import (
     CheckpointFolder,
@@ -143,6 +144,7 @@ class FabricLoop:
 
     def set_up(self) -> None:
         """Launch, build the optimizer, wrap, and go back to the checkpoint of a run that is resumed."""
+        _require_whole_parameters(self.fabric)
         self._launch()
         resumed = self._begin_folder()
         self.datamodule.prepare_data()
@@ -328,6 +330,16 @@ class FabricLoop:
             "num_prompts": len(self.datamodule.test_dataloader().dataset),
             "iterations": self.module.iteration,
         }
+
+
+def _require_whole_parameters(fabric: Fabric) -> None:
+    """Refuse strategies that leave a rank with a part of each parameter: sampling and scores need them whole."""
+    if isinstance(fabric.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        name = type(fabric.strategy).__name__
+        raise UserError(
+            f"fabric.strategy: {name} shards the parameters, which sampling and influence scores need whole; use ddp, "
+            "with lora and quantization where memory is short"
+        )
 
 
 def _is_due(iterations_done: int, every: int) -> bool:

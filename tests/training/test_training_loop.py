@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import ModelParallelStrategy
 from training_parts import same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.data import ArithmeticDataModule
 from ippo_lightning.engine import PPOSettings
+from ippo_lightning.errors import UserError
 from ippo_lightning.maths import AdaptiveKLController
 from ippo_lightning.modules import OptimizerSettings, PPOModule, SFTModule
 from ippo_lightning.modules.optimization import build_optimizer, learning_rate_factor
@@ -126,6 +129,13 @@ def test_ctrl_c_finishes_the_iteration_and_writes_a_checkpoint(tmp_path: Path) -
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["progress"]["iteration"] == 2
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_strategy_that_shards_parameters_is_refused_in_one_line(tmp_path: Path) -> None:
+    strategy = ModelParallelStrategy(lambda model, mesh: model)
+    fabric = Fabric(accelerator="cpu", devices=1, strategy=strategy)
+    with pytest.raises(UserError, match="ModelParallelStrategy shards the parameters.*use ddp"):
+        tiny_loop(tmp_path / "run", tiny_module(), fabric=fabric).fit()
 
 
 def test_the_optimizer_has_the_settings_it_was_given() -> None:
