@@ -48,7 +48,7 @@ class InfluenceFilter(Callback):
         drop_when: an episode is dropped when its score along the `mean` validation gradient says so, or only when `all`
             groups of demonstrations (`scoring.health_groups`) say so, each by itself.
         scoring: how scores are made; see `ScoringSettings`.
-        demonstrations: batches for `validation_loss`; by default those of the data module's
+        demonstrations: batches for `validation_loss`, the same on every rank; by default those of the data module's
             `influence_dataloader()`.
         seed: of the `random` rule.
         on_nonfinite: where an episode's score is NaN or infinite: `stop` the run, or `skip` the episode; it is named.

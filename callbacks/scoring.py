@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ippo_lightning.callbacks.attachment import Attachment
 from ippo_lightning.callbacks.buffers import Columns
+from ippo_lightning.engine import all_reduce_sum, rank, world_size
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
     EpisodeScores,
     Method,
     NonFiniteScoreError,
     Normalisation,
+    TargetGroups,
     mean_direction,
     precondition,
     score_episodes,
@@ -172,15 +174,24 @@ class Scorer:
         self.raw = Direction(dict(state["mean"]), list(state["groups"])) if state else None
 
     def _taken(self, pl_module: Any, batches: Sequence[Any], *, num_groups: int) -> Direction:
-        parts, weights = _divided(batches, num_groups)
+        """Take the gradient of each group of demonstrations; ranks share the work where there is enough of it."""
+        ranks = world_size()
+        parts, weights = _divided(batches, num_groups * ranks)
+        is_shared = ranks > 1 and len(parts) >= num_groups * ranks
+        if not is_shared:
+            parts, weights = _divided(batches, num_groups)
         num_groups = min(num_groups, max(len(parts), 1))
+        # part b is of group b modulo num_groups; within each group, the ranks take turns
+        mine = [number for number in range(len(parts)) if not is_shared or number // num_groups % ranks == rank()]
         taken = target_gradient_groups(
             pl_module,
             self.attachment.validation_loss,
-            parts,
+            [parts[number] for number in mine],
             num_groups=num_groups,
-            weights=weights,
+            weights=[weights[number] for number in mine],
         )
+        if is_shared:
+            taken = _averaged(taken)
         mean = mean_direction(taken.directions, weights=taken.weights)
         return Direction(mean, taken.directions if num_groups > 1 else [])
 
@@ -245,6 +256,17 @@ def _lengths_of(part: Any) -> Tensor:
 
 def _prompt_of(episodes: Episodes | Columns, row: int) -> str:
     return f" (prompt {episodes.prompts[row][:60]!r})" if isinstance(episodes, Episodes) else ""
+
+
+def _averaged(taken: TargetGroups) -> TargetGroups:
+    """Average each group's gradient over the ranks, by the weight of what each has seen."""
+    device = next(iter(taken.directions[0].values())).device
+    totals = all_reduce_sum(torch.tensor(taken.weights, dtype=torch.float64, device=device)).tolist()
+    directions = [
+        {name: all_reduce_sum(block * (weight / total)) for name, block in direction.items()}
+        for direction, weight, total in zip(taken.directions, taken.weights, totals, strict=True)
+    ]
+    return TargetGroups(directions, totals)
 
 
 def batches_by_tokens(lengths: Tensor, *, max_tokens: int, first_episodes: int | None = None) -> list[Tensor]:

@@ -134,7 +134,7 @@ def test_ctrl_c_finishes_the_iteration_and_writes_a_checkpoint(tmp_path: Path) -
 def test_a_strategy_that_shards_parameters_is_refused_in_one_line(tmp_path: Path) -> None:
     strategy = ModelParallelStrategy(lambda model, mesh: model)
     fabric = Fabric(accelerator="cpu", devices=1, strategy=strategy)
-    with pytest.raises(UserError, match="ModelParallelStrategy shards the parameters.*use ddp"):
+    with pytest.raises(UserError, match=r"ModelParallelStrategy shards the parameters.*use ddp"):
         tiny_loop(tmp_path / "run", tiny_module(), fabric=fabric).fit()
 
 
@@ -149,6 +149,28 @@ def test_the_optimizer_has_the_settings_it_was_given() -> None:
         for group in optimizer.param_groups
     )
     assert len(optimizer.param_groups[1]["params"]) == 2  # the value head's weight and bias
+
+
+@pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
+def test_an_optimizer_of_bitsandbytes_trains_and_its_state_is_kept(kind: Any, tmp_path: Path) -> None:
+    def module() -> PPOModule:
+        return tiny_module(optimizer=OptimizerSettings(kind=kind, learning_rate=1e-3))
+
+    whole, broken, resumed = module(), module(), module()
+    before = trainable(whole)
+    try:
+        tiny_loop(tmp_path / "whole", whole, max_iterations=4).fit()
+    except (NotImplementedError, RuntimeError) as error:
+        pytest.skip(f"bitsandbytes has no {kind} for this device: {str(error)[:80]}")
+    assert not same(before, trainable(whole))
+    tiny_loop(tmp_path / "broken", broken, max_iterations=2).fit()
+    tiny_loop(tmp_path / "broken", resumed, max_iterations=4, resume=True).fit()
+    assert same(trainable(whole), trainable(resumed))
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.kind: 'sgd' is unknown; expected one of adamw, adamw_8bit"):
+        OptimizerSettings(kind="sgd")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,306 @@
+r"""What an iteration costs, on paper, and how far the paper agrees with this machine at three sizes.
+
+    python benchmarks/growth.py                 # measures three sizes, about 4 minutes on 2 cores
+    python benchmarks/growth.py --predict       # prints the table for 8B and 70B on 8 to 512 GPUs, measures nothing
+
+The model is that of docs/growth.md: floating-point operations, bytes of memory moved, bytes held, bytes sent. Two
+numbers of the machine are fitted at the middle size (operations a second in training, bytes a second in sampling), the
+other two sizes are predicted from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One iteration of I-PPO."""
+
+    parameters: float
+    """Weights of the policy."""
+    layers: int
+    hidden: int
+    trained: float
+    """Trainable weights: all, or those of the adapter."""
+    weight_bytes: float
+    """Bytes a frozen weight takes: 4, 2, or 0.55 in NF4 with double quantisation."""
+    episodes: int
+    """On all ranks."""
+    prompt: int
+    response: int
+    epochs: int = 2
+    kept: float = 0.5
+    """Share of the episodes that the filter keeps."""
+    demonstrations: int = 64
+    ranks: int = 1
+    key_value_share: float = 1.0
+    """Of the heads, those that keep keys and values (grouped-query attention)."""
+    sampled_at_once: int = 256
+    """Episodes that a rank samples side by side."""
+
+    @property
+    def tokens(self) -> int:
+        """Of one episode."""
+        return self.prompt + self.response
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A processor, as far as the model knows it."""
+
+    flops: float
+    """Operations a second in a training pass."""
+    bandwidth: float
+    """Bytes a second from memory, which sampling waits for."""
+    link: float
+    """Bytes a second between ranks, each way."""
+    memory: float
+    """Bytes."""
+
+
+def forward_flops(job: Job, tokens: float, context: float) -> float:
+    """Return operations of one forward: two a weight and token, and attention's own."""
+    return tokens * (2 * job.parameters + 4 * job.layers * job.hidden * context / 2)
+
+
+def training_flops(job: Job, tokens: float, context: float) -> float:
+    """Return operations of one forward and backward; weights that are frozen need no gradient of their own."""
+    share = 1 + 1 + job.trained / job.parameters
+    return share * forward_flops(job, tokens, context)
+
+
+def kv_bytes(job: Job) -> float:
+    """Return the bytes that one token's keys and values take."""
+    return 2 * job.layers * job.hidden * job.key_value_share * 2.0
+
+
+def seconds(job: Job, device: Device) -> dict[str, float]:
+    """Return the seconds of each stage on one rank.
+
+    sampling: each step reads all weights and the cache of keys and values once: the larger of that and its operations.
+    scoring under policy and reference: two forwards. Validation gradient and scores: a forward and backward each.
+    update: epochs of forward and backward over what is kept. Gradients: a ring all-reduce an optimizer step, and one
+    for the validation gradient.
+    """
+    mine = job.episodes / job.ranks
+    rounds = max(mine / job.sampled_at_once, 1.0)
+    cache = kv_bytes(job) * job.tokens / 2 * min(mine, job.sampled_at_once)
+    read = (job.parameters * job.weight_bytes + cache) / device.bandwidth
+    compute = forward_flops(job, min(mine, job.sampled_at_once), job.tokens / 2) / device.flops
+    episode_tokens = mine * job.tokens
+    target_tokens = job.demonstrations * job.tokens / job.ranks
+    steps = job.epochs * max(job.kept * job.episodes / (64 * job.ranks), 1.0)
+    ring = 2 * (job.ranks - 1) / job.ranks * job.trained * 4 / device.link
+    return {
+        "sampling": rounds * job.response * max(read, compute),
+        "log-probs": 2 * forward_flops(job, episode_tokens, job.tokens) / device.flops,
+        "validation gradient": training_flops(job, target_tokens, job.tokens) / device.flops,
+        "scores": training_flops(job, episode_tokens, job.tokens) / device.flops,
+        "update": job.epochs * job.kept * training_flops(job, episode_tokens, job.tokens) / device.flops,
+        "gradients sent": (steps + 1) * ring,
+    }
+
+
+def memory(job: Job, *, micro_batch: int) -> dict[str, float]:
+    """Return the bytes a rank holds at the peak of the update.
+
+    frozen weights; trained weights, gradients and Adam's moments in float32, and the direction that scores are taken
+    along; activations of a micro-batch with checkpoints at the layers; the cache of sampling.
+    """
+    held = micro_batch * job.tokens * job.hidden * 2.0
+    return {
+        "weights": job.parameters * job.weight_bytes,
+        "trained": job.trained * (4 + 4 + 8 + 4),
+        "activations": held * (job.layers + 16),
+        "cache": kv_bytes(job) * job.tokens * job.sampled_at_once,
+    }
+
+
+# --- the check on this machine --------------------------------------------------------------------------------
+
+SIZES = {"2 layers of 64": (2, 64), "4 layers of 128": (4, 128), "6 layers of 256": (6, 256)}
+STAGES = {
+    "sampling and log-probs": "time/rollout_seconds",
+    "validation gradient": "time/target_gradient_seconds",
+    "scores": "time/scoring_seconds",
+    "update": "time/update_seconds",
+}
+
+
+def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str, float]]:
+    """Run I-PPO at one size; return the job, and the median seconds of each stage."""
+    import statistics
+
+    from lightning.fabric import Fabric, seed_everything
+
+    from ippo_lightning import FabricLoop, PPOModule
+    from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
+    from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
+    from ippo_lightning.engine import PPOSettings
+    from ippo_lightning.loop_settings import LoopSettings
+    from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
+
+    seed_everything(1, verbose=False)
+    sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers}
+    policy = CausalLMPolicy(
+        config={"model_type": "llama", "num_attention_heads": hidden // 32, **sizes}, tokenizer=arithmetic_tokenizer()
+    )
+    module = PPOModule(
+        policy=policy,
+        reward=lambda prompts, responses, examples: [float(len(text) % 3) for text in responses],
+        sampling=SamplingSettings(num_responses=4, max_new_tokens=40),
+        ppo=PPOSettings(num_epochs=2),
+    )
+    data = ArithmeticDataModule(num_train=640, num_validation=4, num_test=4, batch_size=64)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = LoopSettings(
+            run_dir=folder, max_iterations=iterations, evaluate_every_n_iterations=0, evaluate_first=False,
+            test_at_end=False, save_model=False, checkpoint_every_n_iterations=0, progress_bar=False,
+        )  # fmt: skip
+        scoring = ScoringSettings(health_every_n_iterations=0, max_tokens=2048)
+        loop = FabricLoop(
+            Fabric(accelerator="cpu"), module, data, callbacks=[InfluenceFilter(scoring=scoring)], settings=settings
+        )
+        loop.fit()
+        rows = [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = rows[1:]
+    found = {stage: statistics.median(row[key] for row in rows) for stage, key in STAGES.items()}
+    assert module.last_stats is not None
+    weights = sum(parameter.numel() for parameter in policy.language_model.parameters())
+    embedding = policy.language_model.get_input_embeddings().weight.numel()
+    job = Job(
+        parameters=weights - embedding,  # looking up a row costs nothing
+        layers=layers,
+        hidden=hidden,
+        trained=weights - embedding,
+        weight_bytes=4,
+        episodes=256,
+        prompt=int(module.last_stats.episodes.prompt_mask.sum(dim=1).float().mean()),
+        response=round(statistics.median(row["rollout/response_tokens_mean"] for row in rows)),
+        kept=statistics.median(row["ppo/kept_share"] for row in rows),
+        demonstrations=len(data.influence_dataloader().dataset),
+    )
+    return job, found
+
+
+def by_stage(job: Job, device: Device) -> dict[str, float]:
+    """Return the predicted seconds of the stages that a run's log tells apart."""
+    found = seconds(job, device)
+    return {
+        "sampling and log-probs": found["sampling"] + found["log-probs"],
+        "validation gradient": found["validation gradient"],
+        "scores": found["scores"],
+        "update": found["update"],
+    }
+
+
+def fitted(job: Job, measured: dict[str, float]) -> Device:
+    """Return the device under which the model gives what was measured for the update, and for sampling."""
+    free = Device(flops=1.0, bandwidth=1e30, link=1e30, memory=1e30)
+    flops = seconds(job, free)["update"] / measured["update"]
+    rest = measured["sampling and log-probs"] - seconds(job, free)["log-probs"] / flops
+    unit = seconds(job, Device(flops=1e30, bandwidth=1.0, link=1e30, memory=1e30))["sampling"]
+    return Device(flops=flops, bandwidth=unit / rest, link=1e30, memory=1e30)
+
+
+def check(iterations: int) -> None:
+    """Measure three sizes, fit two numbers at the middle one, print prediction beside measurement."""
+    runs = {name: measure(*size, iterations=iterations) for name, size in SIZES.items()}
+    device = fitted(*runs["4 layers of 128"])
+    print(f"fitted: {device.flops / 1e9:.0f} GFLOP/s in training, {device.bandwidth / 1e9:.2f} GB/s in sampling")
+    print("| size | stage | predicted, s | measured, s | ratio |\n|---|---|--:|--:|--:|")
+    for name, (job, measured) in runs.items():
+        for stage, predicted in by_stage(job, device).items():
+            print(f"| {name} | {stage} | {predicted:.3f} | {measured[stage]:.3f} | {predicted / measured[stage]:.2f} |")
+
+
+# --- what it says of large models -----------------------------------------------------------------------------
+
+H100 = Device(flops=4e14, bandwidth=2.4e12, link=4e10, memory=80 * GIB)
+LARGE = {
+    "8B, full, bf16": {
+        "parameters": 8e9,
+        "layers": 32,
+        "hidden": 4096,
+        "key_value_share": 0.25,
+        "trained": 8e9,
+        "weight_bytes": 2.0,
+    },
+    "8B, LoRA r16": {
+        "parameters": 8e9,
+        "layers": 32,
+        "hidden": 4096,
+        "key_value_share": 0.25,
+        "trained": 4.2e7,
+        "weight_bytes": 2.0,
+    },
+    "8B, NF4, LoRA r16": {
+        "parameters": 8e9,
+        "layers": 32,
+        "hidden": 4096,
+        "key_value_share": 0.25,
+        "trained": 4.2e7,
+        "weight_bytes": 0.55,
+    },
+    "70B, full, bf16": {
+        "parameters": 7e10,
+        "layers": 80,
+        "hidden": 8192,
+        "key_value_share": 0.125,
+        "trained": 7e10,
+        "weight_bytes": 2.0,
+    },
+    "70B, LoRA r16": {
+        "parameters": 7e10,
+        "layers": 80,
+        "hidden": 8192,
+        "key_value_share": 0.125,
+        "trained": 2.1e8,
+        "weight_bytes": 2.0,
+    },
+    "70B, NF4, LoRA r16": {
+        "parameters": 7e10,
+        "layers": 80,
+        "hidden": 8192,
+        "key_value_share": 0.125,
+        "trained": 2.1e8,
+        "weight_bytes": 0.55,
+    },
+}
+
+
+def predict() -> None:
+    """Print seconds by stage and memory a rank, for 8 episodes a prompt and 32 episodes a rank at the least."""
+    print("| model | GPUs | episodes | sampling | log-probs | validation | scores | update | sent | GiB a rank |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for name, size in LARGE.items():
+        for ranks in (8, 64, 512):
+            episodes = max(1024, 32 * ranks)
+            job = Job(**size, episodes=episodes, prompt=256, response=1024, ranks=ranks, sampled_at_once=32)  # type: ignore[arg-type]
+            taken = seconds(job, H100)
+            held = sum(memory(job, micro_batch=4).values()) / GIB
+            cells = " | ".join(f"{value:.1f}" for value in taken.values())
+            print(f"| {name} | {ranks} | {episodes} | {cells} | {held:.0f}{'' if held <= 80 else ' (!)'} |")
+
+
+def main() -> None:
+    """Check or predict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--predict", action="store_true")
+    parser.add_argument("--iterations", type=int, default=8)
+    options = parser.parse_args()
+    if options.predict:
+        predict()
+    else:
+        check(options.iterations)
+
+
+if __name__ == "__main__":
+    main()
