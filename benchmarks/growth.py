@@ -185,7 +185,7 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
         prompt=int(module.last_stats.episodes.prompt_mask.sum(dim=1).float().mean()),
         response=round(statistics.median(row["rollout/response_tokens_mean"] for row in rows)),
         kept=statistics.median(row["ppo/kept_share"] for row in rows),
-        demonstrations=len(data.influence_dataloader().dataset),
+        demonstrations=sum(len(batch["prompts"]) for batch in data.influence_dataloader()),
     )
     return job, found
 
