@@ -75,3 +75,27 @@ def test_ground_truth_finds_scores_to_be_what_a_step_does(tmp_path: Path) -> Non
     found = run_benchmark("ground_truth", "--seeds", 1, "--json", numbers, numbers=numbers)
     assert found["leave-one-out, Spearman"]["sgd 0.0001, raw"][0] > 0.99
     assert found["leave-one-out, Spearman"]["adamw 1e-05, adam"][0] > 0.95
+
+
+def test_the_cost_model_says_what_fits_and_what_shrinks() -> None:
+    lines = [line.split(" | ") for line in run_script("growth", "--predict").splitlines()[2:]]
+    rows = {(cells[0].strip("| "), int(cells[1])): cells for cells in lines}
+    assert len(rows) == 18
+    held = {name: float(cells[-1].rstrip(" |").split()[0]) for (name, ranks), cells in rows.items() if ranks == 8}
+    assert held["70B, NF4, LoRA r16"] < 80 < held["8B, full, bf16"]
+    for name, _ in rows:
+        sampling = [float(rows[name, ranks][3]) for ranks in (8, 64)]
+        assert sampling[1] < sampling[0]
+
+
+@pytest.mark.slow
+def test_the_cost_model_is_checked_at_three_sizes() -> None:
+    ratios = [
+        float(line.split("|")[5]) for line in run_script("growth", "--iterations", 3).splitlines() if "layers" in line
+    ]
+    assert len(ratios) == 12
+    assert all(0.2 < ratio < 5 for ratio in ratios)  # a busy machine; what it is in quiet is in RESULTS.md
+
+
+def test_the_comparison_with_trl_explains_itself() -> None:
+    assert "trl==1.12.0" in run_script("against_trl", "--help")
