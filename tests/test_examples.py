@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from ippo_lightning.cli import main
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
@@ -45,3 +49,14 @@ def test_there_is_an_example_for_each_way_in() -> None:
 def test_the_foreign_module_imports_nothing_of_ours() -> None:
     source = (EXAMPLES[0].parent / "reinforce_gymnasium.py").read_text(encoding="utf-8")
     assert "ippo_lightning" not in source.split("def main()")[0].split('"""', 2)[2]
+
+
+def test_the_batch_script_is_sound_and_its_command_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = EXAMPLES[0].parent / "ippo.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    text = script.read_text(encoding="utf-8").replace("\\\n", " ")
+    words = shlex.split(re.search(r"srun ippo (.*?) \|\|", text)[1])  # type: ignore[index]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--print_config"])
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["fabric"]["num_nodes"] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ippo_lightning.cli import main
+from ippo_lightning.data import arithmetic_tokenizer
+from ippo_lightning.policies import CausalLMPolicy
 
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
 POLICY = "model.init_args.policy.init_args"
 COMMANDS = ("fit", "evaluate", "compare", "export", "report")
 FLOAT32_ROUNDING = 1e-5
@@ -148,6 +159,31 @@ def test_an_adapter_can_be_exported_alone_or_merged(adapter_run: Path, tiny_mode
     assert float((merged - logits(tiny_model)).abs().max()) > 100 * FLOAT32_ROUNDING
     metadata = yaml.safe_load((tmp_path / "adapter" / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert metadata["library_name"] == "peft"
+
+
+def merging_error(folder: Path) -> float:
+    found = re.search(r"differ by (\S+) at most", (folder / "README.md").read_text(encoding="utf-8"))
+    assert found
+    return float(found[1])
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_policy_is_exported_dense_and_says_what_that_changed(
+    kind: str, experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    wide = {**TINY, "hidden_size": 64, "intermediate_size": 128}
+    CausalLMPolicy(config=wide, tokenizer=arithmetic_tokenizer(), value="none", reference="none").save_pretrained(base)
+    change(experiment, POLICY, {"pretrained": str(base), "lora": {"r": 2}, "quantization": kind})
+    assert main(["fit", "--config", write(experiment, tmp_path)]) == 0
+    for dtype in ("float32", "bfloat16"):
+        words = ["--dtype", dtype, "--output", str(tmp_path / dtype)]
+        assert main(["export", str(tmp_path / "run"), *words]) == 0
+        weights = load_file(tmp_path / dtype / "model.safetensors")
+        assert {str(tensor.dtype) for tensor in weights.values()} == {f"torch.{dtype}"}
+    # the dequantised weights are those that were trained on; what is left is rounding, of int8 that of activations
+    assert merging_error(tmp_path / "float32") < (1e-4 if kind == "nf4" else 3e-2)
+    assert merging_error(tmp_path / "float32") < merging_error(tmp_path / "bfloat16") < 0.1
 
 
 def test_one_run_or_several_make_a_page(
