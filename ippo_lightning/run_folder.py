@@ -68,7 +68,8 @@ class RunFolder:
                 f"loop.run_dir: {self.path} already holds a run; name another folder, "
                 "or set loop.resume or loop.overwrite to true"
             )
-        self.clear()  # also of a run that ended before its first iteration did
+        if any((self.path / name).exists() for name in (HISTORY, EVALUATIONS)):  # the latter of a run cut short
+            self.clear()
         return False
 
     def _lock(self) -> None:

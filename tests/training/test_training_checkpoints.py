@@ -151,6 +151,15 @@ def test_a_folder_without_a_checkpoint_says_so(tmp_path: Path) -> None:
         CheckpointFolder(tmp_path).read_newest()
 
 
+def test_a_folder_that_holds_no_run_keeps_what_is_in_it(tmp_path: Path) -> None:
+    for name in ("model", "csv", "checkpoints"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    RunFolder(tmp_path).begin(resume=False, overwrite=True)
+    RunFolder(tmp_path).release()
+    assert all((tmp_path / name / "mine").exists() for name in ("model", "csv", "checkpoints"))
+
+
 def _hold(path: str, ready: Any, done: Any) -> None:
     RunFolder(path).begin(resume=False, overwrite=False)
     ready.set()
