@@ -68,7 +68,7 @@ class RunFolder:
                 f"loop.run_dir: {self.path} already holds a run; name another folder, "
                 "or set loop.resume or loop.overwrite to true"
             )
-        if any((self.path / name).exists() for name in (HISTORY, EVALUATIONS)):  # the latter of a run cut short
+        if any((self.path / name).exists() for name in (HISTORY, EVALUATIONS, EPISODES)):  # a run cut short too
             self.clear()
         return False
 
