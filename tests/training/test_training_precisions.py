@@ -22,6 +22,10 @@ from ippo_lightning.policies import CausalLMPolicy, LoraSettings
 from ippo_lightning.policies.quantized import is_quantized
 
 
+HALF_PRECISION = 0.1
+"""Of a gradient norm: rounding makes the policy sample other tokens now and then."""
+
+
 def history_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
 
