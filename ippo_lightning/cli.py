@@ -57,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"ippo: stopped: {one_line(str(error))}", file=sys.stderr)
         return EXIT_FAILURE
+    except RuntimeError as error:
+        from ippo_lightning.engine import rank, says_rank_was_lost
+
+        if os.environ.get("IPPO_TRACEBACK") or not says_rank_was_lost(error):
+            raise
+        lost = f"rank {rank()} lost another rank ({one_line(str(error), limit=120)})"
+        print(f"ippo: stopped: {lost}; that rank's own output says why, the last checkpoint is whole", file=sys.stderr)
+        return EXIT_FAILURE
     except Interrupted as error:
         print(f"ippo: interrupted: {error}", file=sys.stderr)
         return EXIT_SIGNAL + error.number

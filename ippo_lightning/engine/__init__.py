@@ -1,6 +1,14 @@
 """One PPO iteration as numbered stages. Knows nothing of influence: plain PPO is this code with no callbacks."""
 
-from ippo_lightning.engine.collectives import all_reduce_max, all_reduce_sum, any_rank, gather_rows, rank, world_size
+from ippo_lightning.engine.collectives import (
+    all_reduce_max,
+    all_reduce_sum,
+    any_rank,
+    gather_rows,
+    rank,
+    says_rank_was_lost,
+    world_size,
+)
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.iteration import PPOStages, run_iteration
 from ippo_lightning.engine.random_streams import random_states, restore_random_states, seed_training
@@ -20,6 +28,7 @@ __all__ = [
     "restore_random_states",
     "run_iteration",
     "run_update",
+    "says_rank_was_lost",
     "seed_training",
     "world_size",
 ]

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+
 
 def world_size() -> int:
     """Return the number of ranks, 1 outside a process group."""
@@ -15,6 +17,17 @@ def world_size() -> int:
 def rank() -> int:
     """Return this process's rank, 0 outside a process group."""
     return dist.get_rank() if _is_distributed() else 0
+
+
+def says_rank_was_lost(error: BaseException) -> bool:
+    """Return whether an error of a collective means that another process of the run is gone.
+
+    Args:
+        error: gloo raises a bare RuntimeError, NCCL a `DistBackendError`.
+    """
+    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

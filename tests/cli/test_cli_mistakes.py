@@ -11,7 +11,7 @@ import pytest
 import torch
 from experiment_files import change, write
 
-from ippo_lightning.cli import EXIT_MISTAKE, main
+from ippo_lightning.cli import EXIT_FAILURE, EXIT_MISTAKE, main
 
 POLICY = "model.init_args.policy.init_args"
 
@@ -304,6 +304,19 @@ def test_two_runs_of_one_name_cannot_stand_side_by_side(
     assert "same name" in mistake(["report", run, run], capsys)
     assert "adapter is not possible" in mistake(["export", run, "--form", "adapter"], capsys)
     assert "no file" in mistake(["export", run, "--checkpoint", "best"], capsys)
+
+
+def test_a_lost_rank_is_one_line(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:58012.")
+
+    monkeypatch.setattr("ippo_lightning.fabric_loop.any_rank", closed)
+    assert main(["fit", "--config", write(experiment, tmp_path)]) == EXIT_FAILURE
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ippo:")]
+    assert len(lines) == 1
+    assert "rank 0 lost another rank" in lines[0]
 
 
 def test_there_are_more_than_sixty() -> None:

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from training_parts import tiny_loop, tiny_module
 
+from ippo_lightning.engine import says_rank_was_lost
+
 
 class Dies:
     """Kills rank 1 in the third iteration."""
@@ -36,4 +38,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     fabric.launch()
-    tiny_loop(Path(sys.argv[1]) / "dies", tiny_module(), fabric=fabric, callbacks=[Dies()], max_iterations=9).fit()
+    loop = tiny_loop(Path(sys.argv[1]) / "dies", tiny_module(), fabric=fabric, callbacks=[Dies()], max_iterations=9)
+    try:
+        loop.fit()
+    except RuntimeError as error:
+        print(f"rank {fabric.global_rank} lost another: {says_rank_was_lost(error)}", flush=True)
+        raise
