@@ -76,12 +76,17 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.usefixtures("nothing_runs")
 def test_no_call_runs_a_text_or_takes_long(name: str, texts: list[str]) -> None:
-    slowest = 0.0
     for text in texts:
-        start = time.perf_counter()
-        CALLS[name](text)
-        slowest = max(slowest, time.perf_counter() - start)
-    assert slowest < LONGEST_CALL
+        taken = seconds(CALLS[name], text)
+        if taken >= LONGEST_CALL:  # a pause of a busy machine, or of this text?
+            taken = min(taken, *(seconds(CALLS[name], text) for _ in range(3)))
+        assert taken < LONGEST_CALL, text[:100]
+
+
+def seconds(call: Any, text: str) -> float:
+    start = time.perf_counter()
+    call(text)
+    return time.perf_counter() - start
 
 
 @pytest.mark.usefixtures("nothing_runs")
