@@ -6,6 +6,7 @@ import unicodedata
 
 _CONTROL_PICTURES = 0x2400
 _LONGEST_COMBINING_RUN = 3
+_MOST_REMEMBERED = 10_000  # characters; a hostile text may hold a million kinds
 
 
 def cut(text: str, limit: int) -> str:
@@ -35,17 +36,29 @@ def visible_text(text: str, *, multiline: bool = False) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
+    table = _MULTILINE if multiline else _ONE_LINE
+    if not any(map(unicodedata.combining, text)):
+        return text.translate(table)
     shown: list[str] = []
     combining = 0
     for character in text:
         combining = combining + 1 if unicodedata.combining(character) else 0
-        if combining > _LONGEST_COMBINING_RUN:
-            shown.append(_code_point(character))
-        elif multiline and character in "\n\t":
-            shown.append(character)
-        else:
-            shown.append(_visible_character(character))
+        too_many = combining > _LONGEST_COMBINING_RUN
+        shown.append(_code_point(character) if too_many else table[ord(character)])
     return "".join(shown)
+
+
+class _Visible(dict[int, str]):
+    """Code point to what is shown, filled as characters turn up; there are not many kinds in a text."""
+
+    def __missing__(self, code: int) -> str:
+        shown = _visible_character(chr(code))
+        if len(self) < _MOST_REMEMBERED:
+            self[code] = shown
+        return shown
+
+
+_ONE_LINE, _MULTILINE = _Visible(), _Visible({ord("\n"): "\n", ord("\t"): "\t"})
 
 
 def _visible_character(character: str) -> str:
