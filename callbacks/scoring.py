@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ippo_lightning.callbacks.attachment import Attachment
 from ippo_lightning.callbacks.buffers import Columns
-from ippo_lightning.engine import all_reduce_sum, rank, world_size
+from ippo_lightning.engine import all_reduce_sum, any_rank, rank, world_size
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
     EpisodeScores,
@@ -29,6 +29,7 @@ from ippo_lightning.influence import (
     target_gradient_groups,
 )
 from ippo_lightning.records import Episodes
+from ippo_lightning.shards import in_step, is_sharded, whole
 
 _CHECKED = 8
 """Episodes of a buffer whose scores are compared with plain autograd in every iteration."""
@@ -154,7 +155,8 @@ class Scorer:
         try:
             return self._score(pl_module, episodes, direction)
         except torch.OutOfMemoryError:
-            if self._max_tokens <= int(episodes.total_lengths.max()):
+            # ranks that go together cannot divide their work anew one by one
+            if self._max_tokens <= int(episodes.total_lengths.max()) or is_sharded(pl_module):
                 raise
         self._max_tokens //= 2
         warnings.warn(
@@ -167,7 +169,10 @@ class Scorer:
         """Return the direction where later iterations will use it again, else nothing."""
         if self.raw is None or self.settings.refresh_every_n_iterations == 1:
             return {}
-        return {"mean": self.raw.mean, "groups": self.raw.groups}
+        mean, *groups = (
+            {name: whole(block) for name, block in entry.items()} for entry in [self.raw.mean, *self.raw.groups]
+        )
+        return {"mean": mean, "groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
@@ -183,14 +188,18 @@ class Scorer:
         num_groups = min(num_groups, max(len(parts), 1))
         # part b is of group b modulo num_groups; within each group, the ranks take turns
         mine = [number for number in range(len(parts)) if not is_shared or number // num_groups % ranks == rank()]
+        together = is_sharded(pl_module)
+        passes = list(in_step(mine, module=pl_module))
         taken = target_gradient_groups(
             pl_module,
             self.attachment.validation_loss,
-            [parts[number] for number in mine],
+            [parts[number] for number, _ in passes],
             num_groups=num_groups,
-            weights=[weights[number] for number in mine],
+            weights=[weights[number] if is_mine else 0.0 for number, is_mine in passes],
         )
-        if is_shared:
+        if together:
+            taken = taken._replace(directions=_whole_where_small(pl_module, taken.directions))
+        elif is_shared:
             taken = _averaged(taken)
         mean = mean_direction(taken.directions, weights=taken.weights)
         return Direction(mean, taken.directions if num_groups > 1 else [])
@@ -206,33 +215,45 @@ class Scorer:
     def _score(self, pl_module: Any, episodes: Episodes | Columns, direction: Direction) -> Scored:
         """Score what can be scored; what cannot is named, and left out or an error."""
         device = episodes.device
+        together = is_sharded(pl_module)
         rows, broken = torch.arange(len(episodes), device=device), torch.zeros(len(episodes), dtype=torch.bool)
         while True:
             # the first batch is scored twice, the second time by plain autograd as a check: keep it small
             lengths = episodes.total_lengths[rows]
             order = batches_by_tokens(lengths, max_tokens=self._max_tokens, first_episodes=_CHECKED)
             batches = [rows[part] for part in order]
+            passes = [batch for batch, _ in in_step(batches, module=pl_module)]
+            lost = torch.empty(0, dtype=torch.long)
             try:
-                result = self._scored(pl_module, episodes, batches, direction)
-                break
+                result = self._scored(pl_module, episodes, passes, direction)
             except NonFiniteScoreError as error:
-                lost = torch.cat(batches)[list(error.positions)]
-                named = f"NaN or infinity in the score of episode {', '.join(str(int(row)) for row in lost[:3])}"
-                if not self.skips_nonfinite or len(lost) == len(rows):
-                    raise FloatingPointError(f"InfluenceFilter: {named}{_prompt_of(episodes, int(lost[0]))}") from error
-                warnings.warn(f"InfluenceFilter: {named}{_prompt_of(episodes, int(lost[0]))}; left out", stacklevel=4)
-                broken[lost.cpu()] = True
-                rows = rows[~broken.to(device)[rows]]
+                lost = torch.cat(passes)[list(error.positions)].unique().cpu()
+            if not (any_rank(len(lost) > 0, device=device) if together else len(lost) > 0):
+                break
+            self._leave_out(episodes, lost, is_all=len(lost) == len(rows))
+            broken[lost] = True
+            rows = rows[~broken.to(device)[rows]]
         places = torch.cat(batches) if batches else rows
 
-        def whole(part: Tensor) -> Tensor:
+        def of_all(part: Tensor) -> Tensor:
             filled = part.new_zeros((*part.shape[:-1], len(episodes)))
-            filled[..., places.to(part.device)] = part
+            filled[..., places.to(part.device)] = part[..., : len(places)]
             return filled
 
-        scores = whole(result.scores)
-        parts = {name: whole(part[0]) for name, part in result.by_parameter.items()}
+        scores = of_all(result.scores)
+        parts = {name: of_all(part[0]) for name, part in result.by_parameter.items()}
         return Scored(scores[0], scores[1:], parts, broken.to(scores.device))
+
+    def _leave_out(self, episodes: Episodes | Columns, lost: Tensor, *, is_all: bool) -> None:
+        """Warn of the episodes without a finite score, or raise where they may not be skipped."""
+        named = "NaN or infinity in the score of an episode of another rank"
+        if len(lost):
+            numbers = ", ".join(str(int(row)) for row in lost[:3])
+            named = f"NaN or infinity in the score of episode {numbers}{_prompt_of(episodes, int(lost[0]))}"
+        if not self.skips_nonfinite or is_all:
+            raise FloatingPointError(f"InfluenceFilter: {named}")
+        if len(lost):
+            warnings.warn(f"InfluenceFilter: {named}; left out", stacklevel=5)
 
     def _scored(
         self, pl_module: Any, episodes: Episodes | Columns, batches: Sequence[Tensor], direction: Direction
@@ -256,6 +277,16 @@ def _lengths_of(part: Any) -> Tensor:
 
 def _prompt_of(episodes: Episodes | Columns, row: int) -> str:
     return f" (prompt {episodes.prompts[row][:60]!r})" if isinstance(episodes, Episodes) else ""
+
+
+def _whole_where_small(pl_module: Any, directions: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Gather directions that take no more memory than a rank's part of the model: those of adapters, as a rule.
+
+    Whole, they need not be gathered again for each module of each pass. The others stay divided as the parameters are.
+    """
+    held = sum(parameter.numel() * parameter.element_size() for parameter in pl_module.parameters()) / world_size()
+    size = sum(block.numel() * block.element_size() for entry in directions for block in entry.values())
+    return [{name: whole(block) if size <= held else block for name, block in entry.items()} for entry in directions]
 
 
 def _averaged(taken: TargetGroups) -> TargetGroups:

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 import ippo_lightning
 from ippo_lightning.engine import random_states, rank, restore_random_states
 from ippo_lightning.errors import UserError
 from ippo_lightning.files import PARTIAL, link_whole, write_whole
+from ippo_lightning.shards import laid_out_as, whole
 
 FORMAT = 2
 _SAMPLED = 64  # entries of a frozen tensor that go into the fingerprint
@@ -49,8 +51,10 @@ def checkpoint_state(
         "module": type(module).__name__,
         "reference": module.policy.reference_kind,
         "fingerprint": fingerprint,
-        "parameters": {name: p.detach().cpu() for name, p in module.named_parameters() if p.requires_grad},
-        "optimizer": optimizer.state_dict(),
+        "parameters": gathered_on_writer(
+            {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        ),
+        "optimizer": gathered_on_writer(optimizer.state_dict()),
         "scaler": module.driver.scaler.state_dict() if module.driver.scaler is not None else {},
         "progress": module.progress_state(),
         "position": dict(position),
@@ -93,7 +97,7 @@ def restore_checkpoint(
     load_parameters(module, state["parameters"], source=source)
     module.load_progress_state(state["progress"])
     if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(_laid_out(state["optimizer"], optimizer))
         if module.driver.scaler is not None and state["scaler"]:
             module.driver.scaler.load_state_dict(state["scaler"])
     if callbacks is not None:
@@ -138,7 +142,42 @@ def load_parameters(module: nn.Module, parameters: Mapping[str, Tensor], *, sour
         raise UserError(f"checkpoint: {source} is of another model; the first parameter that differs is {differing[0]}")
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(parameters[name])
+            parameter.copy_(laid_out_as(parameters[name], parameter))
+
+
+def gathered_on_writer(state: Any) -> Any:
+    """Return a nested state with whole tensors on the CPU; where ranks hold parts, only rank 0 keeps the whole.
+
+    Args:
+        state: dictionaries, lists and tuples of tensors and plain values; every rank takes part.
+    """
+    if isinstance(state, Tensor):
+        if not isinstance(state, DTensor):
+            return state.cpu()
+        tensor = whole(state)
+        return tensor.cpu() if rank() == 0 else tensor.new_empty(0, device="cpu")
+    if isinstance(state, Mapping):
+        return {key: gathered_on_writer(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(gathered_on_writer(value) for value in state)
+    return state
+
+
+def _laid_out(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Divide an optimizer's saved tensors over the ranks as its parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    owners = dict(zip(numbers, parameters, strict=True))
+
+    def divided(number: int, entry: Any) -> Any:
+        is_of_parameter = isinstance(entry, Tensor) and entry.shape == owners[number].shape
+        return laid_out_as(entry, owners[number]) if is_of_parameter else entry
+
+    per_parameter = {
+        number: {name: divided(number, entry) for name, entry in entries.items()}
+        for number, entries in state["state"].items()
+    }
+    return {**state, "state": per_parameter}
 
 
 def frozen_fingerprint(module: nn.Module) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from ippo_lightning.checkpoint import (
     CheckpointFolder,
@@ -26,6 +25,8 @@ from ippo_lightning.loggers import log_again, logged_evaluation
 from ippo_lightning.loop_settings import LoopSettings
 from ippo_lightning.progress import ProgressBar
 from ippo_lightning.run_folder import CONFIG, EVALUATIONS, HISTORY, RESULTS, RunFolder, finite
+from ippo_lightning.sharded_strategy import ShardedStrategy, require_supported
+from ippo_lightning.shards import in_step, is_sharded
 
 __all__ = ["FabricLoop", "LoopSettings"]
 
@@ -144,19 +145,29 @@ class FabricLoop:
 
     def set_up(self) -> None:
         """Launch, build the optimizer, wrap, and go back to the checkpoint of a run that is resumed."""
-        _require_whole_parameters(self.fabric)
+        require_supported(self.fabric.strategy, self.module)
         self._launch()
         resumed = self._begin_folder()
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.module.train()
         self._fingerprint = frozen_fingerprint(self.module)
-        wrapper, self._optimizer = self.fabric.setup(self.module, self.module.configure_optimizers())
+        wrapper, self._optimizer = self._wrapped()
         wrapper.mark_forward_method(self.module.loss_method)
         self.module.attach(self, wrapper=wrapper)
         seed_training(self.seed)
         if resumed:
             self._resume()
+
+    def _wrapped(self) -> tuple[Any, Any]:
+        """Return module and optimizer as Fabric wraps them."""
+        if isinstance(self.fabric.strategy, ShardedStrategy):  # the parameters become other objects
+            wrapper = self.fabric.setup_module(self.module)
+            optimizer = self.fabric.setup_optimizers(self.module.configure_optimizers())
+            self.module._fabric_optimizers = [optimizer]  # as `Fabric.setup` does for both together
+            return wrapper, optimizer
+        wrapper, optimizer = self.fabric.setup(self.module, self.module.configure_optimizers())
+        return wrapper, optimizer
 
     def _resume(self) -> None:
         """Go back to the newest whole checkpoint, and forget what was written after it."""
@@ -225,8 +236,11 @@ class FabricLoop:
             raise UserError(f"data: the {split} split holds 0 batches; expected at least 1 prompt")
         self.module.evaluation_metrics.reset()
         with torch.no_grad(), self.fabric.autocast():
-            for index, batch in enumerate(_quiet_iterator(loader)):
-                self.module.validation_step(batch, index)
+            for (index, batch), is_mine in in_step(list(enumerate(_quiet_iterator(loader))), module=self.module):
+                if is_mine:
+                    self.module.validation_step(batch, index)
+                else:
+                    self.module.sample(batch)
         metrics: dict[str, float] = self.module.evaluation_metrics.compute()
         self.module.evaluation_metrics.reset()
         return metrics
@@ -312,7 +326,7 @@ class FabricLoop:
         self.fabric.log_dict(finite(dict(metrics)), step=iteration)
 
     def _finish(self, *, seconds: float) -> dict[str, float]:
-        if self.settings.save_model and self.is_global_zero:
+        if self.settings.save_model and (self.is_global_zero or is_sharded(self.module)):
             self.module.policy.save_pretrained(self.folder.model)
         if not self.settings.test_at_end:
             return {}
@@ -330,16 +344,6 @@ class FabricLoop:
             "num_prompts": len(self.datamodule.test_dataloader().dataset),
             "iterations": self.module.iteration,
         }
-
-
-def _require_whole_parameters(fabric: Fabric) -> None:
-    """Refuse strategies that leave a rank with a part of each parameter: sampling and scores need them whole."""
-    if isinstance(fabric.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
-        name = type(fabric.strategy).__name__
-        raise UserError(
-            f"fabric.strategy: {name} shards the parameters, which sampling and influence scores need whole; use ddp, "
-            "with lora and quantization where memory is short"
-        )
 
 
 def _is_due(iterations_done: int, every: int) -> bool:

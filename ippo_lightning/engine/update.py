@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -41,6 +41,9 @@ class UpdateStages(Protocol):
 
     def why_not_finite(self, minibatch: Minibatch) -> str | None:
         """Return "loss" or "gradient" where that of this minibatch alone is not finite; leave no gradient behind."""
+
+    def in_step(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+        """Yield the parts, and where forwards are collectives, the last with False until every rank is done."""
 
 
 class UpdateOutcome(NamedTuple):
@@ -142,19 +145,19 @@ def _step(
 def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: PPOSettings) -> dict[int, str]:
     """Try each episode of a minibatch by itself; return those whose loss or gradient is not finite."""
     found: dict[int, str] = {}
-    for row in rows.tolist():
-        place = torch.tensor([row], device=rows.device)
+    episodes, places = (work.episodes, rows) if len(rows) else (work.spare, rows.new_zeros(1))
+    for place, is_real in stages.in_step(places.split(1)):
         alone = Minibatch(
-            episodes=work.episodes.select(place),
-            weights=work.weights[place],
-            value_weights=torch.ones_like(work.weights[place]),
-            policy_denominator=float(_sizes(work.episodes, place, settings)),
-            value_denominator=float(_sizes(work.episodes, place, settings)),
+            episodes=episodes.select(place),
+            weights=work.weights.new_ones(1) if len(rows) == 0 else work.weights[place],
+            value_weights=work.weights.new_ones(1),
+            policy_denominator=float(_sizes(episodes, place, settings)),
+            value_denominator=float(_sizes(episodes, place, settings)),
         )
         with stages.no_sync(True):
             quantity = stages.why_not_finite(alone)
-        if quantity is not None:
-            found[row] = quantity
+        if quantity is not None and is_real and len(rows):
+            found[int(place)] = quantity
     return found
 
 
@@ -176,11 +179,11 @@ def _accumulate(
     order = episodes.lengths[rows].argsort(stable=True)
     parts = order.split(settings.micro_batch_size)
     totals: dict[str, Tensor] = {}
-    for number, part in enumerate(parts):
+    for number, (part, is_real) in enumerate(stages.in_step(parts)):
         minibatch = Minibatch(
             episodes=episodes.select(rows[part]),
-            weights=weights[part],
-            value_weights=value_weights[part],
+            weights=weights[part] * is_real,
+            value_weights=value_weights[part] * is_real,
             policy_denominator=max(policy_count, 1.0) * shrink * scale,
             value_denominator=max(value_count, 1.0) * scale,
         )

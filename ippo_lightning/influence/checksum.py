@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.failures import ChecksumError
 from ippo_lightning.influence.per_episode import contracted
-from ippo_lightning.influence.surroundings import gradients
+from ippo_lightning.influence.surroundings import averaged_gradients
+from ippo_lightning.shards import mean_over_ranks
 
 TOLERANCE = 1e-3
 """Allowed difference as a share of sum |w_i s_i|, where everything is computed in float32 or better."""
@@ -40,11 +42,16 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
     parameters = {block.name: block.parameter for blocks in directions for block in blocks}
     found: Sequence[Tensor | None] = [None] * len(parameters)
     if losses.requires_grad and parameters:
-        found = gradients(losses, list(parameters.values()), weights, keep_graph=True)
+        found = averaged_gradients(losses, list(parameters.values()), weights, keep_graph=True)
     by_name = dict(zip(parameters, found, strict=True))
+    together = any(isinstance(parameter, DTensor) for parameter in parameters.values())
     for row, blocks in zip(scores, directions, strict=True):
         expected, rounding = contracted(by_name, blocks, like=row)
-        _require_equal(weights.to(dtype=row.dtype) * row, expected, rounding, is_coarse=is_coarse)
+        weighted = weights.to(dtype=row.dtype) * row
+        sums = torch.stack([weighted.sum(), weighted.abs().sum()]).double()
+        if together:  # that gradient is the mean over ranks
+            sums = sums.new_tensor(mean_over_ranks(sums.tolist(), device=sums.device))
+        _require_equal(sums, expected, rounding, num_scores=len(row), is_coarse=is_coarse)
 
 
 def _spread_weights(losses: Tensor) -> Tensor:
@@ -53,14 +60,15 @@ def _spread_weights(losses: Tensor) -> Tensor:
     return ((steps * 0.6180339887498949) % 1.0 + 0.5).to(dtype=losses.dtype)
 
 
-def _require_equal(weighted: Tensor, expected: Tensor, rounding: Tensor, *, is_coarse: bool) -> None:
+def _require_equal(sums: Tensor, expected: Tensor, rounding: Tensor, *, num_scores: int, is_coarse: bool) -> None:
+    total, size = sums.tolist()
     tolerance = HALF_TOLERANCE if is_coarse else TOLERANCE
     eps = torch.finfo(torch.bfloat16 if is_coarse else torch.float32).eps
-    allowed = float(tolerance * weighted.abs().sum() + 4 * eps * rounding)
-    difference = float((weighted.sum() - expected).abs())
+    allowed = tolerance * size + 4 * eps * float(rounding)
+    difference = abs(total - float(expected))
     if not difference <= allowed:
         raise ChecksumError(
-            f"the scores of {len(weighted)} episodes sum to {float(weighted.sum()):.6g} (weighted), plain autograd "
+            f"the scores of {num_scores} episodes sum to {total:.6g} (weighted), plain autograd "
             f"says {float(expected):.6g}; they differ by {difference:.3g}, allowed is {allowed:.3g}. Likely causes: a "
             "module's parameters are used without calling the module (fused kernels, compiled modules, functional "
             "calls); an input is broadcast over the episodes; one episode's loss depends on another's tokens; the "

@@ -12,6 +12,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.influence.failures import CoverageError
 from ippo_lightning.influence.module_kinds import Term, kind_of
 from ippo_lightning.influence.surroundings import trainable_parameters
+from ippo_lightning.shards import has_nonzero, local
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Block:
     parameter: nn.Parameter
     """Trainable; may be owned by several modules."""
     direction: Tensor
-    """Shape and device of the parameter, float32 or float64."""
+    """Shape and device of the parameter, float32 or float64; whole, or divided over ranks as the parameter is."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def active_blocks(model: nn.Module, direction: Mapping[str, Tensor]) -> list[Blo
     return [
         Block(name, parameter, direction[name].detach().to(device=parameter.device, dtype=dtype))
         for name, parameter in trainable.items()
-        if name in direction and bool(direction[name].count_nonzero())
+        if name in direction and has_nonzero(direction[name])
     ]
 
 
@@ -121,7 +122,7 @@ def _check_block(model: nn.Module, trainable: Mapping[str, nn.Parameter], name: 
     if block.shape != parameter.shape:
         shape, expected = tuple(block.shape), tuple(parameter.shape)
         raise UserError(f"direction: the block of '{name}' has shape {shape}, expected {expected}")
-    if not bool(torch.isfinite(block).all()):
+    if not bool(torch.isfinite(local(block)).all()):
         raise UserError(f"direction: the block of '{name}' holds NaN or infinity; expected finite numbers")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.surroundings import trainable_parameters
+from ippo_lightning.shards import inner_product, laid_out_as, whole
 
 
 def select_blocks(
@@ -76,9 +77,11 @@ def precondition(direction: Mapping[str, Tensor], *, model: nn.Module, optimizer
             scales[name] = _adam_scale(state, groups[id(parameters[name])], type(optimizer).__name__)
     if not scales:
         return dict(direction)
-    usual = torch.stack([scale.double().median().cpu() for scale in scales.values()]).median()
+    usual = 1.0
+    if len(scales) < len(direction):
+        usual = float(torch.stack([whole(scale).double().median().cpu() for scale in scales.values()]).median())
     return {
-        name: block * (scales[name].to(block) if name in scales else usual.to(block))
+        name: block * (laid_out_as(scales[name], block).to(dtype=block.dtype) if name in scales else usual)
         for name, block in direction.items()
     }
 
@@ -118,10 +121,9 @@ def halves_agreement(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) 
     """
     dots = dict.fromkeys(("both", "first", "second"), 0.0)
     for name, block in first.items():
-        one, other = block.detach().double().flatten(), second[name].detach().double().flatten()
-        dots["both"] += float(one @ other)
-        dots["first"] += float(one @ one)
-        dots["second"] += float(other @ other)
+        dots["both"] += inner_product(block, second[name])
+        dots["first"] += inner_product(block, block)
+        dots["second"] += inner_product(second[name], second[name])
     length = math.sqrt(dots["first"] * dots["second"])
     return dots["both"] / length if length > 0 else 0.0
 

@@ -10,10 +10,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.surroundings import trainable_parameters
+from ippo_lightning.shards import inner_product, laid_out_as, local
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -89,8 +91,8 @@ def choose_step(model: nn.Module, blocks: Sequence[Block], *, one_sided: bool) -
         The step, > 0.
     """
     parameters = trainable_parameters(model).values()
-    parameter_squares = sum(float(parameter.detach().double().square().sum()) for parameter in parameters)
-    direction_squares = sum(float(block.direction.double().square().sum()) for block in blocks)
+    parameter_squares = sum(inner_product(parameter, parameter) for parameter in parameters)
+    direction_squares = sum(inner_product(block.direction, block.direction) for block in blocks)
     rounding = max(torch.finfo(block.parameter.dtype).eps for block in blocks)
     relative = _ONE_SIDED * math.sqrt(rounding) if one_sided else _CENTRAL * rounding ** (1 / 3)
     # parameters that are all zero have no scale of their own
@@ -105,15 +107,32 @@ def displaced(blocks: Sequence[Block], step: float) -> Iterator[None]:
         blocks: parameters and their blocks of the direction.
         step: how far, may be negative.
     """
-    before = [block.parameter.data for block in blocks]
+    before = [_kept(block.parameter) for block in blocks]
     try:
-        for block, values in zip(blocks, before, strict=True):
-            moved = torch.add(values.to(dtype=block.direction.dtype), block.direction, alpha=step)
-            block.parameter.data = moved.to(dtype=values.dtype)
+        for block in blocks:
+            _replace(block.parameter, _moved(block, step))
         yield
     finally:
         for block, values in zip(blocks, before, strict=True):
-            block.parameter.data = values
+            _replace(block.parameter, values)
+
+
+def _kept(parameter: Tensor) -> Tensor:
+    """Return what `_replace` wants to bring a parameter back."""
+    return local(parameter.detach()).clone() if isinstance(parameter, DTensor) else parameter.data
+
+
+def _moved(block: Block, step: float) -> Tensor:
+    values = local(block.parameter.detach())
+    direction = local(laid_out_as(block.direction, block.parameter))
+    return torch.add(values.to(dtype=direction.dtype), direction, alpha=step).to(dtype=values.dtype)
+
+
+def _replace(parameter: Tensor, values: Tensor) -> None:
+    if isinstance(parameter, DTensor):  # gathered from the very memory of this rank's part
+        local(parameter.detach()).copy_(values)
+    else:
+        parameter.data = values
 
 
 def _values(model: Model, function: Callable[[Model, Batch], Tensor], batch: Batch) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ippo_lightning.shards import inner_product
+
 _QUANTILES = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}
 
 
@@ -46,7 +48,7 @@ def gradient_norm(direction: Mapping[str, Tensor]) -> float:
         >>> gradient_norm({"weight": torch.tensor([3.0]), "bias": torch.tensor([4.0])})
         5.0
     """
-    return math.sqrt(sum(float(block.detach().to(dtype=torch.float64).square().sum()) for block in direction.values()))
+    return math.sqrt(sum(inner_product(block, block) for block in direction.values()))
 
 
 def score_intervals(

@@ -14,6 +14,7 @@ from ippo_lightning.influence.coverage import Block, hooked_modules
 from ippo_lightning.influence.hooks import HookSession
 from ippo_lightning.influence.refusals import checked_losses, checked_segments, require_finite_scores
 from ippo_lightning.influence.surroundings import frozen, trainable_parameters
+from ippo_lightning.shards import is_sharded, summed_over_ranks
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -55,7 +56,9 @@ def scores_by_hooks(
     """
     trainable = list(trainable_parameters(model).values())
     hooked = hooked_modules(model, directions)
+    together = is_sharded(model)
     session = HookSession(hooked, num_directions=len(directions), with_norms=with_norms, dtype=dtype)
+    session.careful = together  # ranks that go together cannot one by one take a second look at a NaN
     first = 0
     with session:
         for number, batch in enumerate(batches):
@@ -67,14 +70,19 @@ def scores_by_hooks(
                     # A NaN in padding, where no gradient flows? Once more, leaving that out, now and from here on.
                     session.careful = True
                     scores = _batch_scores(session, model, episode_losses, batch, segments, keep_graph=has_checksum)
-                require_finite_scores(scores.total, first=first)
-                if has_checksum:
+                if not together:
+                    require_finite_scores(scores.total, first=first)
+                if has_checksum and (not together or _all_finite_on_all_ranks(scores.total)):
                     is_coarse = session.saw_half_precision or torch.get_float32_matmul_precision() != "highest"
                     verify_checksum(scores.losses, scores.total, directions, is_coarse=is_coarse)
             first += scores.total.shape[1]
             result = HookScores(scores.by_parameter, scores.total, scores.norms)
             del scores  # its graph must not outlive the batch
             yield result
+
+
+def _all_finite_on_all_ranks(scores: Tensor) -> bool:
+    return not bool(summed_over_ranks((~torch.isfinite(scores)).sum()))
 
 
 class _BatchScores(NamedTuple):

@@ -16,6 +16,7 @@ from ippo_lightning.influence.coverage import HookedModule
 from ippo_lightning.influence.failures import CoverageError
 from ippo_lightning.influence.norms import GradientNorms
 from ippo_lightning.influence.surroundings import gradients
+from ippo_lightning.shards import whole
 
 
 class HookSession:
@@ -157,7 +158,8 @@ class Tally:
             total = self.parts[part.name]
             for number, block in enumerate(part.blocks):
                 if block is not None:
-                    terms = part.term(entry.module, inputs, gradient, block, rows=self._rows)
+                    # gathered for this module only, as its weights are
+                    terms = part.term(entry.module, inputs, gradient, whole(block), rows=self._rows)
                     total[number] += self._by_episode(terms.to(device=total.device))
 
     def _by_episode(self, terms: Tensor) -> Tensor:

@@ -49,11 +49,12 @@ def _squares(gradients: Tensor) -> Tensor:
 def _episode_gradients(entry: HookedModule, part: HookedParameter, inputs: Tensor, gradient: Tensor) -> Tensor:
     """Form the gradients [episodes, *parameter]: the derivative of the contraction, which is linear, by its block."""
     block = next(block for block in part.blocks if block is not None)
+    zeros = torch.zeros(block.shape, dtype=block.dtype, device=block.device)
 
     def contracted(along: Tensor, row_inputs: Tensor, row_gradient: Tensor) -> Tensor:
         rows = Rows(careful=False)
         return part.term(entry.module, row_inputs.unsqueeze(0), row_gradient.unsqueeze(0), along, rows=rows).squeeze(0)
 
     form = torch.func.vmap(torch.func.grad(contracted), in_dims=(None, 0, 0))
-    formed: Tensor = form(torch.zeros_like(block), inputs, gradient)
+    formed: Tensor = form(zeros, inputs, gradient)
     return formed

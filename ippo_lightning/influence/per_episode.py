@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.surroundings import gradients
+from ippo_lightning.shards import laid_out_as, local, summed_over_ranks
 
 
 def per_episode_scores(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.dtype) -> Tensor:
@@ -82,15 +84,18 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
         <gradient, direction>, and the root of the sum of the squared products, which measures how far rounding alone
         can move the first; both 0-dim.
     """
-    total, squares = torch.zeros_like(like.sum()), torch.zeros_like(like.sum())
+    sums = like.new_zeros(2)
     for block in blocks:
         gradient = found[block.name]
         if gradient is not None:
-            product = gradient.to(dtype=like.dtype) * block.direction.to(dtype=like.dtype)
-            total += product.sum().to(device=like.device)
+            along = local(laid_out_as(block.direction, gradient))
+            product = local(gradient).to(dtype=like.dtype) * along.to(dtype=like.dtype)
             # squares of small products are denormal in float32, which is many times slower
-            squares += torch.linalg.vector_norm(product, dtype=torch.float64).square().to(squares)
-    return total, squares.sqrt()
+            square = torch.linalg.vector_norm(product, dtype=torch.float64).square().to(product)
+            sums += torch.stack([product.sum(), square]).to(device=like.device)
+    if any(isinstance(gradient, DTensor) for gradient in found.values()):
+        sums = summed_over_ranks(sums)
+    return sums[0], sums[1].sqrt()
 
 
 def _one_at_a_time(losses: Tensor) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from ippo_lightning.influence.hook_scores import scores_by_hooks
 from ippo_lightning.influence.per_episode import per_episode_norms, per_episode_scores
 from ippo_lightning.influence.refusals import checked_losses, require_finite_scores
 from ippo_lightning.influence.surroundings import undisturbed
+from ippo_lightning.shards import inner_product, is_sharded
 
 Method = Literal["hooks", "forward", "finite_difference", "per_episode"]
 Normalisation = Literal["none", "cosine", "length"]
@@ -54,6 +55,7 @@ def influence_scores(
 
     The model is evaluated with dropout off. Its parameters, buffers, `.grad`, modes, flags, hooks and torch's random
     state are as before afterwards, also after an error. Hand in the bare module, not a DistributedDataParallel wrapper.
+    Where ranks hold parts of the parameters (FSDP2), each rank scores its own episodes and must have as many batches.
 
     Args:
         model: any module, with its parameters where they shall be differentiated.
@@ -136,6 +138,7 @@ def score_episodes(
         UserError: as in `influence_scores`, and the other errors named there.
     """
     _check_options(method, normalise, lengths, checksum_batches, num_directions=len(directions))
+    _refuse_sharded(model, method)
     blocks = [active_blocks(model, entry) for entry in directions]
     dtype = max((accumulation_dtype(entry) for entry in directions), key=lambda kind: torch.finfo(kind).bits)
     has_norms = normalise == "cosine"
@@ -194,6 +197,7 @@ def token_scores(
     """
     if method not in ("forward", "finite_difference"):
         raise UserError(f"method: got '{method}', expected forward or finite_difference for scores of tokens")
+    _refuse_sharded(model, method)
     blocks, dtype = active_blocks(model, direction), accumulation_dtype(direction)
     checked = None if checksum_batches is None or checksum_batches == -1 else checksum_batches
     with undisturbed(model):
@@ -222,6 +226,13 @@ def _check_options(
         raise UserError(f"checksum_batches: got {checksum_batches}, expected at least 1, or None or -1 for all")
     if num_directions == 0:
         raise UserError("direction: got an empty sequence, expected at least one direction")
+
+
+def _refuse_sharded(model: nn.Module, method: str) -> None:
+    if method in ("forward", "per_episode") and is_sharded(model):
+        raise UserError(
+            f"method: '{method}' needs whole parameters, and ranks hold parts of them; use hooks or finite_difference"
+        )
 
 
 def _noting(
@@ -264,7 +275,9 @@ def _by_hooks(
         for name in names
     }
     norms = [result.norms for result in results if result.norms is not None]
-    return torch.cat([result.total for result in results], dim=1), parts, torch.cat(norms) if norms else None
+    total = torch.cat([result.total for result in results], dim=1)
+    require_finite_scores(total, first=0)  # ranks that go together say so only now, when all passes are made
+    return total, parts, torch.cat(norms) if norms else None
 
 
 def _by_method(
@@ -335,7 +348,7 @@ def _cosines(scores: Tensor, norms: Tensor, blocks: Sequence[Sequence[Block]]) -
     """Divide by the lengths of both gradients; an episode without any gradient scores 0."""
     if len({tuple(block.name for block in entry) for entry in blocks}) > 1:
         raise UserError("normalise: 'cosine' along several directions needs them to be zero on the same parameters")
-    squares = [sum(float(block.direction.double().square().sum()) for block in entry) for entry in blocks]
+    squares = [sum(inner_product(block.direction, block.direction) for block in entry) for entry in blocks]
     length = torch.tensor(squares, dtype=scores.dtype, device=scores.device).sqrt()
     product = norms.to(scores) * length[:, None]
     return torch.where(product > 0, scores / product.clamp(min=torch.finfo(scores.dtype).tiny), 0.0)

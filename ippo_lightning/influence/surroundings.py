@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ippo_lightning.errors import UserError
 
@@ -69,6 +70,37 @@ def gradients(
     with torch.autocast(device_type=outputs.device.type, enabled=False):
         raw = torch.autograd.grad(outputs, inputs, weights, retain_graph=keep_graph, allow_unused=True)
     return tuple(gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in raw)
+
+
+def averaged_gradients(
+    outputs: Tensor, parameters: Sequence[nn.Parameter], weights: Tensor | None = None, *, keep_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Differentiate with respect to parameters; where ranks hold parts of them, average over the ranks.
+
+    `torch.autograd.grad` does not know the parts of sharded parameters; `backward` does, and sums them over the ranks.
+    Every rank must take part. What was in `.grad` is back afterwards.
+
+    Args:
+        outputs: as in `gradients`.
+        parameters: trainable.
+        weights: as in `gradients`.
+        keep_graph: as in `gradients`.
+
+    Returns:
+        One gradient a parameter, whole or divided as the parameter is; None where the outputs do not depend on it.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+        return gradients(outputs, parameters, weights, keep_graph=keep_graph)
+    before = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.autocast(device_type=outputs.device.type, enabled=False):
+            outputs.backward(weights, retain_graph=keep_graph)
+        return tuple(parameter.grad for parameter in parameters)
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence.surroundings import gradients, trainable_parameters, undisturbed
+from ippo_lightning.influence.surroundings import averaged_gradients, trainable_parameters, undisturbed
+from ippo_lightning.shards import is_sharded, local, mean_over_ranks
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,7 +31,8 @@ def target_gradient(
     log-likelihood of held-out demonstrations.
 
     The model is evaluated with dropout off; it, its `.grad` and torch's random state are as before afterwards, also
-    after an error. Hand in the bare module, not a DistributedDataParallel wrapper.
+    after an error. Hand in the bare module, not a DistributedDataParallel wrapper. Where ranks hold parts of the
+    parameters (FSDP2), the batches of all ranks count, and each rank must have as many.
 
     Args:
         model: any module; its trainable parameters are differentiated, frozen ones left out.
@@ -41,7 +43,7 @@ def target_gradient(
 
     Returns:
         Name in `model.named_parameters()` to gradient, the parameter's shape, float32 (float64 for float64
-        parameters). Zero where the loss does not depend on the parameter.
+        parameters), divided over ranks as the parameter is. Zero where the loss does not depend on the parameter.
 
     Raises:
         UserError: no trainable parameter, no batch, wrong weights, a loss that is no 0-dim tensor or depends on no
@@ -88,6 +90,7 @@ def target_gradient_groups(
         raise UserError(f"num_groups: got {num_groups}, expected an integer >= 1")
     parameters = trainable_parameters(model)
     group_weights = [0.0] * num_groups
+    together = is_sharded(model)
     with undisturbed(model):
         groups = [
             {name: torch.zeros_like(p, dtype=_sum_dtype(p), requires_grad=False) for name, p in parameters.items()}
@@ -96,10 +99,14 @@ def target_gradient_groups(
         for number, (batch, weight) in enumerate(_weighted(batches, weights)):
             value = _checked_loss(loss(model, batch))
             totals = groups[number % num_groups]
-            for total, gradient in zip(totals.values(), gradients(value, list(parameters.values())), strict=True):
+            # a backward that averages over ranks wants the weight before it; else it is more exact after it
+            found = averaged_gradients(value * weight if together else value, list(parameters.values()))
+            for total, gradient in zip(totals.values(), found, strict=True):
                 if gradient is not None:
-                    total.add_(gradient.to(dtype=total.dtype), alpha=weight)
+                    total.add_(gradient.to(dtype=total.dtype), alpha=1.0 if together else weight)
             group_weights[number % num_groups] += weight
+        if together:
+            group_weights = mean_over_ranks(group_weights, device=next(iter(parameters.values())).device)
     for totals, group_weight in zip(groups, group_weights, strict=True):
         if group_weight <= 0.0:
             each = "at least one batch" if num_groups == 1 else f"at least one batch for each of {num_groups} groups"
@@ -140,5 +147,5 @@ def _checked_loss(loss: Tensor) -> Tensor:
 
 def _require_finite(totals: Mapping[str, Tensor]) -> None:
     for name, gradient in totals.items():
-        if not bool(torch.isfinite(gradient).all()):
+        if not bool(torch.isfinite(local(gradient)).all()):
             raise UserError(f"loss: its gradient for '{name}' holds NaN or infinity; expected a finite loss and model")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from ippo_lightning.shards import is_sharded, whole
+
 if TYPE_CHECKING:
     from lightning import LightningModule
 
@@ -69,8 +71,8 @@ class FabricDriver:
         return int(self.host.max_iterations)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Fabric's own."""
-        if self.wrapper is None or self.module.fabric is None:
+        """Fabric's own; none for divided parameters, whose gradients would be held whole in the meantime."""
+        if self.wrapper is None or self.module.fabric is None or is_sharded(self.module):
             return nullcontext()
         return self.module.fabric.no_backward_sync(self.wrapper)
 
@@ -82,7 +84,8 @@ class FabricDriver:
         """Fabric's own, which knows sharded and scaled gradients."""
         if self.wrapper is None or self.module.fabric is None:
             return _clipped(self.module, max_norm)
-        return self.module.fabric.clip_gradients(self.wrapper, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+        norm = self.module.fabric.clip_gradients(self.wrapper, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+        return None if norm is None else whole(norm)
 
     @property
     def scaler(self) -> Any:

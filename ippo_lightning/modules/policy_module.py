@@ -17,10 +17,12 @@ from ippo_lightning.engine import random_states, rank, restore_random_states, se
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics
 from ippo_lightning.modules.drivers import Driver, FabricDriver, TrainerDriver
+from ippo_lightning.modules.memory import memory_of
 from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
 from ippo_lightning.reasoning import Verdict
 from ippo_lightning.rollouts import sample_responses
+from ippo_lightning.shards import in_step
 
 Judge = Callable[[str, str, Mapping[str, Any]], Verdict]
 
@@ -113,6 +115,10 @@ class PolicyModule(LightningModule):
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Leave gradients unaveraged over ranks while more of the same step is to come."""
         return self.driver.no_sync() if enabled else nullcontext()
+
+    def in_step(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+        """Yield the parts, and where forwards are collectives (FSDP2), the last with False until every rank is done."""
+        return in_step(parts, module=self)
 
     def clip_and_step(self, max_grad_norm: float | None) -> float:
         """Clip the gradient, take one optimizer step, clear the gradient.
@@ -216,6 +222,7 @@ class PolicyModule(LightningModule):
         self.tokens_trained += tokens
         numbers = {
             **metrics,
+            **memory_of(self, self.only_optimizer()),
             "progress/iterations": self.iteration,
             "progress/episodes": self.episodes_seen,
             "progress/optimizer_steps": self.optimizer_steps,

@@ -34,6 +34,7 @@ from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Episodes, Minibatch, UpdateStats
 from ippo_lightning.rewards import call_reward
 from ippo_lightning.rollouts import collect_episodes
+from ippo_lightning.shards import is_sharded
 
 Reward = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
 
@@ -271,6 +272,8 @@ class PPOModule(PolicyModule):
         loss, _ = self.minibatch_loss(minibatch)
         if not bool(torch.isfinite(loss)):
             return "loss"
+        if is_sharded(self):  # the gradient there is that of all ranks
+            return None
         self.backward_loss(loss)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)

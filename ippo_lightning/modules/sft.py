@@ -60,10 +60,10 @@ class SFTModule(PolicyModule):
         tokens = float(all_reduce_sum(local_tokens))
         parts = torch.arange(len(encoded.response_ids)).split(self.micro_batch_size)
         total = torch.zeros((), dtype=torch.float64, device=encoded.response_ids.device)
-        for number, rows in enumerate(parts):
+        for number, (rows, is_real) in enumerate(self.in_step(parts)):
             part = EncodedResponses(*(tensor[rows] for tensor in encoded))
             with self.no_sync(number < len(parts) - 1):
-                loss = self.call_through_wrapper(self.loss_method, part, tokens / world_size())
+                loss = self.call_through_wrapper(self.loss_method, part, tokens / world_size()) * is_real
                 self.backward_loss(loss)
             total = total + loss.detach().double()
         norm = self.clip_and_step(self.max_grad_norm)

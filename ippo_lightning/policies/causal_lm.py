@@ -33,10 +33,11 @@ from ippo_lightning.policies.reference import (
     resolve_reference,
 )
 from ippo_lightning.policies.sampling import Samples, draw
-from ippo_lightning.policies.saving import copy_parameters, save_model
+from ippo_lightning.policies.saving import copy_parameters, save_model, whole_copy
 from ippo_lightning.policies.sequences import Sequences, join, response_logits, states_before
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings
 from ippo_lightning.policies.value import SeparateCritic, ValueHead, captured_features, feature_size
+from ippo_lightning.shards import gathered, is_sharded, whole
 
 
 class PolicyOutput(NamedTuple):
@@ -105,6 +106,8 @@ class CausalLMPolicy(nn.Module):
         super().__init__()
         _check_settings(lora=lora, quantization=quantization, value=value, keep_dropout=keep_dropout)
         self.reference_kind = resolve_reference(reference, lora)
+        self.gather_for_sampling = True
+        """Whether `sample` gathers a sharded language model once, see `shard_policy`."""
         source = ModelSource(
             pretrained=pretrained,
             config=config,
@@ -271,14 +274,17 @@ class CausalLMPolicy(nn.Module):
                 f"sampling.max_new_tokens: {settings.max_new_tokens} after a prompt of {longest} tokens exceeds the "
                 f"model's context of {self.context_length}; shorten one of them"
             )
-        return draw(
-            self.language_model,
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            settings=settings,
-            stop_ids=stop_token_ids(self.tokenizer, settings.stop_tokens),
-            pad_id=int(self.tokenizer.pad_token_id),
-        )
+        gathers = self.gather_for_sampling
+        with gathered(self.language_model) if gathers else nullcontext():
+            return draw(
+                self.language_model,
+                prompt_ids=prompt_ids,
+                prompt_mask=prompt_mask,
+                settings=settings,
+                stop_ids=stop_token_ids(self.tokenizer, settings.stop_tokens),
+                pad_id=int(self.tokenizer.pad_token_id),
+                together=not gathers and is_sharded(self.language_model),
+            )
 
     def named_trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield name and parameter of everything an optimizer should get, critic included."""
@@ -301,7 +307,7 @@ class CausalLMPolicy(nn.Module):
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Return copies of the trainable parameters by name: with the constructor's arguments, all there is to save."""
-        return {name: parameter.detach().clone() for name, parameter in self.named_trainable_parameters()}
+        return {name: whole(parameter.detach()).clone() for name, parameter in self.named_trainable_parameters()}
 
     def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put trainable parameters back.
@@ -318,9 +324,12 @@ class CausalLMPolicy(nn.Module):
         """Save the language model and tokenizer for plain transformers; see `save_model`.
 
         Args:
-            folder: created where missing.
+            folder: created where missing. Of a sharded policy every rank must call this, and rank 0 writes.
         """
-        return save_model(self.model, self.tokenizer, folder)
+        if not is_sharded(self.model):
+            return save_model(self.model, self.tokenizer, folder)
+        ordinary = whole_copy(self.model)
+        return save_model(ordinary, self.tokenizer, folder) if torch.distributed.get_rank() == 0 else {}
 
     def _values(self, sequences: Sequences, num_tokens: int, features: list[Tensor]) -> Tensor:
         if self.critic is not None:

@@ -35,6 +35,7 @@ def draw(
     settings: SamplingSettings,
     stop_ids: list[int],
     pad_id: int,
+    together: bool = False,
 ) -> Samples:
     """Sample responses to left-padded prompts with a key-value cache.
 
@@ -47,6 +48,7 @@ def draw(
         settings: numbers of sampling.
         stop_ids: ids that end a response.
         pad_id: id that fills up a row after its end.
+        together: go on until the last rank is done, since every forward is a collective.
     """
     generate: Any = language_model.generate
     rows = prompt_ids.repeat_interleave(settings.num_responses, dim=0)
@@ -57,6 +59,7 @@ def draw(
             attention_mask=mask.long(),
             position_ids=position_ids_of(mask),
             generation_config=_generation_config(settings, stop_ids=stop_ids, pad_id=pad_id),
+            synced_gpus=together,
         )
     response_ids = sequences[:, prompt_ids.shape[1] :]
     response_mask, truncated = response_mask_of(response_ids, stop_ids=stop_ids)

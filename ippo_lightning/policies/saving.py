@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.loading import merge_adapter
+from ippo_lightning.policies.loading import merge_adapter, transformers_model
+from ippo_lightning.policies.modes import seeded
 from ippo_lightning.policies.quantized import dense_copy, is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
+from ippo_lightning.shards import laid_out_as, whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,27 @@ def save_model(
     adapter_folder = save_adapter(model, tokenizer, folder / "adapter")
     merged_folder = _save(merged_copy(model, adapter_folder), tokenizer, folder / "merged")
     return {"adapter": adapter_folder, "merged": merged_folder}
+
+
+def whole_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """Return an ordinary copy, on the CPU, of a model whose parameters are divided over ranks.
+
+    Args:
+        model: sharded; every rank must call this, and needs room for the whole copy.
+    """
+    state = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+    network = transformers_model(model)
+    with seeded(0):
+        copied: Any = type(network)(copy.deepcopy(network.config))
+        copied.to(dtype=network.dtype)
+        if isinstance(model, PeftModel):
+            copied = get_peft_model(
+                copied, copy.deepcopy(model.peft_config[POLICY_ADAPTER]), adapter_name=POLICY_ADAPTER
+            )
+    copied.load_state_dict({name: state[name] for name in copied.state_dict()}, assign=True)
+    transformers_model(copied).generation_config = copy.deepcopy(network.generation_config)
+    ordinary: PreTrainedModel | PeftModel = copied
+    return ordinary
 
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
@@ -87,7 +111,7 @@ def copy_parameters(parameters: dict[str, nn.Parameter], state: dict[str, Tensor
             found, expected = tuple(state[name].shape), tuple(parameter.shape)
             raise UserError(f"policy state: {name} has shape {found}, expected {expected}; use equal settings")
     for name, parameter in parameters.items():
-        parameter.copy_(state[name])
+        parameter.copy_(laid_out_as(state[name], parameter))
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
 from ippo_lightning.records import Episodes
+from ippo_lightning.shards import in_step
 
 
 def collect_episodes(
@@ -98,7 +99,8 @@ def fill_log_probs(
     log_probs = torch.zeros(episodes.response_ids.shape, device=episodes.response_ids.device)
     ref_log_probs, values = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
     # neighbours in length share a forward, so that it holds little padding
-    for rows in episodes.lengths.argsort(stable=True).split(micro_batch_size):
+    parts = episodes.lengths.argsort(stable=True).split(micro_batch_size)
+    for rows, _ in in_step(parts, module=policy):  # a part that is repeated gets the same numbers again
         part = episodes.select(rows)
         columns = part.response_ids.shape[1]
         tokens = (part.prompt_ids, part.prompt_mask, part.response_ids, part.response_mask)

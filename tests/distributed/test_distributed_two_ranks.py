@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,12 +15,11 @@ from lightning.fabric import Fabric
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import two_ranks
+from launching import Outcome, outcome_of, run_on_two_ranks
 from training_parts import tiny_loop
 
 from ippo_lightning.run_folder import finite
 
-TIME_LIMIT = 180
-"""Seconds; a hang is what these tests are about, so it must end."""
 START_UP = 30
 """Seconds that imports take at the most."""
 FLOAT32 = 1e-6
@@ -36,48 +30,9 @@ EXACT = 1e-10
 """fp64: the two sides add the same numbers in another order."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What the two processes left behind."""
-
-    folder: Path
-    ranks: tuple[dict[str, Any], dict[str, Any]]
-
-    def tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """What each rank saved under `name`."""
-        first, second = (torch.load(self.folder / f"{name}.rank{rank}.pt", weights_only=True) for rank in (0, 1))
-        return first, second
-
-
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    folder = tmp_path_factory.mktemp("two_ranks")
-    run_on_two_ranks(Path(two_ranks.__file__), folder)
-    ranks = [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
-    return Outcome(folder, (ranks[0], ranks[1]))
-
-
-def run_on_two_ranks(script: Path, folder: Path) -> None:
-    """Run a script under torchrun; kill the whole family where it takes too long."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    log = folder / "log.txt"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, str(script), str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-        )
-        try:
-            code = process.wait(timeout=TIME_LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            pytest.fail(f"two ranks did not end in {TIME_LIMIT} s:\n{log.read_text(encoding='utf-8')[-3000:]}")
-    assert code == 0, log.read_text(encoding="utf-8")[-5000:]
+    return outcome_of(Path(two_ranks.__file__), tmp_path_factory.mktemp("two_ranks"))
 
 
 def test_where_a_rank_dies_the_others_end_and_say_which(tmp_path: Path) -> None:

@@ -64,7 +64,11 @@ def whole_buffer(module: PPOModule) -> Episodes:
 
 def update_rows(module: PPOModule, buffer: Episodes, rows: list[int]) -> dict[str, torch.Tensor]:
     """Whiten, weight and update on the given rows of the buffer; return advantages and parameters."""
-    episodes = module.compute_advantages(buffer.select(rows))
+    return update_episodes(module, module.compute_advantages(buffer.select(rows)), rows)
+
+
+def update_episodes(module: PPOModule, episodes: Episodes, rows: list[int]) -> dict[str, torch.Tensor]:
+    """Weight and update on episodes that have their advantages."""
     plan = UpdatePlan(episodes=episodes)
     plan.reweight(torch.tensor(KEPT_WEIGHTS)[rows], reason="given")
     plan.sealed = True

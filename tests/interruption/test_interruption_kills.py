@@ -171,16 +171,19 @@ def tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-2000:]
 
 
+OF_THE_MACHINE = ("time/", "memory/peak")
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log without its clock."""
+    """The lines of a log without its clock and the process's memory."""
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in found]
+    return [{key: value for key, value in row.items() if not key.startswith(OF_THE_MACHINE)} for row in found]
 
 
 def table(path: Path) -> list[tuple[str, ...]]:
-    """The lines of a CSV file without its clock."""
+    """The lines of a CSV file without its clock and the process's memory."""
     lines = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
-    kept = [column for column, name in enumerate(lines[0]) if not name.startswith("time/")]
+    kept = [column for column, name in enumerate(lines[0]) if not name.startswith(OF_THE_MACHINE)]
     return [tuple(line[column] for column in kept) for line in lines]
 
 

@@ -15,6 +15,7 @@ from ippo_lightning.modules import OptimizerSettings, PPOModule
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.reasoning import judge_arithmetic
 from ippo_lightning.records import Episodes
+from ippo_lightning.shards import whole
 
 TINY = {
     "model_type": "llama",
@@ -86,7 +87,7 @@ def prepared(module: PPOModule, *, num_prompts: int = 8) -> Episodes:
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    return {name: whole(p.detach()).clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -1,0 +1,44 @@
+"""What memory a rank needs, as numbers for the log."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ippo_lightning.engine import all_reduce_max
+from ippo_lightning.shards import held_bytes
+
+_MIB = 2**20
+
+
+def memory_of(module: nn.Module, optimizer: Any) -> dict[str, float]:
+    """Return MiB of the rank that holds most.
+
+    Args:
+        module: with all its parameters, frozen ones too.
+        optimizer: with its state.
+
+    Returns:
+        `memory/parameters_mib`; `memory/optimizer_mib`; `memory/peak_mib`, the most that was in use since the last
+        call: of a GPU what torch had allocated, of a CPU the largest resident size of the process so far.
+    """
+    while not isinstance(optimizer, torch.optim.Optimizer):  # as Lightning or Fabric wrapped it
+        optimizer = optimizer.optimizer
+    parameters = list(module.parameters())
+    device = parameters[0].device
+    state = [entry for entries in optimizer.state.values() for entry in entries.values() if isinstance(entry, Tensor)]
+    sizes = {"parameters": held_bytes(parameters), "optimizer": held_bytes(state), "peak": _peak_bytes(device)}
+    return {f"memory/{name}_mib": all_reduce_max(size, device=device) / _MIB for name, size in sizes.items()}
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,72 @@
+"""Fabric's FSDP2 for a policy: `fabric.strategy: fsdp2`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.strategies import STRATEGY_REGISTRY, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies.sharding import shard_policy
+
+NAME = "fsdp2"
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Divides parameters, gradients and optimizer state over all ranks; see `shard_policy`.
+
+    Args:
+        gather_for_sampling: gather the language model once for a batch of responses; False to gather layer by layer for
+            every token, where a rank cannot hold it whole.
+        process_group_backend: as in `ModelParallelStrategy`.
+    """
+
+    def __init__(self, gather_for_sampling: bool = True, process_group_backend: str | None = None) -> None:
+        super().__init__(
+            self._divided,
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            process_group_backend=process_group_backend,
+        )
+        self.gather_for_sampling = gather_for_sampling
+
+    def setup_environment(self) -> None:
+        """Start the process group; the mesh is all ranks."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def _divided(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        policy: Any = getattr(module, "policy", None)
+        if policy is None:
+            raise UserError(f"fabric.strategy: {NAME} divides a module's `policy`; {type(module).__name__} has none")
+        shard_policy(policy, mesh["data_parallel"], gather_for_sampling=self.gather_for_sampling)
+        return module.to(self.root_device)  # what no unit holds, for instance the state of metrics
+
+
+def require_supported(strategy: object, module: Any) -> None:
+    """Refuse what divides parameters in other ways: sampling and influence scores would not know of it.
+
+    Args:
+        strategy: of the Fabric.
+        module: a `PolicyModule`.
+
+    Raises:
+        UserError: another sharding strategy than ours, or an optimizer that does not go with it.
+    """
+    if isinstance(strategy, ShardedStrategy):
+        if module.optimizer_settings.kind != "adamw":
+            raise UserError(
+                f"optimizer.kind: {module.optimizer_settings.kind} does not know divided parameters; use adamw with "
+                f"fabric.strategy {NAME}"
+            )
+    elif isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        name = type(strategy).__name__
+        raise UserError(
+            f"fabric.strategy: {name} divides the parameters in a way that sampling and influence scores do not know; "
+            f"use {NAME}, or ddp"
+        )
+
+
+STRATEGY_REGISTRY.register(NAME, ShardedStrategy, description="FSDP2 over all ranks, for the modules of ippo-lightning")

@@ -1,0 +1,131 @@
+"""Tensors of which every rank holds a part, and passes that all ranks must make together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+Part = TypeVar("Part")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Tell whether ranks hold parts of the module's parameters, so that each forward is a collective.
+
+    Args:
+        module: any; sharded by `torch.distributed.fsdp.fully_shard`, for instance.
+    """
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor, gathered where ranks hold parts of it: then every rank must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor; of an ordinary one, all."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor divided over the ranks as another of its shape is.
+
+    Args:
+        tensor: whole and the same on all ranks, or divided as `like` is already.
+        like: a parameter, whole or divided.
+    """
+    if not isinstance(like, DTensor):
+        return whole(tensor)
+    if isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def has_nonzero(tensor: Tensor) -> bool:
+    """Tell whether any entry is not zero; of a divided tensor, on any rank."""
+    count = local(tensor).count_nonzero()
+    return bool(summed_over_ranks(count) if isinstance(tensor, DTensor) else count)
+
+
+def inner_product(first: Tensor, second: Tensor) -> float:
+    """Return the sum of the products of two tensors' entries, in float64; of divided ones, over all ranks.
+
+    Args:
+        first: any shape.
+        second: the same shape, and divided in the same way.
+    """
+    product = (local(first).detach().double() * local(second).detach().double()).sum()
+    return float(summed_over_ranks(product) if isinstance(first, DTensor) else product)
+
+
+def summed_over_ranks(values: Tensor) -> Tensor:
+    """Return the element-wise sum over all ranks; alone, the values."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def mean_over_ranks(values: Sequence[float], *, device: torch.device) -> list[float]:
+    """Return the mean of each value over all ranks; alone, the values."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(values)
+    total = summed_over_ranks(torch.tensor(values, dtype=torch.float64, device=device))
+    means: list[float] = (total / dist.get_world_size()).tolist()
+    return means
+
+
+def held_bytes(tensors: Mapping[object, Tensor] | Sequence[Tensor]) -> int:
+    """Return the bytes of what this rank holds of some tensors.
+
+    Args:
+        tensors: in a mapping or a sequence.
+    """
+    entries = tensors.values() if isinstance(tensors, Mapping) else tensors
+    return sum(local(tensor).numel() * tensor.element_size() for tensor in entries)
+
+
+def in_step(parts: Sequence[Part], *, module: nn.Module) -> Iterator[tuple[Part, bool]]:
+    """Yield each part with True; then, of a sharded module, the last one with False until every rank is done.
+
+    A forward through a sharded module waits for all ranks. One that has fewer parts than another repeats its last, and
+    leaves what comes of it out.
+
+    Args:
+        parts: at least one where the module is sharded.
+        module: what the parts go through.
+    """
+    most = len(parts)
+    if is_sharded(module):  # agreed on before the first pass: afterwards the others are in the middle of one
+        count = torch.tensor(most, device=next(module.parameters()).device)
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        most = int(count)
+    for number in range(most):
+        yield parts[min(number, len(parts) - 1)], number < len(parts)
+
+
+@contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """Keep all parameters of a sharded network on every rank inside the block, for many forwards in a row.
+
+    Args:
+        network: changed back also when the block fails; one that is not sharded is left alone.
+    """
+    units = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    try:
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()

@@ -1,0 +1,147 @@
+"""What each of two processes does with a policy that is divided over them (FSDP2).
+
+python -m torch.distributed.run --nproc_per_node 2 two_sharded_ranks.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch.distributed.tensor import DTensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+import two_ranks
+from training_parts import TINY, tiny_loop, tiny_module, tiny_policy, trainable
+
+from ippo_lightning.callbacks import InfluenceFilter
+from ippo_lightning.callbacks.scoring import ScoringSettings
+from ippo_lightning.modules import PPOModule
+from ippo_lightning.policies import LoraSettings
+from ippo_lightning.records import UpdatePlan
+from ippo_lightning.sharded_strategy import ShardedStrategy
+from ippo_lightning.shards import is_sharded, whole
+
+RUN = {"evaluate_every_n_iterations": 1, "test_at_end": True, "save_model": True, "max_iterations": 4}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "critic": {"value": "separate"},
+    "lora": {"lora": LoraSettings(r=1)},
+    "adapter_copy": {"lora": LoraSettings(r=1), "reference": "adapter_copy"},
+}
+"""Policies that are divided."""
+SCORINGS: dict[str, ScoringSettings] = {
+    "hooks": ScoringSettings(),
+    "small batches": ScoringSettings(max_tokens=30),
+    "cosine": ScoringSettings(normalise="cosine"),
+    "finite_difference": ScoringSettings(method="finite_difference"),
+    "adam_aware": ScoringSettings(adam_aware=True),
+    "groups": ScoringSettings(health_every_n_iterations=1, health_groups=3),
+}
+"""Ways to score a divided policy."""
+
+
+def exact_module(kind: str) -> PPOModule:
+    """A module in fp64 whose update is one minibatch over everything, in micro-batches of three."""
+    ppo = {"minibatch_size": 64, "micro_batch_size": 3, "num_epochs": 2}
+    return tiny_module(policy=tiny_policy(config={**TINY, "num_hidden_layers": 2}, **KINDS[kind]), ppo=ppo).double()
+
+
+def scores_of(loop: Any, module: PPOModule, episodes: Any, scoring: ScoringSettings) -> torch.Tensor:
+    """Return the scores that the filter would go by."""
+    callback = InfluenceFilter(scoring=scoring)
+    direction = callback.scorer.direction(module, callback.attachment.demonstrations(loop), iteration=0)
+    return callback.scorer.score(module, episodes, direction).scores
+
+
+def broken_on_one_rank(module: PPOModule, loop: Any, episodes: Any, rank: int) -> dict[str, Any]:
+    """Let rank 1 have an episode without a finite score; return what the filter does about it on this rank."""
+    advantages = episodes.advantages.clone()
+    if rank == 1:
+        advantages[1] = torch.nan
+    plan = UpdatePlan(episodes=episodes.evolve(advantages=advantages))
+    InfluenceFilter(on_nonfinite="skip", power=0.0).on_rollout_end(loop, module, plan)
+    try:
+        InfluenceFilter().on_rollout_end(loop, module, UpdatePlan(episodes=plan.episodes))
+    except FloatingPointError as error:
+        return {"weights": plan.weights.tolist(), "stopped": str(error)}
+    return {"weights": plan.weights.tolist(), "stopped": None}
+
+
+def halves(folder: Path, kind: str, fabric: Fabric, rows: list[int]) -> tuple[Any, PPOModule, Any]:
+    """Return loop, module and this rank's rows of a buffer that every process makes alike."""
+    module = exact_module(kind)
+    buffer = two_ranks.whole_buffer(module)
+    loop = tiny_loop(folder / "unused", module, fabric=fabric, overwrite=True)
+    loop.set_up()
+    return loop, module, module.compute_advantages(buffer.select(rows))
+
+
+def sharded(**options: Any) -> Fabric:
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=ShardedStrategy(**options))
+    fabric.launch()
+    return fabric
+
+
+def one_run(folder: Path, fabric: Fabric, **changes: Any) -> dict[str, Any]:
+    """Run with the filter; return metrics and all parameters."""
+    module = tiny_module(ppo={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 3})
+    metrics = tiny_loop(folder, module, fabric=fabric, callbacks=[InfluenceFilter()], **{**RUN, **changes}).fit()
+    return {"metrics": metrics, "parameters": trainable(module)}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="fsdp2")
+    fabric.launch()
+    rank = fabric.global_rank
+    numbers: dict[str, Any] = {}
+
+    # halves of one buffer: scores of every kind, the filter's weights, and an update
+    for kind in KINDS:
+        loop, module, episodes = halves(folder, kind, fabric, [0, 2, 4, 6, 7] if rank == 0 else [1, 3, 5])
+        assert is_sharded(module)
+        direction = InfluenceFilter().scorer.direction(module, loop.datamodule.influence_dataloader(), iteration=0).mean
+        numbers[f"{kind}.direction_is_divided"] = any(isinstance(block, DTensor) for block in direction.values())
+        results = {f"scores.{name}": scores_of(loop, module, episodes, way) for name, way in SCORINGS.items()}
+        results |= {f"direction.{name}": whole(block) for name, block in direction.items()}
+        if kind == "full":
+            numbers["broken"] = broken_on_one_rank(module, loop, episodes, rank)
+        rows = [0, 2, 4, 6, 7] if rank == 0 else [1, 3, 5]
+        results |= two_ranks.update_episodes(module, episodes, rows)
+        torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
+
+    # a run from end to end; another that does not gather for sampling; one that is broken off and goes on
+    whole_run = one_run(folder / "whole", fabric)
+    assert one_run(folder / "layerwise", sharded(gather_for_sampling=False))["parameters"].keys()
+    one_run(folder / "resumed", fabric, max_iterations=2)
+    resumed = one_run(folder / "resumed", fabric, resume=True)
+    for name, run in (("whole", whole_run), ("resumed", resumed)):
+        torch.save(run["parameters"], folder / f"{name}.rank{rank}.pt")
+        numbers[name] = run["metrics"]
+
+    # ranks that keep different numbers, or nothing
+    for counts in ((3, 0), (0, 0), (1, 16)):
+        module = tiny_module(ppo={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2})
+        before = trainable(module)
+        name = f"kept_{counts[0]}_{counts[1]}"
+        keep = two_ranks.KeepByRank(counts)
+        tiny_loop(folder / name, module, fabric=fabric, callbacks=[keep], max_iterations=1).fit()
+        assert module.last_stats is not None
+        numbers[name] = {
+            "optimizer_steps": module.last_stats.optimizer_steps,
+            "changed": not all(torch.equal(before[key], value) for key, value in trainable(module).items()),
+        }
+
+    rows = list(range(7)) if rank == 0 else list(range(7, 10))
+    torch.save(two_ranks.sft_step(folder / "unused", fabric, rows), folder / f"sft.rank{rank}.pt")
+    (folder / f"rank{rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
