@@ -15,6 +15,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 GIB = 2**30
 
@@ -44,6 +45,10 @@ class Job:
     """Of the heads, those that keep keys and values (grouped-query attention)."""
     sampled_at_once: int = 256
     """Episodes that a rank samples side by side."""
+    micro_batch: int = 4
+    """Episodes of one forward and backward."""
+    divided: Literal["no", "gathered for sampling", "layer by layer"] = "no"
+    """Whether ranks hold parts of all parameters (fsdp2), and what they hold while they sample."""
 
     @property
     def tokens(self) -> int:
@@ -60,7 +65,9 @@ class Device:
     bandwidth: float
     """Bytes a second from memory, which sampling waits for."""
     link: float
-    """Bytes a second between ranks, each way."""
+    """Bytes a second between nodes, each way, for each rank."""
+    node_link: float
+    """Bytes a second between the 8 ranks of a node, each way."""
     memory: float
     """Bytes."""
 
@@ -86,8 +93,8 @@ def seconds(job: Job, device: Device) -> dict[str, float]:
 
     sampling: each step reads all weights and the cache of keys and values once: the larger of that and its operations.
     scoring under policy and reference: two forwards. Validation gradient and scores: a forward and backward each.
-    update: epochs of forward and backward over what is kept. Gradients: a ring all-reduce an optimizer step, and one
-    for the validation gradient.
+    update: epochs of forward and backward over what is kept. Sent: a ring all-reduce an optimizer step, and one for the
+    validation gradient; of divided parameters see `bytes_sent_divided`.
     """
     mine = job.episodes / job.ranks
     rounds = max(mine / job.sampled_at_once, 1.0)
@@ -97,27 +104,56 @@ def seconds(job: Job, device: Device) -> dict[str, float]:
     episode_tokens = mine * job.tokens
     target_tokens = job.demonstrations * job.tokens / job.ranks
     steps = job.epochs * max(job.kept * job.episodes / (64 * job.ranks), 1.0)
-    ring = 2 * (job.ranks - 1) / job.ranks * job.trained * 4 / device.link
+    link = device.node_link if job.ranks <= 8 else device.link
+    ring = 2 * (job.ranks - 1) / job.ranks * job.trained * 4
+    sent = (steps + 1) * ring if job.divided == "no" else bytes_sent_divided(job)
     return {
         "sampling": rounds * job.response * max(read, compute),
         "log-probs": 2 * forward_flops(job, episode_tokens, job.tokens) / device.flops,
         "validation gradient": training_flops(job, target_tokens, job.tokens) / device.flops,
         "scores": training_flops(job, episode_tokens, job.tokens) / device.flops,
         "update": job.epochs * job.kept * training_flops(job, episode_tokens, job.tokens) / device.flops,
-        "gradients sent": (steps + 1) * ring,
+        "sent": sent / link,
     }
 
 
-def memory(job: Job, *, micro_batch: int) -> dict[str, float]:
+def parameter_bytes(job: Job) -> float:
+    """Return the bytes of all parameters as they are held and gathered: trained ones in float32."""
+    return 4 * job.trained + job.weight_bytes * (job.parameters - job.trained)
+
+
+def bytes_sent_divided(job: Job) -> float:
+    """Return the bytes that a rank receives in an iteration with fsdp2.
+
+    All parameters for each forward and again for each backward, a gradient scattered in each training pass, the
+    direction gathered in each scoring pass; and all parameters once a rollout, or once a token.
+    """
+    mine = job.episodes / job.ranks
+    passes = max(mine / job.micro_batch, 1.0)
+    targets = max(job.demonstrations / job.ranks / job.micro_batch, 1.0)
+    whole, trained = parameter_bytes(job), 4 * job.trained
+    rounds = max(mine / job.sampled_at_once, 1.0)
+    total = whole * rounds * (job.response if job.divided == "layer by layer" else 1)
+    total += 2 * passes * whole  # log-probs of policy and reference
+    total += targets * (2 * whole + trained)
+    total += passes * (2 * whole + (trained if job.trained > 0.1 * job.parameters else 0.0))
+    total += job.epochs * max(job.kept * passes, 1.0) * (2 * whole + trained)
+    return total * (job.ranks - 1) / job.ranks
+
+
+def memory(job: Job) -> dict[str, float]:
     """Return the bytes a rank holds at the peak of the update.
 
     frozen weights; trained weights, gradients and Adam's moments in float32, and the direction that scores are taken
     along; activations of a micro-batch with checkpoints at the layers; the cache of sampling.
     """
-    held = micro_batch * job.tokens * job.hidden * 2.0
+    held = job.micro_batch * job.tokens * job.hidden * 2.0
+    share = 1.0 if job.divided == "no" else 1.0 / job.ranks
+    at_once = {"no": 0.0, "gathered for sampling": 1.0, "layer by layer": 2 / job.layers}[job.divided]
     return {
-        "weights": job.parameters * job.weight_bytes,
-        "trained": job.trained * (4 + 4 + 8 + 4),
+        "weights": share * (job.parameters - job.trained) * job.weight_bytes,
+        "trained": share * job.trained * (4 + 4 + 8 + 4),
+        "gathered": at_once * parameter_bytes(job),
         "activations": held * (job.layers + 16),
         "cache": kv_bytes(job) * job.tokens * job.sampled_at_once,
     }
@@ -203,11 +239,11 @@ def by_stage(job: Job, device: Device) -> dict[str, float]:
 
 def fitted(job: Job, measured: dict[str, float]) -> Device:
     """Return the device under which the model gives what was measured for the update, and for sampling."""
-    free = Device(flops=1.0, bandwidth=1e30, link=1e30, memory=1e30)
+    free = Device(flops=1.0, bandwidth=1e30, link=1e30, node_link=1e30, memory=1e30)
     flops = seconds(job, free)["update"] / measured["update"]
     rest = measured["sampling and log-probs"] - seconds(job, free)["log-probs"] / flops
-    unit = seconds(job, Device(flops=1e30, bandwidth=1.0, link=1e30, memory=1e30))["sampling"]
-    return Device(flops=flops, bandwidth=unit / rest, link=1e30, memory=1e30)
+    unit = seconds(job, Device(flops=1e30, bandwidth=1.0, link=1e30, node_link=1e30, memory=1e30))["sampling"]
+    return Device(flops=flops, bandwidth=unit / rest, link=1e30, node_link=1e30, memory=1e30)
 
 
 def check(iterations: int) -> None:
@@ -223,71 +259,45 @@ def check(iterations: int) -> None:
 
 # --- what it says of large models -----------------------------------------------------------------------------
 
-H100 = Device(flops=4e14, bandwidth=2.4e12, link=4e10, memory=80 * GIB)
-LARGE = {
-    "8B, full, bf16": {
-        "parameters": 8e9,
-        "layers": 32,
-        "hidden": 4096,
-        "key_value_share": 0.25,
-        "trained": 8e9,
-        "weight_bytes": 2.0,
-    },
-    "8B, LoRA r16": {
-        "parameters": 8e9,
-        "layers": 32,
-        "hidden": 4096,
-        "key_value_share": 0.25,
-        "trained": 4.2e7,
-        "weight_bytes": 2.0,
-    },
-    "8B, NF4, LoRA r16": {
-        "parameters": 8e9,
-        "layers": 32,
-        "hidden": 4096,
-        "key_value_share": 0.25,
-        "trained": 4.2e7,
-        "weight_bytes": 0.55,
-    },
-    "70B, full, bf16": {
-        "parameters": 7e10,
-        "layers": 80,
-        "hidden": 8192,
-        "key_value_share": 0.125,
-        "trained": 7e10,
-        "weight_bytes": 2.0,
-    },
-    "70B, LoRA r16": {
-        "parameters": 7e10,
-        "layers": 80,
-        "hidden": 8192,
-        "key_value_share": 0.125,
-        "trained": 2.1e8,
-        "weight_bytes": 2.0,
-    },
-    "70B, NF4, LoRA r16": {
-        "parameters": 7e10,
-        "layers": 80,
-        "hidden": 8192,
-        "key_value_share": 0.125,
-        "trained": 2.1e8,
-        "weight_bytes": 0.55,
-    },
+H100 = Device(flops=4e14, bandwidth=2.4e12, link=4e10, node_link=3e11, memory=80 * GIB)
+SHAPES: dict[str, dict[str, Any]] = {
+    "8B": {"parameters": 8e9, "layers": 32, "hidden": 4096, "key_value_share": 0.25},
+    "70B": {"parameters": 7e10, "layers": 80, "hidden": 8192, "key_value_share": 0.125},
 }
+ADAPTERS = {"8B": 4.2e7, "70B": 2.1e8}
+"""Weights of LoRA r16 on all linear layers."""
+
+
+def large_jobs(**sizes: Any) -> dict[str, Job]:
+    """Return the jobs of the table, by name."""
+    jobs = {}
+    for shape, numbers in SHAPES.items():
+        full = {"trained": numbers["parameters"], "weight_bytes": 2.0}
+        adapter = {"trained": ADAPTERS[shape], "weight_bytes": 2.0}
+        ways: dict[str, dict[str, Any]] = {
+            "full": full,
+            "full, fsdp2": {**full, "divided": "gathered for sampling"},
+            "full, fsdp2 layer by layer": {**full, "divided": "layer by layer"},
+            "LoRA r16": adapter,
+            "LoRA r16, fsdp2 layer by layer": {**adapter, "divided": "layer by layer"},
+            "NF4, LoRA r16": {**adapter, "weight_bytes": 0.55},
+        }
+        jobs |= {f"{shape}, {name}": Job(**numbers, **way, **sizes) for name, way in ways.items()}
+    return jobs
 
 
 def predict() -> None:
     """Print seconds by stage and memory a rank, for 8 episodes a prompt and 32 episodes a rank at the least."""
     print("| model | GPUs | episodes | sampling | log-probs | validation | scores | update | sent | GiB a rank |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for name, size in LARGE.items():
-        for ranks in (8, 64, 512):
-            episodes = max(1024, 32 * ranks)
-            job = Job(**size, episodes=episodes, prompt=256, response=1024, ranks=ranks, sampled_at_once=32)  # type: ignore[arg-type]
-            taken = seconds(job, H100)
-            held = sum(memory(job, micro_batch=4).values()) / GIB
-            cells = " | ".join(f"{value:.1f}" for value in taken.values())
-            print(f"| {name} | {ranks} | {episodes} | {cells} | {held:.0f}{'' if held <= 80 else ' (!)'} |")
+    sizes = [{"ranks": ranks, "episodes": max(1024, 32 * ranks)} for ranks in (8, 64, 512)]
+    tables = [large_jobs(**size, prompt=256, response=1024, sampled_at_once=32) for size in sizes]
+    for name in tables[0]:
+        for job in (table[name] for table in tables):
+            cells = " | ".join(f"{value:.1f}" for value in seconds(job, H100).values())
+            held = sum(memory(job).values()) / GIB
+            fits = "" if held <= H100.memory / GIB else " (!)"
+            print(f"| {name} | {job.ranks} | {job.episodes} | {cells} | {held:.0f}{fits} |")
 
 
 def main() -> None:

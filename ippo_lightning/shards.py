@@ -48,21 +48,32 @@ def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def has_nonzero(tensor: Tensor) -> bool:
-    """Tell whether any entry is not zero; of a divided tensor, on any rank."""
-    count = local(tensor).count_nonzero()
-    return bool(summed_over_ranks(count) if isinstance(tensor, DTensor) else count)
+def have_nonzero(tensors: Sequence[Tensor]) -> list[bool]:
+    """Tell of each tensor whether any entry is not zero; of divided ones, on any rank, in one collective."""
+    if not tensors:
+        return []
+    device = local(tensors[0]).device
+    counts = torch.stack([local(tensor).count_nonzero().to(device) for tensor in tensors])
+    if any(isinstance(tensor, DTensor) for tensor in tensors):
+        counts = summed_over_ranks(counts)
+    flags: list[bool] = (counts > 0).tolist()
+    return flags
 
 
-def inner_product(first: Tensor, second: Tensor) -> float:
-    """Return the sum of the products of two tensors' entries, in float64; of divided ones, over all ranks.
+def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Return the sum of all products of entries, in float64; of divided tensors, over all ranks in one collective.
 
     Args:
-        first: any shape.
-        second: the same shape, and divided in the same way.
+        first: any shapes; all divided, or none.
+        second: the same shapes, and divided in the same way.
     """
-    product = (local(first).detach().double() * local(second).detach().double()).sum()
-    return float(summed_over_ranks(product) if isinstance(first, DTensor) else product)
+    pairs = [(local(one).detach(), local(other).detach()) for one, other in zip(first, second, strict=True)]
+    if not pairs:
+        return 0.0
+    device = pairs[0][0].device
+    products = [(one.double() * other.double()).sum().to(device) for one, other in pairs]
+    total = torch.stack(products).sum()
+    return float(summed_over_ranks(total) if any(isinstance(tensor, DTensor) for tensor in first) else total)
 
 
 def summed_over_ranks(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.influence.failures import CoverageError
 from ippo_lightning.influence.module_kinds import Term, kind_of
 from ippo_lightning.influence.surroundings import trainable_parameters
-from ippo_lightning.shards import has_nonzero, local
+from ippo_lightning.shards import have_nonzero, local
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ def active_blocks(model: nn.Module, direction: Mapping[str, Tensor]) -> list[Blo
     dtype = accumulation_dtype(direction)
     for name, block in direction.items():
         _check_block(model, trainable, name, block)
+    names = [name for name in trainable if name in direction]
     return [
-        Block(name, parameter, direction[name].detach().to(device=parameter.device, dtype=dtype))
-        for name, parameter in trainable.items()
-        if name in direction and has_nonzero(direction[name])
+        Block(name, trainable[name], direction[name].detach().to(device=trainable[name].device, dtype=dtype))
+        for name, counts in zip(names, have_nonzero([direction[name] for name in names]), strict=True)
+        if counts
     ]
 
 

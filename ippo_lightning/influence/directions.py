@@ -119,13 +119,9 @@ def halves_agreement(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) 
         >>> halves_agreement({"weight": torch.tensor([3.0, 4.0])}, {"weight": torch.tensor([4.0, 3.0])})
         0.96
     """
-    dots = dict.fromkeys(("both", "first", "second"), 0.0)
-    for name, block in first.items():
-        dots["both"] += inner_product(block, second[name])
-        dots["first"] += inner_product(block, block)
-        dots["second"] += inner_product(second[name], second[name])
-    length = math.sqrt(dots["first"] * dots["second"])
-    return dots["both"] / length if length > 0 else 0.0
+    one, other = list(first.values()), [second[name] for name in first]
+    both, length = inner_product(one, other), math.sqrt(inner_product(one, one) * inner_product(other, other))
+    return both / length if length > 0 else 0.0
 
 
 def _adam_scale(state: Mapping[str, Any], group: Mapping[str, Any], kind: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block
+from ippo_lightning.influence.precision import coarsest_dtype
 from ippo_lightning.influence.surroundings import trainable_parameters
 from ippo_lightning.shards import inner_product, laid_out_as, local
 
@@ -65,7 +66,7 @@ def difference_scores(
         raise UserError(f"known_losses: got {len(known)} tensors for {len(batches)} batches; expected one a batch")
     if not blocks:
         return [torch.zeros_like(_values(model, function, batch), dtype=dtype) for batch in batches]
-    _warn_of_half_precision(model, blocks)
+    _warn_of_half_precision(model)
     size = choose_step(model, blocks, one_sided=known is not None) if step is None else step
     with displaced(blocks, size):
         ahead = [_values(model, function, batch) for batch in batches]
@@ -90,9 +91,9 @@ def choose_step(model: nn.Module, blocks: Sequence[Block], *, one_sided: bool) -
     Returns:
         The step, > 0.
     """
-    parameters = trainable_parameters(model).values()
-    parameter_squares = sum(inner_product(parameter, parameter) for parameter in parameters)
-    direction_squares = sum(inner_product(block.direction, block.direction) for block in blocks)
+    parameters = list(trainable_parameters(model).values())
+    directions = [block.direction for block in blocks]
+    parameter_squares, direction_squares = (inner_product(each, each) for each in (parameters, directions))
     rounding = max(torch.finfo(block.parameter.dtype).eps for block in blocks)
     relative = _ONE_SIDED * math.sqrt(rounding) if one_sided else _CENTRAL * rounding ** (1 / 3)
     # parameters that are all zero have no scale of their own
@@ -152,17 +153,12 @@ def _require_same_shapes(known: Sequence[Tensor], found: Sequence[Tensor]) -> No
             raise UserError(f"known_losses: returned shape {shape} for batch {number}, expected {expected}")
 
 
-def _warn_of_half_precision(model: nn.Module, blocks: Sequence[Block]) -> None:
-    halves = (torch.bfloat16, torch.float16)
-    found = {parameter.dtype for parameter in model.parameters() if parameter.dtype in halves}
-    found |= {block.parameter.dtype for block in blocks if block.parameter.dtype in halves}
-    device = blocks[0].parameter.device.type
-    if torch.is_autocast_enabled(device):
-        found.add(torch.get_autocast_dtype(device))
-    if found:
-        name = str(sorted(found, key=str)[0]).removeprefix("torch.")
+def _warn_of_half_precision(model: nn.Module) -> None:
+    coarsest = coarsest_dtype(model)
+    if coarsest is not None:
+        name = str(coarsest).removeprefix("torch.")
         warnings.warn(
             f"method: 'finite_difference' computes in {name} here, whose rounding hides most differences; use "
             "method='hooks', or float32",
-            stacklevel=2,
+            stacklevel=3,
         )

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.checksum import verify_checksum
 from ippo_lightning.influence.coverage import Block
+from ippo_lightning.influence.precision import HALVES, is_coarse
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -84,9 +85,8 @@ def verify_forward(
         ChecksumError: they disagree.
     """
     value = function(model, batch).flatten()
-    halves = (torch.bfloat16, torch.float16)
-    is_coarse = value.dtype in halves or torch.get_float32_matmul_precision() != "highest"
-    verify_checksum(value, derivative.flatten().unsqueeze(0), [blocks], is_coarse=is_coarse)
+    coarse = value.dtype in HALVES or is_coarse(model)
+    verify_checksum(value, derivative.flatten().unsqueeze(0), [blocks], is_coarse=coarse)
 
 
 def refuse_what_drops_tangents(model: nn.Module) -> None:

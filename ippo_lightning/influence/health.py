@@ -48,7 +48,8 @@ def gradient_norm(direction: Mapping[str, Tensor]) -> float:
         >>> gradient_norm({"weight": torch.tensor([3.0]), "bias": torch.tensor([4.0])})
         5.0
     """
-    return math.sqrt(sum(inner_product(block, block) for block in direction.values()))
+    blocks = list(direction.values())
+    return math.sqrt(inner_product(blocks, blocks))
 
 
 def score_intervals(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ippo_lightning.influence.checksum import verify_checksum
 from ippo_lightning.influence.coverage import Block, hooked_modules
 from ippo_lightning.influence.hooks import HookSession
+from ippo_lightning.influence.precision import is_coarse
 from ippo_lightning.influence.refusals import checked_losses, checked_segments, require_finite_scores
 from ippo_lightning.influence.surroundings import frozen, trainable_parameters
 from ippo_lightning.shards import is_sharded, summed_over_ranks
@@ -73,8 +74,8 @@ def scores_by_hooks(
                 if not together:
                     require_finite_scores(scores.total, first=first)
                 if has_checksum and (not together or _all_finite_on_all_ranks(scores.total)):
-                    is_coarse = session.saw_half_precision or torch.get_float32_matmul_precision() != "highest"
-                    verify_checksum(scores.losses, scores.total, directions, is_coarse=is_coarse)
+                    coarse = session.saw_half_precision or is_coarse(model)
+                    verify_checksum(scores.losses, scores.total, directions, is_coarse=coarse)
             first += scores.total.shape[1]
             result = HookScores(scores.by_parameter, scores.total, scores.norms)
             del scores  # its graph must not outlive the batch

@@ -15,6 +15,7 @@ from ippo_lightning.influence.contractions import Rows
 from ippo_lightning.influence.coverage import HookedModule
 from ippo_lightning.influence.failures import CoverageError
 from ippo_lightning.influence.norms import GradientNorms
+from ippo_lightning.influence.precision import HALVES
 from ippo_lightning.influence.surroundings import gradients
 from ippo_lightning.shards import whole
 
@@ -109,8 +110,7 @@ class HookSession:
         """Add what one call of one module contributes; a backward that is not scoring passes through."""
         if self._tally is None:
             return
-        halves = (torch.float16, torch.bfloat16)
-        self.saw_half_precision |= gradient.dtype in halves or inputs.dtype in halves
+        self.saw_half_precision |= gradient.dtype in HALVES or inputs.dtype in HALVES
         self._tally.add(entry, inputs, gradient)
         if self._norms is not None:
             self._norms.add(entry, inputs, gradient)

@@ -348,7 +348,8 @@ def _cosines(scores: Tensor, norms: Tensor, blocks: Sequence[Sequence[Block]]) -
     """Divide by the lengths of both gradients; an episode without any gradient scores 0."""
     if len({tuple(block.name for block in entry) for entry in blocks}) > 1:
         raise UserError("normalise: 'cosine' along several directions needs them to be zero on the same parameters")
-    squares = [sum(inner_product(block.direction, block.direction) for block in entry) for entry in blocks]
+    directions = [[block.direction for block in entry] for entry in blocks]
+    squares = [inner_product(entry, entry) for entry in directions]
     length = torch.tensor(squares, dtype=scores.dtype, device=scores.device).sqrt()
     product = norms.to(scores) * length[:, None]
     return torch.where(product > 0, scores / product.clamp(min=torch.finfo(scores.dtype).tiny), 0.0)

@@ -32,12 +32,14 @@ from ippo_lightning.policies.reference import (
     reference_active,
     resolve_reference,
 )
-from ippo_lightning.policies.sampling import Samples, draw
+from ippo_lightning.policies.samplers import sample_from
+from ippo_lightning.policies.sampling import Request, Samples
 from ippo_lightning.policies.saving import copy_parameters, save_model, whole_copy
 from ippo_lightning.policies.sequences import Sequences, join, response_logits, states_before
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings
 from ippo_lightning.policies.value import SeparateCritic, ValueHead, captured_features, feature_size
-from ippo_lightning.shards import gathered, is_sharded, whole
+from ippo_lightning.policies.vllm_engine import VLLMEngine
+from ippo_lightning.shards import is_sharded, whole
 
 
 class PolicyOutput(NamedTuple):
@@ -108,7 +110,8 @@ class CausalLMPolicy(nn.Module):
         self.reference_kind = resolve_reference(reference, lora)
         self.gather_for_sampling = True
         """Whether `sample` gathers a sharded language model once, see `shard_policy`."""
-        source = ModelSource(
+        self.engine: VLLMEngine | None = None
+        self.source = source = ModelSource(
             pretrained=pretrained,
             config=config,
             dtype=dtype,
@@ -274,17 +277,15 @@ class CausalLMPolicy(nn.Module):
                 f"sampling.max_new_tokens: {settings.max_new_tokens} after a prompt of {longest} tokens exceeds the "
                 f"model's context of {self.context_length}; shorten one of them"
             )
-        gathers = self.gather_for_sampling
-        with gathered(self.language_model) if gathers else nullcontext():
-            return draw(
-                self.language_model,
-                prompt_ids=prompt_ids,
-                prompt_mask=prompt_mask,
-                settings=settings,
-                stop_ids=stop_token_ids(self.tokenizer, settings.stop_tokens),
-                pad_id=int(self.tokenizer.pad_token_id),
-                together=not gathers and is_sharded(self.language_model),
-            )
+        rows = torch.arange(len(prompt_ids), device=prompt_ids.device).repeat_interleave(settings.num_responses)
+        request = Request(
+            prompt_ids=prompt_ids[rows],
+            prompt_mask=prompt_mask[rows],
+            settings=settings,
+            stop_ids=stop_token_ids(self.tokenizer, settings.stop_tokens),
+            pad_id=int(self.tokenizer.pad_token_id),
+        )
+        return sample_from(self, request)
 
     def named_trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield name and parameter of everything an optimizer should get, critic included."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ippo_lightning.errors import UserError
+
+_SAMPLERS = ("generate", "continuous", "vllm")
+_CACHES = ("dynamic", "static")
 
 
 @dataclass
@@ -54,6 +58,14 @@ class SamplingSettings:
         top_p: keep the smallest set of tokens with this probability; 1.0 keeps all.
         stop_tokens: strings, each one token of the vocabulary, that end a response besides EOS.
         greedy: take the most likely token each time, for evaluation only; temperature and top_p then have no effect.
+        sampler: `generate` is transformers' own loop; `continuous` its continuous batching, where a finished response
+            makes room for the next; `vllm` an engine of its own (the extra `vllm`), which gets the adapter anew for
+            each batch.
+        cache: of keys and values, for `generate`: `dynamic` grows with the responses; `static` has its full size from
+            the start, which lets transformers compile the step on a GPU.
+        batch_size: responses drawn side by side, those to prompts of like length together, for `generate` and
+            `continuous`; null for all.
+        engine: more arguments of `vllm.LLM`, for example {"gpu_memory_utilization": 0.4}.
 
     Raises:
         UserError: if a value is out of range.
@@ -65,8 +77,13 @@ class SamplingSettings:
     top_p: float = 1.0
     stop_tokens: list[str] | None = None
     greedy: bool = False
+    sampler: Literal["generate", "continuous", "vllm"] = "generate"
+    cache: Literal["dynamic", "static"] = "dynamic"
+    batch_size: int | None = None
+    engine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_sampler()
         if self.num_responses < 1:
             raise UserError(f"sampling.num_responses: {self.num_responses} responses to a prompt; use 1 or more")
         if self.max_new_tokens < 1:
@@ -83,3 +100,12 @@ class SamplingSettings:
                 "those of the whole distribution; PPO's ratio is then slightly off",
                 stacklevel=2,
             )
+
+    def _check_sampler(self) -> None:
+        for name, known in (("sampler", _SAMPLERS), ("cache", _CACHES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"sampling.{name}: {getattr(self, name)!r} is unknown; use {' or '.join(known)}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"sampling.batch_size: {self.batch_size} draws nothing; use 1 or more, or null for all")
+        if self.engine and self.sampler != "vllm":
+            raise UserError(f"sampling.engine: {self.sampler} has no engine; remove it, or set sampler to vllm")

@@ -38,10 +38,10 @@ def shard_policy(policy: CausalLMPolicy, mesh: DeviceMesh, *, gather_for_samplin
     networks: list[nn.Module] = [policy.language_model]
     if policy.reference_model is not None:
         networks.append(transformers_model(policy.reference_model))
-    if policy.critic is not None:
-        networks.append(policy.critic)
     if policy.value_head is not None:
         networks.append(policy.value_head.linear)
+    if policy.critic is not None:  # its head is in float32, which one unit cannot hold next to bfloat16
+        networks += [policy.critic.head.linear, policy.critic]
     for network in networks:
         for layer in [*transformer_layers(network), network]:
             # explicit: torch leaves the outermost unit gathered after a forward, and its parameters out of reach

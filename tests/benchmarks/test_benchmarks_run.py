@@ -80,9 +80,10 @@ def test_ground_truth_finds_scores_to_be_what_a_step_does(tmp_path: Path) -> Non
 def test_the_cost_model_says_what_fits_and_what_shrinks() -> None:
     lines = [line.split(" | ") for line in run_script("growth", "--predict").splitlines()[2:]]
     rows = {(cells[0].strip("| "), int(cells[1])): cells for cells in lines}
-    assert len(rows) == 18
+    assert len(rows) == 36
     held = {name: float(cells[-1].rstrip(" |").split()[0]) for (name, ranks), cells in rows.items() if ranks == 8}
-    assert held["70B, NF4, LoRA r16"] < 80 < held["8B, full, bf16"]
+    assert held["70B, NF4, LoRA r16"] < 80 < held["8B, full"]
+    assert held["8B, full, fsdp2"] < 80 < held["70B, full, fsdp2"]
     for name, _ in rows:
         sampling = [float(rows[name, ranks][3]) for ranks in (8, 64)]
         assert sampling[1] < sampling[0]

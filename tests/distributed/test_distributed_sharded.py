@@ -17,7 +17,7 @@ import two_ranks
 import two_sharded_ranks
 from launching import Outcome, outcome_of
 from training_parts import tiny_loop, tiny_module, tiny_policy
-from two_sharded_ranks import KINDS, RUN, SCORINGS
+from two_sharded_ranks import KINDS, OTHERS, RUN, SCORINGS
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings
@@ -28,6 +28,8 @@ EXACT = 1e-10
 """fp64: the two sides add the same numbers in another order."""
 DIFFERENCE = 1e-4
 """Relative to the largest score: a quotient of differences of about 1e-5 in fp64, rounded otherwise on each side."""
+A_FEW_NUMBERS = 4096
+"""Bytes: counts, metrics, decisions, and the episodes that change ranks."""
 ROWS = ([0, 2, 4, 6, 7], [1, 3, 5])
 """Of the buffer, on each rank."""
 
@@ -90,6 +92,19 @@ def test_a_divided_run_is_evaluated_saved_and_repeats_after_an_interruption(outc
         assert torch.equal(parameter, first[f"policy.model.{name}"]), name
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_policies_are_divided_trained_and_saved_as_well(outcome: Outcome, name: str) -> None:
+    assert all(rank[name] for rank in outcome.ranks)
+    folder = outcome.folder / name / "model"
+    merged = folder / "merged" if "adapter" in name else folder
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype="auto")
+    assert model.dtype == (torch.bfloat16 if "bfloat16" in name else torch.float32)
+    saved = torch.load(outcome.folder / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"]
+    if "adapter" not in name:
+        for parameter_name, parameter in model.named_parameters():
+            assert torch.equal(parameter, saved[f"policy.model.{parameter_name}"])
+
+
 def test_a_checkpoint_of_a_divided_run_holds_whole_parameters(outcome: Outcome) -> None:
     state = torch.load(outcome.folder / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
     first = outcome.tensors("whole")[0]
@@ -108,6 +123,19 @@ def test_each_rank_holds_half_of_parameters_and_optimizer(outcome: Outcome) -> N
         assert held / 2 <= row["memory/parameters_mib"] < 0.55 * held
         assert trained <= row["memory/optimizer_mib"] < 1.1 * trained  # two moments, half of each
         assert row["memory/peak_mib"] > row["memory/parameters_mib"]
+
+
+def test_a_divided_policy_is_gathered_twice_a_pass_and_its_gradient_scattered_once(outcome: Outcome) -> None:
+    for rank in outcome.ranks:
+        counted, held = rank["communication"], rank["communication"]["parameters"]["all"]
+        passes = 2  # an epoch of one micro-batch on each rank, twice
+        update = counted["update"]
+        padding = 1.01  # a bias of one entry
+        assert 2 * passes * held <= update["all_gather_parameters"] <= padding * 2 * passes * held
+        assert passes * held <= update["reduce_scatter"] <= padding * passes * held
+        assert update["all_reduce"] + update["all_gather"] < A_FEW_NUMBERS
+        # the direction is gathered once for each scoring pass, as the parameters are
+        assert counted["filter"]["all_gather_direction"] == counted["parameters"]["policy"]
 
 
 def test_gathering_once_or_for_every_token_is_the_same_run(outcome: Outcome) -> None:

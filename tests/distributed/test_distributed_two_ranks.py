@@ -20,6 +20,8 @@ from training_parts import tiny_loop
 
 from ippo_lightning.run_folder import finite
 
+A_FEW_NUMBERS = 4096
+"""Bytes: scores, counts, metrics, decisions, and the episodes that change ranks."""
 START_UP = 30
 """Seconds that imports take at the most."""
 FLOAT32 = 1e-6
@@ -156,3 +158,11 @@ def test_gradients_are_averaged_once_a_step_and_nothing_else_with_them(outcome: 
         counted = rank["gradients"]
         assert counted["bytes"] == counted["steps"] * counted["parameter_bytes"]
         assert counted["buckets"] >= counted["steps"]
+
+
+def test_nothing_is_sent_but_one_direction_one_gradient_a_step_and_a_few_numbers(outcome: Outcome) -> None:
+    for rank in outcome.ranks:
+        counted = rank["communication"]
+        least_of_filter, least_of_update = counted["parameters"]["all"], 2 * counted["parameters"]["all"]
+        assert least_of_filter <= sum(counted["filter"].values()) < least_of_filter + A_FEW_NUMBERS
+        assert least_of_update <= sum(counted["update"].values()) < least_of_update + A_FEW_NUMBERS

@@ -17,9 +17,11 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
+from communication import CommunicationCount
 from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
+from ippo_lightning.callbacks.scoring import ScoringSettings
 from ippo_lightning.data import arithmetic_tokenizer
 from ippo_lightning.data.loaders import collate_rows
 from ippo_lightning.engine.update import run_update
@@ -118,6 +120,25 @@ def sft_step(folder: Path, fabric: Fabric, rows: list[int]) -> dict[str, torch.T
     return trainable(module)
 
 
+def count_communication(loop: Any, module: PPOModule, episodes: Episodes, rows: list[int]) -> dict[str, Any]:
+    """Filter and update; return the bytes of each, and what they are compared with."""
+    plan = UpdatePlan(episodes=episodes)
+    with CommunicationCount() as filtering:
+        InfluenceFilter(scoring=ScoringSettings(health_every_n_iterations=0)).on_rollout_end(loop, module, plan)
+    plan = UpdatePlan(episodes=episodes)
+    plan.reweight(torch.tensor(KEPT_WEIGHTS)[rows], reason="given")
+    plan.sealed = True
+    with CommunicationCount() as updating:
+        run_update(module, plan, module.ppo)
+    return {"filter": filtering.bytes, "update": updating.bytes, "parameters": bytes_of(module)}
+
+
+def bytes_of(module: PPOModule) -> dict[str, int]:
+    """Bytes of the trainable parameters, all and of the language model alone."""
+    sizes = {name: parameter.numel() * parameter.element_size() for name, parameter in trainable(module).items()}
+    return {"all": sum(sizes.values()), "policy": sum(size for name, size in sizes.items() if "value" not in name)}
+
+
 def count_gradient_bytes(module: PPOModule) -> dict[str, int]:
     """Count what DDP averages from here on."""
     counted = {"bytes": 0, "buckets": 0}
@@ -195,6 +216,13 @@ def main(folder: Path) -> None:
                 "steps": module.ppo.num_epochs,
                 "parameter_bytes": sum(p.numel() * p.element_size() for p in trainable(module).values()),
             }
+    module = exact_module()
+    buffer = whole_buffer(module)
+    loop = tiny_loop(folder / "unused", module, fabric=exact, overwrite=True)
+    loop.set_up()
+    rows = list(range(rank, len(buffer), 2))
+    episodes = module.compute_advantages(buffer.select(rows))
+    numbers["communication"] = count_communication(loop, module, episodes, rows)
     if rank == 0:
         nf4_base(folder)
     fabric.barrier()

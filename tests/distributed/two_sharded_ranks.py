@@ -35,6 +35,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapter_copy": {"lora": LoraSettings(r=1), "reference": "adapter_copy"},
 }
 """Policies that are divided."""
+OTHERS: dict[str, dict[str, Any]] = {
+    "bfloat16 under an adapter": {"dtype": "bfloat16", "lora": LoraSettings(r=1)},
+    "bfloat16 with a critic": {"dtype": "bfloat16", "value": "separate"},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "gpt2": {"config": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}},
+    "tied embeddings": {"config": {**TINY, "tie_word_embeddings": True}},
+}
+"""Policies that are divided, filtered, trained and saved."""
 SCORINGS: dict[str, ScoringSettings] = {
     "hooks": ScoringSettings(),
     "small batches": ScoringSettings(max_tokens=30),
@@ -116,6 +124,10 @@ def main(folder: Path) -> None:
         results |= two_ranks.update_episodes(module, episodes, rows)
         torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
 
+    rows = [0, 2, 4, 6] if rank == 0 else [1, 3, 5, 7]
+    loop, module, episodes = halves(folder, "full", fabric, rows)
+    numbers["communication"] = two_ranks.count_communication(loop, module, episodes, rows)
+
     # a run from end to end; another that does not gather for sampling; one that is broken off and goes on
     whole_run = one_run(folder / "whole", fabric)
     assert one_run(folder / "layerwise", sharded(gather_for_sampling=False))["parameters"].keys()
@@ -124,6 +136,13 @@ def main(folder: Path) -> None:
     for name, run in (("whole", whole_run), ("resumed", resumed)):
         torch.save(run["parameters"], folder / f"{name}.rank{rank}.pt")
         numbers[name] = run["metrics"]
+
+    for name, settings in OTHERS.items():
+        module = tiny_module(policy=tiny_policy(**settings))
+        before = trainable(module)
+        loop = tiny_loop(folder / name, module, fabric=fabric, callbacks=[InfluenceFilter()], save_model=True)
+        loop.fit()
+        numbers[name] = not all(torch.equal(before[key], value) for key, value in trainable(module).items())
 
     # ranks that keep different numbers, or nothing
     for counts in ((3, 0), (0, 0), (1, 16)):

@@ -70,6 +70,22 @@ def test_mixed_precision_trains_and_scores(adapter: int | None, tmp_path: Path) 
     assert all(row["influence/gradient_norm"] > 0 for row in history_of(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("weights", ["bfloat16", "nf4 computing in bfloat16", "int8"])
+def test_adapters_on_a_coarse_base_are_scored(base: Path, weights: str, seed: int, tmp_path: Path) -> None:
+    """They are float32 themselves; the base under them rounds, and the check of the scores must know."""
+    lora = LoraSettings(r=2)
+    if weights == "bfloat16":
+        policy = tiny_policy(config={**TINY, "num_hidden_layers": 2}, dtype="bfloat16", lora=lora, seed=seed)
+    else:
+        compute = {"compute_dtype": "bfloat16"} if "nf4" in weights else {}
+        kind: Any = weights.split()[0]
+        policy = CausalLMPolicy(pretrained=str(base), lora=lora, quantization=kind, seed=seed, **compute)
+    assert {parameter.dtype for parameter in policy.policy_parameters()} == {torch.float32}
+    tiny_loop(tmp_path / "run", tiny_module(policy=policy), callbacks=[InfluenceFilter()]).fit()
+    assert all(0 < row["influence/scored_kept_share"] < 1 for row in history_of(tmp_path / "run"))
+
+
 def half_precision(*, scale: float) -> MixedPrecision:
     """Float16 with scaled gradients, which Lightning offers by name on a GPU only."""
     return MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
