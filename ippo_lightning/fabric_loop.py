@@ -23,6 +23,7 @@ from ippo_lightning.files import write_text_whole
 from ippo_lightning.interruption import Interrupted, finish_on_signal
 from ippo_lightning.loggers import log_again, logged_evaluation
 from ippo_lightning.loop_settings import LoopSettings
+from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
 from ippo_lightning.progress import ProgressBar
 from ippo_lightning.run_folder import CONFIG, EVALUATIONS, HISTORY, RESULTS, RunFolder, finite
 from ippo_lightning.sharded_strategy import ShardedStrategy, require_supported
@@ -161,6 +162,7 @@ class FabricLoop:
 
     def _wrapped(self) -> tuple[Any, Any]:
         """Return module and optimizer as Fabric wraps them."""
+        quantize_frozen_layers_only(self.fabric.strategy.precision, self.module)
         if isinstance(self.fabric.strategy, ShardedStrategy):  # the parameters become other objects
             wrapper = self.fabric.setup_module(self.module)
             optimizer = self.fabric.setup_optimizers(self.module.configure_optimizers())
