@@ -100,3 +100,18 @@ def test_the_cost_model_is_checked_at_three_sizes() -> None:
 
 def test_the_comparison_with_trl_explains_itself() -> None:
     assert "trl==1.12.0" in run_script("against_trl", "--help")
+
+
+def test_the_ways_of_sampling_are_timed_beside_each_other(tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    rows = run_benchmark("samplers", "--prompts", 4, "--rounds", 1, "--json", numbers, numbers=numbers)
+    assert rows["dynamic cache"]["ratio"] == 1.0
+    assert all(row["seconds"] > 0 for row in rows.values())
+
+
+def test_the_benchmark_of_a_large_model_runs_with_a_small_one(tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    small = ("--device", "cpu", "--shape", "tiny", "--episodes", 8, "--prompt", 8, "--response", 8, "--vocab", 200)
+    found = run_benchmark("large", *small, "--json", numbers, numbers=numbers)
+    assert found["signs"]["hooks"] == found["signs"]["per_episode"] == 1.0
+    assert all(row["seconds"] > 0 for row in found["stages"].values())
