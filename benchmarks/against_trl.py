@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 EPISODES, RESPONSE, EPOCHS, MINIBATCH = 256, 44, 2, 64
-ROLLOUT = int(__import__("os").environ.get("RB", "64"))
 MODEL = "experiments/arithmetic/sft_model"
 SYSTEMS = ("TRL", "critic: separate", "critic: head")
 
