@@ -69,4 +69,9 @@ def require_supported(strategy: object, module: Any) -> None:
         )
 
 
-STRATEGY_REGISTRY.register(NAME, ShardedStrategy, description="FSDP2 over all ranks, for the modules of ippo-lightning")
+STRATEGY_REGISTRY.register(
+    NAME,
+    ShardedStrategy,
+    description="FSDP2 over all ranks, for the modules of ippo-lightning",
+    override=True,  # the module may be imported again under a reload
+)

@@ -8,8 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
+from ippo_lightning.errors import UserError
 from ippo_lightning.shards import is_sharded, whole
 
 if TYPE_CHECKING:
@@ -106,6 +108,10 @@ class TrainerDriver:
     def __init__(self, module: LightningModule) -> None:
         self.module = module
 
+    def require_supported_strategy(self) -> None:
+        """Refuse strategies that sampling and scoring cannot work with; see `require_whole_or_fsdp2`."""
+        require_whole_or_fsdp2(self.host.strategy)
+
     @property
     def host(self) -> Any:
         """The trainer."""
@@ -127,7 +133,7 @@ class TrainerDriver:
 
     def no_sync(self) -> AbstractContextManager[None]:
         """The strategy's own, where it has one."""
-        block = getattr(self.host.strategy, "block_backward_sync", None)
+        block = None if is_sharded(self.module) else getattr(self.host.strategy, "block_backward_sync", None)
         return block() if block is not None else nullcontext()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -153,8 +159,24 @@ class TrainerDriver:
             )
 
 
+def require_whole_or_fsdp2(strategy: object) -> None:
+    """Refuse what divides parameters otherwise than Trainer's `ModelParallelStrategy`.
+
+    Args:
+        strategy: of a Trainer.
+
+    Raises:
+        UserError: it is FSDP1 or DeepSpeed.
+    """
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        raise UserError(
+            f"Trainer.strategy: {type(strategy).__name__} divides the parameters in a way that sampling and influence "
+            "scores do not know; use ModelParallelStrategy (FSDP2), or ddp"
+        )
+
+
 _IN_PROGRESS_BAR = frozenset({"rollout/reward_mean", "ppo/kept_share", "sft/loss"})
 
 
 def _clipped(module: LightningModule, max_norm: float) -> Tensor:
-    return torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], max_norm)
+    return whole(torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], max_norm))

@@ -20,9 +20,10 @@ from ippo_lightning.modules.drivers import Driver, FabricDriver, TrainerDriver
 from ippo_lightning.modules.memory import memory_of
 from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
+from ippo_lightning.policies.sharding import shard_policy
 from ippo_lightning.reasoning import Verdict
 from ippo_lightning.rollouts import sample_responses
-from ippo_lightning.shards import in_step
+from ippo_lightning.shards import in_step, is_sharded
 
 Judge = Callable[[str, str, Mapping[str, Any]], Verdict]
 
@@ -77,15 +78,37 @@ class PolicyModule(LightningModule):
         self.__dict__["_driver"] = FabricDriver(self, loop, wrapper)
 
     def setup(self, stage: str) -> None:
-        """Leave a loop that `attach` tied the module to: from here on `lightning.Trainer` runs it."""
+        """Leave a loop that `attach` tied the module to: from here on `lightning.Trainer` runs it.
+
+        Raises:
+            UserError: a strategy that sampling and scoring cannot work with.
+        """
         self.__dict__["_driver"] = None
         self._fabric = None
+        TrainerDriver(self).require_supported_strategy()
 
     @property
     def driver(self) -> Driver:
         """The adapter to the `FabricLoop` or `lightning.Trainer` that runs the module."""
         attached: Driver | None = self.__dict__.get("_driver")
         return attached if attached is not None else TrainerDriver(self)
+
+    def configure_model(self) -> None:
+        """Divide the policy where `lightning.Trainer` runs its `ModelParallelStrategy` (FSDP2).
+
+        Raises:
+            UserError: the mesh has a tensor-parallel dimension, which the policy does not know.
+        """
+        mesh = self.device_mesh
+        if mesh is None or is_sharded(self):
+            return
+        tensor_parallel = mesh["tensor_parallel"].size()
+        if tensor_parallel > 1:
+            raise UserError(
+                f"Trainer.strategy: tensor_parallel_size {tensor_parallel} is not supported; set it to 1, and "
+                "data_parallel_size to the number of ranks"
+            )
+        shard_policy(self.policy, mesh["data_parallel"])
 
     # --- optimisation ----------------------------------------------------------------------------
 

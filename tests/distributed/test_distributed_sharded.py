@@ -92,6 +92,12 @@ def test_a_divided_run_is_evaluated_saved_and_repeats_after_an_interruption(outc
         assert torch.equal(parameter, first[f"policy.model.{name}"]), name
 
 
+def test_trainer_and_the_loop_give_bit_equal_parameters_also_divided(outcome: Outcome) -> None:
+    assert all(rank["trainer_is_divided"] for rank in outcome.ranks)
+    by_trainer, by_loop = outcome.tensors("trainer")[0], outcome.tensors("loop")[0]
+    assert all(torch.equal(by_trainer[name], by_loop[name]) for name in by_loop)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_policies_are_divided_trained_and_saved_as_well(outcome: Outcome, name: str) -> None:
     assert all(rank[name] for rank in outcome.ranks)

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer, seed_everything
 from lightning.fabric import Fabric
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import two_ranks
-from training_parts import TINY, tiny_loop, tiny_module, tiny_policy, trainable
+from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.callbacks.scoring import ScoringSettings
@@ -143,6 +145,29 @@ def main(folder: Path) -> None:
         loop = tiny_loop(folder / name, module, fabric=fabric, callbacks=[InfluenceFilter()], save_model=True)
         loop.fit()
         numbers[name] = not all(torch.equal(before[key], value) for key, value in trainable(module).items())
+
+    # the same run by Trainer and by the loop
+    seed_everything(5, verbose=False)
+    by_trainer = tiny_module()
+    Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        max_epochs=1,
+        limit_train_batches=2,
+        callbacks=[InfluenceFilter()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    ).fit(by_trainer, tiny_data())
+    by_loop = tiny_module()
+    tiny_loop(folder / "loop", by_loop, fabric=fabric, callbacks=[InfluenceFilter()], seed=5).fit()
+    numbers["trainer_is_divided"] = is_sharded(by_trainer)
+    torch.save(trainable(by_trainer), folder / f"trainer.rank{rank}.pt")
+    torch.save(trainable(by_loop), folder / f"loop.rank{rank}.pt")
 
     # ranks that keep different numbers, or nothing
     for counts in ((3, 0), (0, 0), (1, 16)):

@@ -11,11 +11,14 @@ import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from training_parts import same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, IntrinsicStopping
+from ippo_lightning.errors import UserError
 from ippo_lightning.maths import AdaptiveKLController
 from ippo_lightning.modules import OptimizerSettings, SFTModule
+from ippo_lightning.modules.drivers import require_whole_or_fsdp2
 from ippo_lightning.policies import LoraSettings, SamplingSettings
 from ippo_lightning.reasoning import judge_arithmetic
 
@@ -146,6 +149,12 @@ def test_trainers_own_callbacks_work_on_our_metrics(tmp_path: Path) -> None:
     assert {"ppo/kept_share", "influence/gradient_norm", "time/rollout_seconds", "eval/exact_match"} <= rows[0].keys()
     assert any(name.startswith("lr-") for name in rows[0])
     assert (tmp_path / "episodes.jsonl").exists()
+
+
+def test_strategies_that_divide_parameters_in_other_ways_are_refused() -> None:
+    require_whole_or_fsdp2(DDPStrategy())
+    with pytest.raises(UserError, match=r"FSDPStrategy divides the parameters.*use ModelParallelStrategy \(FSDP2\)"):
+        require_whole_or_fsdp2(FSDPStrategy())
 
 
 def test_fast_dev_run_and_test_work(tmp_path: Path) -> None:
