@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import shutil
@@ -147,7 +148,9 @@ def normalised(requirement: str) -> str:
 
 
 def test_everything_the_library_imports_is_declared(library_files: list[Path]) -> None:
-    declared = {normalised(requirement) for requirement in SETTINGS["project"]["dependencies"]}
+    project = SETTINGS["project"]
+    extras = [entry for name, entry in project["optional-dependencies"].items() if name not in ("dev", "docs")]
+    declared = {normalised(requirement) for requirement in itertools.chain(project["dependencies"], *extras)}
     distributions = packages_distributions()
     undeclared = {
         f"{path.relative_to(REPOSITORY)}: {name}"
