@@ -59,6 +59,15 @@ def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, QUANTIZED_LAYERS) for module in model.modules())
 
 
+def has_8bit_layers(model: nn.Module) -> bool:
+    """Tell whether any layer holds 8-bit weights.
+
+    Args:
+        model: any module.
+    """
+    return any(isinstance(module, Linear8bitLt) for module in model.modules())
+
+
 def pin_layers(model: nn.Module) -> None:
     """Keep quantised layers from computing one thing in training and another in evaluation.
 
@@ -101,7 +110,9 @@ def dequantized_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
         # the first forward moves the scales of the rows from the weight to the layer
         scales = quantized.SCB if quantized.SCB is not None else layer.state.SCB
         return int8_vectorwise_dequant(quantized.data, cast(Tensor, scales))
-    weight: Tensor = dequantize_4bit(quantized.data, quantized.quant_state)
+    # gathered from the parts of several ranks, the weight has lost its scales, and the layer still has them
+    state = getattr(quantized, "quant_state", None)
+    weight: Tensor = dequantize_4bit(quantized.data, layer.quant_state if state is None else state)
     return weight
 
 

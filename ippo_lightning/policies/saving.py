@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.loading import merge_adapter, transformers_model
 from ippo_lightning.policies.modes import seeded
-from ippo_lightning.policies.quantized import dense_copy, is_quantized
+from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dense_copy, dequantized_weight, is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
-from ippo_lightning.shards import laid_out_as, whole
+from ippo_lightning.shards import gathered, laid_out_as, whole
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,21 @@ def whole_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftMode
     """Return an ordinary copy, on the CPU, of a model whose parameters are divided over ranks.
 
     Args:
-        model: sharded; every rank must call this, and needs room for the whole copy.
+        model: sharded; every rank must call this, and needs room for the whole copy. 4-bit weights come dequantised.
     """
     state = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
     network = transformers_model(model)
+    config = copy.deepcopy(network.config)
+    if is_quantized(model):
+        with gathered(model):
+            state |= {
+                f"{name}.weight": dequantized_weight(layer).to(dtype=network.dtype).cpu()
+                for name, layer in model.named_modules()
+                if isinstance(layer, QUANTIZED_LAYERS)
+            }
+        del config.quantization_config
     with seeded(0):
-        copied: Any = type(network)(copy.deepcopy(network.config))
+        copied: Any = type(network)(config)
         copied.to(dtype=network.dtype)
         if isinstance(model, PeftModel):
             copied = get_peft_model(

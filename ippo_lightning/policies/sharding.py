@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.causal_lm import CausalLMPolicy
 from ippo_lightning.policies.loading import transformers_model
-from ippo_lightning.policies.quantized import is_quantized
+from ippo_lightning.policies.quantized import has_8bit_layers
 
 
 def shard_policy(policy: CausalLMPolicy, mesh: DeviceMesh, *, gather_for_sampling: bool = True) -> None:
@@ -28,12 +28,12 @@ def shard_policy(policy: CausalLMPolicy, mesh: DeviceMesh, *, gather_for_samplin
             token. Costs the memory of the whole language model while sampling.
 
     Raises:
-        UserError: the weights are quantised.
+        UserError: the weights are in 8 bits; bitsandbytes loses their scales when they are gathered.
     """
-    if is_quantized(policy.model):
+    if has_8bit_layers(policy):
         raise UserError(
-            "fabric.strategy: fsdp2 cannot divide the quantised weights of bitsandbytes; use ddp with quantization, "
-            "where each rank holds the small base, or fsdp2 without it"
+            "fabric.strategy: fsdp2 cannot divide the 8-bit weights of bitsandbytes; use ddp, where each rank holds "
+            "the whole base, or quantization: nf4"
         )
     networks: list[nn.Module] = [policy.language_model]
     if policy.reference_model is not None:

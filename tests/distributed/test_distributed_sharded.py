@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.fabric import Fabric
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -17,12 +19,14 @@ import two_ranks
 import two_sharded_ranks
 from launching import Outcome, outcome_of
 from training_parts import tiny_loop, tiny_module, tiny_policy
-from two_sharded_ranks import KINDS, OTHERS, RUN, SCORINGS
+from two_sharded_ranks import FOUR_BITS, KINDS, OTHERS, RUN, SCORINGS
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
+from ippo_lightning.policies.quantized import dense_copy, quantization_config
 from ippo_lightning.sharded_strategy import ShardedStrategy
+from ippo_lightning.shards import held_bytes
 
 EXACT = 1e-10
 """fp64: the two sides add the same numbers in another order."""
@@ -30,6 +34,8 @@ DIFFERENCE = 1e-4
 """Relative to the largest score: a quotient of differences of about 1e-5 in fp64, rounded otherwise on each side."""
 A_FEW_NUMBERS = 4096
 """Bytes: counts, metrics, decisions, and the episodes that change ranks."""
+FLOAT32_STEPS = 1e-4
+"""Parameters after two Adam steps of 1e-3 in float32, whose direction amplifies rounding of small gradients."""
 ROWS = ([0, 2, 4, 6, 7], [1, 3, 5])
 """Of the buffer, on each rank."""
 
@@ -59,6 +65,35 @@ def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
         for name, parameter in parameters.items():
             assert parameter.dtype == torch.float64
             torch.testing.assert_close(half[name], parameter, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("kind", FOUR_BITS)
+def test_four_bit_weights_are_divided_too(outcome: Outcome, kind: Any, tmp_path: Path) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module = two_sharded_ranks.four_bit_module(kind, tmp_path)
+    loop, episodes = two_sharded_ranks.set_up(tmp_path, module, fabric, list(range(8)))
+    scores = two_sharded_ranks.scores_of(loop, module, episodes, SCORINGS["hooks"])
+    parameters = two_ranks.update_episodes(module, episodes, list(range(8)))
+    parameters.pop("advantage_sums")
+    for rows, half in zip(ROWS, outcome.tensors(f"halves.{kind}"), strict=True):
+        torch.testing.assert_close(half["scores"], scores[rows], rtol=FLOAT32_STEPS, atol=FLOAT32_STEPS)
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(half[name], parameter, rtol=0, atol=FLOAT32_STEPS)
+    held = held_bytes(list(module.policy.model.parameters()))
+    assert outcome.ranks[0][f"{kind}.bytes"] < 0.55 * held
+
+
+def test_an_adapter_on_divided_four_bits_is_saved_alone_and_merged(outcome: Outcome) -> None:
+    folder = outcome.folder / "four bits" / "model"
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    base = AutoModelForCausalLM.from_pretrained(
+        outcome.folder / "base",
+        quantization_config=quantization_config("nf4", double_quantization=True, compute_dtype=torch.float32),
+    )
+    adapted = PeftModel.from_pretrained(dense_copy(base), next(folder.glob("adapter/**/adapter_config.json")).parent)
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=0, atol=FLOAT32_STEPS)
 
 
 def test_a_score_that_is_not_finite_on_one_rank_is_skipped_or_stops_both(outcome: Outcome) -> None:
@@ -179,8 +214,8 @@ def test_what_cannot_be_divided_is_refused_in_one_line(what: str, tmp_path: Path
     if what == "quantization":
         base = two_ranks.nf4_base(tmp_path)
         tokenizer = tiny_policy().tokenizer
-        policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=1), quantization="nf4", tokenizer=tokenizer)
-        module, complaint = tiny_module(policy=policy), "fsdp2 cannot divide the quantised weights"
+        policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=1), quantization="int8", tokenizer=tokenizer)
+        module, complaint = tiny_module(policy=policy), "fsdp2 cannot divide the 8-bit weights"
     else:
         module = tiny_module(optimizer=OptimizerSettings(kind="adamw_8bit"))
         complaint = "optimizer.kind: adamw_8bit does not know divided parameters; use adamw"

@@ -24,10 +24,10 @@ from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy,
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.callbacks.scoring import ScoringSettings
 from ippo_lightning.modules import PPOModule
-from ippo_lightning.policies import LoraSettings
+from ippo_lightning.policies import CausalLMPolicy, LoraSettings
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.sharded_strategy import ShardedStrategy
-from ippo_lightning.shards import is_sharded, whole
+from ippo_lightning.shards import held_bytes, is_sharded, whole
 
 RUN = {"evaluate_every_n_iterations": 1, "test_at_end": True, "save_model": True, "max_iterations": 4}
 KINDS: dict[str, dict[str, Any]] = {
@@ -45,6 +45,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "tied embeddings": {"config": {**TINY, "tie_word_embeddings": True}},
 }
 """Policies that are divided, filtered, trained and saved."""
+FOUR_BITS = ("nf4", "fp4")
 SCORINGS: dict[str, ScoringSettings] = {
     "hooks": ScoringSettings(),
     "small batches": ScoringSettings(max_tokens=30),
@@ -86,10 +87,25 @@ def broken_on_one_rank(module: PPOModule, loop: Any, episodes: Any, rank: int) -
 def halves(folder: Path, kind: str, fabric: Fabric, rows: list[int]) -> tuple[Any, PPOModule, Any]:
     """Return loop, module and this rank's rows of a buffer that every process makes alike."""
     module = exact_module(kind)
+    loop, episodes = set_up(folder, module, fabric, rows)
+    return loop, module, episodes
+
+
+def set_up(folder: Path, module: PPOModule, fabric: Fabric, rows: list[int]) -> tuple[Any, Any]:
+    """Make a buffer that every process makes alike, then the loop; return it, and some rows of the buffer."""
     buffer = two_ranks.whole_buffer(module)
     loop = tiny_loop(folder / "unused", module, fabric=fabric, overwrite=True)
     loop.set_up()
-    return loop, module, module.compute_advantages(buffer.select(rows))
+    return loop, module.compute_advantages(buffer.select(rows))
+
+
+def four_bit_module(kind: Any, folder: Path) -> PPOModule:
+    """An adapter on four-bit weights, in float32."""
+    base = str(two_ranks.nf4_base(folder))
+    policy = CausalLMPolicy(
+        pretrained=base, lora=LoraSettings(r=2), quantization=kind, tokenizer=tiny_policy().tokenizer
+    )
+    return tiny_module(policy=policy, ppo={"minibatch_size": 64, "micro_batch_size": 3, "num_epochs": 2})
 
 
 def sharded(**options: Any) -> Fabric:
@@ -125,6 +141,21 @@ def main(folder: Path) -> None:
         rows = [0, 2, 4, 6, 7] if rank == 0 else [1, 3, 5]
         results |= two_ranks.update_episodes(module, episodes, rows)
         torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
+
+    # four bits
+    if rank == 0:
+        two_ranks.nf4_base(folder)
+    fabric.barrier()
+    rows = [0, 2, 4, 6, 7] if rank == 0 else [1, 3, 5]
+    for kind in FOUR_BITS:
+        module = four_bit_module(kind, folder)
+        loop, episodes = set_up(folder, module, fabric, rows)
+        results = {"scores": scores_of(loop, module, episodes, SCORINGS["hooks"])}
+        results |= two_ranks.update_episodes(module, episodes, rows)
+        torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
+        numbers[f"{kind}.bytes"] = held_bytes(list(module.policy.model.parameters()))
+    module = four_bit_module("nf4", folder)
+    tiny_loop(folder / "four bits", module, fabric=fabric, callbacks=[InfluenceFilter()], save_model=True).fit()
 
     rows = [0, 2, 4, 6] if rank == 0 else [1, 3, 5, 7]
     loop, module, episodes = halves(folder, "full", fabric, rows)
