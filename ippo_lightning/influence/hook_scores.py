@@ -59,7 +59,6 @@ def scores_by_hooks(
     hooked = hooked_modules(model, directions)
     together = is_sharded(model)
     session = HookSession(hooked, num_directions=len(directions), with_norms=with_norms, dtype=dtype)
-    session.careful = together  # ranks that go together cannot one by one take a second look at a NaN
     first = 0
     with session:
         for number, batch in enumerate(batches):
@@ -67,13 +66,15 @@ def scores_by_hooks(
             # Gradients of weights are a third of a full backward; only the checksum needs them.
             with nullcontext() if has_checksum else frozen(trainable):
                 scores = _batch_scores(session, model, episode_losses, batch, segments, keep_graph=has_checksum)
-                if not bool(torch.isfinite(scores.total).all()) and not session.careful:
+                finite = _all_finite(scores.total, together=together)
+                if not finite and not session.careful:
                     # A NaN in padding, where no gradient flows? Once more, leaving that out, now and from here on.
                     session.careful = True
                     scores = _batch_scores(session, model, episode_losses, batch, segments, keep_graph=has_checksum)
-                if not together:
+                    finite = _all_finite(scores.total, together=together)
+                if not together:  # ranks that go together go on to the end, and say so then
                     require_finite_scores(scores.total, first=first)
-                if has_checksum and (not together or _all_finite_on_all_ranks(scores.total)):
+                if has_checksum and finite:
                     coarse = session.saw_half_precision or is_coarse(model)
                     verify_checksum(scores.losses, scores.total, directions, is_coarse=coarse)
             first += scores.total.shape[1]
@@ -82,8 +83,10 @@ def scores_by_hooks(
             yield result
 
 
-def _all_finite_on_all_ranks(scores: Tensor) -> bool:
-    return not bool(summed_over_ranks((~torch.isfinite(scores)).sum()))
+def _all_finite(scores: Tensor, *, together: bool) -> bool:
+    """Whether all scores are finite, on all ranks where they go together."""
+    broken = (~torch.isfinite(scores)).sum()
+    return not bool(summed_over_ranks(broken) if together else broken)
 
 
 class _BatchScores(NamedTuple):

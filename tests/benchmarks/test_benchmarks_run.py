@@ -115,3 +115,12 @@ def test_the_benchmark_of_a_large_model_runs_with_a_small_one(tmp_path: Path) ->
     found = run_benchmark("large", *small, "--json", numbers, numbers=numbers)
     assert found["signs"]["hooks"] == found["signs"]["per_episode"] == 1.0
     assert all(row["seconds"] > 0 for row in found["stages"].values())
+
+
+@pytest.mark.slow
+def test_dividing_a_model_halves_what_a_rank_holds(tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    rows = run_benchmark("ranks", "--iterations", 2, "--json", numbers, numbers=numbers)
+    for column in ("parameters, MiB", "optimizer, MiB"):
+        assert rows["ddp, 2"][column] == rows["one process"][column]
+        assert rows["fsdp2, 2"][column] < 0.51 * rows["ddp, 2"][column]
