@@ -102,6 +102,7 @@ def test_the_comparison_with_trl_explains_itself() -> None:
     assert "trl==1.12.0" in run_script("against_trl", "--help")
 
 
+@pytest.mark.slow
 def test_the_ways_of_sampling_are_timed_beside_each_other(tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
     rows = run_benchmark("samplers", "--prompts", 4, "--rounds", 1, "--json", numbers, numbers=numbers)
