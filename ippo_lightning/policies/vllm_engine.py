@@ -18,6 +18,20 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.policies.sampling import Request
 
 
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM 0.33 takes as the largest rank of an adapter."""
+
+
+def engine_rank(rank: int) -> int:
+    """Return the smallest rank that vLLM knows and that holds the adapter's; the adapter's own where it is larger.
+
+    Example:
+        >>> engine_rank(12)
+        16
+    """
+    return next((known for known in _RANKS if known >= rank), rank)
+
+
 class VLLMEngine:
     """One engine on the base model; adapters come and go.
 
@@ -48,7 +62,7 @@ class VLLMEngine:
             "dtype": dtype,
             "trust_remote_code": trust_remote_code,
             "enable_lora": True,
-            "max_lora_rank": max_lora_rank,
+            "max_lora_rank": engine_rank(max_lora_rank),
             "enable_prefix_caching": False,  # keys and values of another adapter
             **options,
         }

@@ -15,6 +15,7 @@ from torch import Tensor
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
 from ippo_lightning.policies.samplers import _written_adapter
+from ippo_lightning.policies.vllm_engine import engine_rank
 
 TEXTS = ["7+12=?", "1?", "3*4?", "2+2+2+2?", "9?"]
 OTHER_WAYS: dict[str, dict[str, Any]] = {
@@ -151,6 +152,11 @@ def test_the_adapter_is_written_as_a_server_reads_it(base: Path, tmp_path: Path)
     policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=2))
     folder = _written_adapter(policy, tmp_path / "adapter")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 8), (16, 16), (300, 320), (600, 600)])
+def test_the_engine_gets_a_rank_it_knows(rank: int, expected: int) -> None:
+    assert engine_rank(rank) == expected
 
 
 @pytest.mark.gpu
