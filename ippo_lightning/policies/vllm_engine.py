@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.sampling import Request
 
-
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.33 takes as the largest rank of an adapter."""
 
