@@ -54,6 +54,10 @@ def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
     callback = two_sharded_ranks.InfluenceFilter()
     direction = callback.scorer.direction(module, callback.attachment.demonstrations(loop), iteration=0).mean
     scores = {name: two_sharded_ranks.scores_of(loop, module, episodes, way) for name, way in SCORINGS.items()}
+    uneven = two_sharded_ranks.uneven_demonstrations(loop)
+    scores["uneven demonstrations"] = two_sharded_ranks.scores_of(
+        loop, module, episodes, SCORINGS["hooks"], demonstrations=uneven
+    )
     parameters = two_ranks.update_episodes(module, episodes, list(range(8)))
     parameters.pop("advantage_sums")
     for rows, half in zip(ROWS, outcome.tensors(f"halves.{kind}"), strict=True):
