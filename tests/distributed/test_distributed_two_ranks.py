@@ -143,13 +143,34 @@ def test_an_adapter_on_two_ranks_equals_one_on_the_whole(
     assert any(not torch.equal(start[name], parameter) for name, parameter in whole.items())
 
 
-def test_supervised_training_on_two_ranks_equals_one_on_the_whole(outcome: Outcome, tmp_path: Path) -> None:
-    fabric = Fabric(accelerator="cpu", devices=1, precision="64-true")
-    whole = two_ranks.sft_step(tmp_path, fabric, list(range(10)))
-    for half in outcome.tensors("halves.sft"):
+KINDS = [("full", EXACT), ("lora", EXACT), ("nf4", FLOAT32_STEPS)]
+
+
+@pytest.mark.parametrize(("kind", "allowed"), KINDS)
+def test_plain_ppo_on_two_ranks_equals_one_on_the_whole(
+    outcome: Outcome, kind: str, allowed: float, tmp_path: Path
+) -> None:
+    module = two_ranks.adapter_module(kind, tmp_path)
+    buffer = two_ranks.whole_buffer(module)
+    fabric = Fabric(accelerator="cpu", devices=1, **({} if kind == "nf4" else {"precision": "64-true"}))
+    tiny_loop(tmp_path / "run", module, fabric=fabric).set_up()
+    whole = two_ranks.update_rows(module, buffer, list(range(len(buffer))), keep_all=True)
+    whole.pop("advantage_sums")
+    for half in outcome.tensors(f"halves.ppo.{kind}"):
+        for name, parameter in whole.items():
+            torch.testing.assert_close(half[name], parameter, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize(("kind", "allowed"), KINDS)
+def test_supervised_training_on_two_ranks_equals_one_on_the_whole(
+    outcome: Outcome, kind: str, allowed: float, tmp_path: Path
+) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, **({} if kind == "nf4" else {"precision": "64-true"}))
+    whole = two_ranks.sft_step(tmp_path / "run", fabric, list(range(10)), kind=kind)
+    for half in outcome.tensors(f"halves.sft.{kind}"):
         assert half.keys() == whole.keys()
         for name, parameter in whole.items():
-            torch.testing.assert_close(half[name], parameter, rtol=0, atol=EXACT)
+            torch.testing.assert_close(half[name], parameter, rtol=0, atol=allowed)
 
 
 def test_gradients_are_averaged_once_a_step_and_nothing_else_with_them(outcome: Outcome) -> None:

@@ -64,15 +64,20 @@ def whole_buffer(module: PPOModule) -> Episodes:
     return module.compute_rewards(module.rollout(batch))
 
 
-def update_rows(module: PPOModule, buffer: Episodes, rows: list[int]) -> dict[str, torch.Tensor]:
+def update_rows(
+    module: PPOModule, buffer: Episodes, rows: list[int], *, keep_all: bool = False
+) -> dict[str, torch.Tensor]:
     """Whiten, weight and update on the given rows of the buffer; return advantages and parameters."""
-    return update_episodes(module, module.compute_advantages(buffer.select(rows)), rows)
+    return update_episodes(module, module.compute_advantages(buffer.select(rows)), rows, keep_all=keep_all)
 
 
-def update_episodes(module: PPOModule, episodes: Episodes, rows: list[int]) -> dict[str, torch.Tensor]:
-    """Weight and update on episodes that have their advantages."""
+def update_episodes(
+    module: PPOModule, episodes: Episodes, rows: list[int], *, keep_all: bool = False
+) -> dict[str, torch.Tensor]:
+    """Update on episodes that have their advantages, weighted, or all alike as in plain PPO."""
     plan = UpdatePlan(episodes=episodes)
-    plan.reweight(torch.tensor(KEPT_WEIGHTS)[rows], reason="given")
+    if not keep_all:
+        plan.reweight(torch.tensor(KEPT_WEIGHTS)[rows], reason="given")
     plan.sealed = True
     run_update(module, plan, module.ppo)
     total = episodes.advantages.sum(dim=1)
@@ -96,22 +101,28 @@ def nf4_base(folder: Path) -> Path:
     return base
 
 
-def adapter_module(kind: str, folder: Path) -> PPOModule:
-    """As `exact_module`, with an adapter on dense weights (fp64) or on four-bit ones (float32)."""
+def policy_of(kind: str, folder: Path, **settings: Any) -> CausalLMPolicy:
+    """A policy trained in full, or with an adapter on dense weights, or on four-bit ones; in fp64 but for the last."""
+    if kind == "full":
+        return tiny_policy(**settings).double()
     lora = LoraSettings(r=2)
-    ppo = {"minibatch_size": 64, "micro_batch_size": 2, "num_epochs": 2}
     if kind == "lora":
-        return tiny_module(policy=tiny_policy(lora=lora), ppo=ppo).double()
-    policy = CausalLMPolicy(
-        pretrained=str(nf4_base(folder)), lora=lora, quantization="nf4", tokenizer=arithmetic_tokenizer()
+        return tiny_policy(lora=lora, **settings).double()
+    return CausalLMPolicy(
+        pretrained=str(nf4_base(folder)), lora=lora, quantization="nf4", tokenizer=arithmetic_tokenizer(), **settings
     )
-    return tiny_module(policy=policy, ppo=ppo)
 
 
-def sft_step(folder: Path, fabric: Fabric, rows: list[int]) -> dict[str, torch.Tensor]:
-    """Take one supervised step on the given demonstrations, in fp64; return the parameters."""
-    policy = tiny_policy(value="none", reference="none")
-    module = SFTModule(policy=policy, micro_batch_size=3, optimizer=OptimizerSettings(learning_rate=1e-3)).double()
+def adapter_module(kind: str, folder: Path) -> PPOModule:
+    """As `exact_module`, with another kind of policy."""
+    ppo = {"minibatch_size": 64, "micro_batch_size": 2, "num_epochs": 2}
+    return tiny_module(policy=policy_of(kind, folder), ppo=ppo)
+
+
+def sft_step(folder: Path, fabric: Fabric, rows: list[int], *, kind: str = "full") -> dict[str, torch.Tensor]:
+    """Take one supervised step on the given demonstrations; return the parameters."""
+    policy = policy_of(kind, folder.parent, value="none", reference="none")
+    module = SFTModule(policy=policy, micro_batch_size=3, optimizer=OptimizerSettings(learning_rate=1e-3))
     data = tiny_data(stage="sft", num_demonstrations=16)
     loop = tiny_loop(folder, module, fabric=fabric, data=data, overwrite=True)
     loop.set_up()
@@ -235,7 +246,15 @@ def main(folder: Path) -> None:
         rows = list(range(rank, len(buffer), 2))
         results = {"weights": filter_rows(loop, module, buffer, rows), **update_rows(module, buffer, rows)}
         torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
-    torch.save(sft_step(folder / "unused", exact, list(range(rank, 10, 2))), folder / f"halves.sft.rank{rank}.pt")
+    for kind in ("full", "lora", "nf4"):
+        several = fabric if kind == "nf4" else exact
+        module = adapter_module(kind, folder)
+        buffer = whole_buffer(module)
+        tiny_loop(folder / "unused", module, fabric=several, overwrite=True).set_up()
+        results = update_rows(module, buffer, list(range(rank, len(buffer), 2)), keep_all=True)
+        torch.save(results, folder / f"halves.ppo.{kind}.rank{rank}.pt")
+        results = sft_step(folder / "unused", several, list(range(rank, 10, 2)), kind=kind)
+        torch.save(results, folder / f"halves.sft.{kind}.rank{rank}.pt")
     (folder / f"rank{rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
 
 
