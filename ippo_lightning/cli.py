@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ippo: stopped: {lost}; that rank's own output says why, the last checkpoint is whole", file=sys.stderr)
         return EXIT_FAILURE
     except Interrupted as error:
-        print(f"ippo: interrupted: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the others would say the same
+            print(f"ippo: interrupted: {error}", file=sys.stderr)
         return EXIT_SIGNAL + error.number
     except KeyboardInterrupt as error:
         print(f"ippo: interrupted: {error or 'at once; the last checkpoint is kept'}", file=sys.stderr)

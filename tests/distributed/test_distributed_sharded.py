@@ -193,6 +193,14 @@ def test_gathering_once_or_for_every_token_is_the_same_run(outcome: Outcome) -> 
         }
 
 
+def test_a_rank_whose_responses_have_ended_goes_on_until_the_others_have(outcome: Outcome) -> None:
+    first, second = (rank["sampled"] for rank in outcome.ranks)
+    assert first["tokens"] != second["tokens"]
+    assert max(first["tokens"], second["tokens"]) < 40
+    assert first["same"]
+    assert second["same"]
+
+
 @pytest.mark.parametrize(
     ("kept", "steps"),
     [((3, 0), 2), ((0, 0), 0), ((1, 16), 6)],

@@ -25,7 +25,7 @@ from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.callbacks.scoring import ScoringSettings
 from ippo_lightning.engine import balance
 from ippo_lightning.modules import PPOModule
-from ippo_lightning.policies import CausalLMPolicy, LoraSettings
+from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.sharded_strategy import ShardedStrategy
 from ippo_lightning.shards import held_bytes, is_sharded, whole
@@ -85,6 +85,20 @@ def broken_on_one_rank(module: PPOModule, loop: Any, episodes: Any, rank: int) -
     except FloatingPointError as error:
         return {"weights": plan.weights.tolist(), "stopped": str(error)}
     return {"weights": plan.weights.tolist(), "stopped": None}
+
+
+def sampled_both_ways(folder: Path, fabric: Fabric) -> dict[str, Any]:
+    """Sample until all have stopped, sooner on one rank than on the other; gathered for each token, and once."""
+    module = tiny_module()
+    tiny_loop(folder / "unused", module, fabric=fabric, overwrite=True).set_up()
+    numbers = [str(number) for number in range(0, 100, 2)]
+    settings = SamplingSettings(num_responses=2, max_new_tokens=40, stop_tokens=numbers)
+    prompts = encode_prompts(module.policy.tokenizer, ["7+12?"], max_length=16)
+    drawn = []
+    for module.policy.gather_for_sampling in (False, True):
+        torch.manual_seed(fabric.global_rank)
+        drawn.append(module.policy.sample(*prompts, settings).response_ids)
+    return {"tokens": drawn[0].shape[1], "same": torch.equal(*drawn)}
 
 
 def uneven_demonstrations(loop: Any) -> list[dict[str, Any]]:
@@ -178,6 +192,7 @@ def main(folder: Path) -> None:
     # a run from end to end; another that does not gather for sampling; one that is broken off and goes on
     whole_run = one_run(folder / "whole", fabric)
     assert one_run(folder / "layerwise", sharded(gather_for_sampling=False))["parameters"].keys()
+    numbers["sampled"] = sampled_both_ways(folder, sharded(gather_for_sampling=False))
     one_run(folder / "resumed", fabric, max_iterations=2)
     resumed = one_run(folder / "resumed", fabric, resume=True)
     for name, run in (("whole", whole_run), ("resumed", resumed)):
