@@ -34,6 +34,8 @@ DIFFERENCE = 1e-4
 """Relative to the largest score: a quotient of differences of about 1e-5 in fp64, rounded otherwise on each side."""
 A_FEW_NUMBERS = 4096
 """Bytes: counts, metrics, decisions, and the episodes that change ranks."""
+FLOAT32_NORMS = 1e-6
+"""Relative to the largest score: Llama's norms round to float32, and a divided policy's loss is weighted before them."""
 FLOAT32_STEPS = 1e-4
 """Parameters after two Adam steps of 1e-3 in float32, whose direction amplifies rounding of small gradients."""
 ROWS = ([0, 2, 4, 6, 7], [1, 3, 5])
@@ -56,7 +58,7 @@ def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
     scores = {name: two_sharded_ranks.scores_of(loop, module, episodes, way) for name, way in SCORINGS.items()}
     uneven = two_sharded_ranks.uneven_demonstrations(loop)
     scores["uneven demonstrations"] = two_sharded_ranks.scores_of(
-        loop, module, episodes, SCORINGS["hooks"], demonstrations=uneven
+        loop, module, episodes, two_sharded_ranks.NO_GROUPS, demonstrations=uneven
     )
     parameters = two_ranks.update_episodes(module, episodes, list(range(8)))
     parameters.pop("advantage_sums")
@@ -64,7 +66,8 @@ def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
         for name, block in direction.items():
             torch.testing.assert_close(half[f"direction.{name}"], block, rtol=0, atol=EXACT)
         for name, expected in scores.items():
-            allowed = DIFFERENCE * float(expected.abs().max()) if name == "finite_difference" else EXACT
+            relative = {"finite_difference": DIFFERENCE, "uneven demonstrations": FLOAT32_NORMS}.get(name, 0.0)
+            allowed = max(EXACT, relative * float(expected.abs().max()))
             torch.testing.assert_close(half[f"scores.{name}"], expected[rows], rtol=0, atol=allowed)
         for name, parameter in parameters.items():
             assert parameter.dtype == torch.float64

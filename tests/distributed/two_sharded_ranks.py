@@ -56,6 +56,7 @@ SCORINGS: dict[str, ScoringSettings] = {
     "groups": ScoringSettings(health_every_n_iterations=1, health_groups=3),
 }
 """Ways to score a divided policy."""
+NO_GROUPS = ScoringSettings(health_every_n_iterations=0)
 
 
 def exact_module(kind: str) -> PPOModule:
@@ -158,7 +159,7 @@ def main(folder: Path) -> None:
         direction = InfluenceFilter().scorer.direction(module, loop.datamodule.influence_dataloader(), iteration=0).mean
         numbers[f"{kind}.direction_is_divided"] = any(isinstance(block, DTensor) for block in direction.values())
         results = {f"scores.{name}": scores_of(loop, module, episodes, way) for name, way in SCORINGS.items()}
-        uneven = scores_of(loop, module, episodes, SCORINGS["hooks"], demonstrations=uneven_demonstrations(loop))
+        uneven = scores_of(loop, module, episodes, NO_GROUPS, demonstrations=uneven_demonstrations(loop))
         results["scores.uneven demonstrations"] = uneven
         results |= {f"direction.{name}": whole(block) for name, block in direction.items()}
         if kind == "full":
