@@ -35,7 +35,7 @@ DIFFERENCE = 1e-4
 A_FEW_NUMBERS = 4096
 """Bytes: counts, metrics, decisions, and the episodes that change ranks."""
 FLOAT32_NORMS = 1e-6
-"""Relative to the largest score: Llama's norms round to float32, and a divided policy's loss is weighted before them."""
+"""Relative to the largest score: norms of Llama round to float32, and the weight of a batch passes through them."""
 FLOAT32_STEPS = 1e-4
 """Parameters after two Adam steps of 1e-3 in float32, whose direction amplifies rounding of small gradients."""
 ROWS = ([0, 2, 4, 6, 7], [1, 3, 5])
