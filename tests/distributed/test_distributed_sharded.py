@@ -140,6 +140,10 @@ def test_trainer_and_the_loop_give_bit_equal_parameters_also_divided(outcome: Ou
     assert all(torch.equal(by_trainer[name], by_loop[name]) for name in by_loop)
 
 
+def test_a_checkpoint_of_trainer_goes_on_with_a_divided_policy_as_if_nothing_had_happened(outcome: Outcome) -> None:
+    assert all(rank["trainer_resumes"] for rank in outcome.ranks)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_policies_are_divided_trained_and_saved_as_well(outcome: Outcome, name: str) -> None:
     assert all(rank[name] for rank in outcome.ranks)

@@ -138,6 +138,25 @@ def sharded(**options: Any) -> Fabric:
     return fabric
 
 
+def trainer_of(folder: Path, *, max_epochs: int) -> Trainer:
+    """A Trainer that divides the policy, and runs two iterations an epoch."""
+    return Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        max_epochs=max_epochs,
+        limit_train_batches=2,
+        limit_val_batches=0,
+        callbacks=[InfluenceFilter()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+
+
 def one_run(folder: Path, fabric: Fabric, **changes: Any) -> dict[str, Any]:
     """Run with the filter; return metrics and all parameters."""
     module = tiny_module(ppo={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 3})
@@ -210,25 +229,22 @@ def main(folder: Path) -> None:
     # the same run by Trainer and by the loop
     seed_everything(5, verbose=False)
     by_trainer = tiny_module()
-    Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-        max_epochs=1,
-        limit_train_batches=2,
-        callbacks=[InfluenceFilter()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-    ).fit(by_trainer, tiny_data())
+    trainer = trainer_of(folder, max_epochs=1)
+    trainer.fit(by_trainer, tiny_data())
     by_loop = tiny_module()
     tiny_loop(folder / "loop", by_loop, fabric=fabric, callbacks=[InfluenceFilter()], seed=5).fit()
     numbers["trainer_is_divided"] = is_sharded(by_trainer)
     torch.save(trainable(by_trainer), folder / f"trainer.rank{rank}.pt")
     torch.save(trainable(by_loop), folder / f"loop.rank{rank}.pt")
+    trainer.save_checkpoint(folder / "trainer.ckpt")
+    resumed_by_trainer = tiny_module()
+    trainer_of(folder, max_epochs=2).fit(resumed_by_trainer, tiny_data(), ckpt_path=str(folder / "trainer.ckpt"))
+    seed_everything(5, verbose=False)
+    unbroken = tiny_module()
+    trainer_of(folder, max_epochs=2).fit(unbroken, tiny_data())
+    numbers["trainer_resumes"] = all(
+        torch.equal(value, trainable(resumed_by_trainer)[name]) for name, value in trainable(unbroken).items()
+    )
 
     # ranks that keep different numbers, or nothing
     for counts in ((3, 0), (0, 0), (1, 16)):
