@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 import ippo_lightning
 from ippo_lightning.engine import random_states, rank, restore_random_states
 from ippo_lightning.errors import UserError
 from ippo_lightning.files import PARTIAL, link_whole, write_whole
-from ippo_lightning.shards import laid_out_as, whole
+from ippo_lightning.shards import laid_out_as, whole_on_writer
 
 FORMAT = 2
 _SAMPLED = 64  # entries of a frozen tensor that go into the fingerprint
@@ -51,10 +50,8 @@ def checkpoint_state(
         "module": type(module).__name__,
         "reference": module.policy.reference_kind,
         "fingerprint": fingerprint,
-        "parameters": gathered_on_writer(
-            {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-        ),
-        "optimizer": gathered_on_writer(optimizer.state_dict()),
+        "parameters": whole_on_writer({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}),
+        "optimizer": whole_on_writer(optimizer.state_dict()),
         "scaler": module.driver.scaler.state_dict() if module.driver.scaler is not None else {},
         "progress": module.progress_state(),
         "position": dict(position),
@@ -143,24 +140,6 @@ def load_parameters(module: nn.Module, parameters: Mapping[str, Tensor], *, sour
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(laid_out_as(parameters[name], parameter))
-
-
-def gathered_on_writer(state: Any) -> Any:
-    """Return a nested state with whole tensors on the CPU; where ranks hold parts, only rank 0 keeps the whole.
-
-    Args:
-        state: dictionaries, lists and tuples of tensors and plain values; every rank takes part.
-    """
-    if isinstance(state, Tensor):
-        if not isinstance(state, DTensor):
-            return state.cpu()
-        tensor = whole(state)
-        return tensor.cpu() if rank() == 0 else tensor.new_empty(0, device="cpu")
-    if isinstance(state, Mapping):
-        return {key: gathered_on_writer(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(gathered_on_writer(value) for value in state)
-    return state
 
 
 def _laid_out(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ippo_lightning.collectives import all_reduce_max, all_reduce_sum, rank, world_size
 
 Part = TypeVar("Part")
 
@@ -55,7 +56,7 @@ def have_nonzero(tensors: Sequence[Tensor]) -> list[bool]:
     device = local(tensors[0]).device
     counts = torch.stack([local(tensor).count_nonzero().to(device) for tensor in tensors])
     if any(isinstance(tensor, DTensor) for tensor in tensors):
-        counts = summed_over_ranks(counts)
+        counts = all_reduce_sum(counts)
     flags: list[bool] = (counts > 0).tolist()
     return flags
 
@@ -73,25 +74,32 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     device = pairs[0][0].device
     products = [(one.double() * other.double()).sum().to(device) for one, other in pairs]
     total = torch.stack(products).sum()
-    return float(summed_over_ranks(total) if any(isinstance(tensor, DTensor) for tensor in first) else total)
-
-
-def summed_over_ranks(values: Tensor) -> Tensor:
-    """Return the element-wise sum over all ranks; alone, the values."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total
+    return float(all_reduce_sum(total) if any(isinstance(tensor, DTensor) for tensor in first) else total)
 
 
 def mean_over_ranks(values: Sequence[float], *, device: torch.device) -> list[float]:
     """Return the mean of each value over all ranks; alone, the values."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return list(values)
-    total = summed_over_ranks(torch.tensor(values, dtype=torch.float64, device=device))
-    means: list[float] = (total / dist.get_world_size()).tolist()
+    total = all_reduce_sum(torch.tensor(values, dtype=torch.float64, device=device))
+    means: list[float] = (total / world_size()).tolist()
     return means
+
+
+def whole_on_writer(state: Any) -> Any:
+    """Return a nested state with whole tensors on the CPU; where ranks hold parts, only rank 0 keeps the whole.
+
+    Args:
+        state: dictionaries, lists and tuples of tensors and plain values; every rank takes part.
+    """
+    if isinstance(state, Tensor):
+        if not isinstance(state, DTensor):
+            return state.cpu()
+        tensor = whole(state)
+        return tensor.cpu() if rank() == 0 else tensor.new_empty(0, device="cpu")
+    if isinstance(state, Mapping):
+        return {key: whole_on_writer(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(whole_on_writer(value) for value in state)
+    return state
 
 
 def held_bytes(tensors: Mapping[object, Tensor] | Sequence[Tensor]) -> int:
@@ -116,9 +124,7 @@ def in_step(parts: Sequence[Part], *, module: nn.Module) -> Iterator[tuple[Part,
     """
     most = len(parts)
     if is_sharded(module):  # agreed on before the first pass: afterwards the others are in the middle of one
-        count = torch.tensor(most, device=next(module.parameters()).device)
-        dist.all_reduce(count, op=dist.ReduceOp.MAX)
-        most = int(count)
+        most = all_reduce_max(most, device=next(module.parameters()).device)
     for number in range(most):
         yield parts[min(number, len(parts) - 1)], number < len(parts)
 

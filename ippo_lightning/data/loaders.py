@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from ippo_lightning.collectives import rank, world_size
 
 Row = Mapping[str, Any]
 """One prompt: `prompt`, `example`, and `response` where it is a demonstration."""
@@ -67,12 +68,11 @@ def training_loader(rows: Sequence[Row], *, batch_size: int, seed: int, num_work
         seed: of the order.
         num_workers: processes that collate.
     """
-    world, rank = _place()
     dataset = TextRows(rows)
     sampler: DistributedSampler[int] | None = None
     if rows:
         # this sampler has set_epoch, so the order of an epoch can be had again when a run is resumed
-        sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
+        sampler = DistributedSampler(dataset, num_replicas=world_size(), rank=rank(), shuffle=True, seed=seed)
     return _loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers)
 
 
@@ -84,9 +84,8 @@ def evaluation_loader(rows: Sequence[Row], *, batch_size: int, num_workers: int 
         batch_size: rows a batch.
         num_workers: processes that collate.
     """
-    world, rank = _place()
     dataset = TextRows(rows)
-    sampler = EvaluationSampler(dataset, num_replicas=world, rank=rank, shuffle=False) if rows else None
+    sampler = EvaluationSampler(dataset, num_replicas=world_size(), rank=rank(), shuffle=False) if rows else None
     return _loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers)
 
 
@@ -102,10 +101,3 @@ def _loader(
         # a stream of its own for the workers' seeds: beginning an epoch leaves that of training alone
         generator=torch.Generator().manual_seed(0),
     )
-
-
-def _place() -> tuple[int, int]:
-    """Return number of ranks and own rank."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size(), dist.get_rank()
-    return 1, 0

@@ -1,6 +1,6 @@
 """One PPO iteration as numbered stages. Knows nothing of influence: plain PPO is this code with no callbacks."""
 
-from ippo_lightning.engine.collectives import (
+from ippo_lightning.collectives import (
     all_reduce_max,
     all_reduce_sum,
     any_rank,

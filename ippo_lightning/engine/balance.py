@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ippo_lightning.engine.collectives import all_reduce_max, gather_rows, rank, world_size
+from ippo_lightning.collectives import all_reduce_max, gather_rows, rank, world_size
 from ippo_lightning.records import EPISODE_TENSORS, Episodes
 
 _TOLERATED = 1.1  # times the mean number of tokens that the fullest rank may hold

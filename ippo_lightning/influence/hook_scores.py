@@ -9,13 +9,14 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ippo_lightning.collectives import all_reduce_sum
 from ippo_lightning.influence.checksum import verify_checksum
 from ippo_lightning.influence.coverage import Block, hooked_modules
 from ippo_lightning.influence.hooks import HookSession
 from ippo_lightning.influence.precision import is_coarse
 from ippo_lightning.influence.refusals import checked_losses, checked_segments, require_finite_scores
 from ippo_lightning.influence.surroundings import frozen, trainable_parameters
-from ippo_lightning.shards import is_sharded, summed_over_ranks
+from ippo_lightning.shards import is_sharded
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -86,7 +87,7 @@ def scores_by_hooks(
 def _all_finite(scores: Tensor, *, together: bool) -> bool:
     """Whether all scores are finite, on all ranks where they go together."""
     broken = (~torch.isfinite(scores)).sum()
-    return not bool(summed_over_ranks(broken) if together else broken)
+    return not bool(all_reduce_sum(broken) if together else broken)
 
 
 class _BatchScores(NamedTuple):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ippo_lightning.collectives import all_reduce_sum
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.surroundings import gradients
-from ippo_lightning.shards import laid_out_as, local, summed_over_ranks
+from ippo_lightning.shards import laid_out_as, local
 
 
 def per_episode_scores(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.dtype) -> Tensor:
@@ -94,7 +95,7 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
             square = torch.linalg.vector_norm(product, dtype=torch.float64).square().to(product)
             sums += torch.stack([product.sum(), square]).to(device=like.device)
     if any(isinstance(gradient, DTensor) for gradient in found.values()):
-        sums = summed_over_ranks(sums)
+        sums = all_reduce_sum(sums)
     return sums[0], sums[1].sqrt()
 
 

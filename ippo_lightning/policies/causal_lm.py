@@ -330,7 +330,7 @@ class CausalLMPolicy(nn.Module):
         if not is_sharded(self.model):
             return save_model(self.model, self.tokenizer, folder)
         ordinary = whole_copy(self.model)
-        return save_model(ordinary, self.tokenizer, folder) if torch.distributed.get_rank() == 0 else {}
+        return {} if ordinary is None else save_model(ordinary, self.tokenizer, folder)
 
     def _values(self, sequences: Sequences, num_tokens: int, features: list[Tensor]) -> Tensor:
         if self.critic is not None:

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
 from peft import PeftModel
 
+from ippo_lightning.collectives import world_size
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.continuous import continuous_responses
 from ippo_lightning.policies.reference import POLICY_ADAPTER
@@ -59,7 +59,7 @@ def _engine_of(policy: CausalLMPolicy, request: Request) -> VLLMEngine:
                 f"sampling.engine: no quantization, while the policy's base is {source.quantization}; responses would "
                 "be those of another model; set engine.quantization, for example to bitsandbytes"
             )
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             raise UserError("sampling.sampler: vllm runs beside one process only; use generate or continuous")
         policy.engine = VLLMEngine(
             base=source.pretrained,

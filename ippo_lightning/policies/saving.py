@@ -12,12 +12,13 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ippo_lightning.collectives import rank
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.loading import merge_adapter, transformers_model
 from ippo_lightning.policies.modes import seeded
 from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dense_copy, dequantized_weight, is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
-from ippo_lightning.shards import gathered, laid_out_as, whole
+from ippo_lightning.shards import gathered, laid_out_as, whole_on_writer
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,13 @@ def save_model(
     return {"adapter": adapter_folder, "merged": merged_folder}
 
 
-def whole_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-    """Return an ordinary copy, on the CPU, of a model whose parameters are divided over ranks.
+def whole_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel | None:
+    """Return on rank 0 an ordinary copy, on the CPU, of a model whose parameters are divided over ranks.
 
     Args:
-        model: sharded; every rank must call this, and needs room for the whole copy. 4-bit weights come dequantised.
+        model: sharded; every rank must call this. 4-bit weights come dequantised.
     """
-    state = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+    state = whole_on_writer({name: tensor.detach() for name, tensor in model.state_dict().items()})
     network = transformers_model(model)
     config = copy.deepcopy(network.config)
     if is_quantized(model):
@@ -60,9 +61,11 @@ def whole_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftMode
             state |= {
                 f"{name}.weight": dequantized_weight(layer).to(dtype=network.dtype).cpu()
                 for name, layer in model.named_modules()
-                if isinstance(layer, QUANTIZED_LAYERS)
+                if isinstance(layer, QUANTIZED_LAYERS) and rank() == 0
             }
         del config.quantization_config
+    if rank() != 0:
+        return None
     with seeded(0):
         copied: Any = type(network)(config)
         copied.to(dtype=network.dtype)
