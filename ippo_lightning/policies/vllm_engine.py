@@ -31,6 +31,21 @@ def engine_rank(rank: int) -> int:
     return next((known for known in _RANKS if known >= rank), rank)
 
 
+def engine_arguments(
+    *, base: str, max_lora_rank: int, dtype: str, trust_remote_code: bool, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of `vllm.LLM`; see `VLLMEngine`."""
+    return {
+        "model": base,
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+        "enable_lora": True,
+        "max_lora_rank": engine_rank(max_lora_rank),
+        "enable_prefix_caching": False,  # keys and values of another adapter
+        **options,
+    }
+
+
 class VLLMEngine:
     """One engine on the base model; adapters come and go.
 
@@ -56,17 +71,15 @@ class VLLMEngine:
                 "or use generate or continuous"
             ) from error
         self._vllm: Any = vllm
-        settings = {
-            "model": base,
-            "dtype": dtype,
-            "trust_remote_code": trust_remote_code,
-            "enable_lora": True,
-            "max_lora_rank": engine_rank(max_lora_rank),
-            "enable_prefix_caching": False,  # keys and values of another adapter
-            **options,
-        }
+        arguments = engine_arguments(
+            base=base,
+            max_lora_rank=max_lora_rank,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            options=options,
+        )
         try:
-            self._engine = vllm.LLM(**settings)
+            self._engine = vllm.LLM(**arguments)
         except Exception as error:
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise UserError(f"sampling.engine: vLLM does not start ({reason[0][:200]})") from error

@@ -206,6 +206,9 @@ def test_a_rank_whose_responses_have_ended_goes_on_until_the_others_have(outcome
     assert max(first["tokens"], second["tokens"]) < 40
     assert first["same"]
     assert second["same"]
+    every_token, once = first["gathered"]
+    assert once == 1.0
+    assert every_token == max(first["tokens"], second["tokens"])
 
 
 @pytest.mark.parametrize(

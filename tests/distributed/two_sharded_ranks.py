@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import two_ranks
+from communication import CommunicationCount
 from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
@@ -95,11 +96,14 @@ def sampled_both_ways(folder: Path, fabric: Fabric) -> dict[str, Any]:
     numbers = [str(number) for number in range(0, 100, 2)]
     settings = SamplingSettings(num_responses=2, max_new_tokens=40, stop_tokens=numbers)
     prompts = encode_prompts(module.policy.tokenizer, ["7+12?"], max_length=16)
-    drawn = []
+    drawn, sent = [], []
     for module.policy.gather_for_sampling in (False, True):
         torch.manual_seed(fabric.global_rank)
-        drawn.append(module.policy.sample(*prompts, settings).response_ids)
-    return {"tokens": drawn[0].shape[1], "same": torch.equal(*drawn)}
+        with CommunicationCount() as counted:
+            drawn.append(module.policy.sample(*prompts, settings).response_ids)
+        sent.append(counted.bytes["all_gather_parameters"])
+    held = two_ranks.bytes_of(module)["policy"]
+    return {"tokens": drawn[0].shape[1], "same": torch.equal(*drawn), "gathered": [size / held for size in sent]}
 
 
 def uneven_demonstrations(loop: Any) -> list[dict[str, Any]]:

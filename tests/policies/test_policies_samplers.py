@@ -15,7 +15,7 @@ from torch import Tensor
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
 from ippo_lightning.policies.samplers import _written_adapter
-from ippo_lightning.policies.vllm_engine import engine_rank
+from ippo_lightning.policies.vllm_engine import engine_arguments, engine_rank
 
 TEXTS = ["7+12=?", "1?", "3*4?", "2+2+2+2?", "9?"]
 OTHER_WAYS: dict[str, dict[str, Any]] = {
@@ -56,6 +56,37 @@ def test_the_likeliest_responses_are_the_same_however_they_are_drawn(
     assert torch.equal(other.response_mask, plain.response_mask)
     assert torch.equal(other.response_ids, plain.response_ids)
     assert torch.equal(other.truncated, plain.truncated)
+
+
+def forwards_of(policy: CausalLMPolicy, **settings: Any) -> list[tuple[tuple[int, ...], str]]:
+    """Sample, and return the shape of the ids and the kind of cache of each of the model's forwards."""
+    seen: list[tuple[tuple[int, ...], str]] = []
+
+    def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        seen.append((tuple(ids.shape), type(kwargs.get("past_key_values")).__name__))
+
+    handle = policy.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        policy.sample(*encoded(policy), SamplingSettings(num_responses=2, max_new_tokens=4, **settings))
+    finally:
+        handle.remove()
+    return seen
+
+
+def test_every_setting_changes_how_the_model_is_asked(make_policy: Callable[..., CausalLMPolicy]) -> None:
+    policy = make_policy("llama")
+    plain = forwards_of(policy)
+    assert {kind for _, kind in plain} == {"DynamicCache"}
+    assert plain[0][0] == (10, 8)  # two responses to each of five prompts, padded to the longest
+    assert {kind for _, kind in forwards_of(policy, cache="static")} == {"StaticCache"}
+    # neighbours in length: the two shortest prompts first, without the padding of the longest
+    first = [shape for shape, _ in forwards_of(policy, batch_size=4) if shape[1] > 1]
+    assert [rows for rows, _ in first] == [4, 4, 2]
+    assert [columns for _, columns in first] == sorted(columns for _, columns in first)
+    assert first[0][1] < 8
+    paged = forwards_of(policy, sampler="continuous")
+    assert {shape[0] for shape, _ in paged} == {1}  # all requests in one packed row
 
 
 @pytest.mark.parametrize("way", ["static", "in batches", "continuous"])
@@ -157,6 +188,14 @@ def test_the_adapter_is_written_as_a_server_reads_it(base: Path, tmp_path: Path)
 @pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 8), (16, 16), (300, 320), (600, 600)])
 def test_the_engine_gets_a_rank_it_knows(rank: int, expected: int) -> None:
     assert engine_rank(rank) == expected
+
+
+def test_arguments_for_the_engine_are_handed_on_and_win() -> None:
+    base = {"base": "folder", "max_lora_rank": 12, "dtype": "bfloat16", "trust_remote_code": False}
+    plain = engine_arguments(**base, options={})
+    assert (plain["model"], plain["max_lora_rank"], plain["enable_lora"]) == ("folder", 16, True)
+    changed = engine_arguments(**base, options={"gpu_memory_utilization": 0.4, "dtype": "float16"})
+    assert changed == {**plain, "gpu_memory_utilization": 0.4, "dtype": "float16"}
 
 
 @pytest.mark.gpu
