@@ -145,12 +145,13 @@ def _step(
 def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: PPOSettings) -> dict[int, str]:
     """Try each episode of a minibatch by itself; return those whose loss or gradient is not finite."""
     found: dict[int, str] = {}
-    episodes, places = (work.episodes, rows) if len(rows) else (work.spare, rows.new_zeros(1))
-    for place, is_real in stages.in_step(places.split(1)):
+    episodes, places, weights = _or_spare(work, rows)
+    for number, is_real in stages.in_step(torch.arange(len(places), device=rows.device).split(1)):
+        place = places[number]
         alone = Minibatch(
             episodes=episodes.select(place),
-            weights=work.weights.new_ones(1) if len(rows) == 0 else work.weights[place],
-            value_weights=work.weights.new_ones(1),
+            weights=weights[number],
+            value_weights=torch.ones_like(weights[number]),
             policy_denominator=float(_sizes(episodes, place, settings)),
             value_denominator=float(_sizes(episodes, place, settings)),
         )
@@ -165,11 +166,9 @@ def _accumulate(
     stages: UpdateStages, work: Work, rows: Tensor, *, settings: PPOSettings, shrink: float
 ) -> dict[str, Tensor]:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
-    weights, value_weights = work.weights[rows], torch.ones_like(work.weights[rows])
-    episodes = work.episodes
-    if len(rows) == 0:  # a rank with nothing left still takes part in the collectives, with weight zero
-        episodes, rows = work.spare, torch.zeros(1, dtype=torch.long, device=weights.device)
-        weights = value_weights = torch.zeros(1, device=weights.device)
+    is_own = float(len(rows) > 0)
+    episodes, rows, weights = _or_spare(work, rows)
+    value_weights = torch.full_like(weights, is_own)
     sizes = _sizes(episodes, rows, settings).double()
     counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
     policy_count, value_count = all_reduce_sum(counted).tolist()
@@ -195,6 +194,13 @@ def _accumulate(
     reduced = all_reduce_sum(torch.stack([totals[name].double() for name in names]))
     sums = dict(zip(names, reduced, strict=True))
     return {name: value * scale if name.endswith("_loss") else value for name, value in sums.items()}
+
+
+def _or_spare(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]:
+    """Return episodes, rows of them, and weights; where nothing is left, one with weight zero for the collectives."""
+    if len(rows):
+        return work.episodes, rows, work.weights[rows]
+    return work.spare, rows.new_zeros(1), work.weights.new_zeros(1)
 
 
 def _sizes(episodes: Episodes, rows: Tensor, settings: PPOSettings) -> Tensor:

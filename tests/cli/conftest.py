@@ -6,18 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiment_files import TINY
 
 from ippo_lightning.data import arithmetic_tokenizer
 from ippo_lightning.policies import CausalLMPolicy
-
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
 
 REWARDS = '''
 """Rewards that go wrong, each in its own way; `late` only in its third call."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from experiment_files import change, write
+from experiment_files import TINY, change, write
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,14 +22,6 @@ from ippo_lightning.cli import main
 from ippo_lightning.data import arithmetic_tokenizer
 from ippo_lightning.policies import CausalLMPolicy
 
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
 POLICY = "model.init_args.policy.init_args"
 COMMANDS = ("fit", "evaluate", "compare", "export", "report")
 FLOAT32_ROUNDING = 1e-5
