@@ -93,6 +93,7 @@ def sampled_both_ways(folder: Path, fabric: Fabric) -> dict[str, Any]:
     """Sample until all have stopped, sooner on one rank than on the other; gathered for each token, and once."""
     module = tiny_module()
     tiny_loop(folder / "unused", module, fabric=fabric, overwrite=True).set_up()
+    as_asked = not module.policy.gather_for_sampling
     numbers = [str(number) for number in range(0, 100, 2)]
     settings = SamplingSettings(num_responses=2, max_new_tokens=40, stop_tokens=numbers)
     prompts = encode_prompts(module.policy.tokenizer, ["7+12?"], max_length=16)
@@ -103,7 +104,12 @@ def sampled_both_ways(folder: Path, fabric: Fabric) -> dict[str, Any]:
             drawn.append(module.policy.sample(*prompts, settings).response_ids)
         sent.append(counted.bytes["all_gather_parameters"])
     held = two_ranks.bytes_of(module)["policy"]
-    return {"tokens": drawn[0].shape[1], "same": torch.equal(*drawn), "gathered": [size / held for size in sent]}
+    return {
+        "as_asked": as_asked,
+        "tokens": drawn[0].shape[1],
+        "same": torch.equal(*drawn),
+        "gathered": [size / held for size in sent],
+    }
 
 
 def uneven_demonstrations(loop: Any) -> list[dict[str, Any]]:
