@@ -1,8 +1,8 @@
 r"""How long a PPO iteration takes here, and in TRL's PPOTrainer, on the same model, prompts, lengths and epochs.
 
-    python -m venv --system-site-packages /tmp/trl      # over an environment that has this package
-    /tmp/trl/bin/pip install --no-deps trl==1.12.0      # the last release with PPO
-    /tmp/trl/bin/python benchmarks/against_trl.py
+    python -m venv --system-site-packages .venv-trl      # over an environment that has this package
+    .venv-trl/bin/pip install --no-deps trl==1.12.0      # the last release with PPO
+    .venv-trl/bin/python benchmarks/against_trl.py
 
 256 prompts of the arithmetic experiment, one response of at most 44 tokens each, two epochs in minibatches of 64, the
 0.8 M-parameter SFT model or, with --untrained, one of its size with random weights, whose responses are longer; a

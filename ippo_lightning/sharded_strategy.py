@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.sharding import shard_policy
+from ippo_lightning.policies.sharding import shard_policy, unknown_sharding
 
 NAME = "fsdp2"
 
@@ -62,11 +62,7 @@ def require_supported(strategy: object, module: Any) -> None:
                 f"fabric.strategy {NAME}"
             )
     elif isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
-        name = type(strategy).__name__
-        raise UserError(
-            f"fabric.strategy: {name} divides the parameters in a way that sampling and influence scores do not know; "
-            f"use {NAME}, or ddp"
-        )
+        raise unknown_sharding("fabric.strategy", strategy, instead=NAME)
 
 
 STRATEGY_REGISTRY.register(

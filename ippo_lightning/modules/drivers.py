@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
-from ippo_lightning.errors import UserError
+from ippo_lightning.policies.sharding import unknown_sharding
 from ippo_lightning.shards import is_sharded, whole
 
 if TYPE_CHECKING:
@@ -169,10 +169,7 @@ def require_whole_or_fsdp2(strategy: object) -> None:
         UserError: it is FSDP1 or DeepSpeed.
     """
     if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
-        raise UserError(
-            f"Trainer.strategy: {type(strategy).__name__} divides the parameters in a way that sampling and influence "
-            "scores do not know; use ModelParallelStrategy (FSDP2), or ddp"
-        )
+        raise unknown_sharding("Trainer.strategy", strategy, instead="ModelParallelStrategy (FSDP2)")
 
 
 _IN_PROGRESS_BAR = frozenset({"rollout/reward_mean", "ppo/kept_share", "sft/loss"})

@@ -49,6 +49,20 @@ def shard_policy(policy: CausalLMPolicy, mesh: DeviceMesh, *, gather_for_samplin
     policy.gather_for_sampling = gather_for_sampling
 
 
+def unknown_sharding(option: str, strategy: object, *, instead: str) -> UserError:
+    """Return the error for a strategy that divides parameters behind one wrapper, as FSDP1 and DeepSpeed do.
+
+    Args:
+        option: where it was chosen.
+        strategy: of a Fabric or a Trainer.
+        instead: the strategy that divides them layer by layer.
+    """
+    return UserError(
+        f"{option}: {type(strategy).__name__} divides the parameters in a way that sampling and influence scores do "
+        f"not know; use {instead}, or ddp"
+    )
+
+
 def transformer_layers(network: nn.Module) -> list[nn.Module]:
     """Return the repeated layers of a transformer: those of its longest list of modules of one type.
 

@@ -26,7 +26,7 @@ START_UP = 30
 """Seconds that imports take at the most."""
 FLOAT32 = 1e-6
 """Weights are float32, around one."""
-FLOAT32_STEPS = 1e-4
+FLOAT32_STEPS = 1e-5
 """Parameters after two Adam steps of 1e-3 in float32, whose direction amplifies rounding of small gradients."""
 EXACT = 1e-10
 """fp64: the two sides add the same numbers in another order."""
@@ -137,7 +137,7 @@ def test_an_adapter_on_two_ranks_equals_one_on_the_whole(
     whole.pop("advantage_sums")
     for rank, half in enumerate(outcome.tensors(f"halves.{kind}")):
         half.pop("advantage_sums")
-        torch.testing.assert_close(half.pop("weights"), weights[rank::2], rtol=1e-4, atol=max(allowed, FLOAT32))
+        torch.testing.assert_close(half.pop("weights"), weights[rank::2], rtol=0, atol=max(allowed, FLOAT32))
         for name, parameter in whole.items():
             torch.testing.assert_close(half[name], parameter, rtol=0, atol=allowed)
     assert any(not torch.equal(start[name], parameter) for name, parameter in whole.items())
