@@ -213,7 +213,7 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     renamed = {}
     for name, value in old.items():
         for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)  # noqa: PLW2901
+            name = re.sub(pattern, replacement, name)
         renamed[name] = value
     remarks = [f"-{name}" for name in renamed if name not in new]
     remarks += [f"+{name}" for name in new if name not in renamed]
