@@ -100,8 +100,8 @@ def run_ours(system: str, model: str, iterations: int, _: int) -> list[dict[str,
 
     from ippo_lightning import FabricLoop, PPOModule
     from ippo_lightning.engine import PPOSettings
-    from ippo_lightning.loop_settings import LoopSettings
     from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
+    from ippo_lightning.run.settings import LoopSettings
 
     seed_everything(1, verbose=False)
     module = PPOModule(

@@ -120,8 +120,8 @@ def train(name: str) -> dict[str, Any]:
     """Run a case under `lightning.Trainer` in this process."""
     from lightning import Callback, Trainer, seed_everything
 
-    from ippo_lightning.cli import build_objects
-    from ippo_lightning.parsers import build_parser
+    from ippo_lightning.cli.main import build_objects
+    from ippo_lightning.cli.parsers import build_parser
 
     class Kept(Callback):
         rows: list[dict[str, float]] = []  # noqa: RUF012

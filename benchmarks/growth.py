@@ -180,8 +180,8 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
     from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
     from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
     from ippo_lightning.engine import PPOSettings
-    from ippo_lightning.loop_settings import LoopSettings
     from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
+    from ippo_lightning.run.settings import LoopSettings
 
     seed_everything(1, verbose=False)
     sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers}

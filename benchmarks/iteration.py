@@ -22,8 +22,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from ippo_lightning.compare import CompareSettings, MethodSettings, run_comparison
-from ippo_lightning.run_folder import HISTORY
+from ippo_lightning.cli.compare import CompareSettings, MethodSettings, run_comparison
+from ippo_lightning.storage.run_folder import HISTORY
 
 PARTS = {
     "rollout": "time/rollout_seconds",

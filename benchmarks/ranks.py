@@ -27,7 +27,7 @@ COLUMNS = {
     "parameters, MiB": "memory/parameters_mib",
     "optimizer, MiB": "memory/optimizer_mib",
 }
-SHARDED = "ippo_lightning.sharded_strategy.ShardedStrategy"
+SHARDED = "ippo_lightning.run.fsdp_strategy.ShardedStrategy"
 
 
 def ways(devices: int) -> dict[str, list[str]]:

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ippo_lightning.callbacks.episode_log import episode_rows
-from ippo_lightning.engine import rank
+from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import UserError
-from ippo_lightning.files import write_whole
-from ippo_lightning.foreign_text import cut, visible_text
 from ippo_lightning.records import UpdateStats
+from ippo_lightning.storage.atomic import write_whole
+from ippo_lightning.storage.untrusted_text import cut, visible_text
 
 COLUMNS = ("prompt", "response", "label", "reward", "advantage", "score", "kept")
 _LONGEST_CELL = 120

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Callback
 
-from ippo_lightning.engine import rank
+from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import masked_row_mean
 from ippo_lightning.records import UpdateStats

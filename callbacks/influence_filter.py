@@ -10,16 +10,16 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
-from ippo_lightning.callbacks.attachment import Attachment, Buffer, EpisodeLosses, ValidationLoss
-from ippo_lightning.callbacks.buffers import Columns
-from ippo_lightning.callbacks.health import health_of, part_shares
-from ippo_lightning.callbacks.scoring import Direction, Scored, Scorer, ScoringSettings
-from ippo_lightning.callbacks.selection import SelectionRule, Selector
-from ippo_lightning.engine import gather_rows
+from ippo_lightning.distributed.collectives import gather_rows
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
 from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.records import UpdatePlan
+from ippo_lightning.selection.buffer_view import Columns
+from ippo_lightning.selection.module_interface import Attachment, Buffer, EpisodeLosses, ValidationLoss
+from ippo_lightning.selection.rules import SelectionRule, Selector
+from ippo_lightning.selection.score_health import health_of, part_shares
+from ippo_lightning.selection.scorer import Direction, Scored, Scorer, ScoringSettings
 
 
 class InfluenceFilter(Callback):

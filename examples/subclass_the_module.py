@@ -15,11 +15,11 @@ from torch import Tensor
 from ippo_lightning import Episodes, FabricLoop, PPOModule
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
-from ippo_lightning.fabric_loop import LoopSettings
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
-from ippo_lightning.reasoning import judge_arithmetic
 from ippo_lightning.records import Minibatch
 from ippo_lightning.rewards import arithmetic_reward
+from ippo_lightning.run.fabric_loop import LoopSettings
+from ippo_lightning.tasks import judge_arithmetic
 
 
 class ShortAnswersPPO(PPOModule):

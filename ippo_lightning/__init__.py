@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ippo_lightning.errors import UserError
-    from ippo_lightning.fabric_loop import FabricLoop
     from ippo_lightning.modules.ppo import PPOModule
     from ippo_lightning.modules.sft import SFTModule
     from ippo_lightning.records import Episodes, UpdatePlan, UpdateStats
+    from ippo_lightning.run.fabric_loop import FabricLoop
 
 __all__ = [
     "Episodes",
@@ -34,7 +34,7 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
 
 _HOMES = {
     "Episodes": "ippo_lightning.records",
-    "FabricLoop": "ippo_lightning.fabric_loop",
+    "FabricLoop": "ippo_lightning.run.fabric_loop",
     "PPOModule": "ippo_lightning.modules.ppo",
     "SFTModule": "ippo_lightning.modules.sft",
     "UpdatePlan": "ippo_lightning.records",

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from ippo_lightning.cli import main
+from ippo_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
@@ -112,7 +112,7 @@ def runs(block: Block, names: dict[str, Any]) -> None:
 
 def trains(kind: Any) -> None:
     """A class that a page defines goes through an iteration."""
-    sys.path.insert(0, str(ROOT / "tests" / "training"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from training_parts import tiny_loop, tiny_module
 
     plain = tiny_module()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ippo_lightning.cli import main
+from ippo_lightning.cli.main import main
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 

@@ -127,8 +127,8 @@ def test_the_installed_wheel_works_away_from_the_checkout(installed: Path, tmp_p
 
 def test_the_installed_command_answers(installed: Path, tmp_path: Path) -> None:
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "ippo = ippo_lightning.cli:main" in entry_points.read_text()
-    program = "import sys; from ippo_lightning.cli import main; sys.exit(main(['--help']))"
+    assert "ippo = ippo_lightning.cli.main:main" in entry_points.read_text()
+    program = "import sys; from ippo_lightning.cli.main import main; sys.exit(main(['--help']))"
     assert "usage: ippo" in run("-c", program, folder=tmp_path, PYTHONPATH=str(installed))
 
 

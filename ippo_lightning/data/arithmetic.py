@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from ippo_lightning.data.problems import ProblemSpace, demonstration_rows, prompt_row, read_kinds
 from ippo_lightning.data.text_module import Splits, TextDataModule, check_counts, check_share
 from ippo_lightning.errors import UserError
+from ippo_lightning.tasks.arithmetic.problems import ProblemSpace, demonstration_rows, prompt_row, read_kinds
 
 
 class ArithmeticDataModule(TextDataModule):

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from ippo_lightning.data.question_files import Record, is_folder, load_records
 from ippo_lightning.data.text_module import Splits, TextDataModule, check_count, check_counts
 from ippo_lightning.errors import UserError
-from ippo_lightning.reasoning import gsm8k_answer
+from ippo_lightning.tasks import gsm8k_answer
+from ippo_lightning.tasks.gsm8k.question_files import Record, is_folder, load_records
 
 logger = logging.getLogger(__name__)
 

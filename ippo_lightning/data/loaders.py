@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ippo_lightning.collectives import rank, world_size
+from ippo_lightning.distributed.collectives import rank, world_size
 
 Row = Mapping[str, Any]
 """One prompt: `prompt`, `example`, and `response` where it is a demonstration."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ippo_lightning.data.question_files import load_records
 from ippo_lightning.errors import UserError
+from ippo_lightning.tasks.gsm8k.question_files import load_records
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 _ARITHMETIC_SIGNS = "+-*=;#?"

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from ippo_lightning.collectives import all_reduce_sum
+from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.nonfinite import without_broken
 from ippo_lightning.engine.settings import PPOSettings

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ippo_lightning.collectives import rank, world_size
+from ippo_lightning.distributed.collectives import rank, world_size
 from ippo_lightning.errors import UserError
 
 _STRIDE = 1000  # between the seeds of neighbouring ranks

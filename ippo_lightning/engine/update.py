@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ippo_lightning.collectives import all_reduce_max, all_reduce_sum, any_rank, world_size
-from ippo_lightning.engine.balance import Work, share_out
+from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, any_rank, world_size
+from ippo_lightning.engine.load_balancing import Work, share_out
 from ippo_lightning.engine.nonfinite import name_broken
 from ippo_lightning.engine.settings import PPOSettings
 from ippo_lightning.records import Episodes, Minibatch, UpdatePlan

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ippo_lightning.distributed.dtensor import mean_over_ranks
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.failures import ChecksumError
+from ippo_lightning.influence.model_state import averaged_gradients
 from ippo_lightning.influence.per_episode import contracted
-from ippo_lightning.influence.surroundings import averaged_gradients
-from ippo_lightning.shards import mean_over_ranks
 
 TOLERANCE = 1e-3
 """Allowed difference as a share of sum |w_i s_i|, where everything is computed in float32 or better."""

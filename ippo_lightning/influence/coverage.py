@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ippo_lightning.distributed.dtensor import have_nonzero, local
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.failures import CoverageError
+from ippo_lightning.influence.model_state import trainable_parameters
 from ippo_lightning.influence.module_kinds import Term, kind_of
-from ippo_lightning.influence.surroundings import trainable_parameters
-from ippo_lightning.shards import have_nonzero, local
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ippo_lightning.distributed.dtensor import inner_product, laid_out_as, whole
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence.surroundings import trainable_parameters
-from ippo_lightning.shards import inner_product, laid_out_as, whole
+from ippo_lightning.influence.model_state import trainable_parameters
 
 
 def select_blocks(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ippo_lightning.distributed.dtensor import inner_product, laid_out_as, local
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block
+from ippo_lightning.influence.model_state import trainable_parameters
 from ippo_lightning.influence.precision import coarsest_dtype
-from ippo_lightning.influence.surroundings import trainable_parameters
-from ippo_lightning.shards import inner_product, laid_out_as, local
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)

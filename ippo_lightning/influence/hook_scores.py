@@ -9,14 +9,14 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ippo_lightning.collectives import all_reduce_sum
+from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.influence.checksum import verify_checksum
 from ippo_lightning.influence.coverage import Block, hooked_modules
 from ippo_lightning.influence.hooks import HookSession
+from ippo_lightning.influence.model_state import frozen, trainable_parameters
 from ippo_lightning.influence.precision import is_coarse
 from ippo_lightning.influence.refusals import checked_losses, checked_segments, require_finite_scores
-from ippo_lightning.influence.surroundings import frozen, trainable_parameters
-from ippo_lightning.shards import is_sharded
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ippo_lightning.distributed.dtensor import whole
 from ippo_lightning.influence.contractions import Rows
 from ippo_lightning.influence.coverage import HookedModule
 from ippo_lightning.influence.failures import CoverageError
+from ippo_lightning.influence.model_state import gradients
 from ippo_lightning.influence.norms import GradientNorms
 from ippo_lightning.influence.precision import HALVES
-from ippo_lightning.influence.surroundings import gradients
-from ippo_lightning.shards import whole
 
 
 class HookSession:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ippo_lightning.collectives import all_reduce_sum
+from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.distributed.dtensor import laid_out_as, local
 from ippo_lightning.influence.coverage import Block
-from ippo_lightning.influence.surroundings import gradients
-from ippo_lightning.shards import laid_out_as, local
+from ippo_lightning.influence.model_state import gradients
 
 
 def per_episode_scores(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.dtype) -> Tensor:

@@ -8,15 +8,15 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from ippo_lightning.distributed.dtensor import inner_product, is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block, accumulation_dtype, active_blocks
 from ippo_lightning.influence.finite_difference import difference_scores
 from ippo_lightning.influence.forward import forward_derivative, verify_forward
 from ippo_lightning.influence.hook_scores import scores_by_hooks
+from ippo_lightning.influence.model_state import undisturbed
 from ippo_lightning.influence.per_episode import per_episode_norms, per_episode_scores
 from ippo_lightning.influence.refusals import checked_losses, require_finite_scores
-from ippo_lightning.influence.surroundings import undisturbed
-from ippo_lightning.shards import inner_product, is_sharded
 
 Method = Literal["hooks", "forward", "finite_difference", "per_episode"]
 Normalisation = Literal["none", "cosine", "length"]

@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ippo_lightning.distributed.dtensor import is_sharded, local, mean_over_ranks
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence.surroundings import averaged_gradients, trainable_parameters, undisturbed
-from ippo_lightning.shards import is_sharded, local, mean_over_ranks
+from ippo_lightning.influence.model_state import averaged_gradients, trainable_parameters, undisturbed
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)

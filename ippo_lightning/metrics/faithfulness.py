@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.functional import share
-from ippo_lightning.reasoning import Label
+from ippo_lightning.tasks import Label
 
 LABELS = tuple(Label)
 

@@ -14,7 +14,7 @@ from ippo_lightning.metrics.faithfulness import LabelShares, UnfaithfulShare
 
 
 class JudgedResponse(Protocol):
-    """What the metrics read of a verdict; `ippo_lightning.reasoning.Verdict` has it."""
+    """What the metrics read of a verdict; `ippo_lightning.tasks.Verdict` has it."""
 
     @property
     def label(self) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ippo_lightning.engine import all_reduce_max
-from ippo_lightning.shards import held_bytes
+from ippo_lightning.distributed.collectives import all_reduce_max
+from ippo_lightning.distributed.dtensor import held_bytes
 
 _MIB = 2**20
 

@@ -13,17 +13,18 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from ippo_lightning.engine import random_states, rank, restore_random_states, seed_training
+from ippo_lightning.distributed.collectives import rank
+from ippo_lightning.distributed.dtensor import in_step, is_sharded
+from ippo_lightning.engine import random_states, restore_random_states, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics
-from ippo_lightning.modules.drivers import Driver, FabricDriver, TrainerDriver
+from ippo_lightning.modules.backends import Driver, FabricDriver, TrainerDriver
 from ippo_lightning.modules.memory import memory_of
 from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
 from ippo_lightning.policies.sharding import shard_policy
-from ippo_lightning.reasoning import Verdict
 from ippo_lightning.rollouts import sample_responses
-from ippo_lightning.shards import in_step, is_sharded
+from ippo_lightning.tasks import Verdict
 
 Judge = Callable[[str, str, Mapping[str, Any]], Verdict]
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ippo_lightning.engine import PPOSettings, all_reduce_sum, run_iteration
+from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.engine import PPOSettings, run_iteration
 from ippo_lightning.maths import (
     AdaptiveKLController,
     FixedKLController,
@@ -34,7 +36,6 @@ from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Episodes, Minibatch, UpdateStats
 from ippo_lightning.rewards import call_reward
 from ippo_lightning.rollouts import collect_episodes
-from ippo_lightning.shards import is_sharded
 
 Reward = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
 

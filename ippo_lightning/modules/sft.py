@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ippo_lightning.engine import all_reduce_sum, world_size
+from ippo_lightning.distributed.collectives import all_reduce_sum, world_size
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import reduce_terms
 from ippo_lightning.modules.optimization import OptimizerSettings

@@ -13,9 +13,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ippo_lightning.distributed.dtensor import is_sharded, whole
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
-from ippo_lightning.policies.encoding import stop_token_ids
+from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout, evaluating
+from ippo_lightning.policies.critic import SeparateCritic, ValueHead, captured_features, feature_size
+from ippo_lightning.policies.generation.generate import Request, Samples
+from ippo_lightning.policies.generation.samplers import sample_from
+from ippo_lightning.policies.generation.vllm import VLLMEngine
 from ippo_lightning.policies.loading import (
     ModelSource,
     add_lora,
@@ -24,7 +29,6 @@ from ippo_lightning.policies.loading import (
     merge_adapter,
     transformers_model,
 )
-from ippo_lightning.policies.modes import checkpoint_gradients, disable_dropout, evaluating
 from ippo_lightning.policies.quantized import Quantization
 from ippo_lightning.policies.reference import (
     ReferenceKind,
@@ -32,14 +36,10 @@ from ippo_lightning.policies.reference import (
     reference_active,
     resolve_reference,
 )
-from ippo_lightning.policies.samplers import sample_from
-from ippo_lightning.policies.sampling import Request, Samples
 from ippo_lightning.policies.saving import copy_parameters, save_model, whole_copy
 from ippo_lightning.policies.sequences import Sequences, join, response_logits, states_before
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings
-from ippo_lightning.policies.value import SeparateCritic, ValueHead, captured_features, feature_size
-from ippo_lightning.policies.vllm_engine import VLLMEngine
-from ippo_lightning.shards import is_sharded, whole
+from ippo_lightning.policies.tokenization import stop_token_ids
 
 
 class PolicyOutput(NamedTuple):

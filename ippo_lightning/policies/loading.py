@@ -20,8 +20,7 @@ from transformers import (
 )
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.encoding import check_tokenizer
-from ippo_lightning.policies.modes import seeded
+from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.quantized import (
     Quantization,
     is_quantized,
@@ -31,6 +30,7 @@ from ippo_lightning.policies.quantized import (
 )
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 from ippo_lightning.policies.settings import LoraSettings
+from ippo_lightning.policies.tokenization import check_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -17,7 +17,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from ippo_lightning.policies.modes import seeded
+from ippo_lightning.policies.contexts import seeded
 
 Quantization = Literal["nf4", "fp4", "int8"]
 QUANTIZED_LAYERS = (Linear4bit, Linear8bitLt)

@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.modes import keeping_trainable_flags, seeded
+from ippo_lightning.policies.contexts import keeping_trainable_flags, seeded
 from ippo_lightning.policies.settings import LoraSettings
 
 ReferenceKind = Literal["auto", "none", "copy", "adapter_off", "adapter_copy"]

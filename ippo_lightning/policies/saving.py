@@ -12,13 +12,13 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ippo_lightning.collectives import rank
+from ippo_lightning.distributed.collectives import rank
+from ippo_lightning.distributed.dtensor import gathered, laid_out_as, whole_on_writer
 from ippo_lightning.errors import UserError
+from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.loading import merge_adapter, transformers_model
-from ippo_lightning.policies.modes import seeded
 from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dense_copy, dequantized_weight, is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
-from ippo_lightning.shards import gathered, laid_out_as, whole_on_writer
 
 logger = logging.getLogger(__name__)
 

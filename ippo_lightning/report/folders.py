@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.foreign_text import cut, visible_text
 from ippo_lightning.report.display import number
+from ippo_lightning.storage.untrusted_text import cut, visible_text
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
-from ippo_lightning.foreign_text import visible_text
 from ippo_lightning.report import plots
 from ippo_lightning.report.canvas import method_colours
 from ippo_lightning.report.display import percent, plain, points, unbroken
@@ -24,6 +23,7 @@ from ippo_lightning.report.headline import compared_methods, headline, lead, ver
 from ippo_lightning.report.summary import BASELINE, METRICS, summarise
 from ippo_lightning.report.tables import kept_share, results_markdown, results_table, seconds_per_iteration
 from ippo_lightning.report.trust import HEALTH, PARTS, trust
+from ippo_lightning.storage.untrusted_text import visible_text
 
 _LOG = logging.getLogger(__name__)
 _TABLE_WIDTH = 80

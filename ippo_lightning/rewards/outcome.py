@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ippo_lightning.reasoning import judge_arithmetic, judge_gsm8k
+from ippo_lightning.tasks import judge_arithmetic, judge_gsm8k
 
 
 def arithmetic_reward(

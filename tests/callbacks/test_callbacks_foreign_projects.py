@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
-from ippo_lightning.callbacks.buffers import Columns
 from ippo_lightning.errors import UserError
+from ippo_lightning.selection.buffer_view import Columns
 
 FLOAT32_ROUNDING = 1e-5
 

@@ -12,7 +12,7 @@ import yaml
 from experiment_files import change, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ippo_lightning.cli import main
+from ippo_lightning.cli.main import main
 
 KEYS = {"exact_match", "majority_vote", "pass_at_k", "unfaithful_share"}
 

@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ippo_lightning.cli import main
+from ippo_lightning.cli.main import main
 from ippo_lightning.data import arithmetic_tokenizer
 from ippo_lightning.policies import CausalLMPolicy
 

@@ -6,7 +6,7 @@ import pytest
 
 from ippo_lightning.data import ArithmeticDataModule
 from ippo_lightning.errors import UserError
-from ippo_lightning.reasoning import judge_arithmetic
+from ippo_lightning.tasks import judge_arithmetic
 
 SIZES = {
     "num_train": 90,

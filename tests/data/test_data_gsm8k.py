@@ -12,7 +12,7 @@ import pytest
 from ippo_lightning.data import GSM8KDataModule
 from ippo_lightning.data.gsm8k import hold_out, with_canonical_answer
 from ippo_lightning.errors import UserError
-from ippo_lightning.reasoning import judge_gsm8k
+from ippo_lightning.tasks import judge_gsm8k
 
 RECORDS = [
     {"question": f"What is {number} + 1000?", "answer": f"<<{number}+1000={number + 1000}>>\n#### {number + 1000:,}"}

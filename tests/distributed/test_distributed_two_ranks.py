@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric import Fabric
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
 import two_ranks
 from launching import Outcome, outcome_of, run_on_two_ranks
+from lightning.fabric import Fabric
 from training_parts import tiny_loop
 
-from ippo_lightning.run_folder import finite
+from ippo_lightning.storage.run_folder import finite
 
 A_FEW_NUMBERS = 4096
 """Bytes: scores, counts, metrics, decisions, and the episodes that change ranks."""
@@ -40,7 +36,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def test_where_a_rank_dies_the_others_end_and_say_which(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(AssertionError) as failed:
-        run_on_two_ranks(Path(__file__).with_name("rank_dies.py"), tmp_path)
+        run_on_two_ranks(Path(two_ranks.__file__).with_name("rank_dies.py"), tmp_path)
     assert time.monotonic() - start < 60 + START_UP
     said = str(failed.value)
     assert re.search(r"rank\s*:\s*1", said), said  # torchrun's summary

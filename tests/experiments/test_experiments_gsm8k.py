@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ippo_lightning.cli import main
+from ippo_lightning.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2] / "experiments" / "gsm8k"
 POLICY = "model.init_args.policy.init_args"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ippo_lightning.parsers import build_parser, experiment_parser
+from ippo_lightning.cli.parsers import build_parser, experiment_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").rglob("*.yaml"))

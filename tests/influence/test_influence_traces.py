@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ippo_lightning.influence import CoverageError, influence_scores
-from ippo_lightning.influence.surroundings import undisturbed
+from ippo_lightning.influence.model_state import undisturbed
 
 
 @pytest.mark.parametrize("method", ["hooks", "per_episode"])

@@ -20,7 +20,7 @@ from ippo_lightning.metrics import (
     majority_vote,
     pass_at_k,
 )
-from ippo_lightning.reasoning import Label
+from ippo_lightning.tasks import Label
 
 SINGLE_PRECISION = 1e-6  # the states are float32
 

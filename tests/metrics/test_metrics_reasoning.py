@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics
-from ippo_lightning.reasoning import Verdict, judge_arithmetic
+from ippo_lightning.tasks import Verdict, judge_arithmetic
 
 PROMPT = "7+12-5?"
 RESPONSES = ["7+12=19;19-5=14;#14", "#14", "9+5=14;#14", "7+12=20;#14", "#13", "#12", "none"]

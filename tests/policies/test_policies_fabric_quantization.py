@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -12,14 +9,12 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.precision import BitsandbytesPrecision
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from training_parts import tiny_module
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
 from ippo_lightning.policies.quantized import dequantized_weight
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from training_parts import tiny_module
 
 
 class Actor(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ippo_lightning.foreign_text import cut, visible_text
 from ippo_lightning.report.display import number, percent, plain, points
+from ippo_lightning.storage.untrusted_text import cut, visible_text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True, None, "0.5", [0.5], 10**400])

@@ -1,0 +1,227 @@
+"""A run's model as others load it: transformers, PEFT, vLLM; with a card that says where it comes from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from peft import PeftModel
+
+import ippo_lightning
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies.saving import merged_copy, save_adapter
+from ippo_lightning.run.checkpoints import CheckpointFolder, frozen_fingerprint, read_checkpoint, restore_checkpoint
+from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
+
+Form = Literal["merged", "adapter"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What `ippo export` writes.
+
+    Args:
+        output: folder; by default `export/` in the run's.
+        form: `merged` is an ordinary model, `adapter` the trained LoRA alone.
+        checkpoint: `last`, `best`, or the path of a checkpoint.
+        dtype: of a merged model's weights; null leaves it.
+        license: an SPDX name for the card; null says that it is that of the base model.
+    """
+
+    output: str | None = None
+    form: Form = "merged"
+    checkpoint: str = "last"
+    dtype: Dtype | None = None
+    license: str | None = None
+
+
+def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
+    """Write a run's model and its card; return the folder.
+
+    Args:
+        run_dir: folder of a run of `ippo fit`.
+        module: built from the run's configuration; takes over the checkpoint's parameters.
+        settings: see `ExportSettings`.
+
+    Raises:
+        UserError: no checkpoint, one of another model, or `form: adapter` of a run that trained all weights.
+    """
+    checkpoint = chosen_checkpoint(run_dir, settings.checkpoint)
+    state = read_checkpoint(checkpoint)
+    restore_checkpoint(state, source=checkpoint, module=module, fingerprint=frozen_fingerprint(module))
+    policy = module.policy
+    has_adapter = isinstance(policy.model, PeftModel)
+    if settings.form == "adapter" and not has_adapter:
+        raise UserError(f"form: adapter is not possible, {run_dir} trained all weights; expected merged")
+    folder = Path(settings.output) if settings.output else run_dir / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    error = None
+    if settings.form == "adapter":
+        save_adapter(policy.model, policy.tokenizer, folder)
+    else:
+        error = _save_merged(policy, folder, dtype=settings.dtype)
+    card = model_card(
+        run_dir,
+        state=state,
+        form=settings.form if has_adapter else "full",
+        license_name=settings.license,
+        merging_error=error,
+    )
+    card.save(folder / "README.md")
+    return folder
+
+
+def chosen_checkpoint(run_dir: Path, name: str) -> Path:
+    """Return the path of the checkpoint `last`, `best`, or of a path; whether it is there, reading will tell."""
+    folder = CheckpointFolder(RunFolder(run_dir).checkpoints)
+    return {"last": folder.last, "best": folder.best}.get(name, Path(name))
+
+
+def model_card(
+    run_dir: Path,
+    *,
+    state: Mapping[str, Any],
+    form: str,
+    license_name: str | None,
+    merging_error: float | None = None,
+) -> ModelCard:
+    """Return the card: what was trained on what, with which result, by which configuration.
+
+    Args:
+        run_dir: holds `results.json`, if the run came to its end.
+        state: of the checkpoint.
+        form: `merged`, `adapter` or `full`.
+        license_name: an SPDX name, or null.
+        merging_error: what merging and rounding changed, see `log_prob_difference`; null where nothing was.
+    """
+    results = _results(run_dir)
+    base = _base_of(state)
+    data = ModelCardData(
+        license=license_name,
+        base_model=base,
+        library_name="peft" if form == "adapter" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["ippo-lightning", "ppo", "reinforcement-learning"],
+        model_name=run_dir.name,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="custom",
+                dataset_name="test problems of the run",
+                metric_type=name,
+                metric_value=results[name],
+            )
+            for name in ("exact_match", "majority_vote", "pass_at_k", "unfaithful_share")
+            if results.get(name) is not None
+        ],
+    )
+    progress = state["progress"]
+    lines = [
+        f"# {run_dir.name}",
+        "",
+        f"Trained by {state['module']} of ippo-lightning "
+        f"{state['version']}: {progress['iteration']} iterations, {progress['episodes_seen']} episodes, "
+        f"{progress['optimizer_steps']} optimizer steps, {progress['tokens_trained']} tokens trained.",
+        "",
+        f"- Form: {form}",
+        f"- Base model: {base or 'built from a configuration, see below'}",
+        *(
+            [f"- Merged and rounded: log-probs of {_PROBED} random tokens differ by {merging_error:.1e} at most"]
+            if merging_error is not None
+            else []
+        ),
+        f"- Licence: {license_name or 'not stated; that of the base model and of the data applies'}",
+        "",
+        "## Results",
+        "",
+        *(_result_lines(results) or ["The run has no final results."]),
+        "",
+        "## Configuration",
+        "",
+        "Model, data and every setting; `ippo fit --config` on it makes the run again.",
+        "",
+        "```yaml",
+        str(state["config"]).replace("```", "'''").rstrip() or _config_text(run_dir),
+        "```",
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+
+
+def log_prob_difference(first: Any, second: Any, *, vocabulary: int) -> float:
+    """Return the largest difference of two models' log-probs over random tokens.
+
+    Args:
+        first: a transformers or PEFT model.
+        second: another.
+        vocabulary: ids are below it.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (_PROBED // 32, 32), generator=generator)
+    with torch.no_grad():
+        one, two = (model(input_ids=ids.to(model.device)).logits.float().log_softmax(-1) for model in (first, second))
+    return float((one - two.to(one.device)).abs().max())
+
+
+_PROBED = 128
+
+
+def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | None:
+    """Save an ordinary model; return what merging and rounding changed, where either was done."""
+    import torch
+
+    model = policy.model
+    if isinstance(model, PeftModel):
+        with tempfile.TemporaryDirectory() as adapter:
+            save_adapter(model, policy.tokenizer, Path(adapter))
+            model = merged_copy(model, Path(adapter))
+    elif dtype is not None:
+        model = copy.deepcopy(model)
+    if dtype is not None:
+        model = model.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    if model is policy.model:
+        return None
+    return log_prob_difference(policy.model, model, vocabulary=len(policy.tokenizer))
+
+
+def _results(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / RESULTS
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _result_lines(results: Mapping[str, Any]) -> list[str]:
+    rows = [f"| {name} | {value:.4g} |" for name, value in results.items() if isinstance(value, (int, float))]
+    return ["| | |", "|---|--:|", *rows] if rows else []
+
+
+def _base_of(state: Mapping[str, Any]) -> str | None:
+    """Return the model that training began with, as the configuration names it."""
+    import yaml
+
+    config = yaml.safe_load(str(state["config"])) or {}
+    model = config.get("model") if isinstance(config, dict) else None
+    policy = ((model or {}).get("init_args") or {}).get("policy") or {}
+    base = (policy.get("init_args") or policy).get("pretrained")
+    return str(base) if base else None
+
+
+def _config_text(run_dir: Path) -> str:
+    path = run_dir / CONFIG
+    return (
+        path.read_text(encoding="utf-8").rstrip()
+        if path.is_file()
+        else f"# ippo-lightning {ippo_lightning.__version__}"
+    )

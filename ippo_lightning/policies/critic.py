@@ -1,0 +1,105 @@
+"""The critic: a head on the policy's own features, or a model of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies.contexts import seeded
+
+
+class ValueHead(nn.Module):
+    """One number a token: V = w . features + b, computed in float32.
+
+    Initial weights are normal with standard deviation 1 / sqrt(hidden_size + 1) and the bias is zero, as in the value
+    head described in "The N Implementation Details of RLHF with PPO" (ICLR blog track 2024).
+
+    Args:
+        hidden_size: width of the features.
+        init_std: standard deviation of the initial weights; None for the default above; 0.0 starts every value at 0.
+        seed: start of the random numbers the weights are drawn from.
+
+    Raises:
+        UserError: if `init_std` is negative.
+    """
+
+    def __init__(self, hidden_size: int, *, init_std: float | None = None, seed: int = 0) -> None:
+        super().__init__()
+        std = 1.0 / math.sqrt(hidden_size + 1) if init_std is None else init_std
+        if std < 0:
+            raise UserError(f"policy.value_init_std: {std} is negative; use 0 or more")
+        with seeded(seed):
+            self.linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
+            nn.init.normal_(self.linear.weight, std=std)
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return values [episodes, tokens] for features [episodes, tokens, hidden_size]."""
+        # Autocast would round the values to bfloat16; returns of a few tenths would then move in visible steps.
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
+        return values
+
+
+class SeparateCritic(nn.Module):
+    """A transformer of its own with a value head, trained in full and sharing nothing with the policy.
+
+    Args:
+        language_model: model whose trunk becomes the critic's; its language-model head is left out.
+        init_std: see `ValueHead`.
+        seed: see `ValueHead`.
+    """
+
+    def __init__(self, language_model: PreTrainedModel, *, init_std: float | None = None, seed: int = 0) -> None:
+        super().__init__()
+        hidden_size = feature_size(language_model)
+        trunk = language_model.base_model
+        assert isinstance(trunk, PreTrainedModel)
+        self.trunk: PreTrainedModel = trunk
+        self.head = ValueHead(hidden_size, init_std=init_std, seed=seed)
+        self.trunk.requires_grad_(True)
+
+    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Return the value [episodes, sequence] of the text up to and including each position."""
+        call: Any = self.trunk
+        outputs = call(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+        values: Tensor = self.head(outputs.last_hidden_state)
+        return values
+
+
+def feature_size(language_model: PreTrainedModel) -> int:
+    """Return the width of what the language-model head reads.
+
+    Args:
+        language_model: a causal language model.
+    """
+    return int(language_model.get_output_embeddings().weight.shape[1])
+
+
+@contextmanager
+def captured_features(language_model: PreTrainedModel, features: list[Tensor]) -> Iterator[None]:
+    """Append what the language-model head reads in every forward pass of the block to `features`.
+
+    Reading the head's very input, rather than a hidden state by number, is right for every architecture: it lies behind
+    the final norm and before any cap on the logits.
+
+    Args:
+        language_model: a causal language model.
+        features: grows by one tensor [episodes, positions, hidden] a forward pass.
+    """
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features.append(inputs[0])
+
+    handle = language_model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()

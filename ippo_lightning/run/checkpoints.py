@@ -1,0 +1,259 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ippo_lightning
+from ippo_lightning.distributed.collectives import rank
+from ippo_lightning.distributed.dtensor import laid_out_as, whole_on_writer
+from ippo_lightning.engine import random_states, restore_random_states
+from ippo_lightning.errors import UserError
+from ippo_lightning.storage.atomic import PARTIAL, link_whole, write_whole
+
+FORMAT = 2
+_SAMPLED = 64  # entries of a frozen tensor that go into the fingerprint
+
+
+def checkpoint_state(
+    *,
+    module: Any,
+    optimizer: Any,
+    callbacks: Sequence[Any],
+    position: Mapping[str, int],
+    fingerprint: str,
+    best: Mapping[str, Any],
+    config: str,
+) -> dict[str, Any]:
+    """Return what a checkpoint holds; every rank takes part.
+
+    Args:
+        module: a `PolicyModule`; its trainable parameters are saved, frozen ones come from their source again.
+        optimizer: with `state_dict`.
+        callbacks: with Lightning's `state_dict`.
+        position: the data loader's epoch and batch.
+        fingerprint: of the frozen parameters, see `frozen_fingerprint`.
+        best: the best evaluation so far.
+        config: the run's configuration as YAML.
+    """
+    return {
+        "format": FORMAT,
+        "version": ippo_lightning.__version__,
+        "module": type(module).__name__,
+        "reference": module.policy.reference_kind,
+        "fingerprint": fingerprint,
+        "parameters": whole_on_writer({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}),
+        "optimizer": whole_on_writer(optimizer.state_dict()),
+        "scaler": module.driver.scaler.state_dict() if module.driver.scaler is not None else {},
+        "progress": module.progress_state(),
+        "position": dict(position),
+        "callbacks": {_callback_key(index, item): item.state_dict() for index, item in enumerate(callbacks)},
+        "random": random_states(),
+        "best": dict(best),
+        "config": config,
+    }
+
+
+def restore_checkpoint(
+    state: Mapping[str, Any],
+    *,
+    source: Path,
+    module: Any,
+    fingerprint: str,
+    optimizer: Any | None = None,
+    callbacks: Sequence[Any] | None = None,
+) -> None:
+    """Take over what `checkpoint_state` returned.
+
+    Args:
+        state: as read by `read_checkpoint`.
+        source: names the file in errors.
+        module: built as the one that was saved.
+        fingerprint: of the module's frozen parameters.
+        optimizer: null to leave it (for evaluation).
+        callbacks: the same list as when saving; null to leave callbacks and random streams (for evaluation).
+
+    Raises:
+        UserError: the checkpoint is of another model, module, reference or number of processes.
+    """
+    for name, mine in (("module", type(module).__name__), ("reference", module.policy.reference_kind)):
+        if state[name] != mine and optimizer is not None:
+            raise UserError(
+                f"checkpoint: {source} has {name} {state[name]}, this run has {mine}; they must be the same"
+            )
+    if state["fingerprint"] != fingerprint:
+        raise UserError(f"checkpoint: {source} is of another model; its frozen parameters are not those of this one")
+    load_parameters(module, state["parameters"], source=source)
+    module.load_progress_state(state["progress"])
+    if optimizer is not None:
+        optimizer.load_state_dict(_laid_out(state["optimizer"], optimizer))
+        if module.driver.scaler is not None and state["scaler"]:
+            module.driver.scaler.load_state_dict(state["scaler"])
+    if callbacks is not None:
+        for index, item in enumerate(callbacks):
+            saved = state["callbacks"].get(_callback_key(index, item))
+            if saved:
+                item.load_state_dict(saved)
+        restore_random_states(state["random"], source=source)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's content, read without running any code of the file.
+
+    Raises:
+        UserError: no such file, not whole, not a checkpoint, or one of another format.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint: {path} is no file; expected a checkpoint that `ippo fit` wrote")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"checkpoint: {path} cannot be read ({reason})") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise UserError(f"checkpoint: {path} is something else; expected a checkpoint that `ippo fit` wrote")
+    if state["format"] != FORMAT:
+        written = f"ippo-lightning {state.get('version', 'of another version')} in format {state['format']}"
+        raise UserError(
+            f"checkpoint: {path} was written by {written}, and {ippo_lightning.__version__} reads format {FORMAT}; "
+            "go on with that version, or train anew"
+        )
+    return state
+
+
+def load_parameters(module: nn.Module, parameters: Mapping[str, Tensor], *, source: Path) -> None:
+    """Copy saved values into the trainable parameters, which must be the same set with the same shapes."""
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    differing = sorted(set(trainable) ^ set(parameters)) or sorted(
+        name for name in trainable if trainable[name].shape != parameters[name].shape
+    )
+    if differing:
+        raise UserError(f"checkpoint: {source} is of another model; the first parameter that differs is {differing[0]}")
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(laid_out_as(parameters[name], parameter))
+
+
+def _laid_out(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Divide an optimizer's saved tensors over the ranks as its parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    owners = dict(zip(numbers, parameters, strict=True))
+
+    def divided(number: int, entry: Any) -> Any:
+        is_of_parameter = isinstance(entry, Tensor) and entry.shape == owners[number].shape
+        return laid_out_as(entry, owners[number]) if is_of_parameter else entry
+
+    per_parameter = {
+        number: {name: divided(number, entry) for name, entry in entries.items()}
+        for number, entries in state["state"].items()
+    }
+    return {**state, "state": per_parameter}
+
+
+def frozen_fingerprint(module: nn.Module) -> str:
+    """Return a short text that changes when the frozen parameters do: a checkpoint does not hold them.
+
+    Take it before the first forward: 4-bit weights are stored in another order after one on a CPU.
+
+    Args:
+        module: names, shapes, dtypes and 64 entries of every frozen parameter count.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        flat = parameter.detach().flatten()
+        if len(flat) and not parameter.is_meta:
+            entries = flat[:: max(len(flat) // _SAMPLED, 1)][:_SAMPLED].cpu()
+            digest.update(entries.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: the newest few, under their iteration and as `last.ckpt`, and the `best.ckpt`.
+
+    Args:
+        path: made with the first checkpoint.
+        keep_last: how many stay.
+    """
+
+    def __init__(self, path: Path, *, keep_last: int = 1) -> None:
+        self.path = path
+        self.keep_last = keep_last
+
+    @property
+    def last(self) -> Path:
+        """Another name of the newest checkpoint."""
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best evaluation."""
+        return self.path / "best.ckpt"
+
+    def newest_first(self) -> list[Path]:
+        """Return the checkpoints under their iteration, whole or not."""
+        return sorted(self.path.glob("iteration_*.ckpt"), reverse=True)
+
+    def read_newest(self) -> tuple[Path, dict[str, Any]]:
+        """Return the newest whole checkpoint; one that cannot be read is passed over with a warning.
+
+        Raises:
+            UserError: none can be read.
+        """
+        paths = self.newest_first()
+        for path, older in zip(paths, [*paths[1:], None], strict=False):
+            state = _read_or_warn(path) if older is not None else read_checkpoint(path)
+            if state is not None:
+                return path, state
+        raise UserError(f"checkpoint: {self.path} holds none; expected one that `ippo fit` wrote")
+
+    def write(self, state: Mapping[str, Any], *, iteration: int, is_best: bool) -> None:
+        """Write a checkpoint and let the oldest go; only rank 0 writes.
+
+        Args:
+            state: see `checkpoint_state`.
+            iteration: iterations done.
+            is_best: whether it takes the place of `best.ckpt`.
+
+        Raises:
+            OSError: it cannot be written; older ones stay.
+        """
+        if rank() != 0:
+            return
+        path = self.path / f"iteration_{iteration:07d}.ckpt"
+        try:
+            write_whole(path, lambda file: torch.save(dict(state), file))
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+            raise OSError(f"checkpoint: {path} cannot be written ({reason}); older ones are whole") from error
+        link_whole(path, self.last)
+        if is_best:
+            link_whole(path, self.best)
+        for old in self.newest_first()[self.keep_last :]:
+            old.unlink(missing_ok=True)
+        for left_over in self.path.glob("*" + PARTIAL):
+            left_over.unlink(missing_ok=True)
+
+
+def _read_or_warn(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_checkpoint(path)
+    except UserError as error:
+        warnings.warn(f"{error}; taking an older one", stacklevel=3)
+        return None
+
+
+def _callback_key(index: int, callback: Any) -> str:
+    return f"{index}:{callback.state_key}"

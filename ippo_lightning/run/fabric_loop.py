@@ -1,0 +1,364 @@
+"""The Fabric engine: iterations, evaluations, checkpoints, logs and a final model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import Fabric
+
+from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
+from ippo_lightning.distributed.dtensor import in_step, is_sharded
+from ippo_lightning.engine import call_hook, seed_training
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
+from ippo_lightning.run.checkpoints import (
+    CheckpointFolder,
+    checkpoint_state,
+    frozen_fingerprint,
+    read_checkpoint,
+    restore_checkpoint,
+)
+from ippo_lightning.run.fsdp_strategy import ShardedStrategy, require_supported
+from ippo_lightning.run.loggers import log_again, logged_evaluation
+from ippo_lightning.run.progress import ProgressBar
+from ippo_lightning.run.settings import LoopSettings
+from ippo_lightning.run.signals import Interrupted, finish_on_signal
+from ippo_lightning.storage.atomic import write_text_whole
+from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, HISTORY, RESULTS, RunFolder, finite
+
+__all__ = ["FabricLoop", "LoopSettings"]
+
+Split = Literal["validation", "test"]
+
+
+class FabricLoop:
+    """Runs a `PolicyModule` through Fabric. Callbacks see it where they would see `lightning.Trainer`.
+
+    Args:
+        fabric: with any strategy, precision and loggers.
+        module: an `SFTModule`, a `PPOModule`, or a subclass.
+        datamodule: text batches, see `ippo_lightning.data`.
+        callbacks: in the order in which they act.
+        settings: see `LoopSettings`.
+        seed: of the training's random streams, another for each rank.
+        config: the whole configuration as YAML, written into the run's folder and its checkpoints.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: Any,
+        datamodule: Any,
+        *,
+        callbacks: Sequence[Any] = (),
+        settings: LoopSettings | None = None,
+        seed: int = 0,
+        config: str = "",
+    ) -> None:
+        self.fabric = fabric
+        self.module = module
+        self.datamodule = datamodule
+        self.callbacks = list(callbacks)
+        self.settings = settings or LoopSettings()
+        self.seed = seed
+        self.config = config
+        self.folder = RunFolder(self.settings.run_dir)
+        self.checkpoints = CheckpointFolder(self.folder.checkpoints, keep_last=self.settings.keep_last_checkpoints)
+        self.should_stop = False
+        self.position = {"epoch": 0, "batch": 0}
+        self.best: dict[str, Any] = {}
+        self._bar: ProgressBar | None = None
+        self._optimizer: Any = None
+        self._fingerprint = ""
+        self._checkpointed_at: int | None = None
+
+    # --- what callbacks may ask, as of lightning.Trainer ------------------------------------------------
+
+    @property
+    def default_root_dir(self) -> str:
+        """The run's folder."""
+        return str(self.folder.path)
+
+    @property
+    def max_iterations(self) -> int:
+        """Iterations of the whole run."""
+        return self.settings.max_iterations
+
+    @property
+    def loggers(self) -> list[Any]:
+        """Those of the Fabric."""
+        return list(self.fabric.loggers)
+
+    @property
+    def console(self) -> Any:
+        """Where to print during a run, so that the progress bar stays in its place; None before it."""
+        return self._bar.console if self._bar is not None else None
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.fabric.is_global_zero
+
+    # --- the run --------------------------------------------------------------------------------------
+
+    def fit(self) -> dict[str, float]:
+        """Run to the last iteration, or to where a callback or Ctrl-C stops; return the test metrics (or {}).
+
+        Raises:
+            UserError: a mistake in settings, data or reward; the last checkpoint stays.
+            Interrupted: after Ctrl-C, SIGTERM or SIGUSR1, once the iteration is finished and its checkpoint written.
+            FloatingPointError: NaN or infinity somewhere; the last checkpoint stays.
+            OSError: the disk is full; the last checkpoint stays.
+        """
+        try:
+            return self._fit()
+        finally:
+            self.folder.release()
+
+    def _fit(self) -> dict[str, float]:
+        start = time.perf_counter()
+        self.set_up()
+        call_hook(self.callbacks, "setup", self, self.module, "fit")
+        call_hook(self.callbacks, "on_fit_start", self, self.module)
+        bar = self._bar = ProgressBar(
+            enabled=self.settings.progress_bar and self.is_global_zero,
+            total=self.max_iterations,
+            title=self.folder.path.name[:16],
+        )
+        try:
+            with bar, finish_on_signal(bar.say) as signals:
+                self._iterate(bar, signals)
+        except BaseException as error:
+            call_hook(self.callbacks, "on_exception", self, self.module, error)
+            raise
+        self.checkpoint()
+        signal_number = all_reduce_max(signals[0] if signals else 0, device=self.fabric.device)
+        if signal_number:
+            where = f"stopped after iteration {self.module.iteration}: {self.checkpoints.last}"
+            raise Interrupted(where, number=signal_number)
+        results = self._finish(seconds=time.perf_counter() - start)
+        call_hook(self.callbacks, "on_fit_end", self, self.module)
+        call_hook(self.callbacks, "teardown", self, self.module, "fit")
+        return results
+
+    def set_up(self) -> None:
+        """Launch, build the optimizer, wrap, and go back to the checkpoint of a run that is resumed."""
+        require_supported(self.fabric.strategy, self.module)
+        self._launch()
+        resumed = self._begin_folder()
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        self.module.train()
+        self._fingerprint = frozen_fingerprint(self.module)
+        wrapper, self._optimizer = self._wrapped()
+        wrapper.mark_forward_method(self.module.loss_method)
+        self.module.attach(self, wrapper=wrapper)
+        seed_training(self.seed)
+        if resumed:
+            self._resume()
+
+    def _wrapped(self) -> tuple[Any, Any]:
+        """Return module and optimizer as Fabric wraps them."""
+        quantize_frozen_layers_only(self.fabric.strategy.precision, self.module)
+        if isinstance(self.fabric.strategy, ShardedStrategy):  # the parameters become other objects
+            wrapper = self.fabric.setup_module(self.module)
+            optimizer = self.fabric.setup_optimizers(self.module.configure_optimizers())
+            self.module._fabric_optimizers = [optimizer]  # as `Fabric.setup` does for both together
+            return wrapper, optimizer
+        wrapper, optimizer = self.fabric.setup(self.module, self.module.configure_optimizers())
+        return wrapper, optimizer
+
+    def _resume(self) -> None:
+        """Go back to the newest whole checkpoint, and forget what was written after it."""
+        path, state = self.checkpoints.read_newest()
+        restore_checkpoint(
+            state,
+            source=path,
+            module=self.module,
+            fingerprint=self._fingerprint,
+            optimizer=self._optimizer,
+            callbacks=self.callbacks,
+        )
+        self.position, self.best = dict(state["position"]), dict(state["best"])
+        self._checkpointed_at = self.module.iteration
+        if self.is_global_zero:
+            self.folder.forget_after(self.module.iteration)
+            log_again(
+                self.fabric.loggers,
+                history=self.folder.read_rows(HISTORY),
+                evaluations=self.folder.read_rows(EVALUATIONS),
+            )
+
+    def _launch(self) -> None:
+        """Start the other ranks, unless whoever made the Fabric has done so."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            self.fabric.launch()
+
+    def _begin_folder(self) -> bool:
+        """Let one rank make the folder ready and all hear of it, also of its mistake: nobody waits for a lost rank."""
+        resumed, mistake = False, None
+        if self.is_global_zero:
+            try:
+                resumed = self.folder.begin(resume=self.settings.resume, overwrite=self.settings.overwrite)
+                if self.config:
+                    write_text_whole(self.folder.path / CONFIG, self.config)
+            except UserError as error:
+                mistake = str(error)
+        resumed, mistake = self.fabric.broadcast((resumed, mistake))
+        if mistake is not None:
+            raise UserError(mistake)
+        return resumed
+
+    def set_up_evaluation(self, checkpoint: Path | None = None) -> None:
+        """Launch and place the module for `evaluate`, with the parameters of `checkpoint` where one is given."""
+        self._launch()
+        self.datamodule.prepare_data()
+        self.datamodule.setup("test")
+        if checkpoint is not None:
+            restore_checkpoint(
+                read_checkpoint(checkpoint),
+                source=checkpoint,
+                module=self.module,
+                fingerprint=frozen_fingerprint(self.module),
+            )
+        self.module.to(self.fabric.device)
+        self.module.attach(self)
+
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Return the judge's metrics on one split, over all ranks; training's random stream is left alone.
+
+        Raises:
+            UserError: the split holds no prompts.
+        """
+        loader = self.datamodule.val_dataloader() if split == "validation" else self.datamodule.test_dataloader()
+        if len(loader) == 0:
+            raise UserError(f"data: the {split} split holds 0 batches; expected at least 1 prompt")
+        self.module.evaluation_metrics.reset()
+        with torch.no_grad(), self.fabric.autocast():
+            for (index, batch), is_mine in in_step(list(enumerate(_quiet_iterator(loader))), module=self.module):
+                if is_mine:
+                    self.module.validation_step(batch, index)
+                else:
+                    self.module.sample(batch)
+        metrics: dict[str, float] = self.module.evaluation_metrics.compute()
+        self.module.evaluation_metrics.reset()
+        return metrics
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, unless there is one of this very iteration."""
+        is_best = self.best.get("iteration") == self.module.iteration and not self.best.get("is_written")
+        if self._checkpointed_at == self.module.iteration and not is_best:
+            return
+        if is_best:
+            self.best["is_written"] = True
+        state = checkpoint_state(
+            module=self.module,
+            optimizer=self._optimizer,
+            callbacks=self.callbacks,
+            position=self.position,
+            fingerprint=self._fingerprint,
+            best=self.best,
+            config=self.config,
+        )
+        self.checkpoints.write(state, iteration=self.module.iteration, is_best=is_best)
+        self._checkpointed_at = self.module.iteration
+
+    # --- parts of a run -----------------------------------------------------------------------------------
+
+    def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
+        if self.settings.evaluate_first and self._checkpointed_at is None:  # a checkpoint of iteration 0 comes after it
+            self._validate(bar)
+        bar.update(completed=self.module.iteration, numbers={})
+        batches = self._batches()
+        while self.module.iteration < self.max_iterations and not self.should_stop:
+            batch = self.fabric.to_device(next(batches))
+            iteration = self.module.iteration
+            with self.fabric.autocast():
+                metrics = self.module.training_step(batch, iteration)
+            self._log(iteration, metrics)
+            bar.update(completed=self.module.iteration, numbers=metrics)
+            if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
+                self._validate(bar)
+            if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations):
+                self.checkpoint()
+            self.should_stop = any_rank(self.should_stop or bool(signals), device=self.fabric.device)
+
+    def _batches(self) -> Iterator[Any]:
+        loader = self.datamodule.train_dataloader()
+        if len(loader) == 0:
+            raise UserError("data: the training split holds 0 batches; expected at least 1 (is batch_size too large?)")
+        skip = self.position["batch"]
+        while True:
+            if hasattr(loader.sampler, "set_epoch"):
+                loader.sampler.set_epoch(self.position["epoch"])
+            for index, batch in enumerate(_quiet_iterator(loader)):
+                if index >= skip:
+                    self.position["batch"] = index + 1
+                    yield batch
+            skip = 0
+            self.position = {"epoch": self.position["epoch"] + 1, "batch": 0}
+
+    def _validate(self, bar: ProgressBar) -> None:
+        metrics = self.evaluate("validation")
+        row = {"iteration": self.module.iteration, "split": "validation", **metrics}
+        if self.is_global_zero:
+            self.folder.append(EVALUATIONS, row)
+        self.fabric.log_dict(finite(logged_evaluation(row)), step=self.module.iteration)
+        bar.update(completed=self.module.iteration, numbers=metrics)
+        call_hook(self.callbacks, "on_validation_end", self, self.module)
+        self._note_best(metrics)
+
+    def _note_best(self, metrics: Mapping[str, float]) -> None:
+        """Remember the best evaluation, and write its checkpoint."""
+        name = self.settings.best_metric
+        if name is None:
+            return
+        if name not in metrics:
+            raise UserError(f"loop.best_metric: {name} is not measured; expected one of {', '.join(metrics)}")
+        if self.settings.is_better(metrics[name], self.best.get("value")):
+            self.best = {"metric": name, "value": metrics[name], "iteration": self.module.iteration}
+            self.checkpoint()
+
+    def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        if self.is_global_zero:
+            self.folder.append(HISTORY, {"iteration": iteration, "max_iterations": self.max_iterations, **metrics})
+        self.fabric.log_dict(finite(dict(metrics)), step=iteration)
+
+    def _finish(self, *, seconds: float) -> dict[str, float]:
+        if self.settings.save_model and (self.is_global_zero or is_sharded(self.module)):
+            self.module.policy.save_pretrained(self.folder.model)
+        if not self.settings.test_at_end:
+            return {}
+        metrics = self.evaluate("test")
+        if self.is_global_zero:
+            self.folder.write(RESULTS, {**self.describe_evaluation(metrics), "seconds": seconds})
+        return metrics
+
+    def describe_evaluation(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Return metrics together with what they were measured on."""
+        return {
+            **metrics,
+            "k": self.module.evaluation.num_responses,
+            "samples_per_prompt": self.module.evaluation.num_responses,
+            "num_prompts": len(self.datamodule.test_dataloader().dataset),
+            "iterations": self.module.iteration,
+        }
+
+
+def _is_due(iterations_done: int, every: int) -> bool:
+    return every > 0 and iterations_done % every == 0
+
+
+def _quiet_iterator(loader: Any) -> Iterator[Any]:
+    """Begin to load without drawing from torch's random stream, as a data loader does for its workers' seed.
+
+    A resumed run begins again in the middle of an epoch, and must find the stream where the unbroken run had it.
+    """
+    state = torch.get_rng_state()
+    batches = iter(loader)
+    torch.set_rng_state(state)
+    return batches

@@ -1,0 +1,73 @@
+"""How far scores can be trusted, as numbers for the log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.influence import (
+    halves_agreement,
+    mean_direction,
+    score_intervals,
+    sign_agreement,
+    sign_certainty,
+)
+from ippo_lightning.selection.scorer import Direction
+
+_PARTS = {
+    "embedding": re.compile(r"embed|lm_head|wte|wpe"),
+    "norm": re.compile(r"norm|\bln_|layernorm"),
+    "attention": re.compile(r"attn|attention|[qkvo]_proj|query|key|value"),
+    "mlp": re.compile(r"mlp|gate|up_proj|down_proj|c_fc|\bfc\d|dense"),
+}
+
+
+def part_shares(by_parameter: Mapping[str, Tensor]) -> dict[str, float]:
+    """Tell which parts of a model the scores come from.
+
+    share = sum over the part's parameters and episodes of |part of the score|, over the same for all parts
+
+    Args:
+        by_parameter: parameter name to its part of the scores, shape [episodes].
+
+    Returns:
+        `embedding`, `attention`, `mlp`, `norm`, `other` to its share, those that there are; they sum to 1. Empty where
+        all is zero.
+    """
+    sums: dict[str, float] = {}
+    for name, part in by_parameter.items():
+        kind = next((kind for kind, pattern in _PARTS.items() if pattern.search(name)), "other")
+        sums[kind] = sums.get(kind, 0.0) + float(part.abs().sum())
+    total = sum(sums.values())
+    return {kind: value / total for kind, value in sums.items()} if total > 0 else {}
+
+
+def health_of(direction: Direction, group_scores: Tensor) -> dict[str, float]:
+    """Return how far groups of demonstrations agree; nothing where they were not asked.
+
+    Args:
+        direction: with its groups.
+        group_scores: scores along each group, of the episodes of all ranks, shape [groups, episodes].
+
+    Returns:
+        Names for `UpdatePlan.record`: `halves_cosine` of the two halves' gradients; `halves_sign_agreement`, the share
+        of episodes that both halves score with the same sign; `sign_certain_share`, the share of episodes whose 95 %
+        bootstrap interval over groups excludes zero; `interval_width`, its median over the median |score|.
+    """
+    if not len(group_scores):
+        return {}
+    halves = [list(range(start, len(group_scores), 2)) for start in (0, 1)]
+    gradients = [mean_direction([direction.groups[number] for number in half]) for half in halves]
+    first, second = (group_scores[half].mean(dim=0) for half in halves)
+    generator = torch.Generator().manual_seed(0)
+    low, high = score_intervals(group_scores, generator=generator)
+    scale = group_scores.mean(dim=0).abs().median().clamp(min=torch.finfo(group_scores.dtype).tiny)
+    return {
+        "influence__halves_cosine": halves_agreement(*gradients),
+        "influence__halves_sign_agreement": sign_agreement(first, second),
+        "influence__sign_certain_share": sign_certainty(low, high),
+        "influence__interval_width": float((high - low).median() / scale),
+    }

@@ -1,0 +1,3 @@
+"""Grade-school word problems with worked answers."""
+
+__all__: list[str] = []

@@ -1,0 +1,106 @@
+"""Grade-school word problems: the number after `####`, and whether the `<<48/2=24>>` annotations are right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.tasks.grades import Label, Verdict
+from ippo_lightning.tasks.gsm8k.expressions import ExpressionError, calculate, decimals
+
+MAX_LENGTH = 16384
+"""Characters; a longer response is not read and counts as a wrong answer."""
+
+_MARK = "####"
+_AFTER_MARK = 80
+_NUMBER = re.compile(
+    r"\s*([+\-]?)\s*\$?\s*([+\-]?)((?=\.?[0-9])[0-9,]{0,40}(?:\.[0-9]{0,30})?)"
+    r"(?![.,]?[0-9])"  # 1.2.3, or more digits than the bounds allow
+    r"(?!\s*[/^]\s*[0-9]|[eE][+\-]?[0-9])"  # 1/2, 2^3, 1e3: the number goes on
+)
+_ANNOTATION = re.compile(r"<<([^<>]*)>>")
+
+
+def gsm8k_answer(text: str) -> str | None:
+    """Return the number after the last `####`, in canonical form.
+
+    Commas, a dollar sign, a plus and what follows the number are left out; `1,000.50` becomes `1000.5`.
+
+    Args:
+        text: a response or a reference solution.
+
+    Returns:
+        Digits without leading zeros, decimals only where they are not zero; None without `####` or without a number
+        right after it. Of the text after `####` at most 80 characters are read.
+    """
+    _, mark, tail = text.rpartition(_MARK)
+    found = _NUMBER.match(tail[:_AFTER_MARK]) if mark else None
+    if found is None or (found[1] and found[2]):
+        return None
+    number = Decimal((found[1] or found[2]) + found[3].replace(",", ""))
+    written = f"{abs(number) if number.is_zero() else number:f}"
+    return written.rstrip("0").rstrip(".") if "." in written else written
+
+
+def judge_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) -> Verdict:
+    """Label a response to a word problem, in time linear in its length.
+
+    The answer is the number after the last `####`, and is right if it equals the reference exactly. With a right answer
+    the annotations `<<expression=result>>` decide: none is a shortcut; all arithmetically right is faithful; one that
+    cannot be read makes it nonsense; otherwise, one that is wrong makes it a false positive. Whether a step belongs to
+    the problem is not judged.
+
+    Args:
+        prompt: not looked at.
+        response: any text; bytes are read as Latin-1. More than 16,384 characters are a wrong answer.
+        example: `answer` is the reference, in the form of `gsm8k_answer`.
+
+    Returns:
+        Label, answer and whether it is right.
+
+    Raises:
+        UserError: the example has no `answer` of text.
+    """
+    reference = example.get("answer")
+    if not isinstance(reference, str):
+        raise UserError(f"example.answer: {reference!r} is no text; expected the reference number, such as '72'")
+    text = response.decode("latin-1") if isinstance(response, bytes) else response
+    answer = gsm8k_answer(text) if len(text) <= MAX_LENGTH else None
+    if answer is None or answer != reference:
+        return Verdict(Label.WRONG_ANSWER, answer, False)
+    return Verdict(_label_annotations(text), answer, True)
+
+
+def _label_annotations(text: str) -> Label:
+    """Label the annotations before a right answer."""
+    annotations = _ANNOTATION.findall(text)
+    if max(text.count("<<"), text.count(">>")) > len(annotations):  # one was not closed, or not opened
+        return Label.NONSENSE
+    if not annotations:
+        return Label.SHORTCUT
+    try:
+        are_right = [_is_right(annotation) for annotation in annotations]
+    except ExpressionError:
+        return Label.NONSENSE
+    return Label.FAITHFUL if all(are_right) else Label.FALSE_POSITIVE
+
+
+def _is_right(annotation: str) -> bool:
+    """Whether `expression=result` holds, exactly or, for a result with decimals, rounded to those.
+
+    Raises:
+        ExpressionError: not of that form.
+    """
+    expression, equals, result = annotation.partition("=")
+    if not equals:
+        raise ExpressionError("no equals sign")
+    value, given = calculate(expression), calculate(result)
+    if value is None or given is None:
+        return False
+    places = decimals(result)
+    half_a_unit = Fraction(1, 2 * 10**places) if places else Fraction(0)
+    return abs(value - given) <= half_a_unit

@@ -1,0 +1,203 @@
+"""How the filter scores: each option does what it says, the direction lasts as long as asked, and health shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from training_parts import prepared, same, tiny_data, tiny_loop, tiny_module, trainable
+
+from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
+from ippo_lightning.errors import UserError
+from ippo_lightning.influence import agree_to_drop
+from ippo_lightning.modules import PPOModule
+from ippo_lightning.records import Episodes, UpdatePlan
+from ippo_lightning.selection.score_health import part_shares
+from ippo_lightning.selection.scorer import batches_by_tokens
+
+ROUNDING = 1e-5
+"""float32 scores of a tiny model, as a share of the largest."""
+
+
+def scored(
+    module: PPOModule,
+    episodes: Episodes,
+    *,
+    iteration: int = 1,
+    callback: InfluenceFilter | None = None,
+    **scoring: Any,
+) -> UpdatePlan:
+    data = tiny_data()
+    data.setup()
+    callback = callback or InfluenceFilter(scoring=ScoringSettings(**scoring))
+    callback.iteration = iteration
+    plan = UpdatePlan(episodes=episodes)
+    callback.on_rollout_end(SimpleNamespace(datamodule=data, should_stop=False), module, plan)
+    return plan
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> PPOModule:
+    module = tiny_module()
+    tiny_loop(tmp_path / "run", module, max_iterations=1).fit()  # leaves Adam with a state
+    return module
+
+
+@pytest.fixture
+def episodes(module: PPOModule) -> Episodes:
+    torch.manual_seed(2)
+    return prepared(module)
+
+
+def scores_of(plan: UpdatePlan) -> torch.Tensor:
+    scores = plan.history[0].scores
+    assert scores is not None
+    return scores
+
+
+@pytest.mark.parametrize("method", ["per_episode", "forward", "finite_difference"])
+def test_every_way_gives_the_scores_of_the_hooks(method: str, module: PPOModule, episodes: Episodes) -> None:
+    exact, found = scores_of(scored(module, episodes)), scores_of(scored(module, episodes, method=method))
+    allowed = 2e-2 if method == "finite_difference" else ROUNDING
+    assert float((found - exact).abs().max() / exact.abs().max()) <= allowed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalise": "cosine"},
+        {"normalise": "length"},
+        {"adam_aware": True},
+        {"include": ["*layers*"]},
+        {"exclude": ["*embed*"]},
+    ],
+    ids=str,
+)
+def test_every_option_changes_the_scores(options: dict[str, Any], module: PPOModule, episodes: Episodes) -> None:
+    plain, changed = scores_of(scored(module, episodes)), scores_of(scored(module, episodes, **options))
+    assert torch.isfinite(changed).all()
+    assert not torch.allclose(plain / plain.norm(), changed / changed.norm(), rtol=1e-3)
+
+
+def test_batches_change_nothing_and_memory_that_is_too_small_halves_them(
+    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scores_of(scored(module, episodes))
+    small = scores_of(scored(module, episodes, max_tokens=40))
+    torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-6)
+    limit, honest = 5, module.episode_losses
+
+    def tight(part: Episodes) -> torch.Tensor:
+        if len(part) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return honest(part)
+
+    monkeypatch.setattr(module, "episode_losses", tight)
+    with pytest.warns(UserWarning, match="memory is too small, going on with"):
+        torch.testing.assert_close(scores_of(scored(module, episodes)), whole, rtol=1e-4, atol=1e-6)
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="memory"):
+        scored(module, episodes)
+
+
+def test_batches_hold_neighbours_in_length_and_stay_below_their_tokens() -> None:
+    lengths = torch.randint(1, 50, (200,), generator=torch.Generator().manual_seed(0))
+    batches = batches_by_tokens(lengths, max_tokens=120)
+    assert sorted(torch.cat(batches).tolist()) == list(range(200))
+    assert all(len(batch) * int(lengths[batch].max()) <= 120 for batch in batches)
+    longest = [int(lengths[batch].max()) for batch in batches]
+    assert longest == sorted(longest)
+    assert [len(batch) for batch in batches_by_tokens(torch.tensor([500, 3]), max_tokens=10)] == [1, 1]
+
+
+def test_a_direction_is_taken_anew_when_it_is_due_and_not_before(module: PPOModule, episodes: Episodes) -> None:
+    callback = InfluenceFilter(scoring=ScoringSettings(refresh_every_n_iterations=3, health_every_n_iterations=0))
+    norms = []
+    for iteration in range(4):
+        norms.append(
+            scored(module, episodes, iteration=iteration, callback=callback).metrics["influence/gradient_norm"]
+        )
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.01)
+    assert norms[0] == norms[1] == norms[2] != norms[3]
+
+
+def test_a_run_with_a_lasting_direction_resumes_to_the_bit(tmp_path: Path) -> None:
+    def callbacks() -> list[InfluenceFilter]:
+        return [InfluenceFilter(scoring=ScoringSettings(refresh_every_n_iterations=4))]
+
+    whole = tiny_module()
+    tiny_loop(tmp_path / "whole", whole, callbacks=callbacks(), max_iterations=3).fit()
+    tiny_loop(tmp_path / "parts", tiny_module(), callbacks=callbacks(), max_iterations=2).fit()
+    resumed = tiny_module()
+    tiny_loop(tmp_path / "parts", resumed, callbacks=callbacks(), max_iterations=3, resume=True).fit()
+    assert same(trainable(whole), trainable(resumed))
+
+
+def test_health_shows_in_the_log_when_it_is_due(tmp_path: Path) -> None:
+    callbacks = [InfluenceFilter(scoring=ScoringSettings(health_every_n_iterations=2, health_groups=3))]
+    tiny_loop(tmp_path / "run", tiny_module(), callbacks=callbacks, max_iterations=3).fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    names = ("halves_cosine", "halves_sign_agreement", "sign_certain_share", "interval_width")
+    for number, row in enumerate(rows):
+        assert all((f"influence/{name}" in row) == (number % 2 == 0) for name in names)
+    first = rows[0]
+    assert -1 <= first["influence/halves_cosine"] <= 1
+    assert 0 <= first["influence/sign_certain_share"] <= 1
+    shares = [value for name, value in first.items() if name.startswith("influence/part_")]
+    assert sum(shares) == pytest.approx(1)
+    assert {"influence/part_attention", "influence/part_mlp", "influence/part_embedding"} <= first.keys()
+
+
+def test_the_mean_does_not_depend_on_the_groups(module: PPOModule, episodes: Episodes) -> None:
+    with_groups = scores_of(scored(module, episodes, iteration=0, health_groups=4))
+    without = scores_of(scored(module, episodes, health_every_n_iterations=0))
+    torch.testing.assert_close(with_groups, without, rtol=1e-4, atol=1e-6)
+
+
+def test_dropping_only_where_all_groups_agree_keeps_more(module: PPOModule, episodes: Episodes) -> None:
+    mean = scored(module, episodes, iteration=0)
+    callback = InfluenceFilter(drop_when="all", scoring=ScoringSettings(health_groups=3))
+    agreed = scored(module, episodes, iteration=1, callback=callback)
+    assert int(agreed.keep.sum()) > int(mean.keep.sum())
+    assert bool((agreed.keep | ~mean.keep).all())
+    # spared ones without a positive mean score weigh as little as the lightest of the others
+    spared = agreed.keep & (scores_of(agreed) <= 0)
+    assert float(agreed.weights[spared].max()) == pytest.approx(float(agreed.weights[agreed.keep].min()))
+    assert not agree_to_drop(torch.tensor([[1.0], [-1.0]]))[0]
+
+
+def test_parts_of_a_model_are_told_by_their_names() -> None:
+    ones = torch.ones(2)
+    names = {
+        "policy.model.model.embed_tokens.weight": "embedding",
+        "policy.model.model.layers.0.self_attn.q_proj.weight": "attention",
+        "policy.model.model.layers.0.mlp.up_proj.weight": "mlp",
+        "policy.model.model.layers.0.input_layernorm.weight": "norm",
+        "transformer.h.0.ln_1.bias": "norm",
+        "transformer.h.0.attn.c_proj.weight": "attention",
+        "something.else": "other",
+    }
+    shares = part_shares(dict.fromkeys(names, ones))
+    assert shares == pytest.approx({kind: list(names.values()).count(kind) / len(names) for kind in shares})
+    assert part_shares({"weight": torch.zeros(2)}) == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"refresh_every_n_iterations": 0}, {"max_tokens": 0}, {"health_groups": 1}, {"health_every_n_iterations": -1}],
+    ids=str,
+)
+def test_a_number_out_of_its_range_is_named(options: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=f"InfluenceFilter.scoring.{next(iter(options))}"):
+        ScoringSettings(**options)
+
+
+def test_a_pattern_that_fits_nothing_is_named(module: PPOModule, episodes: Episodes) -> None:
+    with pytest.raises(UserError, match="exclude: '\\*typo\\*' fits no parameter"):
+        scored(module, episodes, exclude=["*typo*"])
