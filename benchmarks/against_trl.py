@@ -78,7 +78,7 @@ def in_own_process(system: str, options: argparse.Namespace) -> list[dict[str, f
 
 
 def report(rows: dict[str, list[dict[str, float]]]) -> list[str]:
-    """Return the table in markdown: median seconds of each part, and the whole as a share of TRL's."""
+    """Return the table in markdown: median seconds of each part, and the whole as a fraction of TRL's."""
     parts = ("rollout", "update", "whole")
     medians = {
         system: {part: statistics.median(row[part] for row in found) for part in parts}
@@ -150,7 +150,7 @@ class NoReward(nn.Module):
         self.backbone = Backbone()
 
     def score(self, hidden: Tensor) -> Tensor:
-        """Return [episodes, tokens, 1]."""
+        """Return [rows, steps, 1]."""
         return hidden
 
 

@@ -89,7 +89,7 @@ def ordering(scene: Scene, scores: Tensor) -> list[tuple[tuple[str, str], float]
 
 
 def choices(scores: Tensor) -> dict[str, Tensor]:
-    """Return weights [episodes]: all, the positives, as many at random, as many of the lowest."""
+    """Return weights [rows]: all, the positives, as many at random, as many of the lowest."""
     positive = (scores > 0).double()
     count = int(positive.sum())
     drawn = torch.zeros_like(positive)

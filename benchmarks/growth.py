@@ -38,7 +38,7 @@ class Job:
     response: int
     epochs: int = 2
     kept: float = 0.5
-    """Share of the episodes that the filter keeps."""
+    """Fraction of the episodes that the filter keeps."""
     demonstrations: int = 64
     ranks: int = 1
     key_value_share: float = 1.0
@@ -220,7 +220,7 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
         episodes=256,
         prompt=int(module.last_stats.episodes.prompt_mask.sum(dim=1).float().mean()),
         response=round(statistics.median(row["rollout/response_tokens_mean"] for row in rows)),
-        kept=statistics.median(row["ppo/kept_share"] for row in rows),
+        kept=statistics.median(row["update/kept_fraction"] for row in rows),
         demonstrations=sum(len(batch["prompts"]) for batch in data.influence_dataloader()),
     )
     return job, found

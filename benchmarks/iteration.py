@@ -4,7 +4,7 @@
     python benchmarks/iteration.py --epochs 1
     python benchmarks/iteration.py --method finite_difference
 
-Both methods run at the same time, each on its share of the cores, from the same SFT model, so that whatever else the
+Both methods run at the same time, each on its fraction of the cores, from the same SFT model, so that whatever else the
 machine does hits both. The first iteration, which warms up, does not count.
 """
 
@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def thirds(folder: Path, seeds: Sequence[int], span: slice, *, first: bool) -> dict[str, dict[str, float]]:
-    """Return the mean seconds of each part, and the kept share, by method, over one third of the iterations."""
+    """Return the mean seconds of each part, and the kept fraction, by method, over one third of the iterations."""
     result: dict[str, dict[str, float]] = {}
     for method in ("ppo", "ippo"):
         rows: list[Mapping[str, Any]] = []
@@ -101,7 +101,7 @@ def thirds(folder: Path, seeds: Sequence[int], span: slice, *, first: bool) -> d
             third = max(len(history) // 3, 1)
             rows += history[:third] if first else history[-third:]
         result[method] = {part: statistics.fmean(row.get(key, 0.0) for row in rows) for part, key in PARTS.items()}
-        result[method]["kept share"] = statistics.fmean(row["ppo/kept_share"] for row in rows)
+        result[method]["kept fraction"] = statistics.fmean(row["update/kept_fraction"] for row in rows)
     return result
 
 
@@ -113,7 +113,7 @@ def table_of(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     for part in PARTS:
         plain, guided = rows["ppo"][part], rows["ippo"][part]
         table.add_row(part, f"{plain:.3f}", f"{guided:.3f}", f"{guided / plain:.2f}" if plain else "-")
-    table.add_row("kept share", f"{rows['ppo']['kept share']:.2f}", f"{rows['ippo']['kept share']:.2f}", "")
+    table.add_row("kept fraction", f"{rows['ppo']['kept fraction']:.2f}", f"{rows['ippo']['kept fraction']:.2f}", "")
     return table
 
 

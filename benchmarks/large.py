@@ -121,7 +121,7 @@ def scored(module: PPOModule, episodes: Episodes, direction: Any, *, way: str, s
         batches,
         direction,
         method=way,  # type: ignore[arg-type]
-        known_losses=module.known_episode_losses if way == "finite_difference" else None,
+        known_losses=module.rollout_losses if way == "finite_difference" else None,
     )
 
 

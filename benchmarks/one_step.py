@@ -21,13 +21,13 @@ class Episodes(NamedTuple):
     """Sampled continuations of counting chains with an advantage for each token."""
 
     ids: Tensor
-    """[episodes, tokens] int64; the first two tokens are the prompt."""
+    """[rows, steps] int64; the first two tokens are the prompt."""
     advantages: Tensor
-    """[episodes, tokens - 1] float64, of predicting each next token; 0 in the prompt."""
+    """[rows, steps - 1] float64, of predicting each next token; 0 in the prompt."""
     log_probs: Tensor
-    """[episodes, tokens - 1] nats, at the present parameters."""
+    """[rows, steps - 1] nats, at the present parameters."""
     poisoned: Tensor
-    """[episodes] bool, True where the advantages' sign was flipped."""
+    """[rows] bool, True where the advantages' sign was flipped."""
 
 
 class Scene(NamedTuple):
@@ -75,7 +75,7 @@ def chain_loss(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def episode_losses(model: nn.Module, episodes: Episodes) -> Tensor:
-    """Return PPO's clipped policy loss of each episode, shape [episodes]."""
+    """Return PPO's clipped policy loss of each episode, shape [rows]."""
     terms = policy_loss_terms(
         log_probs=_log_probs(model, episodes.ids),
         old_log_probs=episodes.log_probs,
@@ -88,7 +88,7 @@ def episode_losses(model: nn.Module, episodes: Episodes) -> Tensor:
 
 
 def scores_of(scene: Scene, *, kind: str) -> Tensor:
-    """Return scores that are `raw`, `adam` (scaled by the optimizer's state) or `cosine`, shape [episodes]."""
+    """Return scores that are `raw`, `adam` (scaled by the optimizer's state) or `cosine`, shape [rows]."""
     direction = target_gradient(scene.model, chain_loss, [scene.demonstrations])
     if kind == "adam":
         direction = precondition(direction, model=scene.model, optimizer=scene.adam)
@@ -115,7 +115,7 @@ class Steps:
         """Return the validation loss after a step on sum_i weights_i g_i / N; the denominator never changes.
 
         Args:
-            weights: shape [episodes].
+            weights: shape [rows].
         """
         model, state = copy.deepcopy((self.scene.model, self.scene.adam.state_dict()))
         for parameter, gradients in zip(model.parameters(), self._gradients, strict=True):
@@ -131,7 +131,7 @@ class Steps:
             return float(chain_loss(model, self.scene.demonstrations))
 
     def leave_one_out(self) -> Tensor:
-        """Return how much higher the loss is without each episode, shape [episodes]."""
+        """Return how much higher the loss is without each episode, shape [rows]."""
         count = NUM_EPISODES
         whole = self.loss_after(torch.ones(count, dtype=torch.float64))
         without = 1 - torch.eye(count, dtype=torch.float64)
@@ -159,8 +159,8 @@ def area_under_curve(scores: Tensor, positive: Tensor) -> float:
     """Return how often a positive scores below a negative: the area under the curve of finding positives by low scores.
 
     Args:
-        scores: shape [episodes].
-        positive: shape [episodes], bool.
+        scores: shape [rows].
+        positive: shape [rows], bool.
     """
     low, high = scores[positive][:, None], scores[~positive][None, :]
     return float(((low < high).double() + 0.5 * (low == high).double()).mean())
@@ -197,7 +197,7 @@ def _sampled(model: nn.Module) -> Episodes:
 
 
 def _episode_gradients(scene: Scene) -> list[Tensor]:
-    """Return each parameter's gradient by each episode, [episodes, *parameter], by plain autograd."""
+    """Return each parameter's gradient by each episode, [rows, *parameter], by plain autograd."""
     losses = episode_losses(scene.model, scene.episodes)
     parameters = list(scene.model.parameters())
     rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]

@@ -157,7 +157,7 @@ def measure(options: argparse.Namespace, *, adapter: bool, tokens: int, episodes
 
 
 def agreement(case: Case, name: str, way: Way) -> dict[str, Any]:
-    """Return the error and the share of right signs of one way.
+    """Return the error and the fraction of right signs of one way.
 
     Hooks and the slow ways are held against one backward an episode, over 64; the others against hooks, over 512.
     """

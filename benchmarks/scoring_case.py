@@ -19,15 +19,15 @@ class Batch(NamedTuple):
     """Episodes of one micro-batch; the first quarter of the tokens is the prompt."""
 
     ids: Tensor
-    """[episodes, tokens] int64."""
+    """[rows, steps] int64."""
     mask: Tensor
-    """[episodes, tokens] bool, True on response tokens."""
+    """[rows, steps] bool, True on response tokens."""
     old_log_probs: Tensor
-    """[episodes, tokens - 1] nats, at the present parameters."""
+    """[rows, steps - 1] nats, at the present parameters."""
     advantages: Tensor
-    """[episodes, tokens - 1]."""
+    """[rows, steps - 1]."""
     known: Tensor
-    """[episodes] the losses at the present parameters."""
+    """[rows] the losses at the present parameters."""
 
 
 class ByLosses(nn.Module):
@@ -38,7 +38,7 @@ class ByLosses(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the losses, shape [episodes]."""
+        """Return the losses, shape [rows]."""
         return episode_losses(self.model, batch)
 
 
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
     @staticmethod
     def losses(model: nn.Module, batch: Batch) -> Tensor:
-        """Return the clipped policy losses, shape [episodes]."""
+        """Return the clipped policy losses, shape [rows]."""
         return episode_losses(model, batch)
 
     @staticmethod
@@ -120,7 +120,7 @@ def demonstrations_of(model: nn.Module, tokens: int) -> list[Batch]:
 
 
 def episode_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the clipped policy loss of each episode, mean over its response tokens, shape [episodes]."""
+    """Return the clipped policy loss of each episode, mean over its response tokens, shape [rows]."""
     terms = policy_loss_terms(
         log_probs=_log_probs(model, batch.ids),
         old_log_probs=batch.old_log_probs,
@@ -131,7 +131,7 @@ def episode_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def error_and_signs(scores: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Return the largest error as a share of the largest score, and the share of right signs."""
+    """Return the largest error as a fraction of the largest score, and the fraction of right signs."""
     error = float((scores - exact).abs().max() / exact.abs().max())
     return error, float((scores.sign() == exact.sign()).float().mean())
 

@@ -63,7 +63,7 @@ class CompletionsTable(Callback):
         """Show this iteration's completions, if it is its turn."""
         if stats.iteration % self.every_n_iterations or rank() != 0:
             return
-        rows = completion_rows(stats, judge=getattr(pl_module, "judge", None))
+        rows = completion_rows(stats, grader=getattr(pl_module, "grader", None))
         if self.parquet:
             write_parquet(
                 rows, Path(trainer.default_root_dir) / "completions" / f"iteration_{stats.iteration:07d}.parquet"
@@ -76,9 +76,9 @@ class CompletionsTable(Callback):
             log_table(getattr(trainer, "loggers", []), shown, iteration=stats.iteration)
 
 
-def completion_rows(stats: UpdateStats, *, judge: Any = None) -> list[dict[str, Any]]:
+def completion_rows(stats: UpdateStats, *, grader: Any = None) -> list[dict[str, Any]]:
     """Return a record an episode: `episode_rows` with whether it was kept."""
-    return [{**row, "kept": row["weight"] > 0} for row in episode_rows(stats, judge=judge)]
+    return [{**row, "kept": row["weight"] > 0} for row in episode_rows(stats, grader=grader)]
 
 
 def chosen_rows(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:

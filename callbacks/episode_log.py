@@ -44,16 +44,16 @@ class EpisodeLog(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(
-                json.dumps(row) + "\n" for row in episode_rows(stats, judge=getattr(pl_module, "judge", None))
+                json.dumps(row) + "\n" for row in episode_rows(stats, grader=getattr(pl_module, "grader", None))
             )
 
 
-def episode_rows(stats: UpdateStats, *, judge: Any = None) -> list[dict[str, Any]]:
+def episode_rows(stats: UpdateStats, *, grader: Any = None) -> list[dict[str, Any]]:
     """Return one plain record an episode: text (cut at 2,000 characters), label, reward, advantage, score, weight.
 
     Args:
         stats: of one iteration.
-        judge: labels each response; null leaves `label` null.
+        grader: labels each response; null leaves `label` null.
     """
     episodes, plan = stats.episodes, stats.plan
     scored = next((change.scores for change in reversed(plan.history) if change.scores is not None), None)
@@ -65,7 +65,7 @@ def episode_rows(stats: UpdateStats, *, judge: Any = None) -> list[dict[str, Any
             "iteration": stats.iteration,
             "prompt": prompt[:MAX_TEXT],
             "response": response[:MAX_TEXT],
-            "label": judge(prompt, response, example).label.value if judge is not None else None,
+            "label": grader(prompt, response, example).label.value if grader is not None else None,
             "reward": rewards[row],
             "advantage": advantages[row],
             "score": scores[row],

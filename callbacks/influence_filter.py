@@ -18,7 +18,7 @@ from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection.buffer_view import Columns
 from ippo_lightning.selection.module_interface import Attachment, Buffer, EpisodeLosses, ValidationLoss
 from ippo_lightning.selection.rules import SelectionRule, Selector
-from ippo_lightning.selection.score_health import health_of, part_shares
+from ippo_lightning.selection.score_health import health_of, part_fractions
 from ippo_lightning.selection.scorer import Direction, Scored, Scorer, ScoringSettings
 
 
@@ -29,13 +29,13 @@ class InfluenceFilter(Callback):
     s_i <= `threshold` are dropped, the others weighted by s_i^power over the mean of the kept. Source: Shu, Zhang,
     Hullman 2026, arXiv 2604.01597.
 
-    Works with any LightningModule that has `episode_losses(episodes) -> [episodes]` and `validation_loss(batch) -> []`,
+    Works with any LightningModule that has `episode_losses(episodes) -> [rows]` and `validation_loss(batch) -> []`,
     or whose losses are handed in. Our modules call `on_rollout_end`; of any other, each training batch is filtered
     before its `training_step`: the `buffer` it names, in place. A buffer with a column `weights` is weighted, another
     loses the rows that are dropped.
 
     Args:
-        rule: what decides: `influence`; or a control that drops by something else: `random` (the same share as
+        rule: what decides: `influence`; or a control that drops by something else: `random` (the same fraction as
             influence would), `advantage_sign` (mean advantage > 0), `reward` (above the mean reward).
         threshold: scores up to and including it are dropped.
         power: of the score in the weight: 1 as in the paper, 0 filters without weighting.
@@ -52,7 +52,7 @@ class InfluenceFilter(Callback):
             `influence_dataloader()`.
         seed: of the `random` rule.
         on_nonfinite: where an episode's score is NaN or infinite: `stop` the run, or `skip` the episode; it is named.
-        episode_losses: `(module, episodes) -> [episodes]`; by default the module's method.
+        episode_losses: `(module, episodes) -> [rows]`; by default the module's method.
         validation_loss: `(module, batch) -> []`; by default the module's method.
         buffer: `(module, batch) -> buffer`, a dictionary or list of columns with a row an episode; by default the
             module's attribute `buffer`, if it has one.
@@ -158,8 +158,8 @@ class InfluenceFilter(Callback):
             scores=scored.scores,
             episodes=plan.episodes,
             iteration=self.iteration,
-            spared=_spared(scored.group_scores, self.selector.threshold) if self.drop_when == "all" else None,
-            barred=scored.broken,
+            force_keep=_force_keep(scored.group_scores, self.selector.threshold) if self.drop_when == "all" else None,
+            force_drop=scored.broken,
         )
         now = time.perf_counter()
         plan.record(
@@ -190,12 +190,12 @@ class InfluenceFilter(Callback):
         kept = int((everyone_weights > 0).sum())
         plan.record(
             influence__gradient_norm=gradient_norm(direction.mean),
-            influence__scored_kept_share=kept / len(everyone_weights),
+            influence__scored_kept_fraction=kept / len(everyone_weights),
             influence__effective_sample_size=float(effective_sample_size(weights=everyone_weights)),
             influence__nonfinite_episodes=float(gather_rows(scored.broken)[0].sum()),
             influence__max_weight=float(everyone_weights.max()),
             **{f"influence__score_{name}": value for name, value in score_quantiles(scores).items()},
-            **{f"influence__part_{name}": share for name, share in part_shares(scored.by_parameter).items()},
+            **{f"influence__part_{name}": share for name, share in part_fractions(scored.by_parameter).items()},
             **health_of(direction, torch.stack(groups) if groups else scored.group_scores),
         )
         return kept
@@ -206,6 +206,6 @@ class InfluenceFilter(Callback):
         return torch.ones_like(weights) if self.on_empty == "keep_all" else weights
 
 
-def _spared(group_scores: Tensor, threshold: float) -> Tensor:
-    """Return a mask [episodes], True where some group of demonstrations is for keeping."""
+def _force_keep(group_scores: Tensor, threshold: float) -> Tensor:
+    """Return a mask [rows], True where some group of demonstrations is for keeping."""
     return ~agree_to_drop(group_scores, threshold=threshold)

@@ -33,7 +33,7 @@ class CountingPolicy(LightningModule):
         )
 
     def log_probs(self, prompt_ids: Tensor, response_ids: Tensor) -> Tensor:
-        """Return the log-prob of each response token, shape [episodes, tokens]."""
+        """Return the log-prob of each response token, shape [rows, steps]."""
         before = torch.cat([prompt_ids[:, -1:], response_ids[:, :-1]], dim=1)
         return self.network(before).log_softmax(-1).gather(-1, response_ids[..., None]).squeeze(-1)
 
@@ -53,12 +53,12 @@ class CountingPolicy(LightningModule):
         self.manual_backward((plan.weights * self.episode_losses(plan.episodes)).mean())
         optimizer.step()
         optimizer.zero_grad()
-        kept = plan.metrics["influence/scored_kept_share"]
+        kept = plan.metrics["influence/scored_kept_fraction"]
         print(f"reward {plan.episodes.outcome_rewards.mean():.2f}, kept {kept:.0%}")
 
     @torch.no_grad()
     def collect(self, prompts: Tensor) -> Episodes:
-        """Sample responses; the reward is the share of right numbers, with a lot of noise."""
+        """Sample responses; the reward is the fraction of right numbers, with a lot of noise."""
         ids = prompts[:, None]
         for _ in range(LENGTH):
             ids = torch.cat([ids, torch.multinomial(self.network(ids[:, -1]).softmax(-1), 1)], dim=1)
@@ -74,7 +74,7 @@ class CountingPolicy(LightningModule):
             response_ids=response,
             response_mask=torch.ones(response.shape, dtype=torch.bool),
             truncated=torch.zeros(count, dtype=torch.bool),
-            prompt_index=torch.arange(count),
+            group=torch.arange(count),
             log_probs=self.log_probs(prompts[:, None], response),
             ref_log_probs=nothing,
             values=nothing,

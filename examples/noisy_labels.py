@@ -48,7 +48,7 @@ def clean_loss(module: Classifier, batch: list[Tensor]) -> Tensor:
 
 
 def make_rows(count: int, *, noise: float) -> TensorDataset:
-    """Return inputs with labels, a share of which is drawn anew."""
+    """Return inputs with labels, a fraction of which is drawn anew."""
     inputs = torch.randn(count, 20)
     teacher = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
     labels = (inputs @ teacher).argmax(dim=1)
@@ -57,7 +57,7 @@ def make_rows(count: int, *, noise: float) -> TensorDataset:
 
 
 def accuracy(module: Classifier, rows: TensorDataset) -> float:
-    """Return the share of right predictions."""
+    """Return the fraction of right predictions."""
     inputs, labels = rows.tensors
     return float((module.network(inputs).argmax(dim=1) == labels).float().mean())
 

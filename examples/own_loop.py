@@ -21,7 +21,7 @@ CONFIG = LlamaConfig(
 
 
 def log_probs(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """Return the log-prob of each response token, shape [episodes, tokens]."""
+    """Return the log-prob of each response token, shape [rows, steps]."""
     logits = model(input_ids=ids).logits[:, PROMPT - 1 : -1]
     return logits.log_softmax(-1).gather(-1, ids[:, PROMPT:, None]).squeeze(-1)
 

@@ -19,7 +19,7 @@ from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Minibatch
 from ippo_lightning.rewards import arithmetic_reward
 from ippo_lightning.run.fabric_loop import LoopSettings
-from ippo_lightning.tasks import judge_arithmetic
+from ippo_lightning.tasks import grade_arithmetic
 
 
 class ShortAnswersPPO(PPOModule):
@@ -46,7 +46,7 @@ def main() -> None:
     module = ShortAnswersPPO(
         policy=policy,
         reward=arithmetic_reward,
-        judge=judge_arithmetic,
+        grader=grade_arithmetic,
         sampling=SamplingSettings(num_responses=4, max_new_tokens=12),
     )
     data = ArithmeticDataModule(batch_size=8, num_train=64, num_validation=8, num_test=8)

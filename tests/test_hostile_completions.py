@@ -28,7 +28,7 @@ from ippo_lightning.metrics import ReasoningMetrics
 from ippo_lightning.report import report_of
 from ippo_lightning.rewards import arithmetic_reward, gsm8k_reward
 from ippo_lightning.storage.untrusted_text import cut, visible_text
-from ippo_lightning.tasks import gsm8k_answer, judge_arithmetic, judge_gsm8k
+from ippo_lightning.tasks import grade_arithmetic, grade_gsm8k, gsm8k_answer
 
 LONGEST_CALL = 1.0  # seconds
 EXAMPLE = {"answer": "12", "terms": [7, 5], "question": "7+5?"}
@@ -63,8 +63,8 @@ def texts() -> list[str]:
 
 
 CALLS = {
-    "judge_arithmetic": lambda text: judge_arithmetic("7+5?", text, EXAMPLE),
-    "judge_gsm8k": lambda text: judge_gsm8k("What is 7+5?", text, EXAMPLE),
+    "grade_arithmetic": lambda text: grade_arithmetic("7+5?", text, EXAMPLE),
+    "grade_gsm8k": lambda text: grade_gsm8k("What is 7+5?", text, EXAMPLE),
     "gsm8k_answer": gsm8k_answer,
     "arithmetic_reward": lambda text: arithmetic_reward(["7+5?"], [text], [EXAMPLE]),
     "gsm8k_reward": lambda text: gsm8k_reward(["7+5?"], [text], [EXAMPLE]),
@@ -92,8 +92,8 @@ def seconds(call: Any, text: str) -> float:
 @pytest.mark.usefixtures("nothing_runs")
 def test_metrics_take_whatever_the_judge_says(texts: list[str]) -> None:
     metrics = ReasoningMetrics(k=2)
-    verdicts = [judge_arithmetic("7+5?", text, EXAMPLE) for text in texts]
-    metrics.update([list(pair) for pair in zip(verdicts[::2], verdicts[1::2], strict=True)], references=["12"] * 5000)
+    grades = [grade_arithmetic("7+5?", text, EXAMPLE) for text in texts]
+    metrics.update([list(pair) for pair in zip(grades[::2], grades[1::2], strict=True)], references=["12"] * 5000)
     assert 0 <= metrics.compute()["exact_match"] <= 1
 
 
@@ -103,7 +103,7 @@ def rows(texts: list[str]) -> list[dict[str, Any]]:
             "iteration": number // 1000,
             "prompt": text[:2000],
             "response": text[:2000],
-            "label": judge_arithmetic("7+5?", text, EXAMPLE).label.value,
+            "label": grade_arithmetic("7+5?", text, EXAMPLE).label.value,
             "reward": float(number % 2),
             "advantage": 0.1,
             "score": float(number % 7 - 3),
@@ -166,7 +166,9 @@ def page(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run whose every text is hostile, its name and settings too."""
     run = tmp_path_factory.mktemp("hostile") / "run<b>x"
     run.mkdir()
-    history = [{"iteration": number, "ppo/kept_share": 0.5, "time/iteration_seconds": 1.0} for number in range(10)]
+    history = [
+        {"iteration": number, "update/kept_fraction": 0.5, "time/iteration_seconds": 1.0} for number in range(10)
+    ]
     (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
     (run / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(texts)))
     (run / "config.yaml").write_text("".join(texts[:40]), encoding="utf-8", errors="replace")

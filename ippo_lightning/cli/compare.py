@@ -249,7 +249,7 @@ def _show(progress: Progress, task: TaskID, job: Job) -> None:
         last = json.loads(lines[-1])
     except (IndexError, ValueError):
         return  # nothing yet, or a line being written
-    reward, kept = last.get("rollout/reward_mean"), last.get("ppo/kept_share")
+    reward, kept = last.get("rollout/reward_mean"), last.get("update/kept_fraction")
     words = [f"reward {reward:.2f}" if reward is not None else "", f"kept {kept:.0%}" if kept is not None else ""]
     total = last.get("max_iterations")
     progress.update(task, completed=len(lines), total=total, numbers=" ".join(words))

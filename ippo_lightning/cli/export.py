@@ -118,7 +118,7 @@ def model_card(
                 metric_type=name,
                 metric_value=results[name],
             )
-            for name in ("exact_match", "majority_vote", "pass_at_k", "unfaithful_share")
+            for name in ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
             if results.get(name) is not None
         ],
     )

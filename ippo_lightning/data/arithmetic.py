@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from ippo_lightning.data.text_module import Splits, TextDataModule, check_counts, check_share
+from ippo_lightning.data.text_module import Splits, TextDataModule, check_counts, check_fraction
 from ippo_lightning.errors import UserError
 from ippo_lightning.tasks.arithmetic.problems import ProblemSpace, demonstration_rows, prompt_row, read_kinds
 
 
 class ArithmeticDataModule(TextDataModule):
-    """Problems such as `7+12-5?`, demonstrations of which a share is unfaithful, and clean ones for the filter.
+    """Problems such as `7+12-5?`, demonstrations of which a fraction is unfaithful, and clean ones for the filter.
 
     Problems of training, validation, test and the filter's demonstrations have none in common. Everything follows
     from `seed`: the same numbers give the same problems whatever `stage`, the shares and the batch sizes are.
@@ -28,10 +28,11 @@ class ArithmeticDataModule(TextDataModule):
         num_validation: validation problems.
         num_test: test problems.
         num_demonstrations: demonstrations for SFT, over the first training problems; at most `num_train`.
-        unfaithful_share: share of the SFT demonstrations that reach the right answer by wrong or missing reasoning.
+        unfaithful_fraction: fraction of the SFT demonstrations that reach the right answer by wrong or missing
+            reasoning.
         unfaithful_kinds: weights of `false_positive`, `shortcut` and `nonsense` among them; null for equal ones.
         num_influence_demonstrations: demonstrations behind the filter's validation gradient.
-        influence_noise: share of those that are unfaithful all the same.
+        influence_noise: fraction of those that are unfaithful all the same.
         batch_size: training prompts or demonstrations a batch, on each rank.
         evaluation_batch_size: prompts a batch for evaluation, demonstrations a batch for the filter.
         num_workers: processes that load.
@@ -54,7 +55,7 @@ class ArithmeticDataModule(TextDataModule):
         num_validation: int = 256,
         num_test: int = 512,
         num_demonstrations: int = 4096,
-        unfaithful_share: float = 0.4,
+        unfaithful_fraction: float = 0.4,
         unfaithful_kinds: dict[str, float] | None = None,
         num_influence_demonstrations: int = 64,
         influence_noise: float = 0.0,
@@ -78,8 +79,8 @@ class ArithmeticDataModule(TextDataModule):
             "num_train": num_train,
         }
         check_counts({**self.sizes, "num_demonstrations": num_demonstrations})
-        check_share("unfaithful_share", unfaithful_share)
-        check_share("influence_noise", influence_noise)
+        check_fraction("unfaithful_fraction", unfaithful_fraction)
+        check_fraction("influence_noise", influence_noise)
         if stage == "sft" and num_demonstrations > num_train:
             raise UserError(
                 f"data.num_demonstrations: {num_demonstrations} is more than num_train = {num_train}; "
@@ -93,7 +94,7 @@ class ArithmeticDataModule(TextDataModule):
             max_number=max_number,
             operators=operators,
         )
-        self.unfaithful_share = unfaithful_share
+        self.unfaithful_fraction = unfaithful_fraction
         self.unfaithful_kinds = read_kinds(unfaithful_kinds)
         self.influence_noise = influence_noise
 
@@ -115,13 +116,13 @@ class ArithmeticDataModule(TextDataModule):
             prompts=[prompt_row(problem) for problem in drawn["num_train"]],
             demonstrations=demonstration_rows(
                 drawn["num_train"][: self.num_demonstrations],
-                unfaithful_share=self.unfaithful_share,
+                unfaithful_fraction=self.unfaithful_fraction,
                 unfaithful_kinds=self.unfaithful_kinds,
                 generator=random.Random(f"{self.seed} demonstrations"),
             ),
             influence=demonstration_rows(
                 drawn["num_influence_demonstrations"],
-                unfaithful_share=self.influence_noise,
+                unfaithful_fraction=self.influence_noise,
                 unfaithful_kinds=self.unfaithful_kinds,
                 generator=random.Random(f"{self.seed} influence"),
             ),

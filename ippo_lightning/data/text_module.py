@@ -112,10 +112,10 @@ def check_count(name: str, value: int | None, *, at_least: int = 0) -> None:
         raise UserError(f"data.{name}: {value} is out of range; expected an integer >= {at_least}")
 
 
-def check_share(name: str, value: float) -> None:
-    """Raise a UserError if a share is not in [0, 1]."""
+def check_fraction(name: str, value: float) -> None:
+    """Raise a UserError if a fraction is not in [0, 1]."""
     if not 0 <= value <= 1:
-        raise UserError(f"data.{name}: {value} is out of range; expected a share in [0, 1]")
+        raise UserError(f"data.{name}: {value} is out of range; expected a fraction in [0, 1]")
 
 
 def check_counts(counts: Mapping[str, int | None]) -> None:

@@ -25,7 +25,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor, gathered where ranks hold parts of it: then every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -35,7 +35,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor divided over the ranks as another of its shape is.
 
     Args:
@@ -43,7 +43,7 @@ def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
         like: a parameter, whole or divided.
     """
     if not isinstance(like, DTensor):
-        return whole(tensor)
+        return full_tensor(tensor)
     if isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
@@ -84,7 +84,7 @@ def mean_over_ranks(values: Sequence[float], *, device: torch.device) -> list[fl
     return means
 
 
-def whole_on_writer(state: Any) -> Any:
+def full_on_rank_zero(state: Any) -> Any:
     """Return a nested state with whole tensors on the CPU; where ranks hold parts, only rank 0 keeps the whole.
 
     Args:
@@ -93,16 +93,16 @@ def whole_on_writer(state: Any) -> Any:
     if isinstance(state, Tensor):
         if not isinstance(state, DTensor):
             return state.cpu()
-        tensor = whole(state)
+        tensor = full_tensor(state)
         return tensor.cpu() if rank() == 0 else tensor.new_empty(0, device="cpu")
     if isinstance(state, Mapping):
-        return {key: whole_on_writer(value) for key, value in state.items()}
+        return {key: full_on_rank_zero(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(whole_on_writer(value) for value in state)
+        return type(state)(full_on_rank_zero(value) for value in state)
     return state
 
 
-def held_bytes(tensors: Mapping[object, Tensor] | Sequence[Tensor]) -> int:
+def local_bytes(tensors: Mapping[object, Tensor] | Sequence[Tensor]) -> int:
     """Return the bytes of what this rank holds of some tensors.
 
     Args:

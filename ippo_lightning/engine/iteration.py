@@ -60,7 +60,7 @@ def run_iteration(
     # 1. sample, and score under policy, reference and critic
     sampled = _timed(seconds, "rollout", lambda: stages.rollout(batch))
     episodes = without_broken(sampled, ("log_probs", "ref_log_probs", "values"), rule=settings.on_nonfinite)
-    # 2. ask the verifier, add the KL penalty
+    # 2. ask the grader, add the KL penalty
     episodes = _timed(seconds, "reward", lambda: stages.compute_rewards(episodes))
     episodes = without_broken(episodes, ("outcome_rewards", "rewards"), rule=settings.on_nonfinite)
     # 3. generalised advantage estimation
@@ -75,8 +75,8 @@ def run_iteration(
         **rollout_metrics(episodes),
         "rollout/nonfinite_episodes": float(all_reduce_sum(torch.tensor(float(len(sampled) - len(episodes))))),
         **outcome.metrics,
-        "ppo/kept_share": outcome.kept_share,
-        "ppo/optimizer_steps": float(outcome.optimizer_steps),
+        "update/kept_fraction": outcome.kept_fraction,
+        "update/optimizer_steps": float(outcome.optimizer_steps),
         **plan.metrics,
         **{f"time/{stage}_seconds": taken for stage, taken in seconds.items()},
     }
@@ -84,7 +84,7 @@ def run_iteration(
         iteration=iteration,
         episodes=episodes,
         plan=plan,
-        kept_share=outcome.kept_share,
+        kept_fraction=outcome.kept_fraction,
         optimizer_steps=outcome.optimizer_steps,
         metrics=metrics,
     )
@@ -110,7 +110,7 @@ def rollout_metrics(episodes: Episodes) -> dict[str, float]:
         "rollout/episodes": count,
         "rollout/reward_mean": reward / count,
         "rollout/response_tokens_mean": tokens / count,
-        "rollout/truncated_share": truncated / count,
+        "rollout/truncated_fraction": truncated / count,
         "rollout/kl": kl / count,
         "rollout/value_mean": value / count,
     }

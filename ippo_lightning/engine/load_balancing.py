@@ -21,15 +21,15 @@ class Work(NamedTuple):
     episodes: Episodes
     """Its episodes; those that came from another rank have their prompt, but neither response text nor example."""
     weights: Tensor
-    """[episodes], of the policy loss."""
+    """[rows], of the policy loss."""
     numbers: Tensor
-    """[episodes] int64, what each is called in messages: its place in the plan of the rank that sampled it."""
-    spare: Episodes
+    """[rows] int64, what each is called in messages: its place in the plan of the rank that sampled it."""
+    placeholder: Episodes
     """One episode of this rank, for a collective in which it has nothing of its own."""
 
 
-def share_out(work: Work) -> Work:
-    """Return this rank's share of the episodes of all ranks, close to equal in tokens; alone, what it was.
+def rebalance(work: Work) -> Work:
+    """Return this rank's fraction of the episodes of all ranks, close to equal in tokens; alone, what it was.
 
     Episodes move only where the fullest rank has more than 1.1 times the mean. What moves is ids, masks and numbers, a
     few dozen bytes a token, once an iteration.
@@ -89,7 +89,7 @@ def _gathered(work: Work, chosen: Tensor) -> Work:
         responses=("",) * len(places),
         examples=({},) * len(places),
     )
-    return Work(moved.trimmed(), weights, numbers, work.spare)
+    return Work(moved.trimmed(), weights, numbers, work.placeholder)
 
 
 def _widened(episodes: Episodes) -> Episodes:

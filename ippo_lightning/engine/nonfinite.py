@@ -62,7 +62,7 @@ def name_broken(episodes: Episodes, found: Mapping[int, str], *, numbers: Tensor
     Args:
         episodes: with the rows that `found` speaks of.
         found: row to quantity.
-        numbers: [episodes] what each row is called; by default its place.
+        numbers: [rows] what each row is called; by default its place.
     """
     called = range(len(episodes)) if numbers is None else numbers.tolist()
     named = [

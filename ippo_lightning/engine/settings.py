@@ -31,7 +31,7 @@ class PPOSettings:
         loss_reduction: `episode_mean` gives every episode the same say (what an influence score describes),
             `token_mean` every token.
         denominator: what divides the policy loss after filtering: `kept` episodes, so that the step keeps its size,
-            or `all`, so that it shrinks with the share that is left.
+            or `all`, so that it shrinks with the fraction that is left.
         steps_after_filtering: `fewer` optimizer steps where episodes were dropped, or the `same` number with smaller
             minibatches, to compare methods at equal optimizer steps.
         train_value_on_dropped: whether the critic (and the entropy bonus) still learns from episodes of weight zero.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, any_rank, world_size
-from ippo_lightning.engine.load_balancing import Work, share_out
+from ippo_lightning.engine.load_balancing import Work, rebalance
 from ippo_lightning.engine.nonfinite import name_broken
 from ippo_lightning.engine.settings import PPOSettings
 from ippo_lightning.records import Episodes, Minibatch, UpdatePlan
@@ -49,7 +49,7 @@ class UpdateStages(Protocol):
 class UpdateOutcome(NamedTuple):
     """What an update did, over all ranks."""
 
-    kept_share: float
+    kept_fraction: float
     optimizer_steps: int
     metrics: dict[str, float]
 
@@ -63,7 +63,7 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) ->
         settings: of the update.
 
     Returns:
-        Kept share, optimizer steps, and metrics summed over ranks.
+        Kept fraction, optimizer steps, and metrics summed over ranks.
 
     Raises:
         FloatingPointError: a gradient norm is not finite; the parameters are those before that step.
@@ -75,10 +75,10 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) ->
     rows = torch.arange(len(plan.weights), device=device)
     if not settings.train_value_on_dropped:
         rows = rows[plan.keep]
-    work = share_out(Work(plan.episodes.select(rows), plan.weights[rows], rows, plan.episodes.select([0])))
+    work = rebalance(Work(plan.episodes.select(rows), plan.weights[rows], rows, plan.episodes.select([0])))
     trained = torch.arange(len(work.weights), device=device)
     num_minibatches = _num_minibatches(len(trained), of=len(plan.weights), settings=settings, device=device)
-    # "all" divides by what was there before filtering, so the step shrinks with the kept share
+    # "all" divides by what was there before filtering, so the step shrinks with the kept fraction
     shrink = total / kept if settings.denominator == "all" and kept else 1.0
     totals: dict[str, Tensor] = {}
     norms: list[float] = []
@@ -89,9 +89,9 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) ->
             totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
             norms.append(norm)
     metrics = _summary(totals, norms)
-    metrics["ppo/nonfinite_episodes"] = float(all_reduce_sum(skipped.sum().double()))
-    metrics["ppo/tokens_trained"] = float(totals["tokens"]) if totals else 0.0
-    return UpdateOutcome(kept_share=kept / total, optimizer_steps=len(norms), metrics=metrics)
+    metrics["update/nonfinite_episodes"] = float(all_reduce_sum(skipped.sum().double()))
+    metrics["update/tokens_trained"] = float(totals["tokens"]) if totals else 0.0
+    return UpdateOutcome(kept_fraction=kept / total, optimizer_steps=len(norms), metrics=metrics)
 
 
 def _num_minibatches(num_trained: int, *, of: int, settings: PPOSettings, device: torch.device) -> int:
@@ -115,7 +115,7 @@ def _step(
         stages: usually a `PPOModule`.
         work: of this rank.
         rows: the minibatch.
-        skipped: mask [episodes] of those that an earlier step had to leave out; grows here.
+        skipped: mask [rows] of those that an earlier step had to leave out; grows here.
         settings: of the update.
         shrink: what the policy denominator is multiplied by.
 
@@ -145,7 +145,7 @@ def _step(
 def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: PPOSettings) -> dict[int, str]:
     """Try each episode of a minibatch by itself; return those whose loss or gradient is not finite."""
     found: dict[int, str] = {}
-    episodes, places, weights = _or_spare(work, rows)
+    episodes, places, weights = _or_placeholder(work, rows)
     for number, is_real in stages.in_step(torch.arange(len(places), device=rows.device).split(1)):
         place = places[number]
         alone = Minibatch(
@@ -167,7 +167,7 @@ def _accumulate(
 ) -> dict[str, Tensor]:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
     is_own = float(len(rows) > 0)
-    episodes, rows, weights = _or_spare(work, rows)
+    episodes, rows, weights = _or_placeholder(work, rows)
     value_weights = torch.full_like(weights, is_own)
     sizes = _sizes(episodes, rows, settings).double()
     counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
@@ -196,11 +196,11 @@ def _accumulate(
     return {name: value * scale if name.endswith("_loss") else value for name, value in sums.items()}
 
 
-def _or_spare(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]:
+def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]:
     """Return episodes, rows of them, and weights; where nothing is left, one with weight zero for the collectives."""
     if len(rows):
         return work.episodes, rows, work.weights[rows]
-    return work.spare, rows.new_zeros(1), work.weights.new_zeros(1)
+    return work.placeholder, rows.new_zeros(1), work.weights.new_zeros(1)
 
 
 def _sizes(episodes: Episodes, rows: Tensor, settings: PPOSettings) -> Tensor:
@@ -217,11 +217,11 @@ def _summary(totals: Mapping[str, Tensor], norms: list[float]) -> dict[str, floa
     tokens = max(float(totals["tokens"]), 1.0)
     steps = len(norms)
     return {
-        "ppo/policy_loss": float(totals["policy_loss"]) / steps,
-        "ppo/value_loss": float(totals["value_loss"]) / steps,
-        "ppo/entropy": float(totals["entropy_sum"]) / tokens,
-        "ppo/approx_kl": float(totals["approx_kl_sum"]) / tokens,
-        "ppo/clip_fraction": float(totals["clipped_tokens"]) / tokens,
-        "ppo/ratio_mean": float(totals["ratio_sum"]) / tokens,
-        "ppo/gradient_norm": sum(norms) / steps,
+        "update/policy_loss": float(totals["policy_loss"]) / steps,
+        "update/value_loss": float(totals["value_loss"]) / steps,
+        "update/entropy": float(totals["entropy_sum"]) / tokens,
+        "update/approx_kl": float(totals["approx_kl_sum"]) / tokens,
+        "update/clip_fraction": float(totals["clipped_tokens"]) / tokens,
+        "update/ratio_mean": float(totals["ratio_sum"]) / tokens,
+        "update/gradient_norm": sum(norms) / steps,
     }

@@ -15,7 +15,7 @@ from ippo_lightning.influence.model_state import averaged_gradients
 from ippo_lightning.influence.per_episode import contracted
 
 TOLERANCE = 1e-3
-"""Allowed difference as a share of sum |w_i s_i|, where everything is computed in float32 or better."""
+"""Allowed difference as a fraction of sum |w_i s_i|, where everything is computed in float32 or better."""
 HALF_TOLERANCE = 2e-2
 """The same where bfloat16, float16 or TF32 takes part; rounding alone reaches about 1e-2."""
 
@@ -30,8 +30,8 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
     4 eps * sqrt(sum of squared products), which matters only where the scores themselves almost vanish.
 
     Args:
-        losses: one loss an episode, shape [episodes], with a graph to all parameters of the blocks.
-        scores: shape [directions, episodes]; each direction is checked.
+        losses: one loss an episode, shape [rows], with a graph to all parameters of the blocks.
+        scores: shape [directions, rows]; each direction is checked.
         directions: for each the parameters and their blocks.
         is_coarse: whether half precision or TF32 took part.
 

@@ -1,6 +1,6 @@
 """One number an episode from a module's input, its output gradient and a direction's block.
 
-Legend: inputs `[episodes, ..., in]`, output_gradient `[episodes, ..., out]`; the axes between (tokens, for one) are
+Legend: inputs `[rows, ..., in]`, output_gradient `[rows, ..., out]`; the axes between (tokens, for one) are
 summed (see `Rows`). Gradients of weights are never formed. An output gradient of exactly zero contributes exactly zero,
 whatever stands beside it, so a NaN in padding stays in padding.
 
@@ -37,13 +37,13 @@ def linear_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, rows:
     Multiplies on the narrower side first, so that no more than min(out, in) numbers a token are kept.
 
     Args:
-        inputs: the module's input a, shape [episodes, ..., in], float.
-        output_gradient: gradient g at the module's output, shape [episodes, ..., out], float.
+        inputs: the module's input a, shape [rows, ..., in], float.
+        output_gradient: gradient g at the module's output, shape [rows, ..., out], float.
         block: the direction's block V, shape [out, in], float32 or float64.
         rows: which axes are summed, and how.
 
     Returns:
-        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
+        One term an episode, shape [rows] (or [rows, tokens]), in the block's dtype.
     """
     dtype = _matmul_dtype(output_gradient=output_gradient, block=block)
     gradient, values, matrix = output_gradient.to(dtype=dtype), inputs.to(dtype=dtype), block.to(dtype=dtype)
@@ -60,12 +60,12 @@ def convolution_term(*, output_along: Tensor, output_gradient: Tensor, block: Te
 
     Args:
         output_along: the input convolved with the direction's block, without bias, shape of `output_gradient`.
-        output_gradient: shape [episodes, channels, ...], float.
+        output_gradient: shape [rows, channels, ...], float.
         block: the block, whose dtype the sums have.
         rows: which axes are summed, and how; axis 1 holds channels and cannot be kept.
 
     Returns:
-        One term an episode, shape [episodes], in the block's dtype.
+        One term an episode, shape [rows], in the block's dtype.
     """
     return _row_dot(gradient=output_gradient, other=output_along, like=block, rows=rows)
 
@@ -74,12 +74,12 @@ def bias_term(*, output_gradient: Tensor, block: Tensor, rows: Rows = CAREFUL) -
     """Contract the gradient of a bias: sum over tokens of g . V.
 
     Args:
-        output_gradient: shape [episodes, ..., *features], float.
+        output_gradient: shape [rows, ..., *features], float.
         block: shape [*features], float32 or float64.
         rows: which axes are summed, and how.
 
     Returns:
-        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
+        One term an episode, shape [rows] (or [rows, tokens]), in the block's dtype.
     """
     return _row_dot(gradient=output_gradient, other=block, like=block, rows=rows)
 
@@ -90,14 +90,14 @@ def embedding_term(
     """Contract the gradient of an embedding table: sum over tokens of g . V[id].
 
     Args:
-        ids: looked-up rows, shape [episodes, ...], int64.
-        output_gradient: shape [episodes, ..., features], float.
+        ids: looked-up rows, shape [rows, ...], int64.
+        output_gradient: shape [rows, ..., features], float.
         block: shape [vocab, features], float32 or float64.
         padding_index: the row that torch gives no gradient, where the table has one.
         rows: which axes are summed, and how.
 
     Returns:
-        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
+        One term an episode, shape [rows] (or [rows, tokens]), in the block's dtype.
     """
     gradient = output_gradient
     if padding_index is not None:
@@ -110,13 +110,13 @@ def scale_term(*, normalised: Tensor, output_gradient: Tensor, block: Tensor, ro
     """Contract the gradient of a norm's scale: sum over tokens of (g * xhat) . V.
 
     Args:
-        normalised: the norm's input after centring and scaling, before its weight, shape [episodes, ..., *features].
-        output_gradient: shape [episodes, ..., *features], float.
+        normalised: the norm's input after centring and scaling, before its weight, shape [rows, ..., *features].
+        output_gradient: shape [rows, ..., *features], float.
         block: shape [*features], float32 or float64.
         rows: which axes are summed, and how.
 
     Returns:
-        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
+        One term an episode, shape [rows] (or [rows, tokens]), in the block's dtype.
     """
     return _row_dot(gradient=output_gradient, other=normalised.to(dtype=block.dtype) * block, like=block, rows=rows)
 
@@ -128,14 +128,14 @@ def rms_scale_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, ep
     where a NaN is to be left out, the normalised inputs are formed.
 
     Args:
-        inputs: the norm's input x in the dtype it is normalised in, shape [episodes, ..., *features].
+        inputs: the norm's input x in the dtype it is normalised in, shape [rows, ..., *features].
         output_gradient: shape of `inputs`, float.
         block: shape [*features], float32 or float64.
         eps: added to the mean square.
         rows: which axes are summed, and how.
 
     Returns:
-        One term an episode, shape [episodes] (or [rows, tokens]), in the block's dtype.
+        One term an episode, shape [rows] (or [rows, tokens]), in the block's dtype.
     """
     dims = tuple(range(-block.ndim, 0))
     if rows.careful or block.dtype == torch.float64:
@@ -152,7 +152,7 @@ def layer_normalised(*, inputs: Tensor, dims: tuple[int, ...], eps: float) -> Te
     xhat = (x - mean x) / sqrt(var x + eps)
 
     Args:
-        inputs: shape [episodes, ..., *features], float.
+        inputs: shape [rows, ..., *features], float.
         dims: the axes of the features.
         eps: added to the variance.
 
@@ -171,7 +171,7 @@ def rms_normalised(*, inputs: Tensor, dims: tuple[int, ...], eps: float) -> Tens
     Source: Zhang and Sennrich 2019, arXiv 1910.07467, equation 4; eps as every implementation has it.
 
     Args:
-        inputs: shape [episodes, ..., *features], float.
+        inputs: shape [rows, ..., *features], float.
         dims: the axes of the features.
         eps: added to the mean square.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ippo_lightning.distributed.dtensor import inner_product, laid_out_as, whole
+from ippo_lightning.distributed.dtensor import full_tensor, inner_product, sharded_like
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.model_state import trainable_parameters
 
@@ -79,9 +79,9 @@ def precondition(direction: Mapping[str, Tensor], *, model: nn.Module, optimizer
         return dict(direction)
     usual = 1.0
     if len(scales) < len(direction):
-        usual = float(torch.stack([whole(scale).double().median().cpu() for scale in scales.values()]).median())
+        usual = float(torch.stack([full_tensor(scale).double().median().cpu() for scale in scales.values()]).median())
     return {
-        name: block * (laid_out_as(scales[name], block).to(dtype=block.dtype) if name in scales else usual)
+        name: block * (sharded_like(scales[name], block).to(dtype=block.dtype) if name in scales else usual)
         for name, block in direction.items()
     }
 

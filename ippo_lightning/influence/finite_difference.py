@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ippo_lightning.distributed.dtensor import inner_product, laid_out_as, local
+from ippo_lightning.distributed.dtensor import inner_product, local, sharded_like
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.model_state import trainable_parameters
@@ -125,7 +125,7 @@ def _kept(parameter: Tensor) -> Tensor:
 
 def _moved(block: Block, step: float) -> Tensor:
     values = local(block.parameter.detach())
-    direction = local(laid_out_as(block.direction, block.parameter))
+    direction = local(sharded_like(block.direction, block.parameter))
     return torch.add(values.to(dtype=direction.dtype), direction, alpha=step).to(dtype=values.dtype)
 
 

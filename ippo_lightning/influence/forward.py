@@ -79,7 +79,7 @@ def verify_forward(
         function: as for `forward_derivative`.
         batch: as for `forward_derivative`.
         blocks: as for `forward_derivative`.
-        derivative: what `forward_derivative` returned, [episodes] or [episodes, tokens].
+        derivative: what `forward_derivative` returned, [rows] or [rows, steps].
 
     Raises:
         ChecksumError: they disagree.

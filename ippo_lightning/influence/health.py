@@ -17,7 +17,7 @@ def score_quantiles(scores: Tensor) -> dict[str, float]:
     """Summarise a set of scores, with linear interpolation between neighbours.
 
     Args:
-        scores: influence scores, shape [episodes], float.
+        scores: influence scores, shape [rows], float.
 
     Returns:
         `min`, `q10`, `q25`, `median`, `q75`, `q90`, `max`; all NaN when there are no episodes.
@@ -66,14 +66,14 @@ def score_intervals(
     Source: Efron 1979, the percentile interval.
 
     Args:
-        group_scores: scores along each group's gradient, shape [groups, episodes], float.
+        group_scores: scores along each group's gradient, shape [groups, rows], float.
         weights: demonstrations in each group; None counts each group alike.
         confidence: of the interval, in (0, 1).
         num_resamples: draws.
         generator: of the draws, on the CPU.
 
     Returns:
-        Lower and upper ends, shape [episodes] each.
+        Lower and upper ends, shape [rows] each.
     """
     num_groups = len(group_scores)
     shares = torch.ones(num_groups) if weights is None else torch.tensor(list(weights))
@@ -86,11 +86,11 @@ def score_intervals(
 
 
 def sign_certainty(low: Tensor, high: Tensor) -> float:
-    """Return the share of episodes whose interval excludes zero; NaN for no episodes.
+    """Return the fraction of episodes whose interval excludes zero; NaN for no episodes.
 
     Args:
-        low: lower ends, shape [episodes].
-        high: upper ends, shape [episodes].
+        low: lower ends, shape [rows].
+        high: upper ends, shape [rows].
 
     Example:
         >>> sign_certainty(torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 2.0]))
@@ -100,11 +100,11 @@ def sign_certainty(low: Tensor, high: Tensor) -> float:
 
 
 def sign_agreement(first: Tensor, second: Tensor) -> float:
-    """Return the share of episodes that two sets of scores give the same sign; NaN for no episodes.
+    """Return the fraction of episodes that two sets of scores give the same sign; NaN for no episodes.
 
     Args:
-        first: shape [episodes].
-        second: shape [episodes].
+        first: shape [rows].
+        second: shape [rows].
 
     Example:
         >>> sign_agreement(torch.tensor([1.0, -1.0]), torch.tensor([2.0, 3.0]))
@@ -114,10 +114,10 @@ def sign_agreement(first: Tensor, second: Tensor) -> float:
 
 
 def agree_to_drop(group_scores: Tensor, *, threshold: float = 0.0) -> Tensor:
-    """Return a mask [episodes], True where every group of demonstrations scores the episode at or below a threshold.
+    """Return a mask [rows], True where every group of demonstrations scores the episode at or below a threshold.
 
     Args:
-        group_scores: shape [groups, episodes].
+        group_scores: shape [groups, rows].
         threshold: scores up to and including it are for dropping.
     """
     return (group_scores <= threshold).all(dim=0)

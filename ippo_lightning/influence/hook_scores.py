@@ -26,11 +26,11 @@ class HookScores(NamedTuple):
     """What one batch gave."""
 
     by_parameter: dict[str, Tensor]
-    """Parameter name to its part of the scores, shape [directions, episodes]."""
+    """Parameter name to its part of the scores, shape [directions, rows]."""
     total: Tensor
-    """Shape [directions, episodes]."""
+    """Shape [directions, rows]."""
     norms: Tensor | None
-    """Lengths of the episodes' gradients, shape [episodes], where asked for."""
+    """Lengths of the episodes' gradients, shape [rows], where asked for."""
 
 
 def scores_by_hooks(

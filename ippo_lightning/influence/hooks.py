@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ippo_lightning.distributed.dtensor import whole
+from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.influence.contractions import Rows
 from ippo_lightning.influence.coverage import HookedModule
 from ippo_lightning.influence.failures import CoverageError
@@ -74,13 +74,13 @@ class HookSession:
         """Walk back from the losses and sum what each parameter contributes.
 
         Args:
-            losses: one loss an episode, shape [episodes], from a forward made while the session was open.
+            losses: one loss an episode, shape [rows], from a forward made while the session was open.
             segments: the episode of each token, shape [rows, tokens], int64, below 0 for none; None where each row is
                 an episode.
             keep_graph: whether the graph will be walked again.
 
         Returns:
-            Name of a parameter to its part of the scores, shape [directions, episodes], in the session's dtype.
+            Name of a parameter to its part of the scores, shape [directions, rows], in the session's dtype.
 
         Raises:
             CoverageError: a module's rows cannot be told apart by episode.
@@ -98,11 +98,11 @@ class HookSession:
         return tally.parts
 
     def zeros(self, losses: Tensor) -> Tensor:
-        """Return scores of zero for these episodes, shape [directions, episodes]."""
+        """Return scores of zero for these episodes, shape [directions, rows]."""
         return torch.zeros((self._num_directions, len(losses)), dtype=self._dtype, device=losses.device)
 
     def norms(self) -> Tensor:
-        """Return the lengths of the gradients behind the last scores, shape [episodes]; needs `with_norms`."""
+        """Return the lengths of the gradients behind the last scores, shape [rows]; needs `with_norms`."""
         assert self._norms is not None, "with_norms was not asked for, or nothing was scored"
         return self._norms.norms()
 
@@ -131,7 +131,7 @@ class Tally:
     """The sums of one batch, by parameter.
 
     Args:
-        zeros: where sums begin, shape [directions, episodes].
+        zeros: where sums begin, shape [directions, rows].
         num_parts: how many parameters there are.
         segments: see `HookSession.score`.
         rows: how products are summed.
@@ -159,7 +159,7 @@ class Tally:
             for number, block in enumerate(part.blocks):
                 if block is not None:
                     # gathered for this module only, as its weights are
-                    terms = part.term(entry.module, inputs, gradient, whole(block), rows=self._rows)
+                    terms = part.term(entry.module, inputs, gradient, full_tensor(block), rows=self._rows)
                     total[number] += self._by_episode(terms.to(device=total.device))
 
     def _by_episode(self, terms: Tensor) -> Tensor:

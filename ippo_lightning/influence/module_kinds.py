@@ -22,7 +22,7 @@ from ippo_lightning.influence.contractions import (
 
 
 class Term(Protocol):
-    """One parameter's share of the scores, from what passed through its module."""
+    """One parameter's fraction of the scores, from what passed through its module."""
 
     def __call__(self, module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
         """Contract input and output gradient with the direction's block; `rows` says how it is summed."""

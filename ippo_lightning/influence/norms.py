@@ -18,7 +18,7 @@ class GradientNorms:
     (tied, or in a module called twice) is held until the last use has added its part, as its parts can cancel.
 
     Args:
-        zeros: where sums begin, shape [episodes].
+        zeros: where sums begin, shape [rows].
         num_uses: by parameter name, how often the forward used it.
     """
 
@@ -37,7 +37,7 @@ class GradientNorms:
                 self._held[part.name] = self._held.get(part.name, torch.zeros_like(formed)) + formed
 
     def norms(self) -> Tensor:
-        """Return the lengths, shape [episodes]."""
+        """Return the lengths, shape [rows]."""
         held = sum((_squares(value).to(device=self._squares.device) for value in self._held.values()), self._squares)
         return held.sqrt()
 
@@ -47,7 +47,7 @@ def _squares(gradients: Tensor) -> Tensor:
 
 
 def _episode_gradients(entry: HookedModule, part: HookedParameter, inputs: Tensor, gradient: Tensor) -> Tensor:
-    """Form the gradients [episodes, *parameter]: the derivative of the contraction, which is linear, by its block."""
+    """Form the gradients [rows, *parameter]: the derivative of the contraction, which is linear, by its block."""
     block = next(block for block in part.blocks if block is not None)
     zeros = torch.zeros(block.shape, dtype=block.dtype, device=block.device)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ippo_lightning.distributed.collectives import all_reduce_sum
-from ippo_lightning.distributed.dtensor import laid_out_as, local
+from ippo_lightning.distributed.dtensor import local, sharded_like
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.model_state import gradients
 
@@ -20,12 +20,12 @@ def per_episode_scores(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.
     s_i = sum over parameters of <d loss_i / d parameter, V>
 
     Args:
-        losses: one loss an episode, shape [episodes], with a graph.
+        losses: one loss an episode, shape [rows], with a graph.
         blocks: parameters and their blocks of the direction.
         dtype: float32 or float64, of the sums.
 
     Returns:
-        Scores, shape [episodes].
+        Scores, shape [rows].
     """
     scores = [directional_derivative(losses, row, blocks, dtype=dtype)[0] for row in _one_at_a_time(losses)]
     return torch.stack(scores) if scores else torch.zeros(0, dtype=dtype, device=losses.device)
@@ -35,12 +35,12 @@ def per_episode_norms(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.d
     """Take each episode's gradient in turn and its length over the direction's parameters.
 
     Args:
-        losses: one loss an episode, shape [episodes], with a graph.
+        losses: one loss an episode, shape [rows], with a graph.
         blocks: parameters that count; their directions do not.
         dtype: float32 or float64, of the sums.
 
     Returns:
-        Lengths, shape [episodes].
+        Lengths, shape [rows].
     """
     norms = torch.zeros(len(losses), dtype=dtype, device=losses.device)
     if not losses.requires_grad or not blocks:
@@ -89,7 +89,7 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
     for block in blocks:
         gradient = found[block.name]
         if gradient is not None:
-            along = local(laid_out_as(block.direction, gradient))
+            along = local(sharded_like(block.direction, gradient))
             product = local(gradient).to(dtype=like.dtype) * along.to(dtype=like.dtype)
             # squares of small products are denormal in float32, which is many times slower
             square = torch.linalg.vector_norm(product, dtype=torch.float64).square().to(product)

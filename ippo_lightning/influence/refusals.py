@@ -11,7 +11,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.influence.failures import NonFiniteScoreError
 
 
-def checked_losses(losses: Tensor, *, axes: tuple[str, ...] = ("episodes",)) -> Tensor:
+def checked_losses(losses: Tensor, *, axes: tuple[str, ...] = ("rows",)) -> Tensor:
     """Return the losses if they are what was promised.
 
     Args:

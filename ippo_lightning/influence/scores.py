@@ -29,9 +29,9 @@ class EpisodeScores(NamedTuple):
     """Scores and what they are made of."""
 
     scores: Tensor
-    """Shape [directions, episodes]."""
+    """Shape [directions, rows]."""
     by_parameter: dict[str, Tensor]
-    """Parameter name to its part of the scores before they are normalised, shape [directions, episodes]; by "hooks"."""
+    """Parameter name to its part of the scores before they are normalised, shape [directions, rows]; by "hooks"."""
 
 
 def influence_scores(
@@ -59,7 +59,7 @@ def influence_scores(
 
     Args:
         model: any module, with its parameters where they shall be differentiated.
-        episode_losses: called with the model and a batch; returns one loss an episode, shape [episodes], float, with
+        episode_losses: called with the model and a batch; returns one loss an episode, shape [rows], float, with
             its graph. A loss must mean the same for every episode: no mean over the batch.
         batches: micro-batches of episodes, in the order that the scores shall have.
         direction: parameter name to block, as `target_gradient` returns it, or several of them. Trainable parameters
@@ -71,15 +71,15 @@ def influence_scores(
             ways a pass each.
         normalise: "cosine" divides by the lengths of both gradients, over the parameters that count ("hooks" and
             "per_episode"); "length" divides by `lengths`.
-        lengths: the episodes' token counts, shape [episodes], for normalise="length".
+        lengths: the episodes' token counts, shape [rows], for normalise="length".
         segments: the episode of each token where rows hold several episodes, shape [rows, tokens], int64, counted from
             0 in each batch, below 0 for none. For "hooks"; the others need no such hint.
-        known_losses: the losses at the present parameters, shape [episodes], which save "finite_difference" a forward.
+        known_losses: the losses at the present parameters, shape [rows], which save "finite_difference" a forward.
         checksum_batches: how many micro-batches, from the first, "hooks" and "forward" compare with plain autograd; at
             least 1, and None or -1 for all.
 
     Returns:
-        Scores, shape [episodes] over all batches, or [directions, episodes] for a sequence of directions; float32, or
+        Scores, shape [rows] over all batches, or [directions, rows] for a sequence of directions; float32, or
         float64 if any block of a direction is.
 
     Raises:
@@ -179,16 +179,16 @@ def token_scores(
 
     Args:
         model: as in `influence_scores`.
-        token_losses: called with the model and a batch; returns the terms, shape [episodes, tokens], float, whose sum
+        token_losses: called with the model and a batch; returns the terms, shape [rows, steps], float, whose sum
             over tokens is the episode's loss.
         batches: as in `influence_scores`.
         direction: as in `influence_scores`.
         method: see `influence_scores`.
-        known_losses: the terms at the present parameters, shape [episodes, tokens].
+        known_losses: the terms at the present parameters, shape [rows, steps].
         checksum_batches: see `influence_scores`.
 
     Returns:
-        One tensor [episodes, tokens] a batch, in float32, or float64 if any block of the direction is.
+        One tensor [rows, steps] a batch, in float32, or float64 if any block of the direction is.
 
     Raises:
         UserError: as in `influence_scores`.
@@ -202,7 +202,7 @@ def token_scores(
     checked = None if checksum_batches is None or checksum_batches == -1 else checksum_batches
     with undisturbed(model):
         parts = _derivatives(
-            method, model, token_losses, list(batches), blocks, known_losses, checked, dtype, ("episodes", "tokens")
+            method, model, token_losses, list(batches), blocks, known_losses, checked, dtype, ("rows", "steps")
         )
     first = 0
     for part in parts:
@@ -290,14 +290,12 @@ def _by_method(
     checked: int | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Score along one direction, shape [episodes]."""
+    """Score along one direction, shape [rows]."""
     if method == "per_episode":
         losses = (checked_losses(episode_losses(model, batch)) for batch in batches)
         parts = [per_episode_scores(row, blocks, dtype=dtype) for row in losses]
     else:
-        parts = _derivatives(
-            method, model, episode_losses, batches, blocks, known_losses, checked, dtype, ("episodes",)
-        )
+        parts = _derivatives(method, model, episode_losses, batches, blocks, known_losses, checked, dtype, ("rows",))
     first = 0
     for part in parts:
         require_finite_scores(part, first=first)

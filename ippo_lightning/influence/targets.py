@@ -18,9 +18,9 @@ def return_target(*, log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Ten
     f_return = mean over the buffer's actions of log pi(a|s) * A
 
     Args:
-        log_probs: of the actions taken, shape [records, steps], nats, with their graph.
-        advantages: shape [records, steps].
-        mask: shape [records, steps], bool, True on actions.
+        log_probs: of the actions taken, shape [rows, steps], nats, with their graph.
+        advantages: shape [rows, steps].
+        mask: shape [rows, steps], bool, True on actions.
 
     Returns:
         Shape [].
@@ -38,9 +38,9 @@ def sequence_target(*, log_probs: Tensor, last_advantages: Tensor, mask: Tensor)
     f_seq = mean over responses of log pi(y|x) * A_last, log pi(y|x) the sum over the response's tokens
 
     Args:
-        log_probs: shape [episodes, tokens], nats, with their graph.
-        last_advantages: the advantage at each response's last token, shape [episodes].
-        mask: shape [episodes, tokens], bool, True on response tokens.
+        log_probs: shape [rows, steps], nats, with their graph.
+        last_advantages: the advantage at each response's last token, shape [rows].
+        mask: shape [rows, steps], bool, True on response tokens.
 
     Returns:
         Shape [].
@@ -58,8 +58,8 @@ def action_target(*, log_probs: Tensor, chosen: Tensor) -> Tensor:
     f_action = log pi(a|s), averaged where several are chosen
 
     Args:
-        log_probs: shape [records, steps], nats, with their graph.
-        chosen: shape [records, steps], bool, True on the actions in question.
+        log_probs: shape [rows, steps], nats, with their graph.
+        chosen: shape [rows, steps], bool, True on the actions in question.
 
     Returns:
         Shape [].

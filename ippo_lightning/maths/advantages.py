@@ -26,17 +26,17 @@ def gae(
     (`terminated`) and what ends the trace (`done`). Steps off the mask are passed over as if they were not there.
 
     Args:
-        rewards: shape [episodes, steps].
-        values: V(s_t), shape [episodes, steps].
-        next_values: V(s_{t+1}), shape [episodes, steps].
-        terminated: shape [episodes, steps], bool, True where nothing comes after the step.
-        done: shape [episodes, steps], bool, True where the next step belongs to another trajectory.
-        mask: shape [episodes, steps], bool, True = counts.
+        rewards: shape [rows, steps].
+        values: V(s_t), shape [rows, steps].
+        next_values: V(s_{t+1}), shape [rows, steps].
+        terminated: shape [rows, steps], bool, True where nothing comes after the step.
+        done: shape [rows, steps], bool, True where the next step belongs to another trajectory.
+        mask: shape [rows, steps], bool, True = counts.
         gamma: discount a step, in [0, 1].
         gae_lambda: trace decay a step, in [0, 1].
 
     Returns:
-        Shape [episodes, steps], 0.0 off the mask.
+        Shape [rows, steps], 0.0 off the mask.
     """
     delta = rewards + gamma * torch.where(terminated, 0.0, next_values) - values
     later = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.new_zeros(len(rewards))
@@ -62,17 +62,17 @@ def response_gae(
     """Return advantages and returns of responses padded on the right.
 
     Args:
-        rewards: shape [episodes, tokens].
-        values: shape [episodes, tokens].
-        response_mask: shape [episodes, tokens], bool, a run of True from the first column on.
-        truncated: shape [episodes], bool, True where the length limit cut the response.
+        rewards: shape [rows, steps].
+        values: shape [rows, steps].
+        response_mask: shape [rows, steps], bool, a run of True from the first column on.
+        truncated: shape [rows], bool, True where the length limit cut the response.
         gamma: discount a token, in [0, 1].
         gae_lambda: trace decay a token, in [0, 1].
         bootstrap_truncated: False treats a cut response as ended (its answer is missing, so nothing is to come); True
             takes the value at its last token for what would have come.
 
     Returns:
-        advantages and returns (advantages + values), each [episodes, tokens], 0.0 off the mask.
+        advantages and returns (advantages + values), each [rows, steps], 0.0 off the mask.
     """
     columns = torch.arange(rewards.shape[1], device=rewards.device)
     is_last = response_mask & (columns == response_mask.sum(dim=1, keepdim=True) - 1)

@@ -20,12 +20,12 @@ def kl_estimate(*, log_probs: Tensor, ref_log_probs: Tensor, estimator: KLEstima
     >= 0). Source: Schulman 2020, "Approximating KL divergence", joschu.net/blog/kl-approx.html.
 
     Args:
-        log_probs: of the policy, nats, shape [episodes, tokens].
-        ref_log_probs: of the reference, nats, shape [episodes, tokens].
+        log_probs: of the policy, nats, shape [rows, steps].
+        ref_log_probs: of the reference, nats, shape [rows, steps].
         estimator: `k1`, `k2` or `k3`.
 
     Returns:
-        Nats, shape [episodes, tokens].
+        Nats, shape [rows, steps].
 
     Raises:
         UserError: another estimator.

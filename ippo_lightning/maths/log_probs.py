@@ -15,14 +15,14 @@ def token_log_probs(*, logits: Tensor, ids: Tensor, temperature: float, chunk_si
     """Return log softmax(logits / temperature) at the given ids.
 
     Args:
-        logits: shape [episodes, tokens, vocab], float; the row at a position predicts the id at that position.
-        ids: shape [episodes, tokens], int64.
+        logits: shape [rows, steps, vocab], float; the row at a position predicts the id at that position.
+        ids: shape [rows, steps], int64.
         temperature: > 0.
         chunk_size: tokens worked on at a time; float32 copies of their logits are all that lives besides `logits`,
             also where `logits` is a slice of something longer. Null for as many as make 64 MiB of them.
 
     Returns:
-        Nats, shape [episodes, tokens], float32 (float64 for float64 logits).
+        Nats, shape [rows, steps], float32 (float64 for float64 logits).
 
     Raises:
         UserError: temperature <= 0.
@@ -43,14 +43,14 @@ def token_log_probs_and_entropy(
     H = -sum_v p_v log p_v; a forbidden token, whose logit is -inf, adds nothing to it.
 
     Args:
-        logits: shape [episodes, tokens, vocab], float.
-        ids: shape [episodes, tokens], int64.
+        logits: shape [rows, steps, vocab], float.
+        ids: shape [rows, steps], int64.
         temperature: > 0.
         chunk_size: see `token_log_probs`.
         detach_entropy: the entropy is for the log only, no gradient flows through it.
 
     Returns:
-        log-probs and entropy, nats, each [episodes, tokens].
+        log-probs and entropy, nats, each [rows, steps].
 
     Raises:
         UserError: temperature <= 0.

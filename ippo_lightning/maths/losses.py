@@ -20,13 +20,13 @@ def policy_loss_terms(*, log_probs: Tensor, old_log_probs: Tensor, advantages: T
     Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7.
 
     Args:
-        log_probs: of the policy under training, nats, shape [episodes, tokens].
-        old_log_probs: of the policy that sampled, nats, shape [episodes, tokens].
-        advantages: shape [episodes, tokens].
+        log_probs: of the policy under training, nats, shape [rows, steps].
+        old_log_probs: of the policy that sampled, nats, shape [rows, steps].
+        advantages: shape [rows, steps].
         clip_range: > 0.
 
     Returns:
-        Shape [episodes, tokens].
+        Shape [rows, steps].
     """
     ratio = (log_probs - old_log_probs).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages)
@@ -39,13 +39,13 @@ def value_loss_terms(*, values: Tensor, old_values: Tensor, returns: Tensor, cli
     Source: the PPO reference implementation, described in Huang et al. 2022, "The 37 Implementation Details of PPO".
 
     Args:
-        values: of the critic under training, shape [episodes, tokens].
-        old_values: of the critic at rollout, shape [episodes, tokens].
-        returns: regression targets, shape [episodes, tokens].
+        values: of the critic under training, shape [rows, steps].
+        old_values: of the critic at rollout, shape [rows, steps].
+        returns: regression targets, shape [rows, steps].
         clip_range: > 0; infinity for no clipping.
 
     Returns:
-        Shape [episodes, tokens].
+        Shape [rows, steps].
     """
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
@@ -61,9 +61,9 @@ def reduce_terms(
     in, so that micro-batches and ranks add up to the undivided minibatch.
 
     Args:
-        terms: shape [episodes, tokens].
-        mask: shape [episodes, tokens], bool; a row without any True adds 0.
-        weights: shape [episodes].
+        terms: shape [rows, steps].
+        mask: shape [rows, steps], bool; a row without any True adds 0.
+        weights: shape [rows].
         reduction: see above.
         denominator: shape [] or a number, > 0.
 
@@ -88,9 +88,9 @@ def update_diagnostics(
     """Return sums over the masked tokens that tell how far the policy has moved; never means, so that they add up.
 
     Args:
-        log_probs: of the policy under training, nats, shape [episodes, tokens].
-        old_log_probs: of the policy that sampled, nats, shape [episodes, tokens].
-        mask: shape [episodes, tokens], bool.
+        log_probs: of the policy under training, nats, shape [rows, steps].
+        old_log_probs: of the policy that sampled, nats, shape [rows, steps].
+        mask: shape [rows, steps], bool.
         clip_range: > 0.
 
     Returns:

@@ -49,11 +49,11 @@ def masked_row_mean(*, values: Tensor, mask: Tensor) -> Tensor:
     """Return each row's mean over its masked tokens, 0.0 for a row without any.
 
     Args:
-        values: shape [episodes, tokens], float.
-        mask: shape [episodes, tokens], bool.
+        values: shape [rows, steps], float.
+        mask: shape [rows, steps], bool.
 
     Returns:
-        Shape [episodes].
+        Shape [rows].
     """
     return _zero_off_mask(values, mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
@@ -88,15 +88,15 @@ def whiten(
     (x - mean) / sqrt(variance + epsilon), so that constant values and a single one give zeros.
 
     Args:
-        values: shape [episodes, tokens], float.
-        mask: shape [episodes, tokens], bool.
+        values: shape [rows, steps], float.
+        mask: shape [rows, steps], bool.
         mean: shape [], of all that counts on all ranks.
         variance: shape [], population variance of the same.
         shift_mean: False keeps the mean where it was.
         epsilon: added to the variance.
 
     Returns:
-        Shape [episodes, tokens], 0.0 off the mask.
+        Shape [rows, steps], 0.0 off the mask.
     """
     scale = torch.rsqrt(variance + epsilon)
     whitened = (values - mean) * scale + (0.0 if shift_mean else mean)

@@ -15,11 +15,11 @@ def keep_above(*, scores: Tensor, threshold: float) -> Tensor:
     Source: with threshold 0 the filter of Shu et al. 2026, arXiv 2604.01597.
 
     Args:
-        scores: shape [episodes], float.
+        scores: shape [rows], float.
         threshold: in units of the scores.
 
     Returns:
-        Shape [episodes], bool.
+        Shape [rows], bool.
     """
     return scores > threshold
 
@@ -44,11 +44,11 @@ def keep_positive_advantage(*, advantages: Tensor, response_mask: Tensor) -> Ten
     """Return which episodes have a mean advantage above 0.
 
     Args:
-        advantages: shape [episodes, tokens].
-        response_mask: shape [episodes, tokens], bool.
+        advantages: shape [rows, steps].
+        response_mask: shape [rows, steps], bool.
 
     Returns:
-        Shape [episodes], bool.
+        Shape [rows], bool.
     """
     return masked_row_mean(values=advantages, mask=response_mask) > 0
 
@@ -57,11 +57,11 @@ def keep_above_mean_reward(*, outcome_rewards: Tensor, mean_reward: Tensor) -> T
     """Return which episodes were rewarded above the mean.
 
     Args:
-        outcome_rewards: shape [episodes].
+        outcome_rewards: shape [rows].
         mean_reward: shape [], of the episodes of all ranks.
 
     Returns:
-        Shape [episodes], bool.
+        Shape [rows], bool.
     """
     return outcome_rewards > mean_reward
 
@@ -70,12 +70,12 @@ def keep_at_least(*, scores: Tensor, keep: Tensor, min_keep: int) -> Tensor:
     """Return `keep` with the highest-scoring dropped episodes added until `min_keep` are kept (ties: first come).
 
     Args:
-        scores: shape [episodes].
-        keep: shape [episodes], bool.
+        scores: shape [rows].
+        keep: shape [rows], bool.
         min_keep: >= 0; more than there are keeps all.
 
     Returns:
-        Shape [episodes], bool.
+        Shape [rows], bool.
     """
     missing = min(min_keep, len(keep)) - int(keep.sum())
     if missing <= 0:
@@ -94,12 +94,12 @@ def score_power(*, scores: Tensor, keep: Tensor, power: float) -> Tensor:
     the lightest of those with one, or 1 where nobody has.
 
     Args:
-        scores: shape [episodes], of all ranks.
-        keep: shape [episodes], bool.
+        scores: shape [rows], of all ranks.
+        keep: shape [rows], bool.
         power: >= 0; 1 as in Shu et al. 2026, arXiv 2604.01597, 0 gives 1 to every kept episode.
 
     Returns:
-        Shape [episodes], positive where kept.
+        Shape [rows], positive where kept.
     """
     raw = torch.ones_like(scores) if power == 0 else scores.clamp(min=0) ** power
     # a tiny score to a power may be zero in floating point
@@ -115,12 +115,12 @@ def normalise_weights(*, raw: Tensor, keep: Tensor, max_weight: float | None = N
     proportion, until the mean is 1 again.
 
     Args:
-        raw: shape [episodes], of all ranks, positive where kept and 0 elsewhere.
-        keep: shape [episodes], bool.
+        raw: shape [rows], of all ranks, positive where kept and 0 elsewhere.
+        keep: shape [rows], bool.
         max_weight: >= 1, or None for no cap.
 
     Returns:
-        Shape [episodes].
+        Shape [rows].
 
     Raises:
         UserError: `max_weight` below 1, with which no mean of 1 is possible.
@@ -140,7 +140,7 @@ def effective_sample_size(*, weights: Tensor) -> Tensor:
     (sum w)^2 / sum w^2 (Kish 1965); 0 where all weights are 0.
 
     Args:
-        weights: shape [episodes], >= 0.
+        weights: shape [rows], >= 0.
 
     Returns:
         Shape [].

@@ -21,15 +21,15 @@ def shape_rewards(
     Source: Ziegler et al. 2019, arXiv 1909.08593, eq. 2, with the sum over tokens taken apart.
 
     Args:
-        outcome_rewards: shape [episodes].
-        kl: nats a token, shape [episodes, tokens].
+        outcome_rewards: shape [rows].
+        kl: nats a token, shape [rows, steps].
         kl_coef: >= 0.
-        response_mask: shape [episodes, tokens], bool; a row without any True has no place for its outcome and stays 0.
-        truncated: shape [episodes], bool.
+        response_mask: shape [rows, steps], bool; a row without any True has no place for its outcome and stays 0.
+        truncated: shape [rows], bool.
         missing_eos_penalty: >= 0, in units of the reward.
 
     Returns:
-        Shape [episodes, tokens], 0.0 off the mask.
+        Shape [rows, steps], 0.0 off the mask.
     """
     columns = torch.arange(kl.shape[1], device=kl.device)
     is_last = response_mask & (columns == response_mask.sum(dim=1, keepdim=True) - 1)

@@ -1,17 +1,17 @@
 """Metrics of sampled reasoning: sums and counts that add up over batches and ranks."""
 
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
-from ippo_lightning.metrics.faithfulness import LabelShares, UnfaithfulShare
+from ippo_lightning.metrics.faithfulness import LabelFractions, UnfaithfulFraction
 from ippo_lightning.metrics.functional import majority_vote, pass_at_k
 from ippo_lightning.metrics.reasoning import ReasoningMetrics
 
 __all__ = [
     "ExactMatch",
-    "LabelShares",
+    "LabelFractions",
     "MajorityVote",
     "PassAtK",
     "ReasoningMetrics",
-    "UnfaithfulShare",
+    "UnfaithfulFraction",
     "majority_vote",
     "pass_at_k",
 ]

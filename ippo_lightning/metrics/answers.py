@@ -9,11 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.metrics.functional import majority_vote, pass_at_k, share
+from ippo_lightning.metrics.functional import fraction, majority_vote, pass_at_k
 
 
 class ExactMatch(Metric):
-    """Share of the responses whose answer is right; NaN without responses.
+    """Fraction of the responses whose answer is right; NaN without responses.
 
     Example:
         >>> metric = ExactMatch()
@@ -41,8 +41,8 @@ class ExactMatch(Metric):
         self.num_responses += correct.numel()
 
     def compute(self) -> Tensor:
-        """Return the share, in [0, 1]."""
-        return share(self.num_correct, self.num_responses)
+        """Return the fraction, in [0, 1]."""
+        return fraction(self.num_correct, self.num_responses)
 
 
 class PassAtK(Metric):
@@ -90,11 +90,11 @@ class PassAtK(Metric):
 
     def compute(self) -> Tensor:
         """Return the mean probability, in [0, 1]."""
-        return share(self.passes, self.num_prompts)
+        return fraction(self.passes, self.num_prompts)
 
 
 class MajorityVote(Metric):
-    """Share of the prompts whose most frequent answer is right; NaN without prompts.
+    """Fraction of the prompts whose most frequent answer is right; NaN without prompts.
 
     A tie counts with the chance that a draw among the most frequent answers hits the right one. A response without an
     answer does not vote; a prompt without votes counts as wrong.
@@ -127,5 +127,5 @@ class MajorityVote(Metric):
         self.num_prompts += len(references)
 
     def compute(self) -> Tensor:
-        """Return the share, in [0, 1]."""
-        return share(self.votes, self.num_prompts)
+        """Return the fraction, in [0, 1]."""
+        return fraction(self.votes, self.num_prompts)

@@ -9,17 +9,17 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.metrics.functional import share
+from ippo_lightning.metrics.functional import fraction
 from ippo_lightning.tasks import Label
 
 LABELS = tuple(Label)
 
 
-class UnfaithfulShare(Metric):
-    """Share of the right answers whose reasoning is not faithful; NaN without right answers.
+class UnfaithfulFraction(Metric):
+    """Fraction of the right answers whose reasoning is not faithful; NaN without right answers.
 
     Example:
-        >>> metric = UnfaithfulShare()
+        >>> metric = UnfaithfulFraction()
         >>> metric.update(torch.tensor([True, True, False]), torch.tensor([True, False, False]))
         >>> metric.compute()
         tensor(0.5000)
@@ -45,12 +45,12 @@ class UnfaithfulShare(Metric):
         self.num_correct += int(correct.sum())
 
     def compute(self) -> Tensor:
-        """Return the share, in [0, 1]."""
-        return share(self.num_unfaithful, self.num_correct)
+        """Return the fraction, in [0, 1]."""
+        return fraction(self.num_unfaithful, self.num_correct)
 
 
-class LabelShares(Metric):
-    """Share of the responses with each label; NaN without responses.
+class LabelFractions(Metric):
+    """Fraction of the responses with each label; NaN without responses.
 
     Raises:
         UserError: in `update`, an unknown label.
@@ -78,4 +78,4 @@ class LabelShares(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the shares by label, in [0, 1], together 1."""
         total = self.counts.sum()
-        return {label.value: share(count, total) for label, count in zip(LABELS, self.counts, strict=True)}
+        return {label.value: fraction(count, total) for label, count in zip(LABELS, self.counts, strict=True)}

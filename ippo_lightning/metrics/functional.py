@@ -49,7 +49,7 @@ def majority_vote(*, answers: Sequence[str | None], reference: str) -> float:
     return float(reference in winners) / len(winners)
 
 
-def share(part: Tensor, whole: Tensor) -> Tensor:
+def fraction(part: Tensor, whole: Tensor) -> Tensor:
     """Return part / whole, NaN where there is nothing to divide by.
 
     Args:

@@ -1,4 +1,4 @@
-"""All metrics of sampled reasoning at once, from the verdicts of a judge."""
+"""All metrics of sampled reasoning at once, from the grades of a grader."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
-from ippo_lightning.metrics.faithfulness import LabelShares, UnfaithfulShare
+from ippo_lightning.metrics.faithfulness import LabelFractions, UnfaithfulFraction
 
 
-class JudgedResponse(Protocol):
-    """What the metrics read of a verdict; `ippo_lightning.tasks.Verdict` has it."""
+class GradedResponse(Protocol):
+    """What the metrics read of a grade; `ippo_lightning.tasks.Grade` has it."""
 
     @property
     def label(self) -> str:
@@ -36,9 +36,11 @@ class JudgedResponse(Protocol):
 class ReasoningMetrics(nn.Module):
     """What sampled responses to a set of prompts are worth.
 
-    `exact_match`: share of right responses. `majority_vote`: share of prompts whose most frequent answer is right.
-    `pass_at_k`: chance that one of k is right. `unfaithful_share`: share of the right responses whose reasoning is not
-    faithful (NaN without right responses). `label/<name>`: share of the responses with that label.
+    `exact_match`: fraction of right responses. `majority_vote`: fraction of prompts whose most frequent answer is
+        right.
+    `pass_at_k`: chance that one of k is right. `unfaithful_fraction`: fraction of the right responses whose reasoning
+        is not
+    faithful (NaN without right responses). `label/<name>`: fraction of the responses with that label.
     The states are sums and counts, so batches and ranks add up to the whole.
 
     Args:
@@ -53,28 +55,28 @@ class ReasoningMetrics(nn.Module):
         self.exact_match = ExactMatch()
         self.majority_vote = MajorityVote()
         self.pass_at_k = PassAtK(k)
-        self.unfaithful_share = UnfaithfulShare()
-        self.label_shares = LabelShares()
+        self.unfaithful_fraction = UnfaithfulFraction()
+        self.label_fractions = LabelFractions()
 
-    def update(self, verdicts: Sequence[Sequence[JudgedResponse]], references: Sequence[str]) -> None:
+    def update(self, grades: Sequence[Sequence[GradedResponse]], references: Sequence[str]) -> None:
         """Add prompts.
 
         Args:
-            verdicts: for each prompt, those of its samples, as many for each.
+            grades: for each prompt, those of its samples, as many for each.
             references: for each prompt, the right answer in canonical form.
         """
-        sizes = {len(group) for group in verdicts}
+        sizes = {len(group) for group in grades}
         if len(sizes) > 1:
-            raise UserError(f"metrics.verdicts: {sorted(sizes)} samples a prompt; expected the same number for each")
-        if not verdicts:
+            raise UserError(f"metrics.grades: {sorted(sizes)} samples a prompt; expected the same number for each")
+        if not grades:
             return
-        correct = torch.tensor([[bool(verdict.correct) for verdict in group] for group in verdicts])
-        faithful = torch.tensor([[bool(verdict.faithful) for verdict in group] for group in verdicts])
+        correct = torch.tensor([[bool(grade.correct) for grade in group] for group in grades])
+        faithful = torch.tensor([[bool(grade.faithful) for grade in group] for group in grades])
         self.exact_match.update(correct)
-        self.majority_vote.update([[verdict.answer for verdict in group] for group in verdicts], references)
+        self.majority_vote.update([[grade.answer for grade in group] for group in grades], references)
         self.pass_at_k.update(correct)
-        self.unfaithful_share.update(correct, faithful)
-        self.label_shares.update([verdict.label for group in verdicts for verdict in group])
+        self.unfaithful_fraction.update(correct, faithful)
+        self.label_fractions.update([grade.label for group in grades for grade in group])
 
     def compute(self) -> dict[str, float]:
         """Return the metrics of all ranks by name; NaN where there is nothing to divide by."""
@@ -82,8 +84,8 @@ class ReasoningMetrics(nn.Module):
             "exact_match": float(self.exact_match.compute()),
             "majority_vote": float(self.majority_vote.compute()),
             "pass_at_k": float(self.pass_at_k.compute()),
-            "unfaithful_share": float(self.unfaithful_share.compute()),
-            **{f"label/{label}": float(value) for label, value in self.label_shares.compute().items()},
+            "unfaithful_fraction": float(self.unfaithful_fraction.compute()),
+            **{f"label/{label}": float(value) for label, value in self.label_fractions.compute().items()},
         }
 
     def reset(self) -> None:
@@ -92,7 +94,7 @@ class ReasoningMetrics(nn.Module):
             self.exact_match,
             self.majority_vote,
             self.pass_at_k,
-            self.unfaithful_share,
-            self.label_shares,
+            self.unfaithful_fraction,
+            self.label_fractions,
         ):
             metric.reset()

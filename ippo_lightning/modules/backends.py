@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
-from ippo_lightning.distributed.dtensor import is_sharded, whole
+from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
 from ippo_lightning.policies.sharding import unknown_sharding
 
 if TYPE_CHECKING:
     from lightning import LightningModule
 
 
-class Driver(Protocol):
+class Backend(Protocol):
     """Who runs a module, as the module needs it."""
 
     @property
@@ -50,7 +50,7 @@ class Driver(Protocol):
         """Hand the numbers of an iteration to the loggers."""
 
 
-class FabricDriver:
+class FabricBackend:
     """A loop over Fabric.
 
     Args:
@@ -87,7 +87,7 @@ class FabricDriver:
         if self.wrapper is None or self.module.fabric is None:
             return _clipped(self.module, max_norm)
         norm = self.module.fabric.clip_gradients(self.wrapper, optimizer, max_norm=max_norm, error_if_nonfinite=False)
-        return None if norm is None else whole(norm)
+        return None if norm is None else full_tensor(norm)
 
     @property
     def scaler(self) -> Any:
@@ -98,7 +98,7 @@ class FabricDriver:
         """Nothing to do: the loop logs."""
 
 
-class TrainerDriver:
+class TrainerBackend:
     """`lightning.Trainer`.
 
     Args:
@@ -172,8 +172,8 @@ def require_whole_or_fsdp2(strategy: object) -> None:
         raise unknown_sharding("Trainer.strategy", strategy, instead="ModelParallelStrategy (FSDP2)")
 
 
-_IN_PROGRESS_BAR = frozenset({"rollout/reward_mean", "ppo/kept_share", "sft/loss"})
+_IN_PROGRESS_BAR = frozenset({"rollout/reward_mean", "update/kept_fraction", "sft/loss"})
 
 
 def _clipped(module: LightningModule, max_norm: float) -> Tensor:
-    return whole(torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], max_norm))
+    return full_tensor(torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], max_norm))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ippo_lightning.distributed.collectives import all_reduce_max
-from ippo_lightning.distributed.dtensor import held_bytes
+from ippo_lightning.distributed.dtensor import local_bytes
 
 _MIB = 2**20
 
@@ -30,7 +30,7 @@ def memory_of(module: nn.Module, optimizer: Any) -> dict[str, float]:
     parameters = list(module.parameters())
     device = parameters[0].device
     state = [entry for entries in optimizer.state.values() for entry in entries.values() if isinstance(entry, Tensor)]
-    sizes = {"parameters": held_bytes(parameters), "optimizer": held_bytes(state), "peak": _peak_bytes(device)}
+    sizes = {"parameters": local_bytes(parameters), "optimizer": local_bytes(state), "peak": _peak_bytes(device)}
     return {f"memory/{name}_mib": all_reduce_max(size, device=device) / _MIB for name, size in sizes.items()}
 
 

@@ -1,4 +1,4 @@
-"""What SFT and PPO share: a policy, its optimizer, evaluation by a judge, and the ties to Trainer or Fabric."""
+"""What SFT and PPO share: a policy, its optimizer, evaluation by a grader, and the ties to Trainer or Fabric."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ippo_lightning.distributed.dtensor import in_step, is_sharded
 from ippo_lightning.engine import random_states, restore_random_states, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics
-from ippo_lightning.modules.backends import Driver, FabricDriver, TrainerDriver
+from ippo_lightning.modules.backends import Backend, FabricBackend, TrainerBackend
 from ippo_lightning.modules.memory import memory_of
 from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
 from ippo_lightning.policies.sharding import shard_policy
 from ippo_lightning.rollouts import sample_responses
-from ippo_lightning.tasks import Verdict
+from ippo_lightning.tasks import Grade
 
-Judge = Callable[[str, str, Mapping[str, Any]], Verdict]
+Grader = Callable[[str, str, Mapping[str, Any]], Grade]
 
 
 class PolicyModule(LightningModule):
@@ -34,7 +34,7 @@ class PolicyModule(LightningModule):
 
     Args:
         policy: the language model with its tokenizer.
-        judge: labels a response for the metrics; null for no evaluation.
+        grader: labels a response for the metrics; null for no evaluation.
         evaluation: how responses are sampled for evaluation; `num_responses` is the k of pass@k and the vote.
         optimizer: AdamW and its schedule.
         evaluation_seed: evaluation samples from its own random stream and leaves training's alone.
@@ -47,7 +47,7 @@ class PolicyModule(LightningModule):
         self,
         *,
         policy: CausalLMPolicy,
-        judge: Judge | None = None,
+        grader: Grader | None = None,
         evaluation: SamplingSettings | None = None,
         optimizer: OptimizerSettings | None = None,
         evaluation_seed: int = 0,
@@ -55,7 +55,7 @@ class PolicyModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
-        self.judge = judge
+        self.grader = grader
         self.evaluation = evaluation or SamplingSettings()
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.evaluation_seed = evaluation_seed
@@ -76,7 +76,7 @@ class PolicyModule(LightningModule):
             wrapper: what `Fabric.setup` returned; losses are computed through it, so that DDP sees them.
         """
         # past nn.Module's own bookkeeping: the wrapper holds this module and would become its child
-        self.__dict__["_driver"] = FabricDriver(self, loop, wrapper)
+        self.__dict__["_backend"] = FabricBackend(self, loop, wrapper)
 
     def setup(self, stage: str) -> None:
         """Leave a loop that `attach` tied the module to: from here on `lightning.Trainer` runs it.
@@ -84,15 +84,15 @@ class PolicyModule(LightningModule):
         Raises:
             UserError: a strategy that sampling and scoring cannot work with.
         """
-        self.__dict__["_driver"] = None
+        self.__dict__["_backend"] = None
         self._fabric = None
-        TrainerDriver(self).require_supported_strategy()
+        TrainerBackend(self).require_supported_strategy()
 
     @property
-    def driver(self) -> Driver:
+    def backend(self) -> Backend:
         """The adapter to the `FabricLoop` or `lightning.Trainer` that runs the module."""
-        attached: Driver | None = self.__dict__.get("_driver")
-        return attached if attached is not None else TrainerDriver(self)
+        attached: Backend | None = self.__dict__.get("_backend")
+        return attached if attached is not None else TrainerBackend(self)
 
     def configure_model(self) -> None:
         """Divide the policy where `lightning.Trainer` runs its `ModelParallelStrategy` (FSDP2).
@@ -120,7 +120,7 @@ class PolicyModule(LightningModule):
     def schedule_learning_rate(self) -> float:
         """Set the learning rate of this iteration in every parameter group; return its factor of the peak."""
         factor = learning_rate_factor(
-            self.optimizer_settings, iteration=self.iteration, total=self.driver.total_iterations
+            self.optimizer_settings, iteration=self.iteration, total=self.backend.total_iterations
         )
         for group in self.only_optimizer().param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -138,7 +138,7 @@ class PolicyModule(LightningModule):
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Leave gradients unaveraged over ranks while more of the same step is to come."""
-        return self.driver.no_sync() if enabled else nullcontext()
+        return self.backend.no_sync() if enabled else nullcontext()
 
     def in_step(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, bool]]:
         """Yield the parts, and where forwards are collectives (FSDP2), the last with False until every rank is done."""
@@ -157,7 +157,7 @@ class PolicyModule(LightningModule):
             FloatingPointError: the norm is not finite; no step was taken.
         """
         optimizer = self.only_optimizer()
-        norm = self.driver.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
+        norm = self.backend.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
         if norm is not None and not bool(torch.isfinite(norm)) and not self._scaler_can_help():
             optimizer.zero_grad()
             raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
@@ -167,11 +167,11 @@ class PolicyModule(LightningModule):
 
     def _scaler_can_help(self) -> bool:
         """Whether a gradient scaler will skip the step and try again with smaller numbers; below 1 it has given up."""
-        return self.driver.scaler is not None and float(self.driver.scaler.get_scale()) >= 1.0
+        return self.backend.scaler is not None and float(self.backend.scaler.get_scale()) >= 1.0
 
     def call_through_wrapper(self, method: str, *arguments: Any) -> Any:
         """Call one of this module's methods so that a strategy's wrapper (DDP) takes part in the forward."""
-        return self.driver.call(method, *arguments)
+        return self.backend.call(method, *arguments)
 
     # --- demonstrations --------------------------------------------------------------------------
 
@@ -189,16 +189,16 @@ class PolicyModule(LightningModule):
         return sample_responses(self.policy, prompts=batch["prompts"], sampling=self.evaluation)
 
     def evaluate_batch(self, batch: Mapping[str, Any], batch_index: int) -> None:
-        """Sample, judge, and add the verdicts to `evaluation_metrics`."""
-        if self.judge is None:
-            raise UserError("model.judge: null; evaluation needs a judge, for example judge_arithmetic")
+        """Sample, grader, and add the grades to `evaluation_metrics`."""
+        if self.grader is None:
+            raise UserError("model.grader: null; evaluation needs a grader, for example grade_arithmetic")
         with self._evaluation_stream(batch_index):
             responses = self.sample(batch)
-        verdicts = [
-            [self.judge(prompt, response, example) for response in group]
+        grades = [
+            [self.grader(prompt, response, example) for response in group]
             for prompt, group, example in zip(batch["prompts"], responses, batch["examples"], strict=True)
         ]
-        self.evaluation_metrics.update(verdicts, references=_references(batch["examples"]))
+        self.evaluation_metrics.update(grades, references=_references(batch["examples"]))
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Evaluate one batch of prompts."""
@@ -252,7 +252,7 @@ class PolicyModule(LightningModule):
             "progress/optimizer_steps": self.optimizer_steps,
             "progress/tokens_trained": self.tokens_trained,
         }
-        self.driver.log(numbers, iteration=iteration)
+        self.backend.log(numbers, iteration=iteration)
         return numbers
 
     def progress_state(self) -> dict[str, Any]:

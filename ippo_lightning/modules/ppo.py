@@ -31,7 +31,7 @@ from ippo_lightning.maths import (
     whiten,
 )
 from ippo_lightning.modules.optimization import OptimizerSettings
-from ippo_lightning.modules.policy_module import Judge, PolicyModule
+from ippo_lightning.modules.policy_module import Grader, PolicyModule
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Episodes, Minibatch, UpdateStats
 from ippo_lightning.rewards import call_reward
@@ -49,7 +49,7 @@ class PPOModule(PolicyModule):
     Args:
         policy: see `PolicyModule`; its value head or critic gives the baseline.
         reward: called with prompts, responses and examples; one finite number an episode.
-        judge: see `PolicyModule`.
+        grader: see `PolicyModule`.
         sampling: how episodes are sampled.
         evaluation: see `PolicyModule`; by default the same as `sampling`.
         ppo: the numbers of the update.
@@ -66,7 +66,7 @@ class PPOModule(PolicyModule):
         *,
         policy: CausalLMPolicy,
         reward: Reward,
-        judge: Judge | None = None,
+        grader: Grader | None = None,
         sampling: SamplingSettings | None = None,
         evaluation: SamplingSettings | None = None,
         ppo: PPOSettings | None = None,
@@ -78,7 +78,7 @@ class PPOModule(PolicyModule):
         self_sampling = sampling or SamplingSettings()
         super().__init__(
             policy=policy,
-            judge=judge,
+            grader=grader,
             evaluation=evaluation or self_sampling,
             optimizer=optimizer,
             evaluation_seed=evaluation_seed,
@@ -94,9 +94,9 @@ class PPOModule(PolicyModule):
         """Run one PPO iteration on a batch of prompts; return numbers for the log."""
         start = time.perf_counter()
         factor = self.schedule_learning_rate()
-        driver = self.driver
+        backend = self.backend
         stats = run_iteration(
-            self, batch, settings=self.ppo, iteration=self.iteration, callbacks=driver.callbacks, trainer=driver.host
+            self, batch, settings=self.ppo, iteration=self.iteration, callbacks=backend.callbacks, trainer=backend.host
         )
         coef = self.kl_controller.coef
         num_episodes = int(stats.metrics["rollout/episodes"])
@@ -106,12 +106,12 @@ class PPOModule(PolicyModule):
             {
                 **stats.metrics,
                 "rollout/kl_coef": coef,
-                "ppo/learning_rate_factor": factor,
+                "update/learning_rate_factor": factor,
                 "time/iteration_seconds": time.perf_counter() - start,
             },
             episodes=num_episodes,
             optimizer_steps=stats.optimizer_steps,
-            tokens=int(stats.metrics["ppo/tokens_trained"]),
+            tokens=int(stats.metrics["update/tokens_trained"]),
         )
 
     # --- the stages: override one, leave the rest ----------------------------------------------------
@@ -222,7 +222,7 @@ class PPOModule(PolicyModule):
     # --- what the influence callback scores --------------------------------------------------------
 
     def episode_losses(self, episodes: Episodes) -> Tensor:
-        """Return the clipped policy loss of each episode at the current parameters, shape [episodes].
+        """Return the clipped policy loss of each episode at the current parameters, shape [rows].
 
         Reduced as in training: the mean over an episode's tokens, or their sum where `loss_reduction` is `token_mean`.
         """
@@ -243,8 +243,8 @@ class PPOModule(PolicyModule):
         means = masked_row_mean(values=terms, mask=mask)
         return means if self.ppo.loss_reduction == "episode_mean" else means * mask.sum(dim=1)
 
-    def known_episode_losses(self, episodes: Episodes) -> Tensor:
-        """Return what `episode_losses` is at the parameters that sampled, shape [episodes], without a forward.
+    def rollout_losses(self, episodes: Episodes) -> Tensor:
+        """Return what `episode_losses` is at the parameters that sampled, shape [rows], without a forward.
 
         The ratio is 1 there, so a token's loss is minus its advantage.
         """

@@ -13,7 +13,7 @@ from ippo_lightning.distributed.collectives import all_reduce_sum, world_size
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import reduce_terms
 from ippo_lightning.modules.optimization import OptimizerSettings
-from ippo_lightning.modules.policy_module import Judge, PolicyModule
+from ippo_lightning.modules.policy_module import Grader, PolicyModule
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
 
 
@@ -22,7 +22,7 @@ class SFTModule(PolicyModule):
 
     Args:
         policy: see `PolicyModule`.
-        judge: see `PolicyModule`.
+        grader: see `PolicyModule`.
         evaluation: see `PolicyModule`.
         optimizer: see `PolicyModule`.
         evaluation_seed: see `PolicyModule`.
@@ -36,7 +36,7 @@ class SFTModule(PolicyModule):
         self,
         *,
         policy: CausalLMPolicy,
-        judge: Judge | None = None,
+        grader: Grader | None = None,
         evaluation: SamplingSettings | None = None,
         optimizer: OptimizerSettings | None = None,
         evaluation_seed: int = 0,
@@ -44,7 +44,7 @@ class SFTModule(PolicyModule):
         max_grad_norm: float | None = 1.0,
     ) -> None:
         super().__init__(
-            policy=policy, judge=judge, evaluation=evaluation, optimizer=optimizer, evaluation_seed=evaluation_seed
+            policy=policy, grader=grader, evaluation=evaluation, optimizer=optimizer, evaluation_seed=evaluation_seed
         )
         if micro_batch_size < 1:
             raise UserError(f"model.micro_batch_size: {micro_batch_size} is out of range; expected an integer >= 1")

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ippo_lightning.distributed.dtensor import is_sharded, whole
+from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
 from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout, evaluating
@@ -36,7 +36,7 @@ from ippo_lightning.policies.reference import (
     reference_active,
     resolve_reference,
 )
-from ippo_lightning.policies.saving import copy_parameters, save_model, whole_copy
+from ippo_lightning.policies.saving import copy_parameters, full_copy, save_model
 from ippo_lightning.policies.sequences import Sequences, join, response_logits, states_before
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings
 from ippo_lightning.policies.tokenization import stop_token_ids
@@ -46,15 +46,15 @@ class PolicyOutput(NamedTuple):
     """What one forward pass says about responses; all tensors are 0.0 off the response mask."""
 
     log_probs: Tensor
-    """[episodes, tokens] nats, at the given temperature."""
+    """[rows, steps] nats, at the given temperature."""
     entropy: Tensor | None
-    """[episodes, tokens] nats, of the distribution each token was drawn from; None unless asked for."""
+    """[rows, steps] nats, of the distribution each token was drawn from; None unless asked for."""
     values: Tensor | None
-    """[episodes, tokens] the critic's estimate before each token; None unless asked for."""
+    """[rows, steps] the critic's estimate before each token; None unless asked for."""
 
 
 class CausalLMPolicy(nn.Module):
-    """A language model that samples responses, scores them, and judges them with a critic.
+    """A language model that samples responses, scores them, and graders them with a critic.
 
     Dropout is off in train mode as well unless `keep_dropout` is true: the same weights give the same
     log-probabilities in every pass, so PPO's ratio is exactly 1 before the first update. The reference is fixed at
@@ -194,10 +194,10 @@ class CausalLMPolicy(nn.Module):
         """Score responses: log pi(token t | prompt, tokens before t), and the critic's value of the same state.
 
         Args:
-            prompt_ids: [episodes, prompt_tokens] int64, padded on the left.
-            prompt_mask: [episodes, prompt_tokens] bool.
-            response_ids: [episodes, tokens] int64, padded on the right.
-            response_mask: [episodes, tokens] bool.
+            prompt_ids: [rows, prompt_tokens] int64, padded on the left.
+            prompt_mask: [rows, prompt_tokens] bool.
+            response_ids: [rows, steps] int64, padded on the right.
+            response_mask: [rows, steps] bool.
             temperature: divides the logits; that of sampling, for PPO.
             with_values: also return the critic's values.
             with_entropy: also return the entropy; true is "differentiable", "detached" is cheaper.
@@ -241,14 +241,14 @@ class CausalLMPolicy(nn.Module):
         """Score responses with the frozen reference.
 
         Args:
-            prompt_ids: [episodes, prompt_tokens] int64, padded on the left.
-            prompt_mask: [episodes, prompt_tokens] bool.
-            response_ids: [episodes, tokens] int64, padded on the right.
-            response_mask: [episodes, tokens] bool.
+            prompt_ids: [rows, prompt_tokens] int64, padded on the left.
+            prompt_mask: [rows, prompt_tokens] bool.
+            response_ids: [rows, steps] int64, padded on the right.
+            response_mask: [rows, steps] bool.
             temperature: that of sampling.
 
         Returns:
-            Log-probabilities, shape [episodes, tokens], nats, 0.0 off the mask.
+            Log-probabilities, shape [rows, steps], nats, 0.0 off the mask.
 
         Raises:
             UserError: if the policy was built without a reference.
@@ -308,7 +308,7 @@ class CausalLMPolicy(nn.Module):
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Return copies of the trainable parameters by name: with the constructor's arguments, all there is to save."""
-        return {name: whole(parameter.detach()).clone() for name, parameter in self.named_trainable_parameters()}
+        return {name: full_tensor(parameter.detach()).clone() for name, parameter in self.named_trainable_parameters()}
 
     def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put trainable parameters back.
@@ -329,7 +329,7 @@ class CausalLMPolicy(nn.Module):
         """
         if not is_sharded(self.model):
             return save_model(self.model, self.tokenizer, folder)
-        ordinary = whole_copy(self.model)
+        ordinary = full_copy(self.model)
         return {} if ordinary is None else save_model(ordinary, self.tokenizer, folder)
 
     def _values(self, sequences: Sequences, num_tokens: int, features: list[Tensor]) -> Tensor:

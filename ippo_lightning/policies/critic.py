@@ -41,7 +41,7 @@ class ValueHead(nn.Module):
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return values [episodes, tokens] for features [episodes, tokens, hidden_size]."""
+        """Return values [rows, steps] for features [rows, steps, hidden_size]."""
         # Autocast would round the values to bfloat16; returns of a few tenths would then move in visible steps.
         with torch.autocast(hidden.device.type, enabled=False):
             values: Tensor = self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
@@ -67,7 +67,7 @@ class SeparateCritic(nn.Module):
         self.trunk.requires_grad_(True)
 
     def forward(self, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """Return the value [episodes, sequence] of the text up to and including each position."""
+        """Return the value [rows, sequence] of the text up to and including each position."""
         call: Any = self.trunk
         outputs = call(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
         values: Tensor = self.head(outputs.last_hidden_state)
@@ -92,7 +92,7 @@ def captured_features(language_model: PreTrainedModel, features: list[Tensor]) -
 
     Args:
         language_model: a causal language model.
-        features: grows by one tensor [episodes, positions, hidden] a forward pass.
+        features: grows by one tensor [rows, positions, hidden] a forward pass.
     """
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.distributed.collectives import rank
-from ippo_lightning.distributed.dtensor import gathered, laid_out_as, whole_on_writer
+from ippo_lightning.distributed.dtensor import full_on_rank_zero, gathered, sharded_like
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.loading import merge_adapter, transformers_model
@@ -47,13 +47,13 @@ def save_model(
     return {"adapter": adapter_folder, "merged": merged_folder}
 
 
-def whole_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel | None:
+def full_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel | None:
     """Return on rank 0 an ordinary copy, on the CPU, of a model whose parameters are divided over ranks.
 
     Args:
         model: sharded; every rank must call this. 4-bit weights come dequantised.
     """
-    state = whole_on_writer({name: tensor.detach() for name, tensor in model.state_dict().items()})
+    state = full_on_rank_zero({name: tensor.detach() for name, tensor in model.state_dict().items()})
     network = transformers_model(model)
     config = copy.deepcopy(network.config)
     if is_quantized(model):
@@ -123,7 +123,7 @@ def copy_parameters(parameters: dict[str, nn.Parameter], state: dict[str, Tensor
             found, expected = tuple(state[name].shape), tuple(parameter.shape)
             raise UserError(f"policy state: {name} has shape {found}, expected {expected}; use equal settings")
     for name, parameter in parameters.items():
-        parameter.copy_(laid_out_as(state[name], parameter))
+        parameter.copy_(sharded_like(state[name], parameter))
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:

@@ -14,21 +14,21 @@ class Sequences(NamedTuple):
     """The inputs of one forward pass, under the names transformers gives them."""
 
     input_ids: Tensor
-    """[episodes, sequence] int64, prompt then response."""
+    """[rows, sequence] int64, prompt then response."""
     attention_mask: Tensor
-    """[episodes, sequence] int64, 1 on real tokens."""
+    """[rows, sequence] int64, 1 on real tokens."""
     position_ids: Tensor
-    """[episodes, sequence] int64, counted over real tokens."""
+    """[rows, sequence] int64, counted over real tokens."""
 
 
 def position_ids_of(mask: Tensor) -> Tensor:
     """Return the position of each token among the real tokens of its row; padding before them gets 0.
 
     Args:
-        mask: [episodes, sequence] bool.
+        mask: [rows, sequence] bool.
 
     Returns:
-        Positions, shape [episodes, sequence], int64, one row an episode (some models sum gradients over a broadcast
+        Positions, shape [rows, sequence], int64, one row an episode (some models sum gradients over a broadcast
         row, which would mix episodes).
     """
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -38,10 +38,10 @@ def join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response
     """Put each response behind its prompt.
 
     Args:
-        prompt_ids: [episodes, prompt_tokens] int64, padded on the left.
-        prompt_mask: [episodes, prompt_tokens] bool.
-        response_ids: [episodes, tokens] int64, padded on the right.
-        response_mask: [episodes, tokens] bool.
+        prompt_ids: [rows, prompt_tokens] int64, padded on the left.
+        prompt_mask: [rows, prompt_tokens] bool.
+        response_ids: [rows, steps] int64, padded on the right.
+        response_mask: [rows, steps] bool.
     """
     mask = torch.cat([prompt_mask, response_mask], dim=1)
     return Sequences(
@@ -58,11 +58,11 @@ def states_before(every: Tensor, num_tokens: int) -> Tensor:
     of the prompt. The position of the last response token predicts nothing that was sampled.
 
     Args:
-        every: [episodes, sequence, ...], at least the last num_tokens + 1 positions of the sequence.
+        every: [rows, sequence, ...], at least the last num_tokens + 1 positions of the sequence.
         num_tokens: response tokens, padding included.
 
     Returns:
-        Shape [episodes, num_tokens, ...].
+        Shape [rows, num_tokens, ...].
     """
     return every[:, -num_tokens - 1 : -1]
 
@@ -76,7 +76,7 @@ def response_logits(network: PreTrainedModel, sequences: Sequences, num_tokens: 
         num_tokens: response tokens, padding included.
 
     Returns:
-        Logits, shape [episodes, tokens, vocab].
+        Logits, shape [rows, steps, vocab].
     """
     call: Any = network
     takes_limit = "logits_to_keep" in inspect.signature(network.forward).parameters

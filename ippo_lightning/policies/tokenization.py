@@ -20,13 +20,13 @@ class EncodedResponses(NamedTuple):
     """Prompts and the responses that follow them, ready for `CausalLMPolicy.forward`."""
 
     prompt_ids: Tensor
-    """[episodes, prompt_tokens] int64, padded on the left."""
+    """[rows, prompt_tokens] int64, padded on the left."""
     prompt_mask: Tensor
-    """[episodes, prompt_tokens] bool."""
+    """[rows, prompt_tokens] bool."""
     response_ids: Tensor
-    """[episodes, tokens] int64, EOS included, padded on the right."""
+    """[rows, steps] int64, EOS included, padded on the right."""
     response_mask: Tensor
-    """[episodes, tokens] bool."""
+    """[rows, steps] bool."""
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,7 +58,7 @@ def encode_prompts(
         max_length: longest prompt allowed, in tokens.
 
     Returns:
-        Ids [episodes, prompt_tokens] int64 and mask [episodes, prompt_tokens] bool, True on real tokens.
+        Ids [rows, prompt_tokens] int64 and mask [rows, prompt_tokens] bool, True on real tokens.
 
     Raises:
         UserError: if there is no prompt, a prompt is empty or longer than `max_length`, or there is no pad token.

@@ -26,31 +26,31 @@ class Episodes:
     """
 
     prompt_ids: Tensor
-    """[episodes, prompt_tokens] int64, padded on the left."""
+    """[rows, prompt_tokens] int64, padded on the left."""
     prompt_mask: Tensor
-    """[episodes, prompt_tokens] bool, True on real tokens."""
+    """[rows, prompt_tokens] bool, True on real tokens."""
     response_ids: Tensor
-    """[episodes, tokens] int64, the very ids that were sampled, padded on the right."""
+    """[rows, steps] int64, the very ids that were sampled, padded on the right."""
     response_mask: Tensor
-    """[episodes, tokens] bool, True on response tokens, EOS included."""
+    """[rows, steps] bool, True on response tokens, EOS included."""
     truncated: Tensor
-    """[episodes] bool, True where the length limit cut the response before a stop token."""
-    prompt_index: Tensor
-    """[episodes] int64, equal for the responses to one prompt."""
+    """[rows] bool, True where the length limit cut the response before a stop token."""
+    group: Tensor
+    """[rows] int64, equal for the responses to one prompt."""
     log_probs: Tensor
-    """[episodes, tokens] nats, of the sampling policy at the sampling temperature; 0.0 off the mask."""
+    """[rows, steps] nats, of the sampling policy at the sampling temperature; 0.0 off the mask."""
     ref_log_probs: Tensor
-    """[episodes, tokens] nats, of the frozen reference; 0.0 off the mask."""
+    """[rows, steps] nats, of the frozen reference; 0.0 off the mask."""
     values: Tensor
-    """[episodes, tokens] the critic's estimate before each token; 0.0 off the mask."""
+    """[rows, steps] the critic's estimate before each token; 0.0 off the mask."""
     outcome_rewards: Tensor
-    """[episodes] the number of the verifier or reward model."""
+    """[rows] the number of the grader or reward model."""
     rewards: Tensor
-    """[episodes, tokens] outcome on the last response token, KL penalty on every token; 0.0 off the mask."""
+    """[rows, steps] outcome on the last response token, KL penalty on every token; 0.0 off the mask."""
     advantages: Tensor
-    """[episodes, tokens] 0.0 off the mask."""
+    """[rows, steps] 0.0 off the mask."""
     returns: Tensor
-    """[episodes, tokens] regression targets of the critic; 0.0 off the mask."""
+    """[rows, steps] regression targets of the critic; 0.0 off the mask."""
     prompts: tuple[str, ...]
     """The prompts as text, one an episode."""
     responses: tuple[str, ...]
@@ -83,7 +83,7 @@ class Episodes:
 
     @property
     def total_lengths(self) -> Tensor:
-        """[episodes] int64, prompt and response tokens of each episode."""
+        """[rows] int64, prompt and response tokens of each episode."""
         return self.lengths + self.prompt_mask.sum(dim=1)
 
     @property
@@ -93,7 +93,7 @@ class Episodes:
 
     @property
     def lengths(self) -> Tensor:
-        """[episodes] int64, response tokens of each episode."""
+        """[rows] int64, response tokens of each episode."""
         return self.response_mask.sum(dim=1)
 
     def evolve(self, **changes: Any) -> Episodes:
@@ -132,7 +132,7 @@ class Episodes:
         return self.evolve(**{name: getattr(self, name).to(device) for name in EPISODE_TENSORS})
 
 
-_PER_EPISODE = ("truncated", "prompt_index", "outcome_rewards")
+_PER_EPISODE = ("truncated", "group", "outcome_rewards")
 _PER_TOKEN = (
     "response_ids",
     "response_mask",
@@ -179,9 +179,9 @@ class Reweighting:
     reason: str
     """Name of the rule, as a log shows it."""
     weights: Tensor
-    """[episodes] the weights it set."""
+    """[rows] the weights it set."""
     scores: Tensor | None = None
-    """[episodes] the scores behind it, where there are any."""
+    """[rows] the scores behind it, where there are any."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -195,7 +195,7 @@ class UpdatePlan:
     episodes: Episodes
     """What was collected; never changed."""
     weights: Tensor = field(init=False)
-    """[episodes] float32, >= 0; zero drops the episode's policy loss, one leaves it as it is."""
+    """[rows] float32, >= 0; zero drops the episode's policy loss, one leaves it as it is."""
     history: list[Reweighting] = field(default_factory=list)
     """Every change, oldest first."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -208,16 +208,16 @@ class UpdatePlan:
 
     @property
     def keep(self) -> Tensor:
-        """[episodes] bool, True where the policy loss counts."""
+        """[rows] bool, True where the policy loss counts."""
         return self.weights > 0
 
     def reweight(self, weights: Tensor, *, reason: str, scores: Tensor | None = None) -> None:
         """Set the weight of each episode's policy loss.
 
         Args:
-            weights: shape [episodes], float, finite, >= 0. Zero drops the episode.
+            weights: shape [rows], float, finite, >= 0. Zero drops the episode.
             reason: the rule's name, kept in `history`.
-            scores: shape [episodes], what the weights were made from, kept in `history`.
+            scores: shape [rows], what the weights were made from, kept in `history`.
 
         Raises:
             UserError: the plan is sealed, or `weights` has another shape, a NaN, an infinity or a negative entry.
@@ -250,8 +250,8 @@ class UpdateStats:
     """The episodes of this iteration (of this rank)."""
     plan: UpdatePlan
     """The sealed plan."""
-    kept_share: float
-    """Share of the episodes of all ranks whose policy loss counted, in [0, 1]."""
+    kept_fraction: float
+    """Fraction of the episodes of all ranks whose policy loss counted, in [0, 1]."""
     optimizer_steps: int
     """Optimizer steps of this iteration."""
     metrics: Mapping[str, float]
@@ -278,9 +278,9 @@ class Minibatch:
         self.episodes = episodes
         """The episodes of this backward pass."""
         self.weights = weights
-        """[episodes] weight of each episode's policy loss."""
+        """[rows] weight of each episode's policy loss."""
         self.value_weights = value_weights
-        """[episodes] weight of its value and entropy losses: one, or zero for an episode that only fills a rank."""
+        """[rows] weight of its value and entropy losses: one, or zero for an episode that only fills a rank."""
         self.policy_denominator = policy_denominator
         """Episodes (or tokens) that the policy loss of the whole optimizer step is divided by, over all ranks."""
         self.value_denominator = value_denominator

@@ -23,7 +23,7 @@ def number(value: Any) -> float | None:
 
 
 def percent(share: float | None, *, digits: int = 1) -> str:
-    """Return a share in [0, 1] as a bare percentage: 0.923 is `92.3`."""
+    """Return a fraction in [0, 1] as a bare percentage: 0.923 is `92.3`."""
     return MISSING if share is None else f"{100 * share:.{digits}f}"
 
 

@@ -17,22 +17,22 @@ LABELS = {
     "nonsense": "right answer after steps that do not belong to the problem",
     "wrong_answer": "wrong answer or none",
 }
-"""Labels that the verifiers of this library give, with their meaning."""
+"""Labels that the graders of this library give, with their meaning."""
 _MOST_LABELS = 12
 _OTHER = "other labels"
 _NONE = "no label"
 
 
 @dataclass(frozen=True)
-class LabelShares:
-    """Shares of each label within groups of episodes: `shares[label][group]` in [0, 1], `counts[group]` episodes."""
+class LabelTable:
+    """Fractions of each label within groups of episodes: `shares[label][group]` in [0, 1], `counts[group]` episodes."""
 
     groups: tuple[str, ...]
     counts: tuple[int, ...]
     shares: dict[str, tuple[float, ...]]
 
 
-def label_shares(method: Method) -> LabelShares | None:
+def label_table(method: Method) -> LabelTable | None:
     """Count the labels among all, kept and dropped episodes, and among the tenths with the highest and lowest scores.
 
     Args:
@@ -55,7 +55,7 @@ def label_shares(method: Method) -> LabelShares | None:
     }
     groups = {name: members for name, members in groups.items() if members}
     counted = {name: Counter(_label(episode) for episode in members) for name, members in groups.items()}
-    return LabelShares(
+    return LabelTable(
         groups=tuple(groups),
         counts=tuple(len(members) for members in groups.values()),
         shares=_shares(counted, {name: len(members) for name, members in groups.items()}),
@@ -90,7 +90,7 @@ def label_meanings(labels: Iterable[str]) -> dict[str, str]:
 
 
 def _shares(counted: dict[str, Counter[str]], totals: dict[str, int]) -> dict[str, tuple[float, ...]]:
-    """Order labels as the verifiers do, then by frequency; fold a long tail into one row."""
+    """Order labels as the graders do, then by frequency; fold a long tail into one row."""
     found = [label for label, _ in counted["all"].most_common()]
     ordered = [label for label in LABELS if label in found] + [label for label in found if label not in LABELS]
     named, rest = ordered[:_MOST_LABELS], ordered[_MOST_LABELS:]

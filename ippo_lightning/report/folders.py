@@ -27,7 +27,7 @@ LONGEST_SETTINGS = 50_000
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One recorded episode: what was asked and answered, and what it was judged to be worth."""
+    """One recorded episode: what was asked and answered, and what it was graded to be worth."""
 
     iteration: int
     prompt: str

@@ -11,22 +11,22 @@ from ippo_lightning.report.summary import BASELINE, last_third
 from ippo_lightning.report.tables import mean_seconds
 
 FEW_SEEDS = 5
-"""Fewer paired seeds than this cannot carry a verdict: of four all fall on one side by chance once in eight."""
+"""Fewer paired seeds than this cannot carry a finding: of four all fall on one side by chance once in eight."""
 
 _CLAUSES = {
     ("exact_match", "better"): "more right answers",
     ("exact_match", "worse"): "fewer right answers",
     ("exact_match", "unclear"): "no clear change in right answers",
-    ("unfaithful_share", "better"): "fewer of them unfaithful",
-    ("unfaithful_share", "worse"): "more of them unfaithful",
-    ("unfaithful_share", "unclear"): "no clear change in unfaithful reasoning",
+    ("unfaithful_fraction", "better"): "fewer of them unfaithful",
+    ("unfaithful_fraction", "worse"): "more of them unfaithful",
+    ("unfaithful_fraction", "unclear"): "no clear change in unfaithful reasoning",
 }
-_NAMES = {"exact_match": "exact match", "unfaithful_share": "unfaithful share"}
-_GOOD_SIGN = {"exact_match": 1, "unfaithful_share": -1}
+_NAMES = {"exact_match": "exact match", "unfaithful_fraction": "unfaithful fraction"}
+_GOOD_SIGN = {"exact_match": 1, "unfaithful_fraction": -1}
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Finding:
     """One metric of one method against the baseline: `better`, `worse` or `unclear`, and the sentence that says so."""
 
     metric: str
@@ -51,10 +51,10 @@ def headline(results: Mapping[str, Any]) -> str:
     num_seeds = _num_seeds(results, featured)
     if num_seeds == 1:
         return f"{pair} on one seed: {', '.join(_bare_differences(results, featured))}"
-    found = verdicts(results, featured)
-    if all(verdict.word == "unclear" for verdict in found):
+    found = findings(results, featured)
+    if all(finding.word == "unclear" for finding in found):
         return f"{pair}: no clear difference on {num_seeds} seeds"
-    clauses = [_CLAUSES[(verdict.metric, verdict.word)] for verdict in found]
+    clauses = [_CLAUSES[(finding.metric, finding.word)] for finding in found]
     return f"{pair}: {', '.join(clauses)}{f' ({num_seeds} seeds only)' if num_seeds < FEW_SEEDS else ''}"
 
 
@@ -70,12 +70,12 @@ def lead(results: Mapping[str, Any]) -> list[str]:
     featured = _featured(results)
     if featured is None:
         return []
-    sentences = [verdict.sentence for verdict in verdicts(results, featured)]
+    sentences = [finding.sentence for finding in findings(results, featured)]
     sentences += _cost(results["methods"][featured], results["methods"][BASELINE])
     return [*sentences, *_caution(_num_seeds(results, featured))]
 
 
-def verdicts(results: Mapping[str, Any], method: str) -> list[Verdict]:
+def findings(results: Mapping[str, Any], method: str) -> list[Finding]:
     """Return what can be said of a method against the baseline, metric by metric.
 
     Args:
@@ -83,11 +83,11 @@ def verdicts(results: Mapping[str, Any], method: str) -> list[Verdict]:
         method: its name, a key of `results["methods"]`.
 
     Returns:
-        One verdict a metric that both have, on paired seeds.
+        One finding a metric that both have, on paired seeds.
     """
     differences = results["differences"].get(f"{method} - {BASELINE}", {})
     return [
-        _verdict(results, method, metric, difference)
+        _finding(results, method, metric, difference)
         for metric, difference in differences.items()
         if difference["mean"] is not None
     ]
@@ -98,7 +98,7 @@ def compared_methods(results: Mapping[str, Any]) -> list[str]:
     return [name for name in results["methods"] if f"{name} - {BASELINE}" in results["differences"]]
 
 
-def _verdict(results: Mapping[str, Any], method: str, metric: str, difference: Mapping[str, Any]) -> Verdict:
+def _finding(results: Mapping[str, Any], method: str, metric: str, difference: Mapping[str, Any]) -> Finding:
     interval = difference["interval"]
     signed = None if interval is None else sorted(_GOOD_SIGN[metric] * bound for bound in interval)
     word = "unclear" if signed is None else "better" if signed[0] > 0 else "worse" if signed[1] < 0 else "unclear"
@@ -107,13 +107,13 @@ def _verdict(results: Mapping[str, Any], method: str, metric: str, difference: M
     claim = {
         "better": "is better",
         "worse": "is worse",
-        "unclear": "has one paired seed and so no verdict" if signed is None else "shows no clear difference",
+        "unclear": "has one paired seed and so no finding" if signed is None else "shows no clear difference",
     }[word]
     sentence = (
         f"{_NAMES[metric].capitalize()} {claim}: {percent(mine[metric])} % against {percent(other[metric])} %, "
         f"{points(difference['mean'])} points{spread}."
     )
-    return Verdict(metric=metric, word=word, sentence=sentence)
+    return Finding(metric=metric, word=word, sentence=sentence)
 
 
 def _bare_differences(results: Mapping[str, Any], method: str) -> list[str]:
@@ -124,7 +124,7 @@ def _bare_differences(results: Mapping[str, Any], method: str) -> list[str]:
 
 def _cost(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     sentences: list[str] = []
-    kept = last_third(mine.get("kept_share", []))
+    kept = last_third(mine.get("kept_fraction", []))
     if kept is not None:
         sentences.append(
             f"In the last third of training {mine['title']} updated on {percent(kept, digits=0)} % of its episodes."
@@ -152,7 +152,7 @@ def _num_seeds(results: Mapping[str, Any], method: str) -> int:
 def _featured(results: Mapping[str, Any]) -> str | None:
     """Choose `ippo`, else the first method that was trained from episodes, else any."""
     names = compared_methods(results)
-    trained = [name for name in names if results["methods"][name].get("kept_share")]
+    trained = [name for name in names if results["methods"][name].get("kept_fraction")]
     return "ippo" if "ippo" in names else next(iter(trained or names), None)
 
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from ippo_lightning.report import plots
 from ippo_lightning.report.canvas import method_colours
 from ippo_lightning.report.display import percent, plain, points, unbroken
-from ippo_lightning.report.evidence import extremes, label_meanings, label_shares
+from ippo_lightning.report.evidence import extremes, label_meanings, label_table
 from ippo_lightning.report.folders import Comparison, Method, gather_runs, read_comparison
-from ippo_lightning.report.headline import compared_methods, headline, lead, verdicts
+from ippo_lightning.report.headline import compared_methods, findings, headline, lead
 from ippo_lightning.report.summary import BASELINE, METRICS, summarise
-from ippo_lightning.report.tables import kept_share, results_markdown, results_table, seconds_per_iteration
+from ippo_lightning.report.tables import kept_fraction, results_markdown, results_table, seconds_per_iteration
 from ippo_lightning.report.trust import HEALTH, PARTS, trust
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -45,12 +45,12 @@ _FIGURES: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
         plots.plot_results,
         "Final test results. Large dot: mean; small dots: seeds; bar: 95 % bootstrap interval over seeds.",
     ),
-    "exact_match": (plots.plot_exact_match, f"Share of validation prompts answered right. {_BAND}"),
-    "unfaithful_share": (
-        plots.plot_unfaithful_share,
-        f"Of the right answers on validation prompts, the share with wrong or missing steps. Lower is better. {_BAND}",
+    "exact_match": (plots.plot_exact_match, f"Fraction of validation prompts answered right. {_BAND}"),
+    "unfaithful_fraction": (
+        plots.plot_unfaithful_fraction,
+        f"Of the right answers on validation prompts, how many have wrong or missing steps. Lower is better. {_BAND}",
     ),
-    "kept_share": (plots.plot_kept_share, f"Share of the sampled episodes that the update used. {_BAND}"),
+    "kept_fraction": (plots.plot_kept_fraction, f"Fraction of the sampled episodes that the update used. {_BAND}"),
     "effective_sample_size": (
         plots.plot_effective_sample_size,
         f"How many equally weighted episodes the weights are worth, (sum w)² / sum w². {_BAND}",
@@ -71,7 +71,7 @@ _FIGURES: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
     ),
 }
 _TRAINING_FIGURES = (
-    "exact_match", "unfaithful_share", "kept_share", "effective_sample_size", "iteration_seconds", "time_parts",
+    "exact_match", "unfaithful_fraction", "kept_fraction", "effective_sample_size", "iteration_seconds", "time_parts",
 )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _render(comparison: Comparison, results: Mapping[str, Any], figures: Mapping
     environment.filters.update(percent=percent, plain=plain, points=points, visible=visible_text, unbroken=unbroken)
     methods = comparison.methods.values()
     scored = [method for method in methods if any(episode.score is not None for episode in method.episodes)]
-    shares = {method.name: found for method in methods if (found := label_shares(method)) is not None}
+    shares = {method.name: found for method in methods if (found := label_table(method)) is not None}
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         results=results,
@@ -164,18 +164,18 @@ def _render(comparison: Comparison, results: Mapping[str, Any], figures: Mapping
         colours=method_colours(comparison),
         headline=headline(results),
         lead=lead(results),
-        verdicts={name: verdicts(results, name) for name in compared_methods(results)},
+        findings={name: findings(results, name) for name in compared_methods(results)},
         baseline=BASELINE,
         metrics=METRICS,
         metric_names=_metric_names(comparison),
         sampling=_sampling(comparison),
         scope=_scope(comparison),
-        kept_share=kept_share,
+        kept_fraction=kept_fraction,
         seconds_per_iteration=seconds_per_iteration,
-        label_shares=shares,
+        label_table=shares,
         trust_tables={
             "How far the scores can be trusted, mean over the iterations that looked": trust(comparison, HEALTH),
-            "Which part of the model the scores come from, share of absolute parts": trust(comparison, PARTS),
+            "Which part of the model the scores come from, fraction of absolute parts": trust(comparison, PARTS),
         },
         label_meanings=label_meanings({label for found in shares.values() for label in found.shares}),
         extremes=[_extremes(method) for method in scored],
@@ -198,7 +198,7 @@ def _metric_names(comparison: Comparison) -> dict[str, str]:
         "exact_match": "Exact match",
         "majority_vote": "Majority vote",
         "pass_at_k": "Pass@k" if k is None else f"Pass@{k}",
-        "unfaithful_share": "Unfaithful share",
+        "unfaithful_fraction": "Unfaithful fraction",
     }
 
 
@@ -219,7 +219,9 @@ def _common_result(comparison: Comparison, key: str) -> int | None:
 def _scope(comparison: Comparison) -> str:
     methods = comparison.methods.values()
     seeds = {run.seed for method in methods for run in method.finished}
-    iterations = [len(run.history) for method in methods for run in method.finished if run.series("ppo/kept_share")]
+    iterations = [
+        len(run.history) for method in methods for run in method.finished if run.series("update/kept_fraction")
+    ]
     parts = [_count(len(comparison.methods), "method"), _count(len(seeds), "seed")]
     if iterations:
         span = f"{min(iterations)} to {max(iterations)}" if min(iterations) < max(iterations) else str(max(iterations))

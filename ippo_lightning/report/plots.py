@@ -31,12 +31,12 @@ __all__ = [
     "plot_effective_sample_size",
     "plot_exact_match",
     "plot_iteration_seconds",
-    "plot_kept_share",
+    "plot_kept_fraction",
     "plot_results",
     "plot_score_histogram",
     "plot_score_quantiles",
     "plot_time_parts",
-    "plot_unfaithful_share",
+    "plot_unfaithful_fraction",
 ]
 
 _PARTS: Mapping[str, tuple[str, ...]] = {
@@ -51,7 +51,7 @@ _MOST_PANELS = 3
 
 
 def plot_results(comparison: Comparison, path: Path) -> str | None:
-    """Draw the final exact match and unfaithful share: a dot a seed, the mean, the 95 % interval.
+    """Draw the final exact match and unfaithful fraction: a dot a seed, the mean, the 95 % interval.
 
     Args:
         comparison: from `read_comparison`.
@@ -64,7 +64,7 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
     if not methods:
         return None
     colours = method_colours(comparison)
-    panels = {"exact_match": "Exact match", "unfaithful_share": "Unfaithful share"}
+    panels = {"exact_match": "Exact match", "unfaithful_fraction": "Unfaithful fraction"}
     with canvas(path, height=1.5 + 0.42 * len(methods), columns=2) as axes:
         for panel, (metric, title), arrow in zip(axes[0], panels.items(), ("→ better", "← better"), strict=True):
             for height, method in enumerate(reversed(methods)):
@@ -94,23 +94,23 @@ def plot_exact_match(comparison: Comparison, path: Path) -> str | None:
     )
 
 
-def plot_unfaithful_share(comparison: Comparison, path: Path) -> str | None:
-    """Draw the share of right answers with unfaithful reasoning, validation prompts. As in `plot_results`."""
+def plot_unfaithful_fraction(comparison: Comparison, path: Path) -> str | None:
+    """Draw the fraction of right answers with unfaithful reasoning, validation prompts. As in `plot_results`."""
     return _plot_curves(
         comparison,
         path,
-        series=lambda run: run.validation("unfaithful_share"),
-        title="Unfaithful share on validation prompts",
+        series=lambda run: run.validation("unfaithful_fraction"),
+        title="Unfaithful fraction on validation prompts",
         share=True,
     )
 
 
-def plot_kept_share(comparison: Comparison, path: Path) -> str | None:
-    """Draw the share of episodes that the update used. As in `plot_results`."""
+def plot_kept_fraction(comparison: Comparison, path: Path) -> str | None:
+    """Draw the fraction of episodes that the update used. As in `plot_results`."""
     return _plot_curves(
         comparison,
         path,
-        series=lambda run: run.series("ppo/kept_share"),
+        series=lambda run: run.series("update/kept_fraction"),
         title="Episodes kept for the update",
         share=True,
     )
@@ -281,7 +281,7 @@ def _final_words(methods: list[Method]) -> str:
     words = []
     for method in methods:
         means = []
-        for metric in ("exact_match", "unfaithful_share"):
+        for metric in ("exact_match", "unfaithful_fraction"):
             values = [value for run in method.finished if (value := run.result(metric)) is not None]
             means.append(percent(sum(values) / len(values) if values else None))
         words.append(f"{method.title}: exact match {means[0]} %, unfaithful {means[1]} %.")

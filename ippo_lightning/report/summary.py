@@ -12,11 +12,11 @@ from scipy import stats
 
 from ippo_lightning.report.folders import Comparison, Method, Run
 
-METRICS = ("exact_match", "majority_vote", "pass_at_k", "unfaithful_share")
+METRICS = ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
 """Final test metrics, in the order of the table."""
 BASELINE = "ppo"
 """The method that every other one is compared with."""
-_COMPARED = ("exact_match", "unfaithful_share")
+_COMPARED = ("exact_match", "unfaithful_fraction")
 _RESAMPLES = 9999
 _CURVE_RESAMPLES = 1999
 
@@ -98,10 +98,10 @@ def last_third(values: Sequence[float | None]) -> float | None:
 def _summarise_method(method: Method) -> dict[str, Any]:
     runs = method.finished
     per_seed = {metric: [run.result(metric) for run in runs] for metric in METRICS}
-    kept_share = _mean_by_iteration(runs, "ppo/kept_share")
+    kept_fraction = _mean_by_iteration(runs, "update/kept_fraction")
     iterations = (
-        {"kept_share": kept_share, "iteration_seconds": _mean_by_iteration(runs, "time/iteration_seconds")}
-        if kept_share
+        {"kept_fraction": kept_fraction, "iteration_seconds": _mean_by_iteration(runs, "time/iteration_seconds")}
+        if kept_fraction
         else {}
     )
     return {
@@ -111,8 +111,8 @@ def _summarise_method(method: Method) -> dict[str, Any]:
         "seeds": [run.seed for run in runs],
         "per_seed": per_seed,
         **iterations,
-        "optimizer_steps": _mean([_total(run, "ppo/optimizer_steps") for run in runs]),
-        "tokens_trained": _mean([_total(run, "ppo/tokens_trained") for run in runs]),
+        "optimizer_steps": _mean([_total(run, "update/optimizer_steps") for run in runs]),
+        "tokens_trained": _mean([_total(run, "update/tokens_trained") for run in runs]),
         "effective_sample_size": _mean_by_iteration(runs, "influence/effective_sample_size") or None,
     }
 

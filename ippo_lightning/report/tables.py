@@ -33,7 +33,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in results["methods"].values():
         cells = [_stacked(summary[metric], summary["intervals"][metric]) for metric in METRICS]
-        table.add_row(Text(summary["title"]), *cells, kept_share(summary), seconds_per_iteration(summary))
+        table.add_row(Text(summary["title"]), *cells, kept_fraction(summary), seconds_per_iteration(summary))
     table.caption = _caption(results)
     return table
 
@@ -53,7 +53,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     ]
     for summary in results["methods"].values():
         cells = [_inline(summary[metric], summary["intervals"][metric]) for metric in METRICS]
-        shown = [_escaped(summary["title"]), str(len(summary["seeds"])), *cells, kept_share(summary)]
+        shown = [_escaped(summary["title"]), str(len(summary["seeds"])), *cells, kept_fraction(summary)]
         lines.append(f"| {' | '.join([*shown, seconds_per_iteration(summary)])} |")
     lines += [
         "",
@@ -64,9 +64,9 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def kept_share(summary: Mapping[str, Any]) -> str:
-    """Return the share of episodes that the update used, last third of training, in percent."""
-    return percent(last_third(summary.get("kept_share", [])), digits=0)
+def kept_fraction(summary: Mapping[str, Any]) -> str:
+    """Return the fraction of episodes that the update used, last third of training, in percent."""
+    return percent(last_third(summary.get("kept_fraction", [])), digits=0)
 
 
 def seconds_per_iteration(summary: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ def _markdown_differences(results: Mapping[str, Any]) -> list[str]:
         return []
     lines = ["", "| Paired difference, points | Seeds | EM | Unfaithful |", "|---|--:|--:|--:|"]
     for pair, difference in results["differences"].items():
-        cells = [_inline_points(difference[metric]) for metric in ("exact_match", "unfaithful_share")]
+        cells = [_inline_points(difference[metric]) for metric in ("exact_match", "unfaithful_fraction")]
         lines.append(f"| {_escaped(pair)} | {len(difference['exact_match']['seeds'])} | {' | '.join(cells)} |")
     return lines
 

@@ -10,7 +10,7 @@ from ippo_lightning.report.folders import Comparison, Method
 HEALTH = {
     "influence/halves_cosine": "Cosine of the gradients of two halves of the demonstrations",
     "influence/halves_sign_agreement": "Episodes that both halves score with the same sign",
-    "influence/sign_certain_share": "Episodes whose sign is certain (95 % bootstrap over groups of demonstrations)",
+    "influence/sign_certain_fraction": "Episodes whose sign is certain (95 % bootstrap over groups of demonstrations)",
 }
 """Key in the history to what the page calls it."""
 PARTS = {

@@ -29,7 +29,7 @@ def call_reward(
         allow_nonfinite: whether NaN and infinity are the caller's business.
 
     Returns:
-        Shape [episodes], float32, on the CPU.
+        Shape [rows], float32, on the CPU.
 
     Raises:
         UserError: it raised, gave another number of rewards, or one that is no finite number.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ippo_lightning.tasks import judge_arithmetic, judge_gsm8k
+from ippo_lightning.tasks import grade_arithmetic, grade_gsm8k
 
 
 def arithmetic_reward(
@@ -22,7 +22,7 @@ def arithmetic_reward(
         1.0 or 0.0 for each response.
     """
     return [
-        float(judge_arithmetic(prompt, response, example).correct)
+        float(grade_arithmetic(prompt, response, example).correct)
         for prompt, response, example in zip(prompts, responses, examples, strict=True)
     ]
 
@@ -41,6 +41,6 @@ def gsm8k_reward(
         1.0 or 0.0 for each response.
     """
     return [
-        float(judge_gsm8k(prompt, response, example).correct)
+        float(grade_gsm8k(prompt, response, example).correct)
         for prompt, response, example in zip(prompts, responses, examples, strict=True)
     ]

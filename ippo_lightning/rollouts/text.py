@@ -70,7 +70,7 @@ def sample_episodes(
         response_ids=samples.response_ids,
         response_mask=samples.response_mask,
         truncated=samples.truncated,
-        prompt_index=index,
+        group=index,
         log_probs=unknown,
         ref_log_probs=unknown,
         values=unknown,

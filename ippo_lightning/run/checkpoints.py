@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ippo_lightning
 from ippo_lightning.distributed.collectives import rank
-from ippo_lightning.distributed.dtensor import laid_out_as, whole_on_writer
+from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.atomic import PARTIAL, link_whole, write_whole
@@ -51,9 +51,9 @@ def checkpoint_state(
         "module": type(module).__name__,
         "reference": module.policy.reference_kind,
         "fingerprint": fingerprint,
-        "parameters": whole_on_writer({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}),
-        "optimizer": whole_on_writer(optimizer.state_dict()),
-        "scaler": module.driver.scaler.state_dict() if module.driver.scaler is not None else {},
+        "parameters": full_on_rank_zero({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}),
+        "optimizer": full_on_rank_zero(optimizer.state_dict()),
+        "scaler": module.backend.scaler.state_dict() if module.backend.scaler is not None else {},
         "progress": module.progress_state(),
         "position": dict(position),
         "callbacks": {_callback_key(index, item): item.state_dict() for index, item in enumerate(callbacks)},
@@ -95,9 +95,9 @@ def restore_checkpoint(
     load_parameters(module, state["parameters"], source=source)
     module.load_progress_state(state["progress"])
     if optimizer is not None:
-        optimizer.load_state_dict(_laid_out(state["optimizer"], optimizer))
-        if module.driver.scaler is not None and state["scaler"]:
-            module.driver.scaler.load_state_dict(state["scaler"])
+        optimizer.load_state_dict(_sharded(state["optimizer"], optimizer))
+        if module.backend.scaler is not None and state["scaler"]:
+            module.backend.scaler.load_state_dict(state["scaler"])
     if callbacks is not None:
         for index, item in enumerate(callbacks):
             saved = state["callbacks"].get(_callback_key(index, item))
@@ -140,10 +140,10 @@ def load_parameters(module: nn.Module, parameters: Mapping[str, Tensor], *, sour
         raise UserError(f"checkpoint: {source} is of another model; the first parameter that differs is {differing[0]}")
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(laid_out_as(parameters[name], parameter))
+            parameter.copy_(sharded_like(parameters[name], parameter))
 
 
-def _laid_out(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+def _sharded(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
     """Divide an optimizer's saved tensors over the ranks as its parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -151,7 +151,7 @@ def _laid_out(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
 
     def divided(number: int, entry: Any) -> Any:
         is_of_parameter = isinstance(entry, Tensor) and entry.shape == owners[number].shape
-        return laid_out_as(entry, owners[number]) if is_of_parameter else entry
+        return sharded_like(entry, owners[number]) if is_of_parameter else entry
 
     per_parameter = {
         number: {name: divided(number, entry) for name, entry in entries.items()}

@@ -229,7 +229,7 @@ class FabricLoop:
         self.module.attach(self)
 
     def evaluate(self, split: Split) -> dict[str, float]:
-        """Return the judge's metrics on one split, over all ranks; training's random stream is left alone.
+        """Return the grader's metrics on one split, over all ranks; training's random stream is left alone.
 
         Raises:
             UserError: the split holds no prompts.

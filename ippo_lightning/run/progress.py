@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # (key of the log, what the bar calls it, format)
 _SHOWN = (
     ("rollout/reward_mean", "reward", "{:.2f}"),
-    ("ppo/kept_share", "kept", "{:.0%}"),
+    ("update/kept_fraction", "kept", "{:.0%}"),
     ("sft/loss", "loss", "{:.3f}"),
     ("exact_match", "EM", "{:.2f}"),
-    ("unfaithful_share", "unf", "{:.2f}"),
+    ("unfaithful_fraction", "unf", "{:.2f}"),
 )
 
 

@@ -48,29 +48,29 @@ class Columns:
 
     @property
     def lengths(self) -> Tensor:
-        """[episodes] int64, from the column `lengths`."""
+        """[rows] int64, from the column `lengths`."""
         return self._named("lengths", "normalise: length").long()
 
     @property
     def total_lengths(self) -> Tensor:
-        """[episodes] int64, what a row takes of `scoring.max_tokens`: its `lengths`, or one."""
+        """[rows] int64, what a row takes of `scoring.max_tokens`: its `lengths`, or one."""
         if isinstance(self.raw, Mapping) and "lengths" in self.raw:
             return self.lengths
         return torch.ones(len(self), dtype=torch.long, device=self.device)
 
     @property
     def outcome_rewards(self) -> Tensor:
-        """[episodes], from the column `rewards`."""
+        """[rows], from the column `rewards`."""
         return self._named("rewards", "rule: reward").float().reshape(len(self), -1).sum(dim=1)
 
     @property
     def advantages(self) -> Tensor:
-        """[episodes, steps], from the column `advantages`."""
+        """[rows, steps], from the column `advantages`."""
         return self._named("advantages", "rule: advantage_sign").float().reshape(len(self), -1)
 
     @property
     def response_mask(self) -> Tensor:
-        """[episodes, steps], True everywhere."""
+        """[rows, steps], True everywhere."""
         return torch.ones_like(self.advantages, dtype=torch.bool)
 
     def select(self, index: Tensor | Sequence[int]) -> Any:
@@ -83,7 +83,7 @@ class Columns:
         """Write the weights into their column, or drop the rows of weight zero.
 
         Args:
-            weights: shape [episodes].
+            weights: shape [rows].
         """
         if self.has_weights:
             column = self._named(WEIGHTS, "power")

@@ -18,7 +18,7 @@ class Attachment:
     """The project's own functions: those handed in, else methods of the module.
 
     Args:
-        episode_losses: `(module, episodes) -> [episodes]`; null for the module's method of that name.
+        episode_losses: `(module, episodes) -> [rows]`; null for the module's method of that name.
         validation_loss: `(module, batch) -> []`; null for the module's method of that name.
         buffer: `(module, batch) -> buffer`, what a training batch is about to learn from; null for the module's
             attribute of that name, if it has one.
@@ -47,11 +47,11 @@ class Attachment:
             if given is None and not callable(getattr(pl_module, name, None)):
                 raise UserError(
                     f"InfluenceFilter.{name}: null, and {type(pl_module).__name__} has no method {name}; it needs "
-                    "episode_losses(episodes) -> [episodes] and validation_loss(batch) -> []"
+                    "episode_losses(episodes) -> [rows] and validation_loss(batch) -> []"
                 )
 
     def episode_losses(self, pl_module: Any, episodes: Any) -> Tensor:
-        """Return one loss an episode at the present parameters, shape [episodes]."""
+        """Return one loss an episode at the present parameters, shape [rows]."""
         given = self._given["episode_losses"]
         return given(pl_module, episodes) if given is not None else pl_module.episode_losses(episodes)
 

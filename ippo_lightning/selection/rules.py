@@ -52,8 +52,8 @@ class Selector:
         scores: Tensor,
         episodes: Episodes | Columns,
         iteration: int,
-        spared: Tensor | None = None,
-        barred: Tensor | None = None,
+        force_keep: Tensor | None = None,
+        force_drop: Tensor | None = None,
     ) -> Tensor:
         """Return one weight >= 0 an episode, zero where it is dropped, mean 1 over the kept of all ranks.
 
@@ -61,19 +61,19 @@ class Selector:
         the episodes of all, so the decision is that of one process.
 
         Args:
-            scores: influence scores, shape [episodes].
+            scores: influence scores, shape [rows].
             episodes: with rewards or advantages, where the rule asks for them.
             iteration: makes the random rule draw anew.
-            spared: shape [episodes], bool, True for episodes that are kept whatever their score.
-            barred: shape [episodes], bool, True for episodes that are dropped whatever their score.
+            force_keep: shape [rows], bool, True for episodes that are kept whatever their score.
+            force_drop: shape [rows], bool, True for episodes that are dropped whatever their score.
         """
         nobody = torch.zeros(len(scores), device=scores.device)
         columns = (
             scores,
             episodes.outcome_rewards if self.rule == "reward" else nobody,
             self._has_positive_advantage(episodes) if self.rule == "advantage_sign" else nobody,
-            nobody if spared is None else spared,
-            nobody if barred is None else barred,
+            nobody if force_keep is None else force_keep,
+            nobody if force_drop is None else force_drop,
         )
         rows, mine = gather_rows(torch.stack([column.to(scores.device).double() for column in columns], dim=1))
         everyone, rewards, positive_advantage, exempt, excluded = rows.unbind(dim=1)
@@ -89,7 +89,7 @@ class Selector:
         return keep_positive_advantage(advantages=episodes.advantages, response_mask=episodes.response_mask)
 
     def _keep(self, *, scores: Tensor, rewards: Tensor, positive_advantage: Tensor, iteration: int) -> Tensor:
-        """Return a mask [episodes], True where the rule keeps the episode; everything is of all ranks."""
+        """Return a mask [rows], True where the rule keeps the episode; everything is of all ranks."""
         positive = keep_above(scores=scores, threshold=self.threshold)
         if self.rule == "random":
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)

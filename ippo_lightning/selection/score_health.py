@@ -25,13 +25,13 @@ _PARTS = {
 }
 
 
-def part_shares(by_parameter: Mapping[str, Tensor]) -> dict[str, float]:
+def part_fractions(by_parameter: Mapping[str, Tensor]) -> dict[str, float]:
     """Tell which parts of a model the scores come from.
 
     share = sum over the part's parameters and episodes of |part of the score|, over the same for all parts
 
     Args:
-        by_parameter: parameter name to its part of the scores, shape [episodes].
+        by_parameter: parameter name to its part of the scores, shape [rows].
 
     Returns:
         `embedding`, `attention`, `mlp`, `norm`, `other` to its share, those that there are; they sum to 1. Empty where
@@ -50,12 +50,12 @@ def health_of(direction: Direction, group_scores: Tensor) -> dict[str, float]:
 
     Args:
         direction: with its groups.
-        group_scores: scores along each group, of the episodes of all ranks, shape [groups, episodes].
+        group_scores: scores along each group, of the episodes of all ranks, shape [groups, rows].
 
     Returns:
-        Names for `UpdatePlan.record`: `halves_cosine` of the two halves' gradients; `halves_sign_agreement`, the share
-        of episodes that both halves score with the same sign; `sign_certain_share`, the share of episodes whose 95 %
-        bootstrap interval over groups excludes zero; `interval_width`, its median over the median |score|.
+        Names for `UpdatePlan.record`: `halves_cosine` of the two halves' gradients; `halves_sign_agreement`, the
+        fraction of episodes that both halves score alike; `sign_certain_fraction`, the fraction of episodes whose
+        95 % bootstrap interval over groups excludes zero; `interval_width`, its median over the median |score|.
     """
     if not len(group_scores):
         return {}
@@ -68,6 +68,6 @@ def health_of(direction: Direction, group_scores: Tensor) -> dict[str, float]:
     return {
         "influence__halves_cosine": halves_agreement(*gradients),
         "influence__halves_sign_agreement": sign_agreement(first, second),
-        "influence__sign_certain_share": sign_certainty(low, high),
+        "influence__sign_certain_fraction": sign_certainty(low, high),
         "influence__interval_width": float((high - low).median() / scale),
     }

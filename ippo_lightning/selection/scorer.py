@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_sum, any_rank, rank, world_size
-from ippo_lightning.distributed.dtensor import in_step, is_sharded, whole
+from ippo_lightning.distributed.dtensor import full_tensor, in_step, is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
     EpisodeScores,
@@ -90,13 +90,13 @@ class Scored(NamedTuple):
     """The scores of this rank's episodes."""
 
     scores: Tensor
-    """Shape [episodes]."""
+    """Shape [rows]."""
     group_scores: Tensor
-    """Shape [groups, episodes]; no rows where nobody asked."""
+    """Shape [groups, rows]; no rows where nobody asked."""
     by_parameter: dict[str, Tensor]
-    """Parameter name to its part of the scores, shape [episodes]; empty for methods that cannot tell."""
+    """Parameter name to its part of the scores, shape [rows]; empty for methods that cannot tell."""
     broken: Tensor
-    """Shape [episodes], bool, True where the score is NaN or infinite; it then stands as 0."""
+    """Shape [rows], bool, True where the score is NaN or infinite; it then stands as 0."""
 
 
 class Scorer:
@@ -170,7 +170,7 @@ class Scorer:
         if self.raw is None or self.settings.refresh_every_n_iterations == 1:
             return {}
         mean, *groups = (
-            {name: whole(block) for name, block in entry.items()} for entry in [self.raw.mean, *self.raw.groups]
+            {name: full_tensor(block) for name, block in entry.items()} for entry in [self.raw.mean, *self.raw.groups]
         )
         return {"mean": mean, "groups": groups}
 
@@ -198,7 +198,7 @@ class Scorer:
             weights=[weights[number] if is_mine else 0.0 for number, is_mine in passes],
         )
         if together:
-            taken = taken._replace(directions=_whole_where_small(pl_module, taken.directions))
+            taken = taken._replace(directions=_full_where_small(pl_module, taken.directions))
         elif is_shared:
             taken = _averaged(taken)
         mean = mean_direction(taken.directions, weights=taken.weights)
@@ -258,7 +258,7 @@ class Scorer:
     def _scored(
         self, pl_module: Any, episodes: Episodes | Columns, batches: Sequence[Tensor], direction: Direction
     ) -> EpisodeScores:
-        known = getattr(pl_module, "known_episode_losses", None)
+        known = getattr(pl_module, "rollout_losses", None)
         return score_episodes(
             pl_module,
             self.attachment.episode_losses,
@@ -279,14 +279,16 @@ def _prompt_of(episodes: Episodes | Columns, row: int) -> str:
     return f" (prompt {episodes.prompts[row][:60]!r})" if isinstance(episodes, Episodes) else ""
 
 
-def _whole_where_small(pl_module: Any, directions: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+def _full_where_small(pl_module: Any, directions: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Gather directions that take no more memory than a rank's part of the model: those of adapters, as a rule.
 
     Whole, they need not be gathered again for each module of each pass. The others stay divided as the parameters are.
     """
     held = sum(parameter.numel() * parameter.element_size() for parameter in pl_module.parameters()) / world_size()
     size = sum(block.numel() * block.element_size() for entry in directions for block in entry.values())
-    return [{name: whole(block) if size <= held else block for name, block in entry.items()} for entry in directions]
+    return [
+        {name: full_tensor(block) if size <= held else block for name, block in entry.items()} for entry in directions
+    ]
 
 
 def _averaged(taken: TargetGroups) -> TargetGroups:
@@ -304,7 +306,7 @@ def batches_by_tokens(lengths: Tensor, *, max_tokens: int, first_episodes: int |
     """Divide episodes into batches of neighbours in length that stay, padded, below a number of tokens.
 
     Args:
-        lengths: tokens of each episode, shape [episodes], int64.
+        lengths: tokens of each episode, shape [rows], int64.
         max_tokens: episodes of a batch times its longest; a single longer episode is a batch of its own.
         first_episodes: at most so many in the first batch.
 

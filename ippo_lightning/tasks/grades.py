@@ -1,4 +1,4 @@
-"""What a judge says of a response."""
+"""What a grader says of a response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Label(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Grade:
     """Label, answer and whether the answer is right."""
 
     label: Label

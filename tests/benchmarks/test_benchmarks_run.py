@@ -63,7 +63,7 @@ def test_iteration_times_both_methods_part_by_part(tmp_path: Path) -> None:
     for rows in thirds.values():
         plain, guided = rows["ppo"], rows["ippo"]
         assert plain["scoring"] == 0 < guided["scoring"]
-        assert plain["kept share"] == 1 > guided["kept share"] > 0
+        assert plain["kept fraction"] == 1 > guided["kept fraction"] > 0
         for row in (plain, guided):
             parts = sum(row[part] for part in ("rollout", "target gradient", "scoring", "update"))
             assert 0.5 * row["whole iteration"] < parts <= row["whole iteration"]

@@ -146,7 +146,7 @@ def test_a_module_may_offer_everything_itself(tmp_path: Path) -> None:
             self.on_train_batch_end(None, None, 0)
 
     module = trained(InfluenceFilter(demonstrations=GOOD), tmp_path, module=Whole())
-    assert set(module.trainer.callback_metrics) >= {"influence/scored_kept_share", "influence/gradient_norm"}
+    assert set(module.trainer.callback_metrics) >= {"influence/scored_kept_fraction", "influence/gradient_norm"}
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_scores_at_or_below_zero_are_dropped_and_the_rest_weighs_in_proportion(
     assert 0 < int(plan.keep.sum()) < len(episodes)
     assert torch.equal(plan.keep, scores > 0)
     torch.testing.assert_close(plan.weights, scores.clamp(min=0) / scores[scores > 0].mean(), rtol=1e-5, atol=1e-7)
-    assert plan.metrics["influence/scored_kept_share"] == pytest.approx(float(plan.keep.float().mean()))
+    assert plan.metrics["influence/scored_kept_fraction"] == pytest.approx(float(plan.keep.float().mean()))
     assert plan.metrics["influence/gradient_norm"] > 0
     assert plan.metrics["time/influence_seconds"] > 0
     assert 1 <= plan.metrics["influence/effective_sample_size"] <= int(plan.keep.sum())
@@ -130,7 +130,7 @@ def test_an_episode_that_is_a_demonstration_is_kept_if_it_was_good_and_dropped_i
         response_ids=encoded.response_ids,
         response_mask=mask,
         truncated=torch.zeros(count, dtype=torch.bool),
-        prompt_index=torch.arange(count),
+        group=torch.arange(count),
         log_probs=log_probs,
         ref_log_probs=nothing,
         values=nothing,
@@ -199,12 +199,12 @@ def test_a_wrong_option_is_named(settings: dict[str, Any]) -> None:
 def test_stopping_waits_for_its_patience_and_goes_on_after_a_checkpoint() -> None:
     stopping, trainer = IntrinsicStopping(threshold=0.5, patience=2), SimpleNamespace(should_stop=False)
     decisions = []
-    for iteration, kept_share in enumerate([0.4, 0.6, 0.4, 0.4]):
+    for iteration, kept_fraction in enumerate([0.4, 0.6, 0.4, 0.4]):
         if iteration == 3:
             resumed = IntrinsicStopping(threshold=0.5, patience=2)
             resumed.load_state_dict(stopping.state_dict())
             stopping = resumed
-        stopping.on_update_end(trainer, None, SimpleNamespace(kept_share=kept_share, iteration=iteration))
+        stopping.on_update_end(trainer, None, SimpleNamespace(kept_fraction=kept_fraction, iteration=iteration))
         decisions.append(trainer.should_stop)
     assert decisions == [False, False, False, True]
 

@@ -64,7 +64,7 @@ def experiment(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "class_path": "ippo_lightning.PPOModule",
             "init_args": {
                 "reward": "rewards_for_tests.right",
-                "judge": "ippo_lightning.tasks.judge_arithmetic",
+                "grader": "ippo_lightning.tasks.grade_arithmetic",
                 "policy": {
                     "class_path": "ippo_lightning.policies.CausalLMPolicy",
                     "init_args": {"pretrained": str(tiny_model)},

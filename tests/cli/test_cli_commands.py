@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ippo_lightning.cli.main import main
 
-KEYS = {"exact_match", "majority_vote", "pass_at_k", "unfaithful_share"}
+KEYS = {"exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction"}
 
 
 def parameters(run: Path) -> dict[str, torch.Tensor]:
@@ -30,7 +30,7 @@ def test_fit_leaves_a_whole_run_behind(experiment: dict[str, Any], tmp_path: Pat
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
-    assert all(0 <= row["ppo/kept_share"] <= 1 and row["time/iteration_seconds"] > 0 for row in rows)
+    assert all(0 <= row["update/kept_fraction"] <= 1 and row["time/iteration_seconds"] > 0 for row in rows)
     assert all("influence/gradient_norm" in row and "time/rollout_seconds" in row for row in rows)
     evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["iteration"] for row in evaluations] == [0, 2, 4]
@@ -139,7 +139,7 @@ def test_compare_makes_one_table_and_one_page(
     assert set(results["methods"]) == {"sft", "ppo", "ippo"}
     assert all(set(method) >= KEYS for method in results["methods"].values())
     for name in ("ppo", "ippo"):
-        assert len(results["methods"][name]["kept_share"]) == 2
+        assert len(results["methods"][name]["kept_fraction"]) == 2
         assert len(results["methods"][name]["iteration_seconds"]) == 2
     assert "</html>" in (root / "report.html").read_text(encoding="utf-8")
 

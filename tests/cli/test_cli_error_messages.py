@@ -33,7 +33,7 @@ MISTAKES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "no training data": ("data.init_args.num_train", 0, ("data", "training", "0")),
     "no validation data": ("data.init_args.num_validation", 0, ("data", "validation", "0")),
     "more problems than there are": ("data.init_args.max_number", 1, ("data", "problems")),
-    "unfaithful share above one": ("data.init_args.unfaithful_share", 1.5, ("unfaithful_share", "1.5")),
+    "unfaithful fraction above one": ("data.init_args.unfaithful_fraction", 1.5, ("unfaithful_fraction", "1.5")),
     "prompt longer than the context": ("model.init_args.sampling.max_new_tokens", 62, ("token", "62")),
     "response longer than the context": ("model.init_args.sampling.max_new_tokens", 640, ("640",)),
     "temperature zero": ("model.init_args.sampling.temperature", 0.0, ("temperature", "0")),
@@ -85,7 +85,7 @@ MISTAKES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "top-p of zero": ("model.init_args.sampling.top_p", 0.0, ("top_p", "0")),
     "no responses": ("model.init_args.sampling.num_responses", 0, ("num_responses", "0")),
     "unknown estimator": ("model.init_args.kl_estimator", "k4", ("kl_estimator", "k4")),
-    "unknown judge": ("model.init_args.judge", "ippo_lightning.tasks.judge_all", ("judge", "judge_all")),
+    "unknown grader": ("model.init_args.grader", "ippo_lightning.tasks.judge_all", ("grader", "judge_all")),
     "unknown critic": (f"{POLICY}.value", "oracle", ("value", "oracle")),
     "adapter of rank zero": (f"{POLICY}.lora", {"r": 0}, ("r", "0")),
     "batch of nothing": ("data.init_args.batch_size", 0, ("batch_size", "0")),
@@ -238,8 +238,8 @@ def test_a_bad_checkpoint_is_one_line(
 def test_evaluation_without_a_judge_is_one_line(
     experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change(experiment, "model.init_args.judge", None)
-    assert "judge" in mistake(["evaluate", "--config", write(experiment, tmp_path)], capsys)
+    change(experiment, "model.init_args.grader", None)
+    assert "grader" in mistake(["evaluate", "--config", write(experiment, tmp_path)], capsys)
 
 
 COMPARISONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

@@ -6,7 +6,7 @@ import pytest
 
 from ippo_lightning.data import ArithmeticDataModule
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks import judge_arithmetic
+from ippo_lightning.tasks import grade_arithmetic
 
 SIZES = {
     "num_train": 90,
@@ -62,7 +62,7 @@ def test_batches_are_plain_lists_of_text(stage: str, keys: list[str]) -> None:
         assert sorted(batch) == keys
         assert {len(column) for column in batch.values()} <= {16, 90 % 16, 50 % 16}
         for prompt, example in zip(batch["prompts"], batch["examples"], strict=True):
-            assert judge_arithmetic(prompt, f"#{example['answer']}", example).correct
+            assert grade_arithmetic(prompt, f"#{example['answer']}", example).correct
             assert example["problem"] == prompt
             assert ("label" in example) == (stage == "sft")
 
@@ -74,7 +74,7 @@ def test_influence_demonstrations_are_all_there_in_order_and_clean() -> None:
     assert prompts(batches) == [row["prompt"] for row in made.splits.influence]
     for batch in batches:
         for prompt, response, example in zip(batch["prompts"], batch["responses"], batch["examples"], strict=True):
-            assert judge_arithmetic(prompt, response, example).faithful
+            assert grade_arithmetic(prompt, response, example).faithful
             assert example["label"] == "faithful"
 
 
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_and_another_seed_something_else() -> None:
 
 def test_the_problems_of_every_split_are_the_same_for_sft_and_rl() -> None:
     expected = module().splits
-    changed = module(stage="sft", unfaithful_share=1.0, batch_size=2).splits
+    changed = module(stage="sft", unfaithful_fraction=1.0, batch_size=2).splits
     assert changed.test == expected.test
     assert changed.prompts == expected.prompts
 
@@ -167,7 +167,7 @@ def test_no_examples_of_a_batch_are_those_of_the_data_module() -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"evaluation_batch_size": 0}, "evaluation_batch_size"),
         ({"num_workers": -1}, "num_workers"),
-        ({"unfaithful_share": 1.1}, "unfaithful_share"),
+        ({"unfaithful_fraction": 1.1}, "unfaithful_fraction"),
         ({"influence_noise": -0.1}, "influence_noise"),
         ({"influence_noise": float("nan")}, "influence_noise"),
         ({"unfaithful_kinds": {"typo": 1.0}}, "unfaithful_kinds"),

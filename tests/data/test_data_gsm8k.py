@@ -12,7 +12,7 @@ import pytest
 from ippo_lightning.data import GSM8KDataModule
 from ippo_lightning.data.gsm8k import hold_out, with_canonical_answer
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks import judge_gsm8k
+from ippo_lightning.tasks import grade_gsm8k
 
 RECORDS = [
     {"question": f"What is {number} + 1000?", "answer": f"<<{number}+1000={number + 1000}>>\n#### {number + 1000:,}"}
@@ -46,7 +46,7 @@ def test_rows_carry_prompt_answer_and_worked_response(tmp_path: Path) -> None:
             number = int(example["answer"]) - 1000
             assert prompt == f"Q: What is {number} + 1000?\nA: "
             assert response == f"<<{number}+1000={number + 1000}>>\n#### {number + 1000}"
-            assert judge_gsm8k(prompt, response, example).faithful
+            assert grade_gsm8k(prompt, response, example).faithful
 
 
 def test_no_training_question_is_held_out_and_none_is_lost(tmp_path: Path) -> None:
@@ -225,4 +225,4 @@ def test_all_of_gsm8k_is_read_and_its_demonstrations_earn_the_reward(shared_data
         1319,
     ]
     for row in [*splits.demonstrations[:500], *splits.influence]:
-        assert judge_gsm8k(row["prompt"], row["response"], row["example"]).correct
+        assert grade_gsm8k(row["prompt"], row["response"], row["example"]).correct

@@ -6,24 +6,24 @@ import torch
 from torch import nn
 
 from ippo_lightning.distributed.dtensor import (
+    full_tensor,
     gathered,
     have_nonzero,
-    held_bytes,
     in_step,
     inner_product,
     is_sharded,
-    laid_out_as,
     local,
+    local_bytes,
     mean_over_ranks,
-    whole,
+    sharded_like,
 )
 
 
 def test_an_ordinary_tensor_is_whole_and_local() -> None:
     tensor = torch.randn(3, 2)
-    assert whole(tensor) is tensor
+    assert full_tensor(tensor) is tensor
     assert local(tensor) is tensor
-    assert laid_out_as(tensor, torch.empty(3, 2)) is tensor
+    assert sharded_like(tensor, torch.empty(3, 2)) is tensor
 
 
 def test_products_are_summed_over_all_tensors_in_double_precision() -> None:
@@ -39,8 +39,8 @@ def test_a_tensor_that_is_zero_everywhere_is_told_from_one_that_is_almost() -> N
 
 
 def test_bytes_are_counted_by_dtype() -> None:
-    assert held_bytes([torch.zeros(3), torch.zeros(2, dtype=torch.bfloat16)]) == 16
-    assert held_bytes({"one": torch.zeros(4, dtype=torch.float64)}) == 32
+    assert local_bytes([torch.zeros(3), torch.zeros(2, dtype=torch.bfloat16)]) == 16
+    assert local_bytes({"one": torch.zeros(4, dtype=torch.float64)}) == 32
 
 
 def test_alone_every_part_is_ones_own_and_comes_once() -> None:

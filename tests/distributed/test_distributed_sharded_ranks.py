@@ -17,7 +17,7 @@ from training_parts import tiny_loop, tiny_module, tiny_policy, trainable
 from transformers import AutoModelForCausalLM
 from two_sharded_ranks import FOUR_BITS, KINDS, OTHERS, RUN, SCORINGS
 
-from ippo_lightning.distributed.dtensor import held_bytes
+from ippo_lightning.distributed.dtensor import local_bytes
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
@@ -86,7 +86,7 @@ def test_four_bit_weights_are_divided_too(outcome: Outcome, kind: Any, tmp_path:
         for name, parameter in parameters.items():
             torch.testing.assert_close(half[name], parameter, rtol=0, atol=FLOAT32_STEPS)
             assert not torch.equal(parameter, start[name])
-    held = held_bytes(list(module.policy.model.parameters()))
+    held = local_bytes(list(module.policy.model.parameters()))
     assert outcome.ranks[0][f"{kind}.bytes"] < 0.55 * held
 
 

@@ -82,7 +82,7 @@ def test_ranks_that_keep_different_numbers_take_the_same_steps(
 ) -> None:
     first, second = (rank[f"kept_{kept[0]}_{kept[1]}"] for rank in outcome.ranks)
     assert first == second
-    assert first == {"optimizer_steps": steps, "kept_share": share, "changed": steps > 0}
+    assert first == {"optimizer_steps": steps, "kept_fraction": share, "changed": steps > 0}
 
 
 def test_a_mistake_that_only_the_writing_rank_can_see_ends_both(outcome: Outcome) -> None:

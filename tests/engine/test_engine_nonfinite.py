@@ -51,7 +51,7 @@ def broken_reward(prompts: Any, responses: Any, examples: Any) -> list[float]:
 
 def module_of(kind: type[PPOModule], rule: str, **changes: Any) -> PPOModule:
     plain = tiny_module(ppo={"on_nonfinite": rule}, **changes)
-    parts = {"judge": plain.judge, "sampling": plain.sampling, "optimizer": plain.optimizer_settings}
+    parts = {"grader": plain.grader, "sampling": plain.sampling, "optimizer": plain.optimizer_settings}
     return kind(policy=plain.policy, reward=plain.reward, ppo=plain.ppo, **parts)
 
 
@@ -115,7 +115,7 @@ def test_without_the_broken_episode_the_update_is_that_of_the_others(tmp_path: P
         torch.manual_seed(1)
         outcome = run_update(module, plan, module.ppo)
         results.append((module, outcome))
-    assert results[0][1].metrics["ppo/nonfinite_episodes"] == 1
+    assert results[0][1].metrics["update/nonfinite_episodes"] == 1
     assert results[0][1].optimizer_steps == results[1][1].optimizer_steps == 2
     pairs = zip(trainable(results[0][0]).values(), trainable(results[1][0]).values(), strict=True)
     assert max(float((first - second).abs().max()) for first, second in pairs) < 1e-5  # rounding of another order

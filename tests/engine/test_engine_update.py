@@ -48,9 +48,9 @@ def test_micro_batches_add_up_to_the_minibatch(reduction: str, tmp_path: Path) -
 
 def test_the_first_minibatch_finds_the_policy_that_sampled(tmp_path: Path) -> None:
     module = updated(tmp_path, ppo={"minibatch_size": 16, "micro_batch_size": 3})
-    assert abs(module.outcome.metrics["ppo/approx_kl"]) < 1e-9
-    assert abs(module.outcome.metrics["ppo/ratio_mean"] - 1) < 1e-5
-    assert module.outcome.metrics["ppo/clip_fraction"] == 0
+    assert abs(module.outcome.metrics["update/approx_kl"]) < 1e-9
+    assert abs(module.outcome.metrics["update/ratio_mean"] - 1) < 1e-5
+    assert module.outcome.metrics["update/clip_fraction"] == 0
 
 
 def test_dropout_in_the_model_leaves_the_ratio_at_one() -> None:
@@ -79,7 +79,7 @@ def test_dropped_episodes_do_not_train(tmp_path: Path) -> None:
 def test_nothing_kept_takes_no_step(tmp_path: Path) -> None:
     module = updated(tmp_path, weights=torch.zeros(16))
     assert module.outcome.optimizer_steps == 0
-    assert module.outcome.kept_share == 0
+    assert module.outcome.kept_fraction == 0
     assert same(trainable(module), trainable(tiny_module()))
 
 
@@ -106,17 +106,17 @@ def test_filtering_saves_steps_or_makes_them_smaller(kept: int, rule: str, steps
 def test_weights_multiply_the_policy_loss_and_leave_the_critics(tmp_path: Path) -> None:
     heavy = torch.full((16,), 3.0)
     plain, weighted = (updated(tmp_path, weights=weights, ppo={"minibatch_size": 16}) for weights in (None, heavy))
-    assert weighted.outcome.metrics["ppo/policy_loss"] == pytest.approx(
-        3 * plain.outcome.metrics["ppo/policy_loss"], rel=1e-4, abs=1e-6
+    assert weighted.outcome.metrics["update/policy_loss"] == pytest.approx(
+        3 * plain.outcome.metrics["update/policy_loss"], rel=1e-4, abs=1e-6
     )
-    assert weighted.outcome.metrics["ppo/value_loss"] == pytest.approx(plain.outcome.metrics["ppo/value_loss"])
+    assert weighted.outcome.metrics["update/value_loss"] == pytest.approx(plain.outcome.metrics["update/value_loss"])
 
 
-def test_dividing_by_all_shrinks_the_loss_by_the_kept_share(tmp_path: Path) -> None:
+def test_dividing_by_all_shrinks_the_loss_by_the_kept_fraction(tmp_path: Path) -> None:
     weights = torch.zeros(16)
     weights[:4] = 1
     losses = [
-        updated(tmp_path, weights=weights, ppo={"denominator": denominator}).outcome.metrics["ppo/policy_loss"]
+        updated(tmp_path, weights=weights, ppo={"denominator": denominator}).outcome.metrics["update/policy_loss"]
         for denominator in ("kept", "all")
     ]
     assert losses[1] == pytest.approx(losses[0] / 4, rel=1e-4)
@@ -125,8 +125,8 @@ def test_dividing_by_all_shrinks_the_loss_by_the_kept_share(tmp_path: Path) -> N
 def test_the_critic_may_learn_from_what_the_policy_drops(tmp_path: Path) -> None:
     module = updated(tmp_path, weights=torch.zeros(16), ppo={"train_value_on_dropped": True})
     assert module.outcome.optimizer_steps == 2
-    assert module.outcome.metrics["ppo/policy_loss"] == 0
-    assert module.outcome.metrics["ppo/value_loss"] > 0
+    assert module.outcome.metrics["update/policy_loss"] == 0
+    assert module.outcome.metrics["update/value_loss"] > 0
 
 
 CHANGES: dict[str, Any] = {

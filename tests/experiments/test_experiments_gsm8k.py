@@ -78,7 +78,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 def test_the_run_takes_its_steps_and_measures_the_test_problems(runs: Path, name: str) -> None:
     rows = history(runs / name)
     assert [row["iteration"] for row in rows] == list(range(6 if name == "sft" else 2))
-    assert all(row["progress/optimizer_steps"] >= 1 for row in rows if row.get("ppo/kept_share", 1.0) > 0)
+    assert all(row["progress/optimizer_steps"] >= 1 for row in rows if row.get("update/kept_fraction", 1.0) > 0)
     assert "exact_match" in (runs / name / "results.json").read_text(encoding="utf-8")
 
 
@@ -92,7 +92,7 @@ def test_supervised_training_lowers_the_loss_and_leaves_a_model_for_plain_transf
 
 
 def test_plain_ppo_keeps_every_episode_and_the_filter_scores_every_one(runs: Path) -> None:
-    assert {row["ppo/kept_share"] for row in history(runs / "ppo")} == {1.0}
+    assert {row["update/kept_fraction"] for row in history(runs / "ppo")} == {1.0}
     assert not [name for row in history(runs / "ppo") for name in row if name.startswith("influence")]
     for row in history(runs / "ippo"):
         assert row["rollout/episodes"] == SMALL_DATA["batch_size"] * 2

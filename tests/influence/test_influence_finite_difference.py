@@ -36,7 +36,7 @@ CENTRAL_DOUBLE = 1e-6
 CENTRAL_SINGLE = 3e-3
 """fp32, two sides, at the step chosen beforehand; measured 1e-4 to 1e-3."""
 SIGNS = 0.99
-"""Share of episodes whose sign one side gets right in fp32; measured 0.996 and more."""
+"""Fraction of episodes whose sign one side gets right in fp32; measured 0.996 and more."""
 
 
 def a_llama(adapter: str | None) -> nn.Module:

@@ -23,7 +23,7 @@ from ippo_lightning.influence.coverage import active_blocks
 from ippo_lightning.influence.forward import forward_derivative
 
 EXACT = {torch.float64: 1e-8, torch.float32: 1e-5}
-"""Error as a share of the largest score, as for every exact way."""
+"""Error as a fraction of the largest score, as for every exact way."""
 FLOAT_NORMS = 1e-6
 """fp64 models whose norms round to float32 inside, forward and backward each in its own way; measured 6e-7 at most."""
 FAMILIES = ["llama", "qwen2", "gemma2", "phi3", "gpt2"]

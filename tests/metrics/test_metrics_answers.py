@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import (
     ExactMatch,
-    LabelShares,
+    LabelFractions,
     MajorityVote,
     PassAtK,
-    UnfaithfulShare,
+    UnfaithfulFraction,
     majority_vote,
     pass_at_k,
 )
@@ -96,15 +96,15 @@ def test_as_many_references_as_prompts_are_needed() -> None:
         MajorityVote().update([["1"], ["2"]], ["1"])
 
 
-def test_the_unfaithful_share_counts_right_answers_only() -> None:
-    metric = UnfaithfulShare()
+def test_the_unfaithful_fraction_counts_right_answers_only() -> None:
+    metric = UnfaithfulFraction()
     metric.update(torch.tensor([[True, True], [True, False]]), torch.tensor([[True, False], [False, False]]))
     metric.update(torch.tensor([True, False]), torch.tensor([True, True]))
     assert float(metric.compute()) == 0.5
 
 
 def test_label_shares_add_up_to_one() -> None:
-    metric = LabelShares()
+    metric = LabelFractions()
     metric.update([Label.FAITHFUL, "faithful", Label.SHORTCUT, "wrong_answer"])
     shares = {name: float(share) for name, share in metric.compute().items()}
     assert shares == {"faithful": 0.5, "false_positive": 0.0, "shortcut": 0.25, "nonsense": 0.0, "wrong_answer": 0.25}
@@ -112,18 +112,18 @@ def test_label_shares_add_up_to_one() -> None:
 
 def test_an_unknown_label_is_named() -> None:
     with pytest.raises(UserError, match=r"metrics\.labels: 'typo' is unknown"):
-        LabelShares().update(["typo"])
+        LabelFractions().update(["typo"])
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize(
-    "metric", [ExactMatch(), PassAtK(1), MajorityVote(), UnfaithfulShare()], ids=lambda m: type(m).__name__
+    "metric", [ExactMatch(), PassAtK(1), MajorityVote(), UnfaithfulFraction()], ids=lambda m: type(m).__name__
 )
 def test_nothing_seen_is_nan(metric) -> None:
     assert math.isnan(float(metric.compute()))
 
 
 def test_no_right_answer_is_nan() -> None:
-    metric = UnfaithfulShare()
+    metric = UnfaithfulFraction()
     metric.update(torch.tensor([False, False]), torch.tensor([False, False]))
     assert math.isnan(float(metric.compute()))

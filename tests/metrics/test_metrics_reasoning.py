@@ -14,20 +14,20 @@ from torchmetrics import Metric
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics
-from ippo_lightning.tasks import Verdict, judge_arithmetic
+from ippo_lightning.tasks import Grade, grade_arithmetic
 
 PROMPT = "7+12-5?"
 RESPONSES = ["7+12=19;19-5=14;#14", "#14", "9+5=14;#14", "7+12=20;#14", "#13", "#12", "none"]
 SINGLE_PRECISION = 1e-6  # the states are float32
 
 
-def judged(*responses: str) -> list[Verdict]:
-    return [judge_arithmetic(PROMPT, response, {}) for response in responses]
+def graded(*responses: str) -> list[Grade]:
+    return [grade_arithmetic(PROMPT, response, {}) for response in responses]
 
 
-def sampled(num_prompts: int, num_samples: int = 4) -> list[list[Verdict]]:
+def sampled(num_prompts: int, num_samples: int = 4) -> list[list[Grade]]:
     choose = random.Random(0)
-    return [judged(*choose.choices(RESPONSES, k=num_samples)) for _ in range(num_prompts)]
+    return [graded(*choose.choices(RESPONSES, k=num_samples)) for _ in range(num_prompts)]
 
 
 def values(metrics: ReasoningMetrics) -> dict[str, float]:
@@ -36,13 +36,13 @@ def values(metrics: ReasoningMetrics) -> dict[str, float]:
 
 def test_the_numbers_of_two_prompts() -> None:
     metrics = ReasoningMetrics(k=2)
-    metrics.update([judged(*RESPONSES[:4]), judged("#13", "#13", "#14", "none")], references=["14", "14"])
+    metrics.update([graded(*RESPONSES[:4]), graded("#13", "#13", "#14", "none")], references=["14", "14"])
     assert metrics.compute() == pytest.approx(
         {
             "exact_match": 5 / 8,
             "majority_vote": 1 / 2,
             "pass_at_k": (1 + 1 / 2) / 2,
-            "unfaithful_share": 4 / 5,
+            "unfaithful_fraction": 4 / 5,
             "label/faithful": 1 / 8,
             "label/false_positive": 1 / 8,
             "label/shortcut": 2 / 8,
@@ -55,7 +55,7 @@ def test_the_numbers_of_two_prompts() -> None:
 
 def test_the_metrics_are_plain_floats() -> None:
     metrics = ReasoningMetrics()
-    metrics.update([judged("#14")], references=["14"])
+    metrics.update([graded("#14")], references=["14"])
     assert {type(value) for value in metrics.compute().values()} == {float}
 
 
@@ -64,25 +64,25 @@ def test_reset_forgets() -> None:
     metrics.update(sampled(5), references=["14"] * 5)
     metrics.reset()
     for each in (metrics, fresh):
-        each.update([judged("#13")], references=["14"])
+        each.update([graded("#13")], references=["14"])
     assert metrics.compute() == values(fresh)
 
 
 def test_batches_add_up_to_the_whole() -> None:
-    verdicts = sampled(30)
+    grades = sampled(30)
     whole, parts = ReasoningMetrics(k=3), ReasoningMetrics(k=3)
-    whole.update(verdicts, references=["14"] * 30)
+    whole.update(grades, references=["14"] * 30)
     for start, end in ((0, 1), (1, 17), (17, 30)):
-        parts.update(verdicts[start:end], references=["14"] * (end - start))
+        parts.update(grades[start:end], references=["14"] * (end - start))
     assert parts.compute() == values(whole)
 
 
 def test_the_sum_of_two_ranks_states_is_the_state_of_the_whole() -> None:
-    verdicts = sampled(31)
+    grades = sampled(31)
     whole, first, second = (ReasoningMetrics(k=3) for _ in range(3))
-    whole.update(verdicts, references=["14"] * 31)
-    first.update(verdicts[:9], references=["14"] * 9)
-    second.update(verdicts[9:], references=["14"] * 22)
+    whole.update(grades, references=["14"] * 31)
+    first.update(grades[:9], references=["14"] * 9)
+    second.update(grades[9:], references=["14"] * 22)
     for name, metric in whole.named_children():
         assert isinstance(metric, Metric)
         for state, value in metric.metric_state.items():
@@ -94,7 +94,7 @@ def test_nothing_goes_into_a_checkpoint_and_half_precision_leaves_the_counts_alo
     metrics = ReasoningMetrics()
     assert not metrics.state_dict()
     metrics.half()
-    metrics.update([judged("#14", "#13")] * 3000, references=["14"] * 3000)
+    metrics.update([graded("#14", "#13")] * 3000, references=["14"] * 3000)
     assert metrics.compute()["exact_match"] == 0.5
 
 
@@ -120,17 +120,17 @@ def test_no_prompts_change_nothing() -> None:
 
 def test_wrong_numbers_of_samples_are_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"\[1, 2\] samples a prompt; expected the same number"):
-        ReasoningMetrics().update([judged("#14"), judged("#14", "#13")], references=["14", "14"])
+        ReasoningMetrics().update([graded("#14"), graded("#14", "#13")], references=["14", "14"])
     with pytest.raises(UserError, match=r"k = 3 with 1 samples a prompt"):
-        ReasoningMetrics(k=3).update([judged("#14")], references=["14"])
+        ReasoningMetrics(k=3).update([graded("#14")], references=["14"])
 
 
 def _rank(rank: int, store: str, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     metrics = ReasoningMetrics(k=3)
-    verdicts = sampled(31)
-    mine = verdicts[:9] if rank == 0 else verdicts[9:]
+    grades = sampled(31)
+    mine = grades[:9] if rank == 0 else grades[9:]
     metrics.update(mine, references=["14"] * len(mine))
     results[rank] = metrics.compute()
     dist.destroy_process_group()

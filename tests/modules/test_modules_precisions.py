@@ -54,8 +54,8 @@ def test_four_bit_weights_train_their_adapters_and_nothing_else(
     assert any("lora_B" in name for name in moved)
     assert all(torch.equal(p, frozen[name]) for name, p in policy.named_parameters() if not p.requires_grad)
     rows = history_of(tmp_path / "run")
-    assert all(0 < row["influence/scored_kept_share"] < 1 for row in rows)
-    assert rows[0]["ppo/approx_kl"] >= 0
+    assert all(0 < row["influence/scored_kept_fraction"] < 1 for row in rows)
+    assert rows[0]["update/approx_kl"] >= 0
 
 
 @pytest.mark.parametrize("adapter", [None, 4], ids=["full", "lora"])
@@ -83,7 +83,7 @@ def test_adapters_on_a_coarse_base_are_scored(base: Path, weights: str, seed: in
         policy = CausalLMPolicy(pretrained=str(base), lora=lora, quantization=kind, seed=seed, **compute)
     assert {parameter.dtype for parameter in policy.policy_parameters()} == {torch.float32}
     tiny_loop(tmp_path / "run", tiny_module(policy=policy), callbacks=[InfluenceFilter()]).fit()
-    assert all(0 < row["influence/scored_kept_share"] < 1 for row in history_of(tmp_path / "run"))
+    assert all(0 < row["influence/scored_kept_fraction"] < 1 for row in history_of(tmp_path / "run"))
 
 
 def half_precision(*, scale: float) -> MixedPrecision:
@@ -115,7 +115,7 @@ def test_scaled_gradients_are_clipped_and_reported_unscaled(tmp_path: Path) -> N
             fabric = Fabric(accelerator="cpu", devices=1, plugins=plugins)
             tiny_loop(tmp_path / name, module, fabric=fabric, max_iterations=1).fit()
         assert module.last_stats is not None
-        norms[name] = module.last_stats.metrics["ppo/gradient_norm"]
+        norms[name] = module.last_stats.metrics["update/gradient_norm"]
     assert norms["fabric"] == pytest.approx(norms["single"], rel=HALF_PRECISION)
     assert norms["trainer"] == pytest.approx(norms["fabric"], rel=1e-3)
 
@@ -125,21 +125,21 @@ def test_a_step_that_overflows_in_half_precision_is_skipped_and_the_scale_kept_i
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[half_precision(scale=2.0**40)])
     tiny_loop(tmp_path / "run", module, fabric=fabric, max_iterations=2).fit()
     assert module.last_stats is not None
-    assert not math.isfinite(module.last_stats.metrics["ppo/gradient_norm"])
-    scale = module.driver.scaler.get_scale()
+    assert not math.isfinite(module.last_stats.metrics["update/gradient_norm"])
+    scale = module.backend.scaler.get_scale()
     assert scale < 2.0**40
     resumed = tiny_module()
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[half_precision(scale=2.0)])
     loop = tiny_loop(tmp_path / "run", resumed, fabric=fabric, max_iterations=2, resume=True)
     loop.set_up()
-    assert resumed.driver.scaler.get_scale() == scale
+    assert resumed.backend.scaler.get_scale() == scale
 
 
 def test_a_critic_of_its_own_never_counts_in_a_score(tmp_path: Path) -> None:
     module = tiny_module(policy=tiny_policy(value="separate"))
     tiny_loop(tmp_path / "run", module, callbacks=[InfluenceFilter()]).fit()
     first = history_of(tmp_path / "run")[0]
-    assert first["ppo/value_loss"] > 0
+    assert first["update/value_loss"] > 0
     assert "influence/part_other" not in first
 
 

@@ -20,7 +20,7 @@ from ippo_lightning.maths import AdaptiveKLController
 from ippo_lightning.modules import OptimizerSettings, SFTModule
 from ippo_lightning.modules.backends import require_whole_or_fsdp2
 from ippo_lightning.policies import LoraSettings, SamplingSettings
-from ippo_lightning.tasks import judge_arithmetic
+from ippo_lightning.tasks import grade_arithmetic
 
 SEED = 5
 
@@ -51,7 +51,7 @@ def adaptive(**changes: Any) -> Any:
 def supervised() -> SFTModule:
     return SFTModule(
         policy=tiny_policy(value="none", reference="none"),
-        judge=judge_arithmetic,
+        grader=grade_arithmetic,
         evaluation=SamplingSettings(num_responses=1, max_new_tokens=8),
         micro_batch_size=5,
     )
@@ -146,7 +146,9 @@ def test_trainers_own_callbacks_work_on_our_metrics(tmp_path: Path) -> None:
     steps = [int(row["step"]) for row in rows if row["rollout/reward_mean"]]
     assert steps == list(range(module.iteration))  # ours, not the number of optimizer steps
     assert module.optimizer_steps > module.iteration
-    assert {"ppo/kept_share", "influence/gradient_norm", "time/rollout_seconds", "eval/exact_match"} <= rows[0].keys()
+    assert {"update/kept_fraction", "influence/gradient_norm", "time/rollout_seconds", "eval/exact_match"} <= rows[
+        0
+    ].keys()
     assert any(name.startswith("lr-") for name in rows[0])
     assert (tmp_path / "episodes.jsonl").exists()
 
@@ -191,7 +193,7 @@ def test_one_adapter_holds_all_that_differs() -> None:
     folder = Path(str(modules.__file__)).parent
     words = ("self.trainer", "self.fabric", "trainer.strategy", "no_backward_sync", "clip_gradients(")
     for path in folder.glob("*.py"):
-        text = path.read_text(encoding="utf-8").replace("self.driver.clip_gradients(", "")
-        if path.name != "drivers.py":
+        text = path.read_text(encoding="utf-8").replace("self.backend.clip_gradients(", "")
+        if path.name != "backends.py":
             assert not [word for word in words if word in text], path
     assert issubclass(modules.PPOModule, LightningModule)

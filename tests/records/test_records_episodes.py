@@ -16,7 +16,7 @@ from ippo_lightning.records import Episodes, Minibatch, UpdatePlan, concat_episo
 
 PAD = 99
 PER_TOKEN = ("log_probs", "ref_log_probs", "values", "rewards", "advantages", "returns")
-PER_EPISODE = ("truncated", "prompt_index", "outcome_rewards")
+PER_EPISODE = ("truncated", "group", "outcome_rewards")
 TEXTS = ("prompts", "responses", "examples")
 TENSORS = ("prompt_ids", "prompt_mask", "response_ids", "response_mask", *PER_TOKEN, *PER_EPISODE)
 
@@ -39,7 +39,7 @@ def make_episodes(
         response_ids=response_ids,
         response_mask=mask,
         truncated=rows % 2 == 1,
-        prompt_index=rows // 2,
+        group=rows // 2,
         outcome_rewards=rows / 2,
         prompts=tuple(f"prompt {row}" for row in rows.tolist()),
         responses=tuple(f"response {row}" for row in rows.tolist()),
@@ -269,9 +269,9 @@ def test_a_rank_without_episodes_has_a_plan_without_weights() -> None:
 
 def test_recorded_numbers_get_the_name_of_their_group() -> None:
     plan = make_plan()
-    plan.record(influence__kept_share=1, plain=torch.tensor(0.5))
+    plan.record(influence__kept_fraction=1, plain=torch.tensor(0.5))
     plan.record(plain=2.0)
-    assert plan.metrics == {"influence/kept_share": 1.0, "plain": 2.0}
+    assert plan.metrics == {"influence/kept_fraction": 1.0, "plain": 2.0}
     assert all(type(number) is float for number in plan.metrics.values())
 
 

@@ -80,7 +80,7 @@ class FolderMaker:
             "exact_match": match,
             "majority_vote": match + 0.02,
             "pass_at_k": match + 0.05,
-            "unfaithful_share": unfaithful + generator.gauss(0, 0.03),
+            "unfaithful_fraction": unfaithful + generator.gauss(0, 0.03),
             "k": 4,
             "samples_per_prompt": 8,
             "num_prompts": 512,
@@ -92,9 +92,9 @@ class FolderMaker:
         row = {
             "iteration": iteration,
             "time/iteration_seconds": 0.7 + update + (0.25 if method == "ippo" else 0.0),
-            "ppo/kept_share": share,
-            "ppo/optimizer_steps": 16,
-            "ppo/tokens_trained": 5120.0 * share,
+            "update/kept_fraction": share,
+            "update/optimizer_steps": 16,
+            "update/tokens_trained": 5120.0 * share,
             "rollout/reward_mean": 0.8,
             "time/rollout_seconds": 0.6,
             "time/reward_seconds": 0.03,
@@ -115,7 +115,7 @@ class FolderMaker:
             "exact_match": 0.86 + (match - 0.86) * progress + generator.gauss(0, 0.004),
             "majority_vote": 0.9,
             "pass_at_k": 0.95,
-            "unfaithful_share": 0.44 + (unfaithful - 0.44) * progress + generator.gauss(0, 0.02),
+            "unfaithful_fraction": 0.44 + (unfaithful - 0.44) * progress + generator.gauss(0, 0.02),
         }
 
     def _episodes(self, generator, method, iteration, count, kept) -> list[dict]:

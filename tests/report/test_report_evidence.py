@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ippo_lightning.report.evidence import extremes, label_meanings, label_shares
+from ippo_lightning.report.evidence import extremes, label_meanings, label_table
 from ippo_lightning.report.folders import EpisodeRow, Method, Run
 
 
@@ -33,14 +33,14 @@ def test_an_equal_text_is_shown_once_with_its_most_extreme_score():
 def test_label_shares_are_counted_within_each_group():
     rows = [episode(score=float(i), weight=1.0, label="faithful") for i in range(1, 16)]
     rows += [episode(score=-float(i), weight=0.0, label="shortcut") for i in range(1, 6)]
-    found = label_shares(method(*rows))
+    found = label_table(method(*rows))
     assert found.groups == ("all", "kept", "dropped", "top tenth", "bottom tenth")
     assert found.counts == (20, 15, 5, 2, 2)
     assert found.shares == {"faithful": (0.75, 1, 0, 1, 0), "shortcut": (0.25, 0, 1, 0, 1)}
 
 
 def test_a_control_without_scores_has_no_tenths():
-    found = label_shares(method(episode(), episode(weight=0.0)))
+    found = label_table(method(episode(), episode(weight=0.0)))
     assert found.groups == ("all", "kept", "dropped")
 
 
@@ -48,11 +48,11 @@ def test_a_control_without_scores_has_no_tenths():
     "rows", [(), (episode(),), (episode(weight=None),), (episode(label=""), episode(label="", weight=0.0))]
 )
 def test_there_is_no_table_where_nothing_was_dropped_or_labelled(rows):
-    assert label_shares(method(*rows)) is None
+    assert label_table(method(*rows)) is None
 
 
 def test_a_long_tail_of_labels_is_folded():
-    found = label_shares(method(*(episode(label=f"label {i}", weight=i % 2) for i in range(50))))
+    found = label_table(method(*(episode(label=f"label {i}", weight=i % 2) for i in range(50))))
     assert len(found.shares) == 13
     assert found.shares["other labels"][0] == pytest.approx(38 / 50, rel=1e-12)
     assert sum(share[0] for share in found.shares.values()) == pytest.approx(1, rel=1e-12)

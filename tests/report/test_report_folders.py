@@ -12,7 +12,7 @@ from ippo_lightning.report import read_comparison, read_run
 def test_a_run_is_read_whole(folders):
     run = read_run(folders.run("ippo", 7, iterations=6, episodes=5))
     assert (run.method, run.seed, run.finished) == ("ippo", 7, True)
-    assert list(run.series("ppo/kept_share")) == list(range(6))
+    assert list(run.series("update/kept_fraction")) == list(range(6))
     assert list(run.validation("exact_match")) == [2, 5]
     assert len(run.episodes) == 30
     assert run.config == "method: ippo\nseed: 7\n"
@@ -71,10 +71,10 @@ def test_only_validation_rows_make_the_learning_curve(folders):
 def test_numbers_that_are_not_finite_are_missing(folders):
     folder = folders.run("ppo", 1, iterations=1)
     (folder / "history.jsonl").write_text(
-        '{"iteration": 0, "time/iteration_seconds": NaN, "ppo/kept_share": Infinity}\n'
+        '{"iteration": 0, "time/iteration_seconds": NaN, "update/kept_fraction": Infinity}\n'
     )
     assert read_run(folder).series("time/iteration_seconds") == {}
-    assert read_run(folder).series("ppo/kept_share", "iteration") == {0: 0.0}
+    assert read_run(folder).series("update/kept_fraction", "iteration") == {0: 0.0}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ippo_lightning.report.headline import headline, lead, verdicts
+from ippo_lightning.report.headline import findings, headline, lead
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -16,12 +16,12 @@ def results_with(*, match, unfaithful, seeds=5, baseline=True, seconds=(1.0, 2.0
 
     def summary(title, took):
         return {
-            "title": title, "exact_match": 0.9, "unfaithful_share": 0.4, "kept_share": [1.0, 1.0, 0.4],
+            "title": title, "exact_match": 0.9, "unfaithful_fraction": 0.4, "kept_fraction": [1.0, 1.0, 0.4],
             "iteration_seconds": [took],
         }  # fmt: skip
 
     methods = {"ppo": summary("PPO", seconds[1]), "ippo": summary("I-PPO", seconds[0])}
-    found = {"exact_match": difference(match), "unfaithful_share": difference(unfaithful)}
+    found = {"exact_match": difference(match), "unfaithful_fraction": difference(unfaithful)}
     return {
         "methods": methods if baseline else {"ippo": methods["ippo"]},
         "differences": {"ippo - ppo": found} if baseline else {},
@@ -47,12 +47,12 @@ def test_few_seeds_are_said_in_the_headline_and_below():
     assert lead(results)[-1].startswith("3 seeds only")
 
 
-def test_one_seed_gives_numbers_and_no_verdict():
+def test_one_seed_gives_numbers_and_no_finding():
     results = results_with(match=(0.02,), unfaithful=(-0.2,), seeds=1)
-    expected = f"I-PPO against PPO on one seed: exact match +2.0 points, unfaithful share {MINUS}20.0 points"
+    expected = f"I-PPO against PPO on one seed: exact match +2.0 points, unfaithful fraction {MINUS}20.0 points"
     assert headline(results) == expected
-    assert [verdict.word for verdict in verdicts(results, "ippo")] == ["unclear", "unclear"]
-    assert "no verdict" in lead(results)[0]
+    assert [finding.word for finding in findings(results, "ippo")] == ["unclear", "unclear"]
+    assert "no finding" in lead(results)[0]
 
 
 def test_a_slower_method_is_called_slower():
@@ -64,7 +64,7 @@ def test_the_lead_states_what_got_worse():
     results = results_with(match=(-0.02, -0.03, -0.01), unfaithful=(-0.2, -0.3, -0.1))
     assert lead(results)[0].startswith("Exact match is worse: 90.0 % against 90.0 %, ")
     assert f"95 % interval {MINUS}3.0 to {MINUS}1.0" in lead(results)[0]
-    assert lead(results)[1].startswith("Unfaithful share is better")
+    assert lead(results)[1].startswith("Unfaithful fraction is better")
     assert "updated on 40 % of its episodes" in lead(results)[2]
 
 

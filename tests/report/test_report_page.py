@@ -156,7 +156,7 @@ def test_a_figure_that_lost_its_data_disappears(small, caplog):
     assert not (small / "figures" / "exact_match.png").exists()
     assert "figure exact_match skipped" in caplog.text
     assert len(page.all("img")) == 7
-    assert "Not drawn for lack of data: exact match, unfaithful share" in "".join(page.text)
+    assert "Not drawn for lack of data: exact match, unfaithful fraction" in "".join(page.text)
 
 
 @pytest.mark.parametrize("methods", [("sft",), ("ppo",), ("sft", "ppo", "ippo"), ("random", "ippo")])

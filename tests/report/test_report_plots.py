@@ -13,8 +13,8 @@ from ippo_lightning.report.summary import bootstrap_bounds, bootstrap_interval
 PLOTS = {
     "results": report.plot_results,
     "exact_match": report.plot_exact_match,
-    "unfaithful_share": report.plot_unfaithful_share,
-    "kept_share": report.plot_kept_share,
+    "unfaithful_fraction": report.plot_unfaithful_fraction,
+    "kept_fraction": report.plot_kept_fraction,
     "iteration_seconds": report.plot_iteration_seconds,
     "time_parts": report.plot_time_parts,
     "effective_sample_size": report.plot_effective_sample_size,
@@ -55,7 +55,7 @@ def test_a_single_short_run_can_be_drawn(folders, tmp_path, name):
 
 
 def test_the_alternative_text_says_where_the_curves_end(three_seeds, tmp_path):
-    words = report.plot_kept_share(three_seeds, tmp_path / "kept.png")
+    words = report.plot_kept_fraction(three_seeds, tmp_path / "kept.png")
     # 0.53 - 0.15 * 8 / 9 at the last of nine iterations
     assert "PPO 100.0 %, Random half 50.0 %, I-PPO 39.7 %" in words
 

@@ -18,16 +18,16 @@ def results(folders):
 def test_results_have_the_agreed_keys(results):
     assert list(results) == ["methods", "differences", "unfinished", "versions", "command", "machine"]
     shared = {
-        "title", "exact_match", "majority_vote", "pass_at_k", "unfaithful_share", "intervals", "seeds", "per_seed",
+        "title", "exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction", "intervals", "seeds", "per_seed",
         "optimizer_steps", "tokens_trained", "effective_sample_size",
     }  # fmt: skip
     assert set(results["methods"]["sft"]) == shared
-    assert set(results["methods"]["ippo"]) == shared | {"kept_share", "iteration_seconds"}
-    metrics = {"exact_match", "majority_vote", "pass_at_k", "unfaithful_share"}
+    assert set(results["methods"]["ippo"]) == shared | {"kept_fraction", "iteration_seconds"}
+    metrics = {"exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction"}
     assert set(results["methods"]["ippo"]["intervals"]) == metrics
     assert set(results["methods"]["ippo"]["per_seed"]) == metrics
     assert list(results["differences"]) == ["sft - ppo", "random - ppo", "ippo - ppo"]
-    assert set(results["differences"]["ippo - ppo"]) == {"exact_match", "unfaithful_share"}
+    assert set(results["differences"]["ippo - ppo"]) == {"exact_match", "unfaithful_fraction"}
 
 
 def test_results_are_json_without_nan(results):
@@ -39,10 +39,10 @@ def test_means_are_means_over_the_seeds(results):
     assert summary["seeds"] == [1, 2, 3, 4, 5]
     assert summary["exact_match"] == pytest.approx(sum(summary["per_seed"]["exact_match"]) / 5, rel=1e-12)
     assert summary["optimizer_steps"] == 16 * 6
-    # 5120 tokens an iteration times the kept share, which falls from 0.53 by 0.15/6 an iteration
+    # 5120 tokens an iteration times the kept fraction, which falls from 0.53 by 0.15/6 an iteration
     expected = sum(5120 * (0.53 - 0.15 * iteration / 6) for iteration in range(6))
     assert summary["tokens_trained"] == pytest.approx(expected, rel=1e-12)
-    assert summary["kept_share"] == pytest.approx([0.53 - 0.025 * i for i in range(6)], rel=1e-12)
+    assert summary["kept_fraction"] == pytest.approx([0.53 - 0.025 * i for i in range(6)], rel=1e-12)
     assert results["methods"]["ppo"]["effective_sample_size"] is None
 
 
@@ -51,12 +51,12 @@ def test_differences_are_paired_by_seed(folders):
     for method, values in {"ppo": (0.1, 0.5, 0.9), "ippo": (0.2, 0.6, 1.0)}.items():
         for seed, value in enumerate(values, start=1):
             path = folders.root / method / f"seed_{seed}" / "results.json"
-            path.write_text(json.dumps({"exact_match": value, "unfaithful_share": None}))
+            path.write_text(json.dumps({"exact_match": value, "unfaithful_fraction": None}))
     difference = summarise(read_comparison(folders.root))["differences"]["ippo - ppo"]
     # Unpaired, the interval would be as wide as the seeds are far apart; paired, every seed gains exactly 0.1.
     assert difference["exact_match"]["mean"] == pytest.approx(0.1, abs=1e-12)
     assert difference["exact_match"]["interval"] == pytest.approx([0.1, 0.1], abs=1e-12)
-    assert difference["unfaithful_share"] == {"mean": None, "interval": None, "seeds": [], "per_seed": []}
+    assert difference["unfaithful_fraction"] == {"mean": None, "interval": None, "seeds": [], "per_seed": []}
 
 
 def test_a_seed_that_only_one_method_finished_is_not_compared(folders):
@@ -106,5 +106,5 @@ def test_seeds_that_stopped_early_count_as_far_as_they_got(folders):
     folders.run("ppo", 2, iterations=4)
     folders.list_methods({"ppo": {"title": "PPO", "seeds": [1, 2]}})
     summary = summarise(read_comparison(folders.root))["methods"]["ppo"]
-    assert summary["kept_share"] == [1.0] * 4
+    assert summary["kept_fraction"] == [1.0] * 4
     assert summary["optimizer_steps"] == 16 * 3

@@ -29,11 +29,11 @@ def test_the_table_fits_a_terminal_and_loses_nothing(folders, seeds):
     assert ("99.7\N{EN DASH}100.0" in text) == (seeds > 1)
 
 
-def test_the_table_shows_percent_kept_share_and_seconds(folders):
+def test_the_table_shows_percent_kept_fraction_and_seconds(folders):
     text = printed(summarise(read_comparison(folders.comparison(seeds=1, iterations=6, episodes=2))))
     line = next(line for line in text.splitlines() if "I-PPO" in line)
-    # The kept share falls from 0.53 by 0.025 an iteration: the last two of six average 0.4175, all six 0.4675.
-    # An iteration takes 0.7 + 0.25 seconds and 1.6 times its kept share.
+    # The kept fraction falls from 0.53 by 0.025 an iteration: the last two of six average 0.4175, all six 0.4675.
+    # An iteration takes 0.7 + 0.25 seconds and 1.6 times its kept fraction.
     assert line.split()[-2:] == ["42", "1.70"]
     assert next(line for line in text.splitlines() if "SFT" in line).split()[-2:] == ["\N{EN DASH}"] * 2
 

@@ -24,7 +24,7 @@ from ippo_lightning.modules import OptimizerSettings, PPOModule, SFTModule
 from ippo_lightning.modules.optimization import build_optimizer, learning_rate_factor
 from ippo_lightning.policies import LoraSettings, SamplingSettings
 from ippo_lightning.records import Episodes
-from ippo_lightning.tasks import judge_arithmetic
+from ippo_lightning.tasks import grade_arithmetic
 
 
 def test_evaluation_under_trainer_logs_the_metrics(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_kept_policy_gets_better_at_an_easy_reward(tmp_path: Path) -> None:
 def test_sft_learns_its_demonstrations(tmp_path: Path) -> None:
     module = SFTModule(
         policy=tiny_policy(value="none", reference="none"),
-        judge=judge_arithmetic,
+        grader=grade_arithmetic,
         evaluation=SamplingSettings(num_responses=1, max_new_tokens=8),
         optimizer=OptimizerSettings(learning_rate=1e-2, schedule="cosine", warmup_iterations=2),
         micro_batch_size=5,

@@ -37,7 +37,7 @@ def by_length(prompts, responses, examples):
     name = os.environ.get("FAIL_FILE", "")
     if name and os.path.exists(name):
         os.unlink(name)
-        raise ConnectionError("the verifier is away")
+        raise ConnectionError("the grader is away")
     return [0.1 * len(response) for response in responses]
 '''
 WAYS = ("kill", "terminate", "interrupt", "requeue", "disk full", "reward raises")
@@ -109,7 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "class_path": "ippo_lightning.PPOModule",
             "init_args": {
                 "reward": "interrupted_rewards.by_length",
-                "judge": "ippo_lightning.tasks.judge_arithmetic",
+                "grader": "ippo_lightning.tasks.grade_arithmetic",
                 "policy": {
                     "class_path": "ippo_lightning.policies.CausalLMPolicy",
                     "init_args": {"pretrained": str(folder / "model")},
@@ -155,7 +155,7 @@ def server(place: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def whole(place: Path, server: Server) -> tuple[Path, float]:
+def full_tensor(place: Path, server: Server) -> tuple[Path, float]:
     """An uninterrupted run, and how long it took."""
     run = place / "whole"
     start = time.monotonic()

@@ -16,11 +16,11 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.influence import agree_to_drop
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import Episodes, UpdatePlan
-from ippo_lightning.selection.score_health import part_shares
+from ippo_lightning.selection.score_health import part_fractions
 from ippo_lightning.selection.scorer import batches_by_tokens
 
 ROUNDING = 1e-5
-"""float32 scores of a tiny model, as a share of the largest."""
+"""float32 scores of a tiny model, as a fraction of the largest."""
 
 
 def scored(
@@ -143,12 +143,12 @@ def test_health_shows_in_the_log_when_it_is_due(tmp_path: Path) -> None:
     callbacks = [InfluenceFilter(scoring=ScoringSettings(health_every_n_iterations=2, health_groups=3))]
     tiny_loop(tmp_path / "run", tiny_module(), callbacks=callbacks, max_iterations=3).fit()
     rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    names = ("halves_cosine", "halves_sign_agreement", "sign_certain_share", "interval_width")
+    names = ("halves_cosine", "halves_sign_agreement", "sign_certain_fraction", "interval_width")
     for number, row in enumerate(rows):
         assert all((f"influence/{name}" in row) == (number % 2 == 0) for name in names)
     first = rows[0]
     assert -1 <= first["influence/halves_cosine"] <= 1
-    assert 0 <= first["influence/sign_certain_share"] <= 1
+    assert 0 <= first["influence/sign_certain_fraction"] <= 1
     shares = [value for name, value in first.items() if name.startswith("influence/part_")]
     assert sum(shares) == pytest.approx(1)
     assert {"influence/part_attention", "influence/part_mlp", "influence/part_embedding"} <= first.keys()
@@ -166,9 +166,9 @@ def test_dropping_only_where_all_groups_agree_keeps_more(module: PPOModule, epis
     agreed = scored(module, episodes, iteration=1, callback=callback)
     assert int(agreed.keep.sum()) > int(mean.keep.sum())
     assert bool((agreed.keep | ~mean.keep).all())
-    # spared ones without a positive mean score weigh as little as the lightest of the others
-    spared = agreed.keep & (scores_of(agreed) <= 0)
-    assert float(agreed.weights[spared].max()) == pytest.approx(float(agreed.weights[agreed.keep].min()))
+    # force_keep ones without a positive mean score weigh as little as the lightest of the others
+    force_keep = agreed.keep & (scores_of(agreed) <= 0)
+    assert float(agreed.weights[force_keep].max()) == pytest.approx(float(agreed.weights[agreed.keep].min()))
     assert not agree_to_drop(torch.tensor([[1.0], [-1.0]]))[0]
 
 
@@ -183,9 +183,9 @@ def test_parts_of_a_model_are_told_by_their_names() -> None:
         "transformer.h.0.attn.c_proj.weight": "attention",
         "something.else": "other",
     }
-    shares = part_shares(dict.fromkeys(names, ones))
+    shares = part_fractions(dict.fromkeys(names, ones))
     assert shares == pytest.approx({kind: list(names.values()).count(kind) / len(names) for kind in shares})
-    assert part_shares({"weight": torch.zeros(2)}) == {}
+    assert part_fractions({"weight": torch.zeros(2)}) == {}
 
 
 @pytest.mark.parametrize(

@@ -156,5 +156,5 @@ def scores_by_definition(model: nn.Module, losses: object, batch: object, direct
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest error as a share of the largest score."""
+    """Largest error as a fraction of the largest score."""
     return float((actual - expected).abs().max() / expected.abs().max())

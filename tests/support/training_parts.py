@@ -9,13 +9,13 @@ import torch
 from lightning.fabric import Fabric
 
 from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
-from ippo_lightning.distributed.dtensor import whole
+from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.engine import PPOSettings
 from ippo_lightning.modules import OptimizerSettings, PPOModule
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Episodes
 from ippo_lightning.run.fabric_loop import FabricLoop, LoopSettings
-from ippo_lightning.tasks import judge_arithmetic
+from ippo_lightning.tasks import grade_arithmetic
 
 TINY = {
     "model_type": "llama",
@@ -42,7 +42,7 @@ def tiny_module(
 ) -> PPOModule:
     settings: dict[str, Any] = {
         "reward": length_reward,
-        "judge": judge_arithmetic,
+        "grader": grade_arithmetic,
         "sampling": SamplingSettings(num_responses=2, max_new_tokens=8),
         "optimizer": OptimizerSettings(learning_rate=1e-3),
     }
@@ -87,7 +87,7 @@ def prepared(module: PPOModule, *, num_prompts: int = 8) -> Episodes:
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: whole(p.detach()).clone() for name, p in module.named_parameters() if p.requires_grad}
+    return {name: full_tensor(p.detach()).clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

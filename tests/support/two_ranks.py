@@ -156,7 +156,7 @@ def count_gradient_bytes(module: PPOModule) -> dict[str, int]:
         counted["buckets"] += 1
         return allreduce_hook(state, bucket)
 
-    module.driver.wrapper._forward_module.register_comm_hook(None, hook)
+    module.backend.wrapper._forward_module.register_comm_hook(None, hook)
     return counted
 
 
@@ -195,7 +195,7 @@ def main(folder: Path) -> None:
         assert module.last_stats is not None
         numbers[name] = {
             "optimizer_steps": module.last_stats.optimizer_steps,
-            "kept_share": module.last_stats.kept_share,
+            "kept_fraction": module.last_stats.kept_fraction,
             "changed": not all(torch.equal(before[key], value) for key, value in trainable(module).items()),
         }
         torch.save(trainable(module), folder / f"{name}.rank{rank}.pt")

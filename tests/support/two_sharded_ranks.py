@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
-from ippo_lightning.distributed.dtensor import held_bytes, is_sharded, whole
-from ippo_lightning.engine import balance
+from ippo_lightning.distributed.dtensor import full_tensor, is_sharded, local_bytes
+from ippo_lightning.engine import load_balancing
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
 from ippo_lightning.records import UpdatePlan
@@ -187,14 +187,14 @@ def main(folder: Path) -> None:
         results = {f"scores.{name}": scores_of(loop, module, episodes, way) for name, way in SCORINGS.items()}
         uneven = scores_of(loop, module, episodes, NO_GROUPS, demonstrations=uneven_demonstrations(loop))
         results["scores.uneven demonstrations"] = uneven
-        results |= {f"direction.{name}": whole(block) for name, block in direction.items()}
+        results |= {f"direction.{name}": full_tensor(block) for name, block in direction.items()}
         if kind == "full":
             numbers["broken"] = broken_on_one_rank(module, loop, episodes, rank)
         rows = [0, 2, 4, 6, 7] if rank == 0 else [1, 3, 5]
         # four kept on one rank, one on the other: shared out anew, or not, which takes passes of weight zero
-        balance._TOLERATED = 100.0 if kind in ("full", "critic") else 1.1
+        load_balancing._TOLERATED = 100.0 if kind in ("full", "critic") else 1.1
         results |= two_ranks.update_episodes(module, episodes, rows)
-        balance._TOLERATED = 1.1
+        load_balancing._TOLERATED = 1.1
         torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
 
     # four bits
@@ -208,7 +208,7 @@ def main(folder: Path) -> None:
         results = {"scores": scores_of(loop, module, episodes, SCORINGS["hooks"])}
         results |= two_ranks.update_episodes(module, episodes, rows)
         torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
-        numbers[f"{kind}.bytes"] = held_bytes(list(module.policy.model.parameters()))
+        numbers[f"{kind}.bytes"] = local_bytes(list(module.policy.model.parameters()))
     module = four_bit_module("nf4", folder)
     tiny_loop(folder / "four bits", module, fabric=fabric, callbacks=[InfluenceFilter()], save_model=True).fit()
 

@@ -1,4 +1,4 @@
-"""The judge of arithmetic chains: a table of verdicts, any text at all, and time linear in its length."""
+"""The grader of arithmetic chains: a table of grades, any text at all, and time linear in its length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks import UNFAITHFUL_KINDS, ArithmeticProblem, Label, judge_arithmetic, unfaithful_response
+from ippo_lightning.tasks import UNFAITHFUL_KINDS, ArithmeticProblem, Label, grade_arithmetic, unfaithful_response
 
 PROMPT = "7+12-5?"
 
@@ -78,38 +78,38 @@ def by_python(problem: ArithmeticProblem) -> int:
     ],
 )
 def test_the_verdict_on(response: str, label: Label) -> None:
-    verdict = judge_arithmetic(PROMPT, response, {})
-    assert verdict.label is label
-    assert verdict.correct == (label is not Label.WRONG_ANSWER)
-    assert verdict.faithful == (label is Label.FAITHFUL)
-    assert judge_arithmetic(PROMPT, response.encode("latin-1", "replace"), {}).correct == verdict.correct
+    grade = grade_arithmetic(PROMPT, response, {})
+    assert grade.label is label
+    assert grade.correct == (label is not Label.WRONG_ANSWER)
+    assert grade.faithful == (label is Label.FAITHFUL)
+    assert grade_arithmetic(PROMPT, response.encode("latin-1", "replace"), {}).correct == grade.correct
 
 
 def test_an_answer_is_given_in_canonical_form() -> None:
-    assert judge_arithmetic(PROMPT, "#014", {}).answer == "14"
-    assert judge_arithmetic(PROMPT, "#-015", {}).answer == "-15"
-    assert judge_arithmetic(PROMPT, "fourteen", {}).answer is None
+    assert grade_arithmetic(PROMPT, "#014", {}).answer == "14"
+    assert grade_arithmetic(PROMPT, "#-015", {}).answer == "-15"
+    assert grade_arithmetic(PROMPT, "fourteen", {}).answer is None
 
 
 def test_intermediate_results_may_be_negative() -> None:
     problem = ArithmeticProblem.parse("3-9+2?")
     assert problem.faithful_response() == "3-9=-6;-6+2=-4;#-4"
-    assert judge_arithmetic("3-9+2?", "3-9=-6;-6+2=-4;#-4", {}).faithful
+    assert grade_arithmetic("3-9+2?", "3-9=-6;-6+2=-4;#-4", {}).faithful
 
 
 @given(problems)
 def test_a_problem_is_read_back_from_its_prompt_and_its_answer_is_that_of_python(problem: ArithmeticProblem) -> None:
     assert ArithmeticProblem.parse(problem.prompt) == problem
     assert problem.answer == by_python(problem)
-    assert judge_arithmetic(problem.prompt, problem.faithful_response(), {}).label is Label.FAITHFUL
+    assert grade_arithmetic(problem.prompt, problem.faithful_response(), {}).label is Label.FAITHFUL
 
 
 @given(problems, st.sampled_from(UNFAITHFUL_KINDS), st.integers(0, 1000))
 def test_an_unfaithful_response_is_right_and_of_its_kind(problem: ArithmeticProblem, kind: Label, seed: int) -> None:
     response = unfaithful_response(problem, kind, random.Random(seed))
-    verdict = judge_arithmetic(problem.prompt, response, {})
-    assert verdict.correct
-    assert verdict.label is kind
+    grade = grade_arithmetic(problem.prompt, response, {})
+    assert grade.correct
+    assert grade.label is kind
 
 
 @given(problems, st.integers(0, 1000))
@@ -128,14 +128,14 @@ def test_a_faithful_kind_is_refused_as_unfaithful() -> None:
 
 @given(st.text(st.characters(), max_size=60) | st.text("0123456789+-*=;#", max_size=60) | st.binary(max_size=60))
 def test_every_text_gets_a_label(response: str | bytes) -> None:
-    assert judge_arithmetic(PROMPT, response, {}).label in Label
+    assert grade_arithmetic(PROMPT, response, {}).label in Label
 
 
 @given(st.text("0123456789+-*=;", max_size=30))
 def test_only_the_one_right_chain_is_faithful(body: str) -> None:
-    verdict = judge_arithmetic(PROMPT, f"{body}#14", {})
-    assert verdict.correct
-    assert verdict.faithful == bool(re.fullmatch("0*7[+]0*12=0*19;0*19-0*5=0*14;", body))
+    grade = grade_arithmetic(PROMPT, f"{body}#14", {})
+    assert grade.correct
+    assert grade.faithful == bool(re.fullmatch("0*7[+]0*12=0*19;0*19-0*5=0*14;", body))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_only_the_one_right_chain_is_faithful(body: str) -> None:
 )
 def test_ten_million_characters_are_a_wrong_answer_at_once(response: str) -> None:
     start = time.perf_counter()
-    assert judge_arithmetic(PROMPT, response, {}).label is Label.WRONG_ANSWER
+    assert grade_arithmetic(PROMPT, response, {}).label is Label.WRONG_ANSWER
     assert time.perf_counter() - start < 0.1  # measured: 1e-4 s
 
 
@@ -153,14 +153,14 @@ def test_ten_million_characters_are_a_wrong_answer_at_once(response: str) -> Non
 def test_the_longest_text_that_is_read_takes_milliseconds(piece: str) -> None:
     response = piece * (4000 // len(piece)) + "#14"
     start = time.perf_counter()
-    assert judge_arithmetic(PROMPT, response, {}).label in (Label.NONSENSE, Label.WRONG_ANSWER)
+    assert grade_arithmetic(PROMPT, response, {}).label in (Label.NONSENSE, Label.WRONG_ANSWER)
     assert time.perf_counter() - start < 0.1  # measured: 1e-3 s; quadratic backtracking would take seconds
 
 
 @pytest.mark.parametrize("length", [4096, 4097])
 def test_the_limit_of_length_is_4096_characters(length: int) -> None:
     response = "x" * (length - 3) + "#14"
-    assert judge_arithmetic(PROMPT, response, {}).correct == (length == 4096)
+    assert grade_arithmetic(PROMPT, response, {}).correct == (length == 4096)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_limit_of_length_is_4096_characters(length: int) -> None:
 )
 def test_a_prompt_of_another_form_is_the_users_mistake(prompt: str) -> None:
     with pytest.raises(UserError, match=r"is not of the form 7\+12-5\?") as caught:
-        judge_arithmetic(prompt, "#1", {})
+        grade_arithmetic(prompt, "#1", {})
     assert "\n" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks import UNFAITHFUL_KINDS, Label, judge_arithmetic
+from ippo_lightning.tasks import UNFAITHFUL_KINDS, Label, grade_arithmetic
 from ippo_lightning.tasks.arithmetic.problems import ProblemSpace, demonstration_rows, read_kinds
 
 
@@ -87,9 +87,9 @@ def test_a_wrong_bound_is_named(changes: dict[str, object], field: str) -> None:
 def test_demonstrations_are_what_their_label_says_and_unfaithful_to_the_share(share: float) -> None:
     problems = space().draw(600, random.Random(0))
     rows = demonstration_rows(
-        problems, unfaithful_share=share, unfaithful_kinds=read_kinds(None), generator=random.Random(0)
+        problems, unfaithful_fraction=share, unfaithful_kinds=read_kinds(None), generator=random.Random(0)
     )
-    labels = [judge_arithmetic(row["prompt"], row["response"], row["example"]).label for row in rows]
+    labels = [grade_arithmetic(row["prompt"], row["response"], row["example"]).label for row in rows]
     assert labels == [row["example"]["label"] for row in rows]
     assert sum(label is not Label.FAITHFUL for label in labels) == round(600 * share)
     assert [row["prompt"] for row in rows] == [problem.prompt for problem in problems]
@@ -98,7 +98,10 @@ def test_demonstrations_are_what_their_label_says_and_unfaithful_to_the_share(sh
 def test_kinds_come_by_their_weights() -> None:
     kinds = read_kinds({"shortcut": 3, "nonsense": 1.0, "false_positive": 0})
     rows = demonstration_rows(
-        space().draw(2000, random.Random(0)), unfaithful_share=1.0, unfaithful_kinds=kinds, generator=random.Random(0)
+        space().draw(2000, random.Random(0)),
+        unfaithful_fraction=1.0,
+        unfaithful_kinds=kinds,
+        generator=random.Random(0),
     )
     counts = Counter(row["example"]["label"] for row in rows)
     assert set(counts) == {"shortcut", "nonsense"}

@@ -1,4 +1,4 @@
-"""The calculator, the answer after `####`, and the verdict on annotated steps, also on all of GSM8K."""
+"""The calculator, the answer after `####`, and the grade on annotated steps, also on all of GSM8K."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks import Label, gsm8k_answer, judge_gsm8k
+from ippo_lightning.tasks import Label, grade_gsm8k, gsm8k_answer
 from ippo_lightning.tasks.gsm8k.expressions import ExpressionError, calculate, decimals
 
 # --- the calculator --------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_equal_numbers_have_one_form(number: object) -> None:
     assert gsm8k_answer(f"#### {number:,f}000") == gsm8k_answer(f"#### {canonical}") == canonical
 
 
-# --- the verdict -----------------------------------------------------------------------------------------
+# --- the grade -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -209,15 +209,15 @@ def test_equal_numbers_have_one_form(number: object) -> None:
     ],
 )
 def test_the_verdict_on(response: str, label: Label) -> None:
-    verdict = judge_gsm8k("", response, {"answer": "72"})
-    assert verdict.label is label
-    assert verdict.correct == (label is not Label.WRONG_ANSWER)
-    assert judge_gsm8k("", response.encode(), {"answer": "72"}) == verdict
+    grade = grade_gsm8k("", response, {"answer": "72"})
+    assert grade.label is label
+    assert grade.correct == (label is not Label.WRONG_ANSWER)
+    assert grade_gsm8k("", response.encode(), {"answer": "72"}) == grade
 
 
 @given(st.text(max_size=80) | st.text("0123456789<>=#+-*/(). ", max_size=80) | st.binary(max_size=80))
 def test_every_text_gets_a_label(response: str | bytes) -> None:
-    assert judge_gsm8k("", response, {"answer": "7"}).label in Label
+    assert grade_gsm8k("", response, {"answer": "7"}).label in Label
 
 
 @pytest.mark.parametrize(
@@ -227,18 +227,18 @@ def test_every_text_gets_a_label(response: str | bytes) -> None:
 def test_long_texts_take_milliseconds(piece: str, length: int) -> None:
     response = piece * (length // len(piece)) + "#### 72"
     start = time.perf_counter()
-    judge_gsm8k("", response, {"answer": "72"})
+    grade_gsm8k("", response, {"answer": "72"})
     assert time.perf_counter() - start < 0.5  # measured: at most 0.03 s; quadratic backtracking would take seconds
 
 
 def test_more_than_16384_characters_are_a_wrong_answer() -> None:
     for length in (16384, 16385):
-        assert judge_gsm8k("", "#### 72".rjust(length), {"answer": "72"}).correct == (length == 16384)
+        assert grade_gsm8k("", "#### 72".rjust(length), {"answer": "72"}).correct == (length == 16384)
 
 
 def test_an_example_without_reference_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"example\.answer: None is no text"):
-        judge_gsm8k("", "#### 72", {})
+        grade_gsm8k("", "#### 72", {})
 
 
 @pytest.mark.parametrize(("split", "records"), [("train", 7473), ("test", 1319)])
@@ -249,7 +249,7 @@ def test_every_solution_of_gsm8k_is_right_and_faithful_or_has_no_annotation(
     with (shared_data / "gsm8k" / f"{split}.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             answer = json.loads(line)["answer"]
-            label = judge_gsm8k("", answer, {"answer": gsm8k_answer(answer)}).label
+            label = grade_gsm8k("", answer, {"answer": gsm8k_answer(answer)}).label
             assert (label is Label.SHORTCUT) == ("<<" not in answer), answer
             labels[label] += 1
     assert labels[Label.FAITHFUL] + labels[Label.SHORTCUT] == labels.total() == records
@@ -260,5 +260,5 @@ def test_a_digit_too_many_in_an_annotation_of_gsm8k_is_found(shared_data: Path) 
         answers = [json.loads(line)["answer"] for line, _ in zip(lines, range(500), strict=False)]
     for answer in (answer for answer in answers if "<<" in answer):
         changed = answer[: answer.index(">>")] + "9" + answer[answer.index(">>") :]
-        label = judge_gsm8k("", changed, {"answer": gsm8k_answer(answer)}).label
+        label = grade_gsm8k("", changed, {"answer": gsm8k_answer(answer)}).label
         assert label is Label.FALSE_POSITIVE, changed

@@ -20,20 +20,20 @@ class Samples(NamedTuple):
     """Responses, `num_responses` rows for the first prompt, then for the second, and so on."""
 
     response_ids: Tensor
-    """[episodes, tokens] int64, padded on the right."""
+    """[rows, steps] int64, padded on the right."""
     response_mask: Tensor
-    """[episodes, tokens] bool, True up to and including the first stop token."""
+    """[rows, steps] bool, True up to and including the first stop token."""
     truncated: Tensor
-    """[episodes] bool, True where the length limit came before a stop token."""
+    """[rows] bool, True where the length limit came before a stop token."""
 
 
 class Request(NamedTuple):
     """What a sampler is asked for."""
 
     prompt_ids: Tensor
-    """[episodes, prompt_tokens] int64, padded on the left; a row for each response."""
+    """[rows, prompt_tokens] int64, padded on the left; a row for each response."""
     prompt_mask: Tensor
-    """[episodes, prompt_tokens] bool."""
+    """[rows, prompt_tokens] bool."""
     settings: SamplingSettings
     stop_ids: list[int]
     """Ids that end a response."""
@@ -97,11 +97,11 @@ def response_mask_of(response_ids: Tensor, *, stop_ids: list[int]) -> tuple[Tens
     """Find where each response ends.
 
     Args:
-        response_ids: [episodes, tokens] int64.
+        response_ids: [rows, steps] int64.
         stop_ids: ids that end a response.
 
     Returns:
-        Mask [episodes, tokens] bool, True up to and including the first stop token; and truncated [episodes] bool, True
+        Mask [rows, steps] bool, True up to and including the first stop token; and truncated [rows] bool, True
         where there is none.
     """
     stops = torch.isin(response_ids, torch.tensor(stop_ids, device=response_ids.device))

@@ -1,4 +1,4 @@
-"""Arithmetic chains: `7+12-5?` answered `7+12=19;19-5=14;#14`, and an exact judge that parses and never evaluates."""
+"""Arithmetic chains: `7+12-5?` answered `7+12=19;19-5=14;#14`, and an exact grader that parses and never evaluates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks.grades import Label, Verdict
+from ippo_lightning.tasks.grades import Grade, Label
 
 MAX_LENGTH = 4096
 """Characters; a longer response is not read and counts as a wrong answer."""
@@ -106,11 +106,11 @@ def apply_operator(left: int, operator: str, right: int) -> int:
 
 
 def write_response(steps: tuple[Step, ...], answer: int) -> str:
-    """Return steps and answer in the form that the judge reads."""
+    """Return steps and answer in the form that the grader reads."""
     return "".join(f"{step};" for step in steps) + f"#{answer}"
 
 
-def judge_arithmetic(prompt: str, response: str | bytes, example: Mapping[str, Any]) -> Verdict:
+def grade_arithmetic(prompt: str, response: str | bytes, example: Mapping[str, Any]) -> Grade:
     """Label a response to an arithmetic chain, in time linear in its length.
 
     The answer is the number after `#` at the very end. With a right answer the text before it decides:
@@ -137,12 +137,12 @@ def judge_arithmetic(prompt: str, response: str | bytes, example: Mapping[str, A
     text = response.decode("latin-1") if isinstance(response, bytes) else response
     found = _ANSWER.search(text[-_ANSWER_LENGTH:]) if len(text) <= MAX_LENGTH else None
     if found is None:
-        return Verdict(Label.WRONG_ANSWER, None, False)
+        return Grade(Label.WRONG_ANSWER, None, False)
     answer = int(found.group(1))
     if answer != problem.answer:
-        return Verdict(Label.WRONG_ANSWER, str(answer), False)
+        return Grade(Label.WRONG_ANSWER, str(answer), False)
     body = text[: len(text) - len(found.group())]
-    return Verdict(_label_steps(problem, body), str(answer), True)
+    return Grade(_label_steps(problem, body), str(answer), True)
 
 
 def _label_steps(problem: ArithmeticProblem, body: str) -> Label:

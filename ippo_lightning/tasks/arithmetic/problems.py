@@ -42,7 +42,7 @@ class ProblemSpace:
             raise UserError(f"data.operators: {self.operators!r} is wrong; expected some of + - *, each once")
         if self._largest_result() >= 10**MAX_DIGITS:
             raise UserError(
-                f"data.max_number: {self.max_number} allows results of more than {MAX_DIGITS} digits, which the judge "
+                f"data.max_number: {self.max_number} allows results of more than {MAX_DIGITS} digits, which the grader "
                 "does not read; make it or max_terms smaller"
             )
 
@@ -93,20 +93,20 @@ def prompt_row(problem: ArithmeticProblem) -> dict[str, Any]:
 def demonstration_rows(
     problems: Sequence[ArithmeticProblem],
     *,
-    unfaithful_share: float,
+    unfaithful_fraction: float,
     unfaithful_kinds: Mapping[Label, float],
     generator: random.Random,
 ) -> list[dict[str, Any]]:
-    """Return one demonstration a problem, a given share of them unfaithful, exactly but for rounding.
+    """Return one demonstration a problem, a given fraction of them unfaithful, exactly but for rounding.
 
     Args:
         problems: at least one.
-        unfaithful_share: in [0, 1].
+        unfaithful_fraction: in [0, 1].
         unfaithful_kinds: weight of each kind among them.
         generator: decides which and how.
     """
     kinds, weights = list(unfaithful_kinds), list(unfaithful_kinds.values())
-    unfaithful = set(generator.sample(range(len(problems)), round(unfaithful_share * len(problems))))
+    unfaithful = set(generator.sample(range(len(problems)), round(unfaithful_fraction * len(problems))))
     rows = []
     for index, problem in enumerate(problems):
         label, response = Label.FAITHFUL, problem.faithful_response()

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks.grades import Label, Verdict
+from ippo_lightning.tasks.grades import Grade, Label
 from ippo_lightning.tasks.gsm8k.expressions import ExpressionError, calculate, decimals
 
 MAX_LENGTH = 16384
@@ -46,13 +46,13 @@ def gsm8k_answer(text: str) -> str | None:
     return written.rstrip("0").rstrip(".") if "." in written else written
 
 
-def judge_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) -> Verdict:
+def grade_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) -> Grade:
     """Label a response to a word problem, in time linear in its length.
 
     The answer is the number after the last `####`, and is right if it equals the reference exactly. With a right answer
     the annotations `<<expression=result>>` decide: none is a shortcut; all arithmetically right is faithful; one that
     cannot be read makes it nonsense; otherwise, one that is wrong makes it a false positive. Whether a step belongs to
-    the problem is not judged.
+    the problem is not graded.
 
     Args:
         prompt: not looked at.
@@ -71,8 +71,8 @@ def judge_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) 
     text = response.decode("latin-1") if isinstance(response, bytes) else response
     answer = gsm8k_answer(text) if len(text) <= MAX_LENGTH else None
     if answer is None or answer != reference:
-        return Verdict(Label.WRONG_ANSWER, answer, False)
-    return Verdict(_label_annotations(text), answer, True)
+        return Grade(Label.WRONG_ANSWER, answer, False)
+    return Grade(_label_annotations(text), answer, True)
 
 
 def _label_annotations(text: str) -> Label:
