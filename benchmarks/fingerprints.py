@@ -30,7 +30,7 @@ DATA = Path(os.environ.get("IPPO_DATA", REPOSITORY.parent / "shared" / "data"))
 ITERATIONS = 3
 UNSTABLE = ("time/", "memory/", "seconds", "max_iterations")
 """Beginnings of the names of metrics that no two runs share."""
-RENAMED: tuple[tuple[str, str], ...] = ()
+RENAMED: tuple[tuple[str, str], ...] = (("^ppo/", "update/"), ("_share$", "_fraction"))
 """Pattern and replacement for names of metrics that have changed since; applied to the first file of `compare`."""
 
 ARITHMETIC = "experiments/arithmetic"
@@ -55,15 +55,15 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "filter_only": ippo("filter_only"),
     "random": ippo("random"),
     "advantage_sign": ippo("advantage_sign"),
-    "token_mean": (*ippo("paper"), "--model.init_args.ppo.loss_reduction", "token_mean"),
+    "token_mean": (*ippo("paper"), "--model.init_args.update.loss_reduction", "token_mean"),
     "value_on_dropped": (
         *ippo("paper"),
-        "--model.init_args.ppo.train_value_on_dropped",
+        "--model.init_args.update.train_value_on_dropped",
         "true",
-        "--model.init_args.ppo.entropy_coef",
+        "--model.init_args.entropy_coef",
         "0.01",
     ),
-    "same_steps": (*ippo("ippo"), "--model.init_args.ppo.steps_after_filtering", "same"),
+    "same_steps": (*ippo("ippo"), "--model.init_args.update.steps_after_filtering", "same"),
     "lora": (*ippo("ippo"), *LORA),
     "nf4": (*ippo("paper"), *LORA, f"{POLICY}.quantization", "nf4"),
     "separate_critic": (*ippo("paper"), f"{POLICY}.value", "separate"),
@@ -198,7 +198,11 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
     differing = 0
     print(f"{'case':18} {'before':18} {'after':18} metrics")
     for name in before:
-        old, new = before[name], after.get(name, {"parameters": "missing", "history": {}})
+        if name not in after:
+            print(f"{name:18} {before[name]['parameters']:18} {'missing':18}")
+            differing += 1
+            continue
+        old, new = before[name], after[name]
         notes = [
             note for file in ("history", "evaluations") for note in differences(old.get(file, {}), new.get(file, {}))
         ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback
 
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import masked_row_mean
-from ippo_lightning.records import UpdateStats
+from ippo_lightning.records import TextEpisodes, UpdateStats
 
 MAX_TEXT = 2000
 
@@ -55,9 +55,9 @@ def episode_rows(stats: UpdateStats, *, grader: Any = None) -> list[dict[str, An
         stats: of one iteration.
         grader: labels each response; null leaves `label` null.
     """
-    episodes, plan = stats.episodes, stats.plan
+    episodes, plan = cast(TextEpisodes, stats.episodes), stats.plan
     scored = next((change.scores for change in reversed(plan.history) if change.scores is not None), None)
-    advantages = masked_row_mean(values=episodes.advantages, mask=episodes.response_mask).tolist()
+    advantages = masked_row_mean(values=episodes.advantages, mask=episodes.mask).tolist()
     rewards, weights = episodes.outcome_rewards.tolist(), plan.weights.tolist()
     scores = scored.tolist() if scored is not None else [None] * len(episodes)
     return [

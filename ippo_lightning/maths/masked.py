@@ -45,6 +45,19 @@ def masked_mean(*, values: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(values=values, mask=mask) / mask.sum().clamp(min=1)
 
 
+def masked_row_sum(*, values: Tensor, mask: Tensor) -> Tensor:
+    """Return each row's sum over the steps that count, 0.0 for a row without any.
+
+    Args:
+        values: shape [rows, steps], float.
+        mask: shape [rows, steps], bool; may have holes.
+
+    Returns:
+        Shape [rows].
+    """
+    return _zero_off_mask(values, mask).sum(dim=1)
+
+
 def masked_row_mean(*, values: Tensor, mask: Tensor) -> Tensor:
     """Return each row's mean over its masked tokens, 0.0 for a row without any.
 

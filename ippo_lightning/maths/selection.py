@@ -40,17 +40,17 @@ def keep_random(*, num_episodes: int, num_kept: int, generator: torch.Generator)
     return keep
 
 
-def keep_positive_advantage(*, advantages: Tensor, response_mask: Tensor) -> Tensor:
+def keep_positive_advantage(*, advantages: Tensor, mask: Tensor) -> Tensor:
     """Return which episodes have a mean advantage above 0.
 
     Args:
         advantages: shape [rows, steps].
-        response_mask: shape [rows, steps], bool.
+        mask: shape [rows, steps], bool.
 
     Returns:
         Shape [rows], bool.
     """
-    return masked_row_mean(values=advantages, mask=response_mask) > 0
+    return masked_row_mean(values=advantages, mask=mask) > 0
 
 
 def keep_above_mean_reward(*, outcome_rewards: Tensor, mean_reward: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.errors import UserError
+from ippo_lightning.modules import BaseModule
 from ippo_lightning.storage.atomic import PARTIAL, link_whole, write_whole
 
 FORMAT = 2
@@ -37,7 +38,7 @@ def checkpoint_state(
     """Return what a checkpoint holds; every rank takes part.
 
     Args:
-        module: a `PolicyModule`; its trainable parameters are saved, frozen ones come from their source again.
+        module: a `BaseModule`; its trained parameters are saved, frozen ones come from their source again.
         optimizer: with `state_dict`.
         callbacks: with Lightning's `state_dict`.
         position: the data loader's epoch and batch.
@@ -51,7 +52,7 @@ def checkpoint_state(
         "module": type(module).__name__,
         "reference": module.policy.reference_kind,
         "fingerprint": fingerprint,
-        "parameters": full_on_rank_zero({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}),
+        "parameters": full_on_rank_zero({name: p.detach() for name, p in module.trained_parameters().items()}),
         "optimizer": full_on_rank_zero(optimizer.state_dict()),
         "scaler": module.backend.scaler.state_dict() if module.backend.scaler is not None else {},
         "progress": module.progress_state(),
@@ -130,9 +131,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_parameters(module: nn.Module, parameters: Mapping[str, Tensor], *, source: Path) -> None:
+def load_parameters(module: BaseModule, parameters: Mapping[str, Tensor], *, source: Path) -> None:
     """Copy saved values into the trainable parameters, which must be the same set with the same shapes."""
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trainable = module.trained_parameters()
     differing = sorted(set(trainable) ^ set(parameters)) or sorted(
         name for name in trainable if trainable[name].shape != parameters[name].shape
     )

@@ -36,7 +36,7 @@ Split = Literal["validation", "test"]
 
 
 class FabricLoop:
-    """Runs a `PolicyModule` through Fabric. Callbacks see it where they would see `lightning.Trainer`.
+    """Runs a `BaseModule` through Fabric. Callbacks see it where they would see `lightning.Trainer`.
 
     Args:
         fabric: with any strategy, precision and loggers.

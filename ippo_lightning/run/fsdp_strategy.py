@@ -50,7 +50,7 @@ def require_supported(strategy: object, module: Any) -> None:
 
     Args:
         strategy: of the Fabric.
-        module: a `PolicyModule`.
+        module: a `BaseModule`.
 
     Raises:
         UserError: another sharding strategy than ours, or an optimizer that does not go with it.
