@@ -179,7 +179,7 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
     from ippo_lightning import FabricLoop, PPOModule
     from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
     from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
-    from ippo_lightning.engine import PPOSettings
+    from ippo_lightning.engine import UpdateSettings
     from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
     from ippo_lightning.run.settings import LoopSettings
 
@@ -192,7 +192,7 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
         policy=policy,
         reward=lambda prompts, responses, examples: [float(len(text) % 3) for text in responses],
         sampling=SamplingSettings(num_responses=4, max_new_tokens=40),
-        ppo=PPOSettings(num_epochs=2),
+        update=UpdateSettings(num_epochs=2),
     )
     data = ArithmeticDataModule(num_train=640, num_validation=4, num_test=4, batch_size=64)
     with tempfile.TemporaryDirectory() as folder:

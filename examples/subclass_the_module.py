@@ -12,7 +12,7 @@ from typing import Any
 from lightning.fabric import Fabric, seed_everything
 from torch import Tensor
 
-from ippo_lightning import Episodes, FabricLoop, PPOModule
+from ippo_lightning import FabricLoop, PPOModule, TextEpisodes
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
@@ -27,10 +27,10 @@ class ShortAnswersPPO(PPOModule):
 
     demonstrations: Mapping[str, Any]
 
-    def compute_rewards(self, episodes: Episodes) -> Episodes:
+    def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
         """Take a thousandth off each response token; everything else stays as in PPOModule."""
         rewarded = super().compute_rewards(episodes)
-        return rewarded.evolve(rewards=rewarded.rewards - 0.001 * rewarded.response_mask)
+        return rewarded.evolve(rewards=rewarded.rewards - 0.001 * rewarded.mask)
 
     def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add a tenth of the likelihood loss of good demonstrations (Ouyang et al. 2022, arXiv 2203.02155, eq. 2)."""

@@ -119,7 +119,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "init_args": {"coef": 0.1, "target": 0.5, "horizon": 64},
                 },
                 "sampling": {"num_responses": 2, "max_new_tokens": 8},
-                "ppo": {"minibatch_size": 8, "num_epochs": 2},
+                "update": {"minibatch_size": 8, "num_epochs": 2},
                 "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_iterations": 2},
             },
         },
