@@ -18,7 +18,7 @@ from ippo_lightning.algorithms import AdaptiveKLController
 from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, IntrinsicStopping
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings, SFTModule
-from ippo_lightning.modules.backends import require_whole_or_fsdp2
+from ippo_lightning.modules.backends import require_full_or_fsdp2
 from ippo_lightning.policies import LoraSettings, SamplingSettings
 from ippo_lightning.tasks import grade_arithmetic
 
@@ -154,9 +154,9 @@ def test_trainers_own_callbacks_work_on_our_metrics(tmp_path: Path) -> None:
 
 
 def test_strategies_that_divide_parameters_in_other_ways_are_refused() -> None:
-    require_whole_or_fsdp2(DDPStrategy())
+    require_full_or_fsdp2(DDPStrategy())
     with pytest.raises(UserError, match=r"FSDPStrategy divides the parameters.*use ModelParallelStrategy \(FSDP2\)"):
-        require_whole_or_fsdp2(FSDPStrategy())
+        require_full_or_fsdp2(FSDPStrategy())
 
 
 def test_fast_dev_run_and_test_work(tmp_path: Path) -> None:
