@@ -130,9 +130,11 @@ def run_ours(system: str, model: str, iterations: int, _: int) -> list[dict[str,
 
 def problems() -> Any:
     """Return the data module that both take their prompts from."""
-    from ippo_lightning.data import ArithmeticDataModule
+    from ippo_lightning.data import TextDataModule
+    from ippo_lightning.tasks import ArithmeticTask
 
-    data = ArithmeticDataModule(max_terms=3, num_train=10 * EPISODES, num_validation=4, num_test=4, batch_size=EPISODES)
+    task = ArithmeticTask(max_terms=3, num_train=10 * EPISODES, num_validation=4, num_test=4)
+    data = TextDataModule(task, batch_size=EPISODES)
     data.setup("fit")
     return data
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ippo_lightning import FabricLoop, PPOModule, TextEpisodes
 from ippo_lightning.callbacks import InfluenceFilter
-from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
+from ippo_lightning.data import TextDataModule, arithmetic_tokenizer
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Minibatch
-from ippo_lightning.rewards import arithmetic_reward
+from ippo_lightning.rewards import grade_reward
 from ippo_lightning.run.fabric_loop import LoopSettings
-from ippo_lightning.tasks import grade_arithmetic
+from ippo_lightning.tasks import ArithmeticTask, grade_arithmetic
 
 
 class ShortAnswersPPO(PPOModule):
@@ -45,11 +45,11 @@ def main() -> None:
     policy = CausalLMPolicy(config={**tiny, "num_attention_heads": 2}, tokenizer=arithmetic_tokenizer())
     module = ShortAnswersPPO(
         policy=policy,
-        reward=arithmetic_reward,
+        reward=grade_reward(grade_arithmetic),
         grader=grade_arithmetic,
         sampling=SamplingSettings(num_responses=4, max_new_tokens=12),
     )
-    data = ArithmeticDataModule(batch_size=8, num_train=64, num_validation=8, num_test=8)
+    data = TextDataModule(ArithmeticTask(num_train=64, num_validation=8, num_test=8), batch_size=8)
     data.setup("fit")
     module.demonstrations = next(iter(data.influence_dataloader()))
     with tempfile.TemporaryDirectory() as folder:

@@ -151,8 +151,7 @@ class FabricLoop:
         require_supported(self.fabric.strategy, self.module)
         self._launch()
         resumed = self._begin_folder()
-        self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
+        self._set_up_data("fit")
         self.module.train()
         self._fingerprint = frozen_fingerprint(self.module)
         wrapper, self._optimizer = self._wrapped()
@@ -161,6 +160,13 @@ class FabricLoop:
         seed_training(self.seed)
         if resumed:
             self._resume()
+
+    def _set_up_data(self, stage: str) -> None:
+        """Prepare the data, first in one process per machine: the others then find what it downloaded."""
+        with self.fabric.rank_zero_first(local=True):
+            self.datamodule.prepare_data()
+        self.datamodule.setup(stage)
+        self.module.use_data(self.datamodule)
 
     def _wrapped(self) -> tuple[Any, Any]:
         """Return the module and its optimizer, wrapped by Fabric."""
@@ -219,8 +225,7 @@ class FabricLoop:
     def set_up_evaluation(self, checkpoint: Path | None = None) -> None:
         """Launch and prepare the module for `evaluate`, with the parameters of `checkpoint` if one is given."""
         self._launch()
-        self.datamodule.prepare_data()
-        self.datamodule.setup("test")
+        self._set_up_data("test")
         if checkpoint is not None:
             restore_checkpoint(
                 read_checkpoint(checkpoint),

@@ -17,14 +17,14 @@ from training_parts import same, tiny_data, tiny_loop, tiny_module, tiny_policy,
 
 from ippo_lightning.algorithms import AdaptiveKLController
 from ippo_lightning.callbacks import InfluenceFilter
-from ippo_lightning.data import ArithmeticDataModule
+from ippo_lightning.data import TextDataModule
 from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings, PPOModule, SFTModule
 from ippo_lightning.modules.optimization import build_optimizer, learning_rate_factor
 from ippo_lightning.policies import LoraSettings, SamplingSettings
 from ippo_lightning.records import TextEpisodes
-from ippo_lightning.tasks import grade_arithmetic
+from ippo_lightning.tasks import ArithmeticTask, grade_arithmetic
 
 
 def test_evaluation_under_trainer_logs_the_metrics(tmp_path: Path) -> None:
@@ -55,9 +55,8 @@ def test_sft_learns_its_demonstrations(tmp_path: Path) -> None:
         optimizer=OptimizerSettings(learning_rate=1e-2, schedule="cosine", warmup_iterations=2),
         micro_batch_size=5,
     )
-    data = ArithmeticDataModule(
-        stage="sft", num_train=64, num_demonstrations=64, num_validation=4, num_test=4, batch_size=16
-    )
+    task = ArithmeticTask(num_train=64, num_demonstrations=64, num_validation=4, num_test=4)
+    data = TextDataModule(task, stage="sft", batch_size=16)
     tiny_loop(tmp_path / "run", module, max_iterations=20, data=data).fit()
     losses = [json.loads(line)["sft/loss"] for line in (tmp_path / "run" / "history.jsonl").open(encoding="utf-8")]
     assert losses[-1] < 0.8 * losses[0]

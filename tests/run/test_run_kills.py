@@ -124,12 +124,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
         },
         "data": {
-            "class_path": "ippo_lightning.data.ArithmeticDataModule",
+            "class_path": "ippo_lightning.data.TextDataModule",
             "init_args": {
-                "num_train": 40,
-                "num_validation": 4,
-                "num_test": 4,
-                "num_influence_demonstrations": 8,
+                "task": {
+                    "class_path": "ippo_lightning.tasks.ArithmeticTask",
+                    "init_args": {
+                        "num_train": 40,
+                        "num_validation": 4,
+                        "num_test": 4,
+                        "num_influence_demonstrations": 8,
+                    },
+                },
                 "batch_size": 8,
             },
         },

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
+from ippo_lightning.data import TextDataModule, arithmetic_tokenizer
 from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.modules import OptimizerSettings, PPOModule
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import TextEpisodes
 from ippo_lightning.run.fabric_loop import FabricLoop, LoopSettings
-from ippo_lightning.tasks import grade_arithmetic
+from ippo_lightning.tasks import ArithmeticTask, grade_arithmetic
 
 TINY = {
     "model_type": "llama",
@@ -50,9 +50,10 @@ def tiny_module(
     return PPOModule(policy=policy or tiny_policy(), update=UpdateSettings(**numbers), **{**settings, **changes})
 
 
-def tiny_data(**changes: Any) -> ArithmeticDataModule:
-    settings = {"num_train": 32, "num_validation": 4, "num_test": 4, "num_influence_demonstrations": 6, "batch_size": 8}
-    return ArithmeticDataModule(**{**settings, **changes})
+def tiny_data(*, batch_size: int = 8, **changes: Any) -> TextDataModule:
+    own = {name: changes.pop(name) for name in ("stage", "evaluation_batch_size") if name in changes}
+    sizes = {"num_train": 32, "num_validation": 4, "num_test": 4, "num_influence_demonstrations": 6}
+    return TextDataModule(ArithmeticTask(**{**sizes, **changes}), batch_size=batch_size, **own)
 
 
 def tiny_loop(folder: Path, module: PPOModule, **changes: Any) -> FabricLoop:
