@@ -100,7 +100,7 @@ class PPOModule(TextModule):
         require_range("model.entropy_coef", entropy_coef, at_least=0)
         require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0)
         # held by a plain object: a reward that is an nn.Module is neither trained nor saved with the policy
-        self._reward = None if reward is None else HeldReward(reward)
+        self._reward = HeldReward(reward) if reward is not None and not isinstance(reward, HeldReward) else reward
         self.sampling = own_sampling
         self.update_settings = update or UpdateSettings()
         self.advantages = advantages or GAE()
@@ -116,7 +116,7 @@ class PPOModule(TextModule):
             raise UserError(f"policy.value: {name} reads no values, and the policy has a critic; set value to none")
 
     @property
-    def outcome_reward(self) -> HeldReward:
+    def reward(self) -> HeldReward:
         """The reward function: the one given, else 1.0 for a right response by the grader and 0.0 for a wrong one.
 
         Raises:
@@ -132,7 +132,7 @@ class PPOModule(TextModule):
         """Take grader and reward from the data module's task if none was given; see `TextModule.use_data`."""
         super().use_data(datamodule)
         if datamodule is not None:
-            _ = self.outcome_reward  # a run without any reward stops here, before its first iteration
+            _ = self.reward  # a run without any reward stops here, before its first iteration
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, float]:
         """Run one iteration on a batch of prompts; return numbers for the log."""
@@ -182,7 +182,7 @@ class PPOModule(TextModule):
 
     def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
         """Fill `outcome_rewards` from the reward function, and `rewards` with the KL penalty per step subtracted."""
-        outcome = self.outcome_reward(
+        outcome = self.reward(
             episodes.prompts,
             episodes.responses,
             episodes.examples,

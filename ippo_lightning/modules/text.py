@@ -48,7 +48,7 @@ class TextModule(BaseModule):
         super().__init__(optimizer=optimizer)
         self.policy = policy
         # held by a plain object: a grader that is an nn.Module must not become a part of this one
-        self._grader = None if grader is None else HeldGrader(grader)
+        self._grader = HeldGrader(grader) if grader is not None and not isinstance(grader, HeldGrader) else grader
         self.evaluation = evaluation or SamplingSettings()
         self.evaluation_seed = evaluation_seed
         self.evaluation_metrics = ReasoningMetrics(k=self.evaluation.num_responses)

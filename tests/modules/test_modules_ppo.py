@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor
-from training_parts import length_reward, prepared, tiny_module, tiny_policy
+from training_parts import length_reward, prepared, tiny_data, tiny_loop, tiny_module, tiny_policy
 
 from ippo_lightning import PPOModule, TextEpisodes
 from ippo_lightning.algorithms import ClippedLoss, FixedKLController, GroupBaseline
@@ -16,7 +18,8 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.maths import kl_estimate
 from ippo_lightning.policies import PolicyOutput, SamplingSettings
-from ippo_lightning.records import Minibatch
+from ippo_lightning.records import Minibatch, RolloutPlan
+from ippo_lightning.tasks import grade_arithmetic
 
 
 class KLInTheLoss(PPOModule):
@@ -169,3 +172,96 @@ def test_the_optimizer_takes_the_policy_and_its_critic_and_nothing_else() -> Non
     module = WithAnother(policy=tiny_policy(), reward=length_reward)
     assert {name.split(".")[0] for name in module.trained_parameters()} == {"policy"}
     assert any("value_head" in name for name in module.trained_parameters())
+
+
+class RewardModel(torch.nn.Module):
+    """A reward that is a module, with dropout that would show if it were in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.dropout = torch.nn.Dropout(0.9)
+
+    def forward(self, prompts: Any, responses: Any, examples: Any) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return self.dropout(self.scale * torch.tensor([float(len(response)) for response in responses]))
+
+
+def test_a_reward_that_is_a_module_is_neither_trained_nor_saved(tmp_path: Path) -> None:
+    reward = RewardModel()
+    module = tiny_module(reward=reward)
+    assert not [name for name in dict(module.named_parameters()) if "scale" in name or "reward" in name]
+    assert not [name for name in module.state_dict() if "scale" in name]
+    tiny_loop(tmp_path / "run", module).fit()
+    assert module.last_stats is not None
+    episodes = module.last_stats.episodes
+    assert episodes.outcome_rewards.tolist() == [float(len(response)) for response in episodes.responses]
+    assert (reward.scale.grad, reward.scale.requires_grad, reward.training) == (None, True, True)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(name.startswith("policy.") for name in state["parameters"])
+
+
+@pytest.mark.parametrize("runner", ["loop", "trainer"])
+def test_the_grade_of_the_data_modules_task_is_the_default_reward(runner: str, tmp_path: Path) -> None:
+    module = tiny_module(reward=None, grader=None)
+    if runner == "loop":
+        tiny_loop(tmp_path / "run", module, max_iterations=1).fit()
+    else:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "limit_val_batches": 0}
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            limit_train_batches=1,
+            limit_val_batches=0,
+            default_root_dir=tmp_path,
+            **quiet,
+        )
+        trainer.fit(module, datamodule=tiny_data())
+    assert module.last_stats is not None
+    episodes = module.last_stats.episodes
+    graded = zip(episodes.prompts, episodes.responses, episodes.examples, strict=True)
+    assert episodes.outcome_rewards.tolist() == [float(grade_arithmetic(*row).correct) for row in graded]
+
+
+@pytest.mark.parametrize(
+    ("grader", "fraction"),
+    [(lambda *row: "polite", 1.0), (lambda *row: False, 0.0), (lambda *row: 1.0, 1.0)],
+    ids=["a label", "a boolean", "a number"],
+)
+def test_a_grader_may_return_plain_values(grader: Any, fraction: float, tmp_path: Path) -> None:
+    module = tiny_module(reward=None, grader=grader)
+    metrics = tiny_loop(tmp_path / "run", module, max_iterations=1, test_at_end=True).fit()
+    assert metrics["exact_match"] == fraction
+    assert module.last_stats is not None
+    assert module.last_stats.metrics["rollout/reward_mean"] == fraction
+
+
+def test_a_grader_that_returns_no_grade_stops_the_run_before_its_first_iteration(tmp_path: Path) -> None:
+    module = tiny_module(grader=lambda *row: ["right"])
+    with pytest.raises(UserError, match=r"model\.grader: .* returned list"):
+        tiny_loop(tmp_path / "run", module).fit()
+    assert module.iteration == 0
+
+
+def test_a_run_without_reward_and_grader_is_refused_before_its_first_iteration(tmp_path: Path) -> None:
+    class Prompts(LightningDataModule):
+        def train_dataloader(self) -> list[Any]:
+            return []
+
+    module = tiny_module(reward=None, grader=None)
+    with pytest.raises(UserError, match=r"model\.reward: null, and there is no grader"):
+        tiny_loop(tmp_path / "run", module, data=Prompts()).fit()
+
+
+def test_responses_are_sampled_as_a_callback_allocates_them(tmp_path: Path) -> None:
+    class Uneven(Callback):
+        def on_rollout_start(self, trainer: Any, pl_module: Any, plan: RolloutPlan) -> None:
+            counts = torch.zeros_like(plan.counts)
+            counts[0], counts[-1] = 3, 1
+            plan.allocate(counts, reason="test")
+
+    module = tiny_module()
+    tiny_loop(tmp_path / "run", module, callbacks=[Uneven()], max_iterations=1).fit()
+    assert module.last_stats is not None
+    assert module.last_stats.episodes.group.tolist() == [0, 0, 0, 7]
+    assert len(set(module.last_stats.episodes.prompts)) == 2
