@@ -1,19 +1,15 @@
-"""Tensors of which every rank holds a part, and passes that all ranks must make together."""
+"""Sharded tensors: each rank stores one part, a shard."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, rank, world_size
-
-Part = TypeVar("Part")
+from ippo_lightning.distributed.collectives import all_reduce_sum, rank, world_size
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -110,39 +106,3 @@ def local_bytes(tensors: Mapping[object, Tensor] | Sequence[Tensor]) -> int:
     """
     entries = tensors.values() if isinstance(tensors, Mapping) else tensors
     return sum(local(tensor).numel() * tensor.element_size() for tensor in entries)
-
-
-def in_step(parts: Sequence[Part], *, module: nn.Module) -> Iterator[tuple[Part, bool]]:
-    """Yield each part with True; then, of a sharded module, the last one with False until every rank is done.
-
-    A forward through a sharded module waits for all ranks. One that has fewer parts than another repeats its last, and
-    leaves what comes of it out.
-
-    Args:
-        parts: at least one where the module is sharded.
-        module: what the parts go through.
-    """
-    most = len(parts)
-    if is_sharded(module):  # agreed on before the first pass: afterwards the others are in the middle of one
-        most = all_reduce_max(most, device=next(module.parameters()).device)
-    for number in range(most):
-        yield parts[min(number, len(parts) - 1)], number < len(parts)
-
-
-@contextmanager
-def gathered(network: nn.Module) -> Iterator[None]:
-    """Keep all parameters of a sharded network on every rank inside the block, for many forwards in a row.
-
-    Args:
-        network: changed back also when the block fails; one that is not sharded is left alone.
-    """
-    units = [module for module in network.modules() if isinstance(module, FSDPModule)]
-    try:
-        for unit in units:
-            unit.set_reshard_after_forward(False, recurse=False)
-            unit.unshard()
-        yield
-    finally:
-        for unit in units:
-            unit.set_reshard_after_forward(True, recurse=False)
-            unit.reshard()

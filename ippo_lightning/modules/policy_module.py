@@ -14,7 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import rank
-from ippo_lightning.distributed.dtensor import in_step, is_sharded
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.engine import random_states, restore_random_states, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics

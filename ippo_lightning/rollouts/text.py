@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.dtensor import in_step
+from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
 from ippo_lightning.records import Episodes
