@@ -1,7 +1,6 @@
 """Influence of episodes on a target: gradients, scores and their health. Any `torch.nn.Module`, no trainer."""
 
 from ippo_lightning.influence.directions import halves_agreement, mean_direction, precondition, select_blocks
-from ippo_lightning.influence.failures import ChecksumError, CoverageError, NonFiniteScoreError
 from ippo_lightning.influence.health import (
     agree_to_drop,
     gradient_norm,
@@ -10,6 +9,7 @@ from ippo_lightning.influence.health import (
     sign_agreement,
     sign_certainty,
 )
+from ippo_lightning.influence.refusals import ChecksumError, CoverageError, NonFiniteScoreError
 from ippo_lightning.influence.scores import (
     EpisodeScores,
     Method,

@@ -10,9 +10,9 @@ from torch.distributed.tensor import DTensor
 
 from ippo_lightning.distributed.dtensor import mean_over_ranks
 from ippo_lightning.influence.coverage import Block
-from ippo_lightning.influence.failures import ChecksumError
 from ippo_lightning.influence.model_state import averaged_gradients
 from ippo_lightning.influence.per_episode import contracted
+from ippo_lightning.influence.refusals import ChecksumError
 
 TOLERANCE = 1e-3
 """Allowed difference as a fraction of sum |w_i s_i|, where everything is computed in float32 or better."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ippo_lightning.distributed.dtensor import have_nonzero, local
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence.failures import CoverageError
 from ippo_lightning.influence.model_state import trainable_parameters
 from ippo_lightning.influence.module_kinds import Term, kind_of
+from ippo_lightning.influence.refusals import CoverageError
 
 
 @dataclass(frozen=True)
