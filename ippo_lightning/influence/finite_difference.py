@@ -15,8 +15,7 @@ from torch.distributed.tensor import DTensor
 from ippo_lightning.distributed.dtensor import inner_product, local, sharded_like
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block
-from ippo_lightning.influence.model_state import trainable_parameters
-from ippo_lightning.influence.precision import coarsest_dtype
+from ippo_lightning.influence.model_state import coarsest_dtype, trainable_parameters
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)

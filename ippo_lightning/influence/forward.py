@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.checksum import verify_checksum
 from ippo_lightning.influence.coverage import Block
-from ippo_lightning.influence.precision import HALVES, is_coarse
+from ippo_lightning.influence.model_state import HALVES, is_coarse
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)

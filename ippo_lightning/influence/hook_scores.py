@@ -14,8 +14,7 @@ from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.influence.checksum import verify_checksum
 from ippo_lightning.influence.coverage import Block, hooked_modules
 from ippo_lightning.influence.hooks import HookSession
-from ippo_lightning.influence.model_state import frozen, trainable_parameters
-from ippo_lightning.influence.precision import is_coarse
+from ippo_lightning.influence.model_state import frozen, is_coarse, trainable_parameters
 from ippo_lightning.influence.refusals import checked_losses, checked_segments, require_finite_scores
 
 Batch = TypeVar("Batch")

@@ -14,9 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.influence.contractions import Rows
 from ippo_lightning.influence.coverage import HookedModule
-from ippo_lightning.influence.model_state import gradients
+from ippo_lightning.influence.model_state import HALVES, gradients
 from ippo_lightning.influence.norms import GradientNorms
-from ippo_lightning.influence.precision import HALVES
 from ippo_lightning.influence.refusals import CoverageError
 
 
