@@ -1,6 +1,14 @@
 """Influence of episodes on a target: gradients, scores and their health. Any `torch.nn.Module`, no trainer."""
 
-from ippo_lightning.influence.directions import halves_agreement, mean_direction, precondition, select_blocks
+from ippo_lightning.influence.directions import (
+    TargetGroups,
+    halves_agreement,
+    mean_direction,
+    precondition,
+    select_blocks,
+    target_gradient,
+    target_gradient_groups,
+)
 from ippo_lightning.influence.health import (
     agree_to_drop,
     gradient_norm,
@@ -18,7 +26,6 @@ from ippo_lightning.influence.scores import (
     score_episodes,
     token_scores,
 )
-from ippo_lightning.influence.target import TargetGroups, target_gradient, target_gradient_groups
 from ippo_lightning.influence.targets import action_target, return_target, sequence_target
 
 __all__ = [
