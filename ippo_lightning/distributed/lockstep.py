@@ -16,17 +16,18 @@ Part = TypeVar("Part")
 
 
 def in_step(parts: Sequence[Part], *, module: nn.Module) -> Iterator[tuple[Part, bool]]:
-    """Yield each part with True; then, of a sharded module, the last one with False until every rank is done.
+    """Yield each part with True; if the module is sharded, then yield the last part with False until all ranks end.
 
-    A forward through a sharded module waits for all ranks. One that has fewer parts than another repeats its last, and
-    leaves what comes of it out.
+    A forward through a sharded module waits for all ranks, so all ranks need the same number of passes. A rank with
+    fewer parts repeats its last one, and the caller discards the result.
 
     Args:
-        parts: at least one where the module is sharded.
-        module: what the parts go through.
+        parts: the inputs of the passes; at least one if the module is sharded.
+        module: the module of the passes.
     """
     most = len(parts)
-    if is_sharded(module):  # agreed on before the first pass: afterwards the others are in the middle of one
+    if is_sharded(module):
+        # All ranks agree before the first pass: later, another rank may already wait inside a forward.
         most = all_reduce_max(most, device=next(module.parameters()).device)
     for number in range(most):
         yield parts[min(number, len(parts) - 1)], number < len(parts)
@@ -34,11 +35,12 @@ def in_step(parts: Sequence[Part], *, module: nn.Module) -> Iterator[tuple[Part,
 
 @contextmanager
 def gathered(network: nn.Module) -> Iterator[None]:
-    """Keep all parameters of a sharded network on every rank inside the block, for many forwards in a row.
+    """Keep all parameters of a sharded network in full on every rank inside the block, for many forwards.
 
     Args:
-        network: changed back also when the block fails; one that is not sharded is left alone.
+        network: sharded again afterwards, also after an error; a network that is not sharded does not change.
     """
+    # Sampling makes one forward per token; without this, each would gather all parameters again.
     units = [module for module in network.modules() if isinstance(module, FSDPModule)]
     try:
         for unit in units:
