@@ -197,7 +197,7 @@ def _row_dot(*, gradient: Tensor, other: Tensor, like: Tensor, rows: Rows, may_o
         other: second factor, of a shape that broadcasts.
         like: has the dtype of the result.
         rows: which axes are summed, and how.
-        may_overwrite: whether `other` is a temporary whose memory may hold the product.
+        may_overwrite: whether `other` is a temporary whose memory may store the product.
     """
     left, right = gradient.to(dtype=like.dtype), other.to(dtype=like.dtype)
     if rows.careful:  # 0 * NaN is NaN, so zeros are put in after the product
