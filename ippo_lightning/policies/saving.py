@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.distributed.collectives import rank
-from ippo_lightning.distributed.dtensor import full_on_rank_zero, gathered, sharded_like
+from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
+from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.loading import merge_adapter, transformers_model

@@ -11,7 +11,8 @@ import torch
 from lightning.fabric import Fabric
 
 from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
-from ippo_lightning.distributed.dtensor import in_step, is_sharded
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.engine import call_hook, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_sum, any_rank, rank, world_size
-from ippo_lightning.distributed.dtensor import full_tensor, in_step, is_sharded
+from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
+from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
     EpisodeScores,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 
 from ippo_lightning.distributed.collectives import world_size
-from ippo_lightning.distributed.dtensor import gathered, is_sharded
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.generation.continuous_batching import continuous_responses
 from ippo_lightning.policies.generation.generate import Request, Samples, draw, generate_responses
