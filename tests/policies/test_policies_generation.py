@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, Samples, SamplingSettings, encode_prompts
-from ippo_lightning.policies.generation.generate import response_mask_of
+from ippo_lightning.policies.generation.request import response_mask_of
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2"]
 

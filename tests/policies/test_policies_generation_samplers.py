@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
-from ippo_lightning.policies.generation.samplers import _written_adapter
-from ippo_lightning.policies.generation.vllm import engine_arguments, engine_rank
+
+from ippo_lightning.policies.generation.vllm import engine_arguments, engine_rank, written_adapter
 
 TEXTS = ["7+12=?", "1?", "3*4?", "2+2+2+2?", "9?"]
 OTHER_WAYS: dict[str, dict[str, Any]] = {
@@ -181,7 +181,7 @@ def test_vllm_is_refused_where_it_would_sample_from_another_base(base: Path) -> 
 
 def test_the_adapter_is_written_as_a_server_reads_it(base: Path, tmp_path: Path) -> None:
     policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=2))
-    folder = _written_adapter(policy, tmp_path / "adapter")
+    folder = written_adapter(policy.model, policy.tokenizer, tmp_path / "adapter")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
 
 
@@ -218,7 +218,7 @@ def test_vllm_draws_what_the_policy_would_and_follows_its_adapter(
     [
         ({"sampler": "fast"}, "sampling.sampler: 'fast' is unknown; use generate or continuous or vllm"),
         ({"cache": "big"}, "sampling.cache: 'big' is unknown; use dynamic or static"),
-        ({"batch_size": 0}, "sampling.batch_size: 0 draws nothing"),
+        ({"batch_size": 0}, "sampling.batch_size: 0 is out of range; expected an integer >= 1"),
         ({"engine": {"seed": 1}}, "sampling.engine: generate has no engine"),
     ],
 )
