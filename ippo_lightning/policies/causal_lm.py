@@ -17,7 +17,14 @@ from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
 from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout, evaluating
-from ippo_lightning.policies.critic import SeparateCritic, ValueHead, ValueKind, build_critic, captured_features
+from ippo_lightning.policies.critic import (
+    SeparateCritic,
+    ValueHead,
+    ValueKind,
+    build_critic,
+    captured_features,
+    values_of,
+)
 from ippo_lightning.policies.generation.request import Samples, build_request
 from ippo_lightning.policies.generation.sampler import Sampler, build_sampler, sampler_key
 from ippo_lightning.policies.loading import (
@@ -29,14 +36,9 @@ from ippo_lightning.policies.loading import (
 )
 from ippo_lightning.policies.output import PolicyOutput
 from ippo_lightning.policies.quantized import Quantization
-from ippo_lightning.policies.reference import (
-    ReferenceKind,
-    prepare_reference,
-    reference_active,
-    resolve_reference,
-)
+from ippo_lightning.policies.reference import ReferenceKind, prepare_reference, reference_active, resolve_reference
 from ippo_lightning.policies.saving import copy_parameters, full_copy, save_model
-from ippo_lightning.policies.sequences import Sequences, join, response_logits, states_before
+from ippo_lightning.policies.sequences import join, response_logits, states_before
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, check_policy_settings
 
 
@@ -97,8 +99,8 @@ class CausalLMPolicy(nn.Module):
         self.reference_kind = resolve_reference(reference, lora)
         self.gather_for_sampling = True
         """Whether `sample` gathers a sharded language model once, see `shard_policy`."""
-        # Samplers are no modules, so neither the module tree nor the state dict contains them.
-        self._samplers: dict[tuple[str | bool, ...], Sampler] = {}
+        # Samplers are not modules, so neither the module tree nor the state dict contains them.
+        self._samplers: dict[tuple[str | int, ...], Sampler] = {}
         self.source = source = ModelSource(
             pretrained=pretrained,
             config=config,
@@ -208,11 +210,14 @@ class CausalLMPolicy(nn.Module):
             entropy = entropy.masked_fill(~response_mask, 0.0)
         else:
             log_probs = token_log_probs(logits=logits, ids=response_ids, temperature=temperature)
-        values = self._values(sequences, num_tokens, features) if with_values else None
+        values = None
+        if with_values:
+            every = values_of(self.value_head, self.critic, sequences=sequences, features=features)
+            values = states_before(every, num_tokens).masked_fill(~response_mask, 0.0)
         return PolicyOutput(
             log_probs=log_probs.masked_fill(~response_mask, 0.0),
             entropy=entropy,
-            values=None if values is None else values.masked_fill(~response_mask, 0.0),
+            values=values,
         )
 
     @torch.no_grad()
@@ -241,6 +246,7 @@ class CausalLMPolicy(nn.Module):
             UserError: the policy has no reference.
         """
         sequences = join(prompt_ids, prompt_mask, response_ids, response_mask)
+        # An adapter reference runs the policy's own network, which may be in train mode with dropout.
         reference = self.reference_model if self.reference_model is not None else self.model
         with reference_active(self.reference_kind, self.model), evaluating(reference):
             logits = response_logits(transformers_model(reference), sequences, response_ids.shape[1])
@@ -337,12 +343,3 @@ class CausalLMPolicy(nn.Module):
             return save_model(self.model, self.tokenizer, folder)
         ordinary = full_copy(self.model)
         return {} if ordinary is None else save_model(ordinary, self.tokenizer, folder)
-
-    def _values(self, sequences: Sequences, num_tokens: int, features: list[Tensor]) -> Tensor:
-        if self.critic is not None:
-            every = self.critic(**sequences._asdict())
-        else:
-            assert self.value_head is not None
-            assert len(features) == 1, "the language-model head must run once in a forward pass"
-            every = self.value_head(features[0])
-        return states_before(every, num_tokens)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ippo_lightning.errors import require_range
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.loading import ModelSource, merge_adapter
+from ippo_lightning.policies.sequences import Sequences
 from ippo_lightning.policies.settings import LoraSettings
 
 ValueKind = Literal["none", "head", "separate"]
@@ -110,6 +111,31 @@ def build_critic(
     if lora is not None and lora.adapter_path is not None:
         trunk = merge_adapter(trunk, lora.adapter_path)
     return None, SeparateCritic(trunk, init_std=init_std, seed=seed)
+
+
+def values_of(
+    head: ValueHead | None, critic: SeparateCritic | None, *, sequences: Sequences, features: list[Tensor]
+) -> Tensor:
+    """Return the critic's value at every position.
+
+    Args:
+        head: reads the policy's features; None with a separate critic.
+        critic: reads the text itself; None with a head.
+        sequences: prompt and response.
+        features: of the policy's one forward pass over these sequences, see `captured_features`.
+
+    Returns:
+        Values, shape [rows, sequence] or, for a head, as many positions as the features have.
+    """
+    values: Tensor
+    if critic is not None:
+        values = critic(**sequences._asdict())
+    else:
+        assert head is not None
+        # A model that runs its head twice per forward would leave it open which features belong to the text.
+        assert len(features) == 1, "the language-model head must run once in a forward pass"
+        values = head(features[0])
+    return values
 
 
 def feature_size(language_model: PreTrainedModel) -> int:

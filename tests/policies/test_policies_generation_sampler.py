@@ -160,6 +160,8 @@ def test_a_policy_keeps_its_samplers_outside_of_modules_state_and_copies(
     twin = copy.deepcopy(policy)
     assert twin._samplers == {}
     assert twin._sampler(SamplingSettings()).network is twin.language_model
+    policy.model = make_policy("llama", seed=9).model
+    assert policy._sampler(SamplingSettings()).network is policy.language_model
 
 
 @pytest.mark.parametrize("way", ["plain", *OTHER_WAYS])

@@ -49,12 +49,14 @@ def build_sampler(policy: CausalLMPolicy, settings: SamplingSettings) -> Sampler
     return GenerateSampler(network, gather=gather, synced=sharded and not gather)
 
 
-def sampler_key(policy: CausalLMPolicy, settings: SamplingSettings) -> tuple[str | bool, ...]:
+def sampler_key(policy: CausalLMPolicy, settings: SamplingSettings) -> tuple[str | int, ...]:
     """Return everything that `build_sampler` reads and that can change; equal keys mean that a sampler still fits.
 
     Args:
         policy: what the sampler draws from.
         settings: as for `build_sampler`.
     """
-    options = repr(sorted(settings.engine.items()))
-    return settings.sampler, options, is_sharded(policy.language_model), policy.gather_for_sampling
+    network, options = policy.language_model, repr(sorted(settings.engine.items()))
+    # The identity of the network is part of the key, so that a replaced model is never sampled from again. It is not
+    # reused: the old sampler keeps the old network alive.
+    return settings.sampler, options, id(network), is_sharded(network), policy.gather_for_sampling
