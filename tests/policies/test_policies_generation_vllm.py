@@ -48,14 +48,14 @@ def test_vllm_is_refused_if_it_would_sample_from_another_base(base: Path) -> Non
         policy.sample(*encoded(policy), SamplingSettings(max_new_tokens=4, sampler="vllm"))
 
 
-def test_the_adapter_is_written_as_vllm_reads_it(base: Path, tmp_path: Path) -> None:
+def test_the_adapters_files_are_directly_in_the_folder_for_vllm(base: Path, tmp_path: Path) -> None:
     policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=2))
     folder = written_adapter(policy.model, policy.tokenizer, tmp_path / "adapter")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 8), (16, 16), (300, 320), (600, 600)])
-def test_the_engine_gets_a_rank_it_knows(rank: int, expected: int) -> None:
+def test_the_engine_gets_a_rank_that_it_accepts(rank: int, expected: int) -> None:
     assert engine_rank(rank) == expected
 
 
