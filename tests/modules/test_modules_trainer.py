@@ -155,7 +155,7 @@ def test_trainers_own_callbacks_work_on_our_metrics(tmp_path: Path) -> None:
 
 def test_strategies_that_divide_parameters_in_other_ways_are_refused() -> None:
     require_full_or_fsdp2(DDPStrategy())
-    with pytest.raises(UserError, match=r"FSDPStrategy divides the parameters.*use ModelParallelStrategy \(FSDP2\)"):
+    with pytest.raises(UserError, match=r"FSDPStrategy shards the parameters.*use ModelParallelStrategy \(FSDP2\)"):
         require_full_or_fsdp2(FSDPStrategy())
 
 

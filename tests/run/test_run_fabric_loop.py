@@ -133,7 +133,7 @@ def test_ctrl_c_finishes_the_iteration_and_writes_a_checkpoint(tmp_path: Path) -
 def test_a_strategy_that_shards_parameters_is_refused_in_one_line(tmp_path: Path) -> None:
     strategy = ModelParallelStrategy(lambda model, mesh: model)
     fabric = Fabric(accelerator="cpu", devices=1, strategy=strategy)
-    with pytest.raises(UserError, match=r"ModelParallelStrategy divides the parameters.*use fsdp2, or ddp"):
+    with pytest.raises(UserError, match=r"ModelParallelStrategy shards the parameters.*use fsdp2, or ddp"):
         tiny_loop(tmp_path / "run", tiny_module(), fabric=fabric).fit()
 
 
