@@ -36,3 +36,8 @@ class Grade:
     def faithful(self) -> bool:
         """Whether answer and reasoning are both right."""
         return self.label is Label.FAITHFUL
+
+
+def as_grade(value: Grade) -> Grade:
+    """Return what a grader returned as a `Grade`."""
+    return value
