@@ -100,9 +100,11 @@ def chosen_rows(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[s
         rows: see `completion_rows`.
         count: maximum number of rows.
     """
+    # All rows of an iteration have a score or none has: scoring covers the whole plan.
     ranked = sorted(rows, key=lambda row: row["reward"] if row["score"] is None else row["score"], reverse=True)
     if len(ranked) <= count:
         return ranked
+    # Both ends are included. max: a single row is the highest one.
     return [ranked[round(place * (len(ranked) - 1) / max(count - 1, 1))] for place in range(count)]
 
 
@@ -150,6 +152,7 @@ def terminal_table(rows: Iterable[Mapping[str, Any]], *, iteration: int) -> Tabl
         table.add_column(name, justify="right")
     table.add_column("kept")
     for row in rows:
+        # Text, not str: rich would read brackets in a completion as markup.
         texts = [Text(_shown(row[name])) for name in ("prompt", "response")]
         texts.append(Text(_shown(row["label"]).replace("_", " ")))
         numbers = [_number(row[name]) for name in ("reward", "score")]
@@ -192,6 +195,7 @@ def markdown_table(cells: Sequence[Sequence[Any]]) -> str:
 def _markdown_cell(cell: Any) -> str:
     if not isinstance(cell, str):
         return _number(cell)
+    # "&" first: it would escape the other escapes again. TensorBoard shows markdown as HTML.
     escaped = cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
     return escaped.replace("\n", " ")
 

@@ -23,16 +23,17 @@ KEPT_COLOUR = "#0072B2"
 DROPPED_COLOUR = "#E69F00"
 PART_COLOURS = ("#2f4858", "#6b8ba4", "#b4c7d6", "#E69F00", "#e3e7ea")
 """Stages of an iteration: tints, so that a reader does not take them for methods."""
-# Okabe and Ito's palette, which colour-blind readers can tell apart. The first two are never given to other roles.
+# Mostly the palette of Okabe and Ito, which colour-blind readers can tell apart. Roles have colours of their own.
 _FEATURED_COLOUR = "#D55E00"
 _BASELINE_COLOUR = "#0072B2"
 _UNTRAINED_COLOUR = "#767676"
 _COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7")
 _WIDTH = 6.4
 _DPI = 150
+# A context, not rcParams: a user's own figures keep their style.
 _STYLE: Any = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same pixels on every machine
     "font.size": 10.5,
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
@@ -49,7 +50,7 @@ _STYLE: Any = {
     "grid.color": FAINT,
     "grid.linewidth": 0.8,
     "text.color": INK,
-    "text.parse_math": False,
+    "text.parse_math": False,  # a "$" in a title is a character, not the start of a formula
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -165,6 +166,7 @@ def spread(heights: Sequence[float], *, gap: float, low: float, high: float) -> 
     """
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
+    # One pass up moves overlapping labels up; one pass down moves back those beyond the upper limit.
     floor = low
     for index in order:
         moved[index] = max(moved[index], floor)

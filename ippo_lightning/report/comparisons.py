@@ -31,6 +31,7 @@ def read_comparison(root: Path | str) -> Comparison:
     """
     root = Path(root)
     listed = _read_listing(root / COMPARISON)
+    # JSON keeps the order of keys: it is the display order.
     methods: dict[str, Method] = {}
     unfinished: list[str] = []
     for name, entry in listed["methods"].items():

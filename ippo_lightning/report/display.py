@@ -13,11 +13,12 @@ _MINUS = "\N{MINUS SIGN}"
 
 def number(value: Any) -> float | None:
     """Return a finite number as float; None for anything else (text, NaN, true, an integer too large for a float)."""
+    # bool is a subclass of int, but `true` in a file is no measurement.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         converted = float(value)
-    except OverflowError:
+    except OverflowError:  # JSON allows integers of any length
         return None
     return converted if math.isfinite(converted) else None
 
@@ -51,5 +52,5 @@ def plain(value: float | None) -> str:
     elif size >= 100 or (size < 10 and value == int(value)):
         shown = f"{value:,.0f}"
     else:
-        shown = f"{value:#.3g}"
+        shown = f"{value:#.3g}"  # "#" keeps trailing zeros: 2.30, so that columns have equal digits
     return shown.replace("-", _MINUS)

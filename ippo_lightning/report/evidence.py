@@ -45,6 +45,7 @@ def label_table(method: Method) -> LabelTable | None:
         The table without empty groups; None if no episode was dropped or none has a label.
     """
     episodes = [episode for episode in method.episodes if episode.kept is not None]
+    # Without dropped episodes the groups would all be equal; without episodes `all` is True too.
     if all(episode.kept for episode in episodes) or not any(episode.label for episode in episodes):
         return None
     ranked = sorted((e for e in episodes if e.score is not None), key=_score)
@@ -53,7 +54,7 @@ def label_table(method: Method) -> LabelTable | None:
         "all": episodes,
         "kept": [episode for episode in episodes if episode.kept],
         "dropped": [episode for episode in episodes if not episode.kept],
-        "top tenth": ranked[len(ranked) - tenth :],
+        "top tenth": ranked[len(ranked) - tenth :],  # not ranked[-tenth:], which is everything if tenth is 0
         "bottom tenth": ranked[:tenth],
     }
     groups = {name: members for name, members in groups.items() if members}
@@ -78,6 +79,7 @@ def extremes(method: Method, *, most_positive: bool, count: int = NUM_EXTREMES) 
     """
     sign = 1 if most_positive else -1
     wanted = [episode for episode in method.episodes if sign * _score(episode) > 0]
+    # A policy repeats its favourite responses in every iteration; they would fill the whole table.
     shown: dict[tuple[str, str], EpisodeRow] = {}
     for episode in sorted(wanted, key=_score, reverse=most_positive):
         shown.setdefault((episode.prompt, episode.response), episode)
@@ -95,6 +97,7 @@ def label_meanings(labels: Iterable[str]) -> dict[str, str]:
 def _fractions(counted: dict[str, Counter[str]], totals: dict[str, int]) -> dict[str, tuple[float, ...]]:
     """Order the labels as `LABELS` does, then by frequency; put the rarest ones together into one row."""
     found = [label for label, _ in counted["all"].most_common()]
+    # A fixed order of the known labels makes the tables of two methods comparable row by row.
     ordered = [label for label in LABELS if label in found] + [label for label in found if label not in LABELS]
     named, rest = ordered[:_MOST_LABELS], ordered[_MOST_LABELS:]
     rows = {label: tuple(counter[label] / totals[name] for name, counter in counted.items()) for label in named}
@@ -104,6 +107,7 @@ def _fractions(counted: dict[str, Counter[str]], totals: dict[str, int]) -> dict
 
 
 def _score(episode: EpisodeRow) -> float:
+    # An episode without a score sorts into the middle and is at neither end.
     return 0.0 if episode.score is None else episode.score
 
 

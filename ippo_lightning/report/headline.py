@@ -13,6 +13,7 @@ from ippo_lightning.report.tables import mean_seconds
 FEW_SEEDS = 5
 """Fewer paired seeds than this cannot support a finding: by chance alone, all of four have one sign once in eight."""
 
+# "them" are the right answers: the exact match always comes first.
 _CLAUSES = {
     ("exact_match", "better"): "more right answers",
     ("exact_match", "worse"): "fewer right answers",
@@ -51,10 +52,11 @@ def headline(results: Mapping[str, Any]) -> str:
         return f"Results of {_listed(titles)}"
     pair = f"{results['methods'][featured]['title']} against {_baseline(results, featured)['title']}"
     num_seeds = _num_seeds(results, featured)
+    # One seed has no interval, so its headline contains numbers and claims no direction.
     if num_seeds == 1:
         return f"{pair} on one seed: {', '.join(_bare_differences(results, featured))}"
     found = findings(results, featured)
-    if all(finding.word == "unclear" for finding in found):
+    if all(finding.word == "unclear" for finding in found):  # one clause instead of one per metric
         return f"{pair}: no clear difference on {num_seeds} seeds"
     clauses = [_CLAUSES[(finding.metric, finding.word)] for finding in found]
     return f"{pair}: {', '.join(clauses)}{f' ({num_seeds} seeds only)' if num_seeds < FEW_SEEDS else ''}"
@@ -151,7 +153,7 @@ def _cost(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
             f"In the last third of training {mine['title']} updated on {percent(kept, digits=0)} % of its episodes."
         )
     seconds, others = mean_seconds(mine), mean_seconds(other)
-    if seconds is not None and others:
+    if seconds is not None and others:  # an evaluation has no iterations, so no seconds to compare with
         ratio = seconds / others
         change = f"{percent(abs(ratio - 1), digits=0)} % {'more' if ratio > 1 else 'less'}"
         sentences.append(f"An iteration took {plain(seconds)} s against {plain(others)} s, {change}.")
@@ -167,6 +169,7 @@ def _caution(num_seeds: int) -> list[str]:
 
 def _num_seeds(results: Mapping[str, Any], method: str) -> int:
     differences = difference_of(results, method) or {}
+    # The weaker metric counts: a run may have finished without a right answer, so without an unfaithful fraction.
     return min(len(difference["seeds"]) for difference in differences.values() if difference["seeds"])
 
 

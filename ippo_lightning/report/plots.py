@@ -48,7 +48,7 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 }
 _REST = "rest"
 _QUANTILES = ("q10", "q25", "median", "q75", "q90")
-_MOST_PANELS = 3
+_MOST_PANELS = 3  # more would be too narrow to read
 
 
 def plot_results(comparison: Comparison, path: Path) -> str | None:
@@ -70,6 +70,7 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
     panels = {"exact_match": "Exact match", "unfaithful_fraction": "Unfaithful fraction"}
     with canvas(path, height=1.5 + 0.42 * len(methods), columns=2) as axes:
         for panel, (metric, title), arrow in zip(axes[0], panels.items(), ("→ better", "← better"), strict=True):
+            # The vertical axis counts upwards; reversed, the first method of the tables is at the top here too.
             for height, method in enumerate(reversed(methods)):
                 _draw_result(panel, method, metric, height=height, colour=colours[method.name])
             panel.set_title(title)
@@ -82,7 +83,7 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
             panel.margins(x=0.12)
             panel.xaxis.set_major_locator(MaxNLocator(4))
             panel.xaxis.set_major_formatter(percent_formatter())
-        axes[0][1].set_yticklabels([])
+        axes[0][1].set_yticklabels([])  # the panel on the left has the names
     return f"Final results of each method, with seeds and intervals. {_final_words(methods)}"
 
 
@@ -154,6 +155,7 @@ def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
     with canvas(path, height=3.4, columns=len(scored)) as axes:
         for panel, method in zip(axes[0], scored, strict=True):
             fan = {name: _mean_series(method, f"influence/score_{name}") for name in _QUANTILES}
+            # A run may have recorded some quantiles only; a band needs all of them at the same iteration.
             iterations = sorted(set.intersection(*(set(series) for series in fan.values())))
             lines = {name: [series[iteration] for iteration in iterations] for name, series in fan.items()}
             for low, high, strength in (("q10", "q90", 0.18), ("q25", "q75", 0.32)):
@@ -196,6 +198,7 @@ def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
             panel.text(left + 0.012 * tallest, height, f"{plain(left)} s", va="center", fontsize=9.5)
         panel.set_title("Time per iteration by stage", pad=28)
         colours = dict(zip((*_PARTS, _REST), PART_COLOURS, strict=True))
+        # The legend takes its colours from empty bars: the drawn ones may lack a stage.
         swatches = [panel.barh(0, 0, color=colours[name]) for name in names]
         panel.legend(
             swatches,
@@ -226,7 +229,7 @@ def _plot_curves(
     as_percent: bool,
 ) -> str | None:
     curves = {name: [series(run) for run in method.finished] for name, method in comparison.methods.items()}
-    curves = {name: found for name, found in curves.items() if any(found)}
+    curves = {name: found for name, found in curves.items() if any(found)}  # without methods that never recorded it
     if not curves:
         return None
     colours = method_colours(comparison)
@@ -241,6 +244,7 @@ def _plot_curves(
         if as_percent:
             percent_axis(panel, values)
         else:
+            # From zero, so that a ratio looks like what it is; 1e-9, because matplotlib warns of equal limits.
             panel.set_ylim(0, 1.08 * max([*values, 1e-9]))
         panel.set_title(title)
         panel.set_xlabel("iteration")
@@ -255,6 +259,7 @@ def _plot_curves(
 
 def _merged(ends: list[tuple[str, str, float, float]], comparison: Comparison) -> list[tuple[str, str, float, float]]:
     """Give curves that end in exactly the same point one common label, in the colour of text."""
+    # `label_ends` moves labels apart. Two at one point would look like curves that end in different points.
     merged: list[tuple[str, str, float, float]] = []
     for point, group in groupby(sorted(ends, key=lambda end: end[2:]), key=lambda end: end[2:]):
         members = list(group)
@@ -266,6 +271,7 @@ def _merged(ends: list[tuple[str, str, float, float]], comparison: Comparison) -
 def _draw_result(panel: Axes, method: Method, metric: str, *, height: int, colour: str) -> None:
     values = [value for run in method.finished if (value := run.result(metric)) is not None]
     if not values:
+        # x in parts of the panel: without data the axis has no meaningful position.
         panel.text(0.02, height, "no data", va="center", color=MUTED, fontsize=9, transform=panel.get_yaxis_transform())
         return
     mean = sum(values) / len(values)
@@ -300,5 +306,6 @@ def _time_parts(method: Method) -> dict[str, float]:
             parts[name] = max(0.0, sum(seconds) / len(seconds))
     totals = [value for run in method.finished for value in run.series("time/iteration_seconds").values()]
     if parts and totals:
+        # Stages and total have clocks of their own; their difference may be slightly negative.
         parts[_REST] = max(0.0, sum(totals) / len(totals) - sum(parts.values()))
     return parts

@@ -94,6 +94,7 @@ class Method:
     @property
     def is_untrained(self) -> bool:
         """Whether the method only evaluates its start: results without a single iteration."""
+        # A method that has not started yet has no history either, so at least one run must have results.
         return bool(self.finished) and not any(run.history for run in self.runs)
 
 
@@ -122,6 +123,7 @@ class Comparison:
 
 
 def _series(rows: Iterable[Mapping[str, Any]], keys: tuple[str, ...]) -> dict[int, float]:
+    # Evaluations of a resumed run may repeat an iteration: the last row counts.
     found: dict[int, float] = {}
     for row in rows:
         value = next((value for key in keys if (value := number(row.get(key))) is not None), None)

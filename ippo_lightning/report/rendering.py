@@ -20,6 +20,7 @@ from ippo_lightning.report.tables import kept_fraction, seconds_per_iteration
 from ippo_lightning.report.trust import HEALTH, PARTS, trust
 from ippo_lightning.storage.untrusted_text import visible_text
 
+# The other figures have places of their own in the template.
 _TRAINING_FIGURES = (
     "exact_match", "unfaithful_fraction", "kept_fraction", "effective_sample_size", "iteration_seconds", "time_parts",
 )  # fmt: skip
@@ -61,6 +62,7 @@ def render_html(
     )
     environment.filters.update(percent=percent, plain=plain, points=points, visible=visible_text, unbroken=unbroken)
     methods = comparison.methods.values()
+    # A control that drops at random has weights and labels but no scores, so no extremes.
     scored = [method for method in methods if any(episode.score is not None for episode in method.episodes)]
     labelled = {method.name: found for method in methods if (found := label_table(method)) is not None}
     return environment.get_template("report.html.j2").render(
@@ -132,6 +134,7 @@ def _sampling(comparison: Comparison) -> str:
 
 def _common_result(comparison: Comparison, key: str) -> int | None:
     found = {run.result(key) for method in comparison.methods.values() for run in method.finished}
+    # Runs that disagree cannot be summed up in one number, so the report shows none.
     value = found.pop() if len(found) == 1 else None
     return None if value is None else int(value)
 

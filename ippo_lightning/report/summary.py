@@ -53,15 +53,15 @@ def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
         [low, high], or None with fewer than two values.
     """
     known = np.array([value for value in values if value is not None], dtype=np.float64)
-    if known.size < 2:
+    if known.size < 2:  # resamples of one value all equal it: an interval of no width, which looks like certainty
         return None
     interval = stats.bootstrap(
         (known,),
         np.mean,
         n_resamples=_RESAMPLES,
         confidence_level=0.95,
-        method="percentile",
-        rng=np.random.default_rng(0),
+        method="percentile",  # BCa, the default, divides by zero if all seeds agree
+        rng=np.random.default_rng(0),  # the same runs give the same report
     ).confidence_interval
     return [float(interval.low), float(interval.high)]
 
@@ -132,7 +132,7 @@ def _differences(comparison: Comparison) -> dict[str, Any]:
             continue
         baseline = comparison.methods[method.baseline]
         compared = {metric: _paired(method, baseline, metric) for metric in COMPARED}
-        if any(difference["seeds"] for difference in compared.values()):
+        if any(difference["seeds"] for difference in compared.values()):  # no common seed yet: nothing to compare
             found[pair_key(name, baseline.name)] = compared
     return found
 
@@ -140,6 +140,7 @@ def _differences(comparison: Comparison) -> dict[str, Any]:
 def _paired(method: Method, baseline: Method, metric: str) -> dict[str, Any]:
     """Subtract seed by seed. The effect of the seed (data, starting model) is in both numbers and cancels."""
     theirs = {run.seed: run.result(metric) for run in baseline.finished}
+    # A run outside a comparison has no seed in its folder's name. Two such runs still make one pair, under None.
     by_seed: dict[int | None, float] = {}
     for run in method.finished:
         mine, other = run.result(metric), theirs.get(run.seed)
@@ -162,7 +163,7 @@ def _mean_by_iteration(runs: Sequence[Run], key: str) -> list[float]:
 
 
 def _total(run: Run, *keys: str) -> float | None:
-    values = run.series(*keys).values()
+    values = run.series(*keys).values()  # empty if the run never recorded it: then None, not a total of zero
     return sum(values) if values else None
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from ippo_lightning.report.display import MISSING, percent, plain, points
 from ippo_lightning.report.summary import METRICS, last_third
 
+# Short, because seven columns with intervals must fit 80 characters.
 _HEADINGS = ("EM", "MV", "pass@k", "Unfaithful")
 
 
@@ -34,6 +35,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in results["methods"].values():
         cells = [_stacked(summary[metric], summary["intervals"][metric]) for metric in METRICS]
+        # Text, not str: rich would read "[bold]" in a title as markup.
         table.add_row(Text(summary["title"]), *cells, kept_fraction(summary), seconds_per_iteration(summary))
     table.caption = _caption(results)
     return table
@@ -93,6 +95,7 @@ def _inline(mean: float | None, interval: list[float] | None) -> str:
 
 
 def _caption(results: Mapping[str, Any]) -> str:
+    # Methods may have different numbers of seeds: an evaluation of the start has one.
     counts = sorted({len(summary["seeds"]) for summary in results["methods"].values()})
     if counts[-1] < 2:
         seeds = "One seed per method: no intervals."
@@ -133,6 +136,6 @@ def _markdown_origin(results: Mapping[str, Any]) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Escape a name, so that it cannot become markdown or HTML."""
-    for character in "\\`*_[]<>|":
+    for character in "\\`*_[]<>|":  # the backslash first, or it would escape the escapes
         text = text.replace(character, f"\\{character}")
     return text or MISSING

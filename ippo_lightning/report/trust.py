@@ -13,6 +13,7 @@ HEALTH = {
     "influence/sign_certain_fraction": "Episodes whose sign is certain (95 % bootstrap over groups of demonstrations)",
 }
 """Key in the history to its name in the report."""
+# Both dictionaries are in display order.
 PARTS = {
     "influence/part_attention": "Attention",
     "influence/part_mlp": "MLP",
@@ -42,6 +43,7 @@ def trust(comparison: Comparison, named: Mapping[str, str]) -> dict[str, dict[st
 
 
 def _recorded(method: Method, named: Mapping[str, str]) -> bool:
+    # A method without any of the numbers would only add a column of dashes.
     return any(_mean(method, key) is not None for key in named)
 
 
