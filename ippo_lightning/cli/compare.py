@@ -21,9 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.report import results_table, write_report
-from ippo_lightning.storage.run_folder import HISTORY, RESULTS
+from ippo_lightning.storage.run_folder import COMPARISON, FINGERPRINT, HISTORY, LOG, RESULTS, seed_folder
 
-LOG, FINGERPRINT = "log.txt", "fingerprint.txt"
 _PACKAGES = ("ippo-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 
 
@@ -50,7 +49,9 @@ class CompareSettings:
 
     Args:
         run_dir: everything is written in here: `<method>/seed_<n>/`, `results.json`, `report.html`.
-        methods: by name; the name `ppo` is what differences are taken against.
+        methods: by name.
+        baseline: name of the method that all others are compared with; null for no comparison.
+        featured: name of the method that the report's headline is about; null for the first one.
         seeds: every method runs once with each.
         overrides: dotted keys and values for all methods.
         jobs: runs at a time; the processor's cores are shared out among them.
@@ -62,6 +63,8 @@ class CompareSettings:
 
     run_dir: str = "runs/compare"
     methods: dict[str, MethodSettings] = field(default_factory=dict)
+    baseline: str | None = None
+    featured: str | None = None
     seeds: list[int] = field(default_factory=lambda: [1])
     overrides: dict[str, Any] = field(default_factory=dict)
     jobs: int = 1
@@ -70,6 +73,9 @@ class CompareSettings:
     def __post_init__(self) -> None:
         if not self.methods:
             raise UserError("methods: empty; expected at least one, for example ppo: {config: [ppo.yaml]}")
+        for role, name in (("baseline", self.baseline), ("featured", self.featured)):
+            if name is not None and name not in self.methods:
+                raise UserError(f"{role}: {name!r} is no method; expected one of {list(self.methods)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds: {self.seeds} is wrong; expected a list of different integers")
         if self.jobs < 1:
@@ -136,7 +142,7 @@ def plan_jobs(settings: CompareSettings) -> Iterator[Job]:
         for name, method in settings.methods.items():
             if method.command == "evaluate" and seed != settings.seeds[0]:
                 continue
-            folder = Path(settings.run_dir) / name / f"seed_{seed}"
+            folder = seed_folder(Path(settings.run_dir), method=name, seed=seed)
             arguments = [method.command, *(word for path in method.config for word in ("--config", path))]
             arguments += ["--seed_everything", str(seed), "--loop.run_dir", str(folder)]
             chosen = {**settings.overrides, **method.overrides}
@@ -162,6 +168,8 @@ def describe(settings: CompareSettings, *, command: str, root: Path) -> None:
             name: {
                 "title": method.title or name,
                 "seeds": settings.seeds[:1] if method.command == "evaluate" else settings.seeds,
+                "baseline": None if name == settings.baseline else settings.baseline,
+                "featured": name == settings.featured,
             }
             for name, method in settings.methods.items()
         },
@@ -170,7 +178,7 @@ def describe(settings: CompareSettings, *, command: str, root: Path) -> None:
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
     }
-    (root / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (root / COMPARISON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _is_reusable(job: Job, *, overwrite: bool) -> bool:

@@ -20,6 +20,12 @@ from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import BaseModule
 from ippo_lightning.storage.atomic import PARTIAL, link_whole, write_whole
+from ippo_lightning.storage.run_folder import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_PATTERN,
+    LAST_CHECKPOINT,
+    checkpoint_name,
+)
 
 FORMAT = 2
 _SAMPLED = 64  # entries of a frozen tensor that go into the fingerprint
@@ -196,16 +202,16 @@ class CheckpointFolder:
     @property
     def last(self) -> Path:
         """Second name of the newest checkpoint."""
-        return self.path / "last.ckpt"
+        return self.path / LAST_CHECKPOINT
 
     @property
     def best(self) -> Path:
         """The checkpoint of the best evaluation."""
-        return self.path / "best.ckpt"
+        return self.path / BEST_CHECKPOINT
 
     def newest_first(self) -> list[Path]:
         """Return the checkpoints by iteration, complete or not."""
-        return sorted(self.path.glob("iteration_*.ckpt"), reverse=True)
+        return sorted(self.path.glob(CHECKPOINT_PATTERN), reverse=True)
 
     def read_newest(self) -> tuple[Path, dict[str, Any]]:
         """Return the newest complete checkpoint; one that cannot be read is skipped with a warning.
@@ -233,7 +239,7 @@ class CheckpointFolder:
         """
         if rank() != 0:
             return
-        path = self.path / f"iteration_{iteration:07d}.ckpt"
+        path = self.path / checkpoint_name(iteration)
         try:
             write_whole(path, lambda file: torch.save(dict(state), file))
         except (OSError, RuntimeError) as error:

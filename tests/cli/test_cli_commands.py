@@ -121,6 +121,8 @@ def test_compare_makes_one_table_and_one_page(
     root = tmp_path / "compare"
     settings = {
         "run_dir": str(root),
+        "baseline": "ppo",
+        "featured": "ippo",
         "seeds": [1, 2],
         "jobs": 2,
         "overrides": {"loop.max_iterations": 2},
@@ -141,6 +143,8 @@ def test_compare_makes_one_table_and_one_page(
     assert all(title in printed for title in ("SFT", "PPO", "I-PPO"))
     results = json.loads((root / "results.json").read_text(encoding="utf-8"))
     assert set(results["methods"]) == {"sft", "ppo", "ippo"}
+    assert set(results["differences"]) == {"sft - ppo", "ippo - ppo"}
+    assert [name for name, method in results["methods"].items() if method["featured"]] == ["ippo"]
     assert all(set(method) >= KEYS for method in results["methods"].values())
     for name in ("ppo", "ippo"):
         assert len(results["methods"][name]["kept_fraction"]) == 2

@@ -87,7 +87,7 @@ def test_ranks_that_keep_different_numbers_take_the_same_steps(
 
 def test_a_mistake_that_only_the_writing_rank_can_see_ends_both(outcome: Outcome) -> None:
     for rank in outcome.ranks:
-        assert "already holds a run" in rank["mistake"]
+        assert "already contains a run" in rank["mistake"]
 
 
 @pytest.mark.parametrize("denominator", ["all", "kept"])

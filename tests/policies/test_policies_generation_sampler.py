@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed import dtensor
+from ippo_lightning.distributed import lockstep
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
 
@@ -208,8 +208,8 @@ def test_a_rank_with_fewer_batches_repeats_its_last_one(
     settings = SamplingSettings(num_responses=1, max_new_tokens=8, batch_size=2)
     torch.manual_seed(0)
     plain = policy.sample(*encoded(policy), settings)
-    monkeypatch.setattr(dtensor, "is_sharded", lambda module: True)
-    monkeypatch.setattr(dtensor, "all_reduce_max", lambda number, *, device: number + 2)  # of another rank
+    monkeypatch.setattr(lockstep, "is_sharded", lambda module: True)
+    monkeypatch.setattr(lockstep, "all_reduce_max", lambda number, *, device: number + 2)  # of another rank
     forwards = forwards_of(policy, batch_size=2)
     assert len([shape for shape, _ in forwards if shape[1] > 1]) == 5 + 2
     torch.manual_seed(0)

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.report import folders as folders_module
-from ippo_lightning.report import read_comparison, read_run
+from ippo_lightning.report import json_lines, read_run
 
 
-def test_a_run_is_read_whole(folders):
+def test_all_files_of_a_run_are_read(folders):
     run = read_run(folders.run("ippo", 7, iterations=6, episodes=5))
     assert (run.method, run.seed, run.finished) == ("ippo", 7, True)
     assert list(run.series("update/kept_fraction")) == list(range(6))
@@ -41,7 +40,7 @@ def test_an_unreadable_line_in_the_middle_is_counted_and_left_out(folders, broke
 
 
 def test_a_line_beyond_the_limit_is_left_out(folders, monkeypatch):
-    monkeypatch.setattr(folders_module, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(json_lines, "LONGEST_LINE", 1000)
     folder = folders.run("ppo", 1, iterations=2)
     with (folder / "history.jsonl").open("a") as handle:
         handle.write(json.dumps({"iteration": 2, "time/iteration_seconds": 1.0, "junk": "x" * 5000}) + "\n")
@@ -101,42 +100,35 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_methods_keep_their_display_order(folders):
-    comparison = read_comparison(folders.comparison(seeds=2, iterations=2))
-    assert list(comparison.methods) == ["sft", "ppo", "random", "ippo"]
-    assert [run.seed for run in comparison.methods["ippo"].runs] == [1, 2]
-    assert comparison.unfinished == ()
-
-
-def test_runs_that_did_not_finish_are_named_and_left_out(folders):
-    folders.run("ppo", 1, iterations=4)
-    folders.run("ppo", 2, iterations=4, finished=False)
-    folders.list_methods({"ppo": {"title": "PPO", "seeds": [1, 2, 3]}})
-    comparison = read_comparison(folders.root)
-    assert comparison.unfinished == (
-        "PPO, seed 2: stopped after iteration 3, no final results",
-        "PPO, seed 3: nothing recorded",
-    )
-    assert [run.seed for run in comparison.methods["ppo"].finished] == [1]
+@pytest.mark.parametrize(
+    ("row", "label"),
+    [
+        ({"label": "any words at all"}, "any words at all"),
+        ({"label": "faithful", "correct": False}, "faithful"),
+        ({"label": None, "correct": True}, "right"),
+        ({"label": None, "correct": False}, "wrong"),
+        ({"label": None, "correct": None}, ""),
+        ({"label": 3, "correct": "yes"}, ""),
+    ],
+)
+def test_a_grader_without_labels_leaves_right_and_wrong(folders, row, label):
+    folder = folders.run("ppo", 1, iterations=1)
+    (folder / "episodes.jsonl").write_text(json.dumps({"iteration": 0, **row}) + "\n")
+    assert read_run(folder).episodes[0].label == label
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("row", "changes"),
     [
-        None,
-        "{",
-        "[]",
-        "{}",
-        '{"methods": {}}',
-        '{"methods": {"../ppo": {"seeds": [1]}}}',
-        '{"methods": {"ppo": {"seeds": "1"}}}',
-        '{"methods": {"ppo": {"seeds": [true]}}}',
-        '{"methods": {"ppo": 3}}',
+        ({"reasons": ["influence", "length"], "factors": [0.0, 1.5]}, (("influence", 0.0), ("length", 1.5))),
+        ({"reasons": [], "factors": []}, ()),
+        ({"reasons": ["influence"], "factors": [None]}, ()),
+        ({"reasons": ["influence"], "factors": []}, None),
+        ({"reasons": "influence", "factors": [0.0]}, None),
+        ({}, None),
     ],
 )
-def test_an_unusable_listing_is_refused_in_one_line(tmp_path, text):
-    if text is not None:
-        (tmp_path / "comparison.json").write_text(text)
-    with pytest.raises(UserError, match=r"comparison\.json") as error:
-        read_comparison(tmp_path)
-    assert "\n" not in str(error.value)
+def test_who_changed_an_episode_is_read(folders, row, changes):
+    folder = folders.run("ppo", 1, iterations=1)
+    (folder / "episodes.jsonl").write_text(json.dumps({"iteration": 0, **row}) + "\n")
+    assert read_run(folder).episodes[0].changes == changes
