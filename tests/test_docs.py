@@ -101,7 +101,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: str) -> None:
             runs(block, names)
     if "scores" in names:
         assert torch.isfinite(names["scores"]).all()
-    for name in ("ShortAnswersPPO", "LengthPenaltyPPO"):
+    for name in ("ShortAnswersPPO", "EntropyBonusPPO"):
         if name in names:
             trains(names[name])
 
@@ -117,7 +117,7 @@ def trains(kind: Any) -> None:
     from training_parts import tiny_loop, tiny_module
 
     plain = tiny_module()
-    module = kind(policy=plain.policy, reward=plain.reward, sampling=plain.sampling, ppo=plain.ppo)
+    module = kind(policy=plain.policy, reward=plain.reward, sampling=plain.sampling, update=plain.update_settings)
     tiny_loop(Path(f"run_{kind.__name__}"), module, max_iterations=1).fit()
     assert module.iteration == 1
 

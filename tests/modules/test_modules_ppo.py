@@ -212,7 +212,6 @@ def test_the_grade_of_the_data_modules_task_is_the_default_reward(runner: str, t
             accelerator="cpu",
             max_epochs=1,
             limit_train_batches=1,
-            limit_val_batches=0,
             default_root_dir=tmp_path,
             **quiet,
         )
