@@ -100,7 +100,7 @@ def sample_in_batches(request: Request, draw: Callable[[Request], Tensor], *, ne
     Args:
         request: all rows.
         draw: returns response ids [rows, tokens] for a part of the rows; it may write anything after a stop token.
-        network: what `draw` runs; ranks with parts of it make the same number of draws.
+        network: what `draw` runs; ranks that hold parts of it make the same number of draws.
     """
     batch_size = request.settings.batch_size
     response_ids = draw(request) if batch_size is None else _drawn_in_batches(request, draw, batch_size, network)
@@ -112,12 +112,10 @@ def _drawn_in_batches(
     request: Request, draw: Callable[[Request], Tensor], batch_size: int, network: nn.Module
 ) -> Tensor:
     lengths = request.prompt_mask.sum(dim=1)
-    responses: list[Tensor] = [lengths] * len(lengths)  # placeholders: each row is replaced below
+    responses: list[Tensor] = [lengths] * len(lengths)
     # Prompts of similar length share a batch, so that it contains little padding. The sort is stable: the order of the
     # rows decides which random number each of them gets.
     batches = lengths.argsort(stable=True).split(batch_size)
-    # With parts of the network on several ranks, each forward waits for all of them: a rank with fewer rows repeats its
-    # last batch and drops the result.
     for rows, is_new in in_step(batches, module=network):
         columns = slice(request.prompt_ids.shape[1] - int(lengths[rows].max()), None)
         prompt_ids, prompt_mask = request.prompt_ids[rows, columns], request.prompt_mask[rows, columns]
