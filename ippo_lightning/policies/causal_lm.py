@@ -126,7 +126,7 @@ class CausalLMPolicy(nn.Module):
             disable_dropout(self)
         # After the dropout: a copied reference must compute what the policy computes.
         self.reference_model = prepare_reference(self.reference_kind, self.model)
-        if gradient_checkpointing:
+        if gradient_checkpointing:  # not for a copied reference, which never runs a backward pass
             checkpoint_gradients(self.language_model)
             if self.critic is not None:
                 checkpoint_gradients(self.critic.trunk)
@@ -145,6 +145,7 @@ class CausalLMPolicy(nn.Module):
     @property
     def context_length(self) -> int:
         """Most tokens, prompt and response together, that the model can read; `sys.maxsize` if it has no limit."""
+        # a multimodal model keeps this limit in the configuration of its text part
         limit = getattr(self.language_model.config.get_text_config(), "max_position_embeddings", None)
         return sys.maxsize if limit is None else int(limit)
 
@@ -165,6 +166,7 @@ class CausalLMPolicy(nn.Module):
             mode: True for train mode.
         """
         super().train(mode)
+        # with kept dropout, a reference in train mode would give random log-probabilities
         if self.reference_model is not None:
             self.reference_model.eval()
         return self
@@ -207,6 +209,7 @@ class CausalLMPolicy(nn.Module):
             log_probs, entropy = token_log_probs_and_entropy(
                 logits=logits, ids=response_ids, temperature=temperature, detach_entropy=with_entropy == "detached"
             )
+            # masked_fill and not a product: the model may compute NaN for padding, and 0 * NaN is NaN
             entropy = entropy.masked_fill(~response_mask, 0.0)
         else:
             log_probs = token_log_probs(logits=logits, ids=response_ids, temperature=temperature)

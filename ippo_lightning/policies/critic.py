@@ -64,7 +64,7 @@ class SeparateCritic(nn.Module):
     def __init__(self, language_model: PreTrainedModel, *, init_std: float | None = None, seed: int = 0) -> None:
         super().__init__()
         hidden_size = feature_size(language_model)
-        trunk = language_model.base_model
+        trunk = language_model.base_model  # without the language-model head, which would train without effect
         assert isinstance(trunk, PreTrainedModel)
         self.trunk: PreTrainedModel = trunk
         self.head = ValueHead(hidden_size, init_std=init_std, seed=seed)
@@ -107,6 +107,7 @@ def build_critic(
         return ValueHead(feature_size(base), init_std=init_std, seed=seed), None
     if kind == "none":
         return None, None
+    # The policy's base cannot be reused: its weights are shared with the policy and carry the adapter.
     trunk = source.load(tokenizer)
     if lora is not None and lora.adapter_path is not None:
         trunk = merge_adapter(trunk, lora.adapter_path)

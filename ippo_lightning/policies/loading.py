@@ -131,6 +131,7 @@ class ModelSource:
                     pretrained, trust_remote_code=self.trust_remote_code, output_loading_info=True, **settings
                 )
         except Exception as error:
+            # a damaged folder fails in many ways, in transformers, in safetensors or in the model's own code
             raise UserError(f"policy.pretrained: cannot load {pretrained!r}; {_one_line(error)}") from error
         model: PreTrainedModel = loaded[0]
         # transformers fills missing weights at random and only warns; training would start from noise
@@ -200,6 +201,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
             raise UserError(
                 f"policy.lora.adapter_path: cannot load {settings.adapter_path!r}; {_one_line(error)}"
             ) from error
+    # Adapters stay float32 on any base: in half precision, small updates would be rounded away.
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -229,7 +231,7 @@ def merge_adapter(model: PreTrainedModel, adapter_path: str) -> PreTrainedModel:
         UserError: the folder contains no adapter.
     """
     check_adapter_folder(adapter_path)
-    with seeded(0):
+    with seeded(0):  # PEFT draws an adapter at random before it reads the saved weights
         merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter_path).merge_and_unload()
     return merged
 
@@ -284,6 +286,7 @@ def _new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     except Exception as error:
         raise UserError(f"policy.config.model_type: {model_type!r} is unknown to transformers; try llama") from error
     _check_config_names(fields, default)
+    # The user's fields come after these and win, for example for a larger vocabulary.
     special = {
         "vocab_size": max(tokenizer.get_vocab().values()) + 1,
         "pad_token_id": tokenizer.pad_token_id,
@@ -327,5 +330,6 @@ def _check_model_folder(pretrained: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
+    # Messages of the libraries can be very long, and the command line prints a user's mistake in one line.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -80,7 +80,7 @@ def reference_active(kind: ReferenceKind, model: PreTrainedModel | PeftModel) ->
     """
     if kind == "none":
         raise UserError("policy.reference: 'none' gives no log-probabilities; use auto")
-    if kind == "copy":
+    if kind == "copy":  # a network of its own, which the policy's state does not affect
         return nullcontext()
     assert isinstance(model, PeftModel)
     return adapter_disabled(model) if kind == "adapter_off" else reference_adapter_active(model)
@@ -107,7 +107,7 @@ def add_reference_adapter(model: PeftModel) -> None:
     # PEFT's add_adapter and set_adapter switch requires_grad of all adapters, hence the flags are restored.
     weights = get_peft_model_state_dict(model, adapter_name=POLICY_ADAPTER)
     with keeping_trainable_flags(model):
-        with seeded(0):
+        with seeded(0):  # for random weights that are replaced in the next step
             model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
         set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
         model.set_adapter(POLICY_ADAPTER)
@@ -138,5 +138,6 @@ def adapter_disabled(model: PeftModel) -> Iterator[None]:
     Args:
         model: a model with one adapter.
     """
+    # PEFT switches requires_grad together with the adapter; a parameter that the user froze would train afterwards.
     with keeping_trainable_flags(model), model.disable_adapter():
         yield

@@ -65,10 +65,10 @@ def full_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel
                 for name, layer in model.named_modules()
                 if isinstance(layer, QUANTIZED_LAYERS) and rank() == 0
             }
-        del config.quantization_config
+        del config.quantization_config  # with it, transformers would load the dense copy as a quantised model
     if rank() != 0:
         return None
-    with seeded(0):
+    with seeded(0):  # for random weights that are replaced below
         copied: Any = type(network)(config)
         copied.to(dtype=network.dtype)
         if isinstance(model, PeftModel):
@@ -90,6 +90,7 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: P
         tokenizer: saved next to the adapter.
         folder: created if missing.
     """
+    # without the selection, PEFT would save the reference's adapter as well
     model.save_pretrained(str(folder), selected_adapters=[POLICY_ADAPTER])
     tokenizer.save_pretrained(folder)
     return folder
@@ -106,6 +107,7 @@ def merged_copy(model: PeftModel, adapter_folder: Path) -> PreTrainedModel:
         adapter_folder: contains the saved adapter.
     """
     if not is_quantized(model):
+        # a copy, because merging changes the model in place and cannot be undone exactly
         merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload(adapter_names=[POLICY_ADAPTER])
         return merged
     logger.info("The 4-bit base is dequantised to merge the adapter; the merged model is in %s", model.dtype)

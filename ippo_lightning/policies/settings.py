@@ -89,6 +89,7 @@ class SamplingSettings:
         require_range("sampling.top_p", self.top_p, above=0, at_most=1)
         if self.stop_tokens is not None and not all(self.stop_tokens):
             raise UserError(f"sampling.stop_tokens: {self.stop_tokens!r} contains an empty string; remove it")
+        # A warning and no error, because top_p is right for an evaluation.
         if self.top_p < 1.0:
             warnings.warn(
                 f"sampling.top_p: {self.top_p} cuts the distribution of the samples, while log-probabilities are those "
@@ -130,6 +131,7 @@ def check_policy_settings(
             f"policy.value: 'separate' would train a second model, whose {quantization} weights cannot be trained; "
             "use head"
         )
+    # Refused instead of ignored: the user would believe that the adapter is regularised.
     if lora is not None and lora.dropout > 0 and not keep_dropout:
         raise UserError(
             f"policy.lora.dropout: {lora.dropout} has no effect while dropout is off; set keep_dropout: true"

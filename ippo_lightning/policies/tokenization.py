@@ -38,6 +38,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         UserError: it has no pad token or no EOS token.
     """
+    # No automatic choice: a new pad token needs a larger embedding, and the user should know which token is reused.
     if tokenizer.pad_token_id is None:
         raise UserError("tokenizer.pad_token: none; set one, for instance tokenizer.pad_token = tokenizer.unk_token")
     if tokenizer.eos_token_id is None:
@@ -116,6 +117,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[str
     for text in stop_tokens or ():
         # The vocabulary comes first: many tokenizers put a space token before a text that stands alone.
         encoded = [vocabulary[text]] if text in vocabulary else _plain_tokens(tokenizer, text)
+        # If the unknown token ended responses, every word outside the vocabulary would.
         if len(encoded) != 1 or encoded[0] == tokenizer.unk_token_id:
             raise UserError(f"sampling.stop_tokens: {text!r} is {len(encoded)} tokens {encoded}; use single tokens")
         ids.extend(token for token in encoded if token not in ids)
@@ -137,6 +139,7 @@ def _prompt_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max
 
 
 def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    # A second BOS would put the prompt outside of what the model saw in training.
     begins_itself = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
     if begins_itself:
         return _plain_tokens(tokenizer, prompt)
@@ -151,6 +154,7 @@ def _response_tokens(tokenizer: PreTrainedTokenizerBase, response: str, index: i
     ids = _plain_tokens(tokenizer, response)
     if not ids:
         raise UserError(f"responses[{index}]: empty; a demonstration needs at least one token before EOS")
+    # Compared as ids, because a tokenizer converts an EOS that is written out to its id.
     eos_id = int(tokenizer.eos_token_id)
     return ids if ids[-1] == eos_id else [*ids, eos_id]
 

@@ -69,6 +69,7 @@ def generation_config(request: Request) -> GenerationConfig:
     if not settings.greedy:
         # top_k=0 must be written out: transformers' default keeps only the 50 most likely tokens.
         chosen = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    # Continuous batching has a paged cache of its own instead.
     if settings.cache == "static" and settings.sampler == "generate":
         chosen["cache_implementation"] = "static"
     return GenerationConfig(

@@ -50,11 +50,13 @@ class VLLMSampler:
     ) -> None:
         if not isinstance(model, PeftModel) or source.pretrained is None:
             raise UserError("sampling.sampler: vllm gets the adapter of a saved base; set policy.lora and pretrained")
+        # PPO's ratio assumes that the sampling model and the scoring model are the same.
         if source.quantization is not None and "quantization" not in options:
             raise UserError(
                 f"sampling.engine: no quantization, while the policy's base is {source.quantization}; responses would "
                 "be those of another model; set engine.quantization, for example to bitsandbytes"
             )
+        # Each rank would start an engine on the GPU that its policy already fills.
         if world_size() > 1:
             raise UserError("sampling.sampler: vllm works with one process only; use generate or continuous")
         self.model = model
@@ -83,11 +85,13 @@ class VLLMSampler:
 
         # vLLM caches adapters by number, so changed weights need a new number.
         self._count += 1
+        # From the caller's stream, so that a resumed run samples the same responses.
         seeds = torch.randint(2**31, (len(request.prompt_ids),)).tolist()
         prompts = [
             {"prompt_token_ids": ids[mask].tolist()}
             for ids, mask in zip(request.prompt_ids, request.prompt_mask, strict=True)
         ]
+        # vLLM reads adapters from a folder only.
         with tempfile.TemporaryDirectory(prefix="ippo_adapter_") as folder:
             written = written_adapter(self.model, self.tokenizer, Path(folder))
             outputs = self._engine.generate(
