@@ -208,7 +208,7 @@ def test_equal_numbers_have_one_form(number: object) -> None:
         ("", Label.WRONG_ANSWER),
     ],
 )
-def test_the_verdict_on(response: str, label: Label) -> None:
+def test_the_label_of(response: str, label: Label) -> None:
     grade = grade_gsm8k("", response, {"answer": "72"})
     assert grade.label is label
     assert grade.correct == (label is not Label.WRONG_ANSWER)
