@@ -237,7 +237,7 @@ def test_more_than_16384_characters_are_a_wrong_answer() -> None:
 
 
 def test_an_example_without_reference_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"example\.answer: None is no text"):
+    with pytest.raises(UserError, match=r"example\.answer: None is not text"):
         grade_gsm8k("", "#### 72", {})
 
 

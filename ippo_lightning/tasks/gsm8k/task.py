@@ -159,7 +159,7 @@ def hold_out(records: Sequence[Record], *, count: int) -> tuple[list[Record], li
     unique: dict[str, Record] = {}
     for record in records:
         unique.setdefault(record["question"], record)
-    # by hash and not by a random draw: the same questions are held out if the file gets another order or more records
+    # by hash and not by a random draw: the order of the file then changes nothing
     by_hash = sorted(unique, key=lambda question: sha256(question.encode()).digest())
     held_out = by_hash[:count]
     chosen = set(held_out)
