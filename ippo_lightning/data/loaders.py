@@ -42,6 +42,7 @@ class EvaluationSampler(DistributedSampler[int]):
         return len(self._indices())
 
     def _indices(self) -> range:
+        # recomputed: the length of the base class counts the repeated rows
         return range(self.rank, len(cast(TextRows, self.dataset)), self.num_replicas)
 
 
@@ -51,6 +52,7 @@ def collate_rows(rows: Sequence[Row]) -> dict[str, list[Any]]:
     Args:
         rows: at least one.
     """
+    # copies of the examples: a reward or a callback may write into them
     batch = {"prompts": [row["prompt"] for row in rows], "examples": [dict(row["example"]) for row in rows]}
     if "response" in rows[0]:
         batch["responses"] = [row["response"] for row in rows]

@@ -100,6 +100,7 @@ class TextDataModule(LightningDataModule):
             UserError: a row is not as it must be.
         """
         if self._splits is None:
+            # all splits at once, so that a mistake in one shows before training and not at its first evaluation
             self._splits = Splits(**{split.name: self._checked_rows(split.name) for split in fields(Splits)})
 
     def train_dataloader(self) -> DataLoader[Row]:

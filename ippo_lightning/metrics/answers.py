@@ -37,7 +37,7 @@ class ExactMatch(Metric):
         Args:
             correct: shape [prompts, samples], bool.
         """
-        self.num_correct += int(correct.sum())
+        self.num_correct += int(correct.sum())  # grades are on the CPU, the state may be on a GPU
         self.num_responses += correct.numel()
 
     def compute(self) -> Tensor:

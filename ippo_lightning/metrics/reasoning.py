@@ -81,6 +81,7 @@ class ReasoningMetrics(nn.Module):
         self.exact_match.update(correct)
         self.majority_vote.update(answers, references, num_unreported=_num_unreported(grades))
         self.pass_at_k.update(correct)
+        # a response of unknown reasoning counts neither as faithful nor as unfaithful
         self.unfaithful_fraction.update(correct & is_known, faithful)
         self.label_fractions.update([grade.label for group in grades for grade in group])
 

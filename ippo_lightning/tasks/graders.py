@@ -26,7 +26,7 @@ def as_grade(value: object, *, grader: object = None) -> Grade:
     """Return what a grader returned as a `Grade`.
 
     - A `Grade` stays as it is.
-    - A bool says whether the response is right.
+    - A bool is True for a right response.
     - A number from 0 to 1 is right if it is exactly 1, so partial credit is not a right answer. Return a bool for
       another threshold.
     - A string is a label. The response is right unless the label is one of `WRONG_LABELS`; upper case, spaces and

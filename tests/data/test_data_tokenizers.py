@@ -47,7 +47,7 @@ def test_arithmetic_text_comes_back(text: str) -> None:
 
 
 @pytest.mark.parametrize(("digits_per_token", "num_tokens"), [(1, 8), (2, 7), (3, 6)])
-def test_a_token_holds_so_many_digits(digits_per_token: int, num_tokens: int) -> None:
+def test_a_token_has_at_most_so_many_digits(digits_per_token: int, num_tokens: int) -> None:
     assert len(ids(arithmetic_tokenizer(digits_per_token=digits_per_token), "7+123=-9")) == num_tokens
 
 
@@ -105,7 +105,7 @@ def test_the_smallest_vocabulary_is_that_of_the_bytes(folder: str) -> None:
 
 
 def test_a_missing_folder_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"'/missing' is no folder"):
+    with pytest.raises(UserError, match=r"'/missing' is not a folder"):
         bpe_tokenizer(path="/missing")
 
 

@@ -68,13 +68,13 @@ def test_reset_forgets() -> None:
     assert metrics.compute() == values(fresh)
 
 
-def test_batches_add_up_to_the_whole() -> None:
+def test_batches_add_up() -> None:
     grades = sampled(30)
-    whole, parts = ReasoningMetrics(k=3), ReasoningMetrics(k=3)
-    whole.update(grades, references=["14"] * 30)
+    everything, parts = ReasoningMetrics(k=3), ReasoningMetrics(k=3)
+    everything.update(grades, references=["14"] * 30)
     for start, end in ((0, 1), (1, 17), (17, 30)):
         parts.update(grades[start:end], references=["14"] * (end - start))
-    assert parts.compute() == values(whole)
+    assert parts.compute() == values(everything)
 
 
 def test_the_states_of_two_ranks_reduce_to_the_state_of_all() -> None:
@@ -191,9 +191,9 @@ def _rank(rank: int, store: str, results) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_compute_what_one_computes(tmp_path) -> None:
-    whole = ReasoningMetrics(k=3)
-    whole.update(sampled(31), references=["14"] * 31)
+    everything = ReasoningMetrics(k=3)
+    everything.update(sampled(31), references=["14"] * 31)
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
         mp.spawn(_rank, args=(str(tmp_path / "store"), results), nprocs=2)
-        assert results[0] == results[1] == values(whole)
+        assert results[0] == results[1] == values(everything)

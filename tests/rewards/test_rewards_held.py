@@ -1,4 +1,4 @@
-"""A reward or grader that a module holds is no part of it: not trained, not saved, not switched."""
+"""A reward or grader that a module keeps in a holder is no part of it: not trained, not saved, not switched."""
 
 from __future__ import annotations
 

@@ -167,5 +167,5 @@ def test_a_wrong_argument_is_named_before_any_work(changes: dict[str, Any], fiel
 
 
 def test_more_problems_than_exist_are_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"150 different problems are asked for, and only 50 exist"):
+    with pytest.raises(UserError, match=r"150 different problems are needed, and only 50 exist"):
         task(max_terms=2, max_number=5, num_demonstrations=1).rows("test")

@@ -180,7 +180,7 @@ GOOD = json.dumps(RECORDS[0])
         ('{"question": "q", "answer": ["#### 1"]}', r"answer is list"),
         ('{"question": "q", "answer": "1"}', r"answer has no number after ####"),
         ('{"question": "q", "answer": "#### one"}', r"answer has no number after ####"),
-        ('{"question": "\\ud800", "answer": "#### 1"}', r"question holds half a surrogate pair"),
+        ('{"question": "\\ud800", "answer": "#### 1"}', r"question contains half a surrogate pair"),
         ("[" * 100_000, r"not JSON \(RecursionError"),
         ("9" * 5_000, r"not JSON"),
         ('{"question": "' + "x" * (1 << 20) + '", "answer": "#### 1"}', r"more than 1048576 bytes"),
@@ -216,7 +216,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file_is_named(tmp_path: Path, content: str) -> None:
-    with pytest.raises(UserError, match=r"train\.jsonl holds no records"):
+    with pytest.raises(UserError, match=r"train\.jsonl contains no records"):
         splits(write(tmp_path, content))
 
 
@@ -227,12 +227,12 @@ def test_holding_out_everything_is_the_users_mistake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["./missing", "/missing/folder", "~/missing-folder", "a/b/c", ""])
 def test_a_missing_folder_is_named_and_the_hub_is_not_asked(path: str) -> None:
-    with pytest.raises(UserError, match=r"is no folder; expected one"):
+    with pytest.raises(UserError, match=r"is not a folder; expected one"):
         GSM8KTask(path=path).prepare()
 
 
 def test_without_a_network_the_hub_is_one_clear_line() -> None:
-    with pytest.raises(UserError, match=r"'nobody/nothing' is no folder here, and the Hub gave no data set") as caught:
+    with pytest.raises(UserError, match=r"'nobody/nothing' is not a folder, and the Hub gave no data set") as caught:
         GSM8KTask(path="nobody/nothing").prepare()
     assert "\n" not in str(caught.value)
 

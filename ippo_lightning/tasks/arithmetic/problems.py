@@ -1,4 +1,4 @@
-"""Drawing arithmetic problems and demonstrations, by seed, no problem twice."""
+"""Arithmetic problems and demonstrations, drawn by seed, no problem twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ippo_lightning.tasks.grades import Label
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSpace:
-    """Which problems there are.
+    """The problems that can be drawn.
 
     Args:
         min_terms: at least 2.
@@ -26,7 +26,8 @@ class ProblemSpace:
         operators: any of `+`, `-`, `*`.
 
     Raises:
-        UserError: bounds the wrong way round, an unknown operator or one given twice, or results beyond 18 digits.
+        UserError: a lower bound is above its upper bound, an operator is unknown or given twice, or results may have
+            more than 18 digits.
     """
 
     min_terms: int
@@ -54,15 +55,16 @@ class ProblemSpace:
         return self.max_number * self.max_terms
 
     def size(self, num_terms: int) -> int:
-        """Return how many different problems with so many terms there are."""
+        """Return how many different problems with this number of terms exist."""
+        # 3+4 and 4+3 count as two: their steps differ
         numbers = self.max_number - self.min_number + 1
         return int(numbers**num_terms * len(self.operators) ** (num_terms - 1))
 
     def draw(self, count: int, generator: random.Random) -> list[ArithmeticProblem]:
         """Return `count` different problems.
 
-        The number of terms is drawn uniformly; a problem that is there already is drawn anew, number of terms and all,
-        so the short ones, of which there are few, become rarer as they run out.
+        The number of terms is drawn uniformly. A problem that was drawn before is replaced by another draw, of the
+        number of terms too, so short problems become rarer as they run out.
 
         Raises:
             UserError: fewer problems exist.
@@ -71,11 +73,12 @@ class ProblemSpace:
         left = {length: self.size(length) for length in lengths}
         if sum(left.values()) < count:
             raise UserError(
-                f"task: {count} different problems are asked for, and only {sum(left.values())} exist; "
-                "ask for fewer, or widen min_terms..max_terms or min_number..max_number"
+                f"task: {count} different problems are needed, and only {sum(left.values())} exist; "
+                "use fewer, or widen min_terms..max_terms or min_number..max_number"
             )
-        chosen: dict[ArithmeticProblem, None] = {}  # keeps the order
+        chosen: dict[ArithmeticProblem, None] = {}  # a set would not keep the order of drawing
         while len(chosen) < count:
+            # without lengths that ran out: with few problems left, most draws would otherwise be repetitions
             length = generator.choice([length for length in lengths if left[length] > 0])
             problem = ArithmeticProblem(
                 tuple(generator.randint(self.min_number, self.max_number) for _ in range(length)),
@@ -88,7 +91,7 @@ class ProblemSpace:
 
 
 def prompt_row(problem: ArithmeticProblem) -> dict[str, Any]:
-    """Return a problem as a prompt with its answer."""
+    """Return the row of a problem: prompt and answer."""
     return {"prompt": problem.prompt, "example": {"problem": problem.prompt, "answer": str(problem.answer)}}
 
 
@@ -99,14 +102,17 @@ def demonstration_rows(
     unfaithful_kinds: Mapping[Label, float],
     generator: random.Random,
 ) -> list[dict[str, Any]]:
-    """Return one demonstration a problem, a given fraction of them unfaithful, exactly but for rounding.
+    """Return one demonstration per problem, a given fraction of them unfaithful.
+
+    The number of unfaithful ones is exact, up to rounding.
 
     Args:
         problems: at least one.
         unfaithful_fraction: in [0, 1].
         unfaithful_kinds: weight of each kind among them.
-        generator: decides which and how.
+        generator: decides which are unfaithful, and how.
     """
+    # which ones first, then each one's kind and response in order: published rows depend on this order of draws
     kinds, weights = list(unfaithful_kinds), list(unfaithful_kinds.values())
     unfaithful = set(generator.sample(range(len(problems)), round(unfaithful_fraction * len(problems))))
     rows = []
@@ -127,7 +133,7 @@ def read_kinds(given: Mapping[str, float] | None) -> dict[Label, float]:
         given: weights by name; None for equal ones of all kinds.
 
     Raises:
-        UserError: an unknown kind, a negative weight, or none above 0.
+        UserError: a kind is unknown, a weight is negative, or none is above 0.
     """
     if given is None:
         return dict.fromkeys(UNFAITHFUL_KINDS, 1.0)

@@ -155,9 +155,11 @@ def hold_out(records: Sequence[Record], *, count: int) -> tuple[list[Record], li
         records: a question that comes twice counts once, with its first answer.
         count: at least 0; all records are held out where there are no more.
     """
+    # the same question in training and in validation would measure memory
     unique: dict[str, Record] = {}
     for record in records:
         unique.setdefault(record["question"], record)
+    # by hash and not by a random draw: the order of the file then changes nothing
     by_hash = sorted(unique, key=lambda question: sha256(question.encode()).digest())
     held_out = by_hash[:count]
     chosen = set(held_out)
