@@ -20,7 +20,7 @@ export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-gpu demo docs clean
+.PHONY: help setup lint format test test-slow test-gpu demo docs build clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,11 @@ demo: $(STAMP) ## compare plain PPO with influence-guided PPO on small sums, on 
 
 docs: $(STAMP) ## build the pages into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+build: $(STAMP) ## build the wheel and the source distribution into dist/, and check what is in them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m pytest tests/test_packaging.py
 
 clean: ## remove caches and build products (the environment and runs/ stay)
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -75,9 +75,7 @@ def test_memory_of_hooks_is_that_of_a_plain_pass_and_does_not_grow_with_the_buff
         return float(run_script("scoring", *options).splitlines()[-1])
 
     plain, few, many = (peak(way, count) for way, count in (("forward + backward", 64), ("hooks", 64), ("hooks", 1024)))
-    assert (
-        few <= 1.2 * plain
-    )
+    assert few <= 1.2 * plain
     assert many <= 1.3 * few
 
 
