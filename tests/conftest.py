@@ -28,7 +28,7 @@ from jaxtyping import install_import_hook
 
 # Each call of these modules checks the shapes in its signature. Before the library's first import, or the hook is late.
 CHECKED_MODULES = ["masked", "log_probs", "selection"]
-install_import_hook([f"ippo_lightning.maths.{name}" for name in CHECKED_MODULES], "beartype.beartype")
+install_import_hook([f"ippo_lightning.maths.{name}" for name in CHECKED_MODULES], "shape_checker.check")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEED = 0
