@@ -108,8 +108,9 @@ def test_evaluate_measures_a_checkpoint(experiment: dict[str, Any], tmp_path: Pa
     assert {key: measured[key] for key in KEYS} == {key: trained[key] for key in KEYS}
 
 
+@pytest.mark.parametrize("seeds", [[1], pytest.param([1, 2], marks=pytest.mark.slow)])
 def test_compare_makes_one_table_and_one_page(
-    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seeds: list[int], experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment["callbacks"] = [{"class_path": "ippo_lightning.callbacks.EpisodeLog"}]
     reward = {
@@ -123,7 +124,7 @@ def test_compare_makes_one_table_and_one_page(
         "run_dir": str(root),
         "baseline": "ppo",
         "featured": "ippo",
-        "seeds": [1, 2],
+        "seeds": seeds,
         "jobs": 2,
         "overrides": {"loop.max_iterations": 2},
         "methods": {
@@ -147,11 +148,12 @@ def test_compare_makes_one_table_and_one_page(
     assert [name for name, method in results["methods"].items() if method["featured"]] == ["ippo"]
     assert all(set(method) >= KEYS for method in results["methods"].values())
     for name in ("ppo", "ippo"):
-        assert len(results["methods"][name]["kept_fraction"]) == 2
+        assert len(results["methods"][name]["kept_fraction"]) == 2  # one mean per iteration
         assert len(results["methods"][name]["iteration_seconds"]) == 2
     assert "</html>" in (root / "report.html").read_text(encoding="utf-8")
 
     stamps = {path: path.stat().st_mtime_ns for path in root.rglob("history.jsonl")}
     assert main(command) == 0
-    assert "5 of 5 runs are finished" in capsys.readouterr().out
+    num_runs = 1 + 2 * len(seeds)  # the start is measured once
+    assert f"{num_runs} of {num_runs} runs are finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in root.rglob("history.jsonl")} == stamps

@@ -30,7 +30,7 @@ EXACT = 1e-10
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return outcome_of(Path(two_ranks.__file__), tmp_path_factory.mktemp("two_ranks"))
+    return outcome_of(Path(two_ranks.__file__), tmp_path_factory)
 
 
 def test_where_a_rank_dies_the_others_end_and_say_which(tmp_path: Path) -> None:
