@@ -14,7 +14,7 @@ from ippo_lightning.data import Splits
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
-from ippo_lightning.metrics import ReasoningMetrics
+from ippo_lightning.metrics import ReasoningMetrics, reference_answers
 from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
@@ -124,7 +124,7 @@ class TextModule(BaseModule):
             [self.grader(prompt, response, example) for response in group]
             for prompt, group, example in zip(batch["prompts"], responses, batch["examples"], strict=True)
         ]
-        self.evaluation_metrics.update(grades, references=_references(batch["examples"]))
+        self.evaluation_metrics.update(grades, references=reference_answers(batch["examples"]))
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Evaluate one batch of prompts."""
@@ -154,10 +154,6 @@ class TextModule(BaseModule):
 
 
 _SPLITS = {"validation": "eval", "test": "test"}
-
-
-def _references(examples: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    return [str(example["answer"]) if "answer" in example else None for example in examples]
 
 
 def _sample_rows(datamodule: object) -> Sequence[Row]:
