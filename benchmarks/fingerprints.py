@@ -38,7 +38,7 @@ PPO = ("--config", f"{ARITHMETIC}/ppo.yaml")
 POLICY = "--model.init_args.policy.init_args"
 LORA = (f"{POLICY}.lora.r", "4", f"{POLICY}.reference", "auto")
 TWO_RANKS = ("--fabric.devices", "2", "--data.init_args.batch_size", "32")
-GSM8K = ("--data.init_args.path", str(DATA / "gsm8k"))
+GSM8K = ("--data.init_args.task.init_args.path", str(DATA / "gsm8k"))
 
 
 def ippo(name: str) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def fitted(name: str, folder: Path) -> dict[str, Any]:
     words = [*CASES[name], "--loop.run_dir", str(folder), "--loop.max_iterations", str(ITERATIONS)]
     words += ["--loop.evaluate_every_n_iterations", str(ITERATIONS), "--loop.evaluate_first", "false"]
     words += ["--loop.test_at_end", "false", "--loop.save_model", "false"]
-    words += ["--data.init_args.num_validation", "32"]
+    words += ["--data.init_args.task.init_args.num_validation", "32"]
     run(["-m", "ippo_lightning.cli", "fit", *words])
     state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     rows = {file: read_rows(folder / f"{file}.jsonl") for file in ("history", "evaluations")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import masked_row_mean
 from ippo_lightning.records import TextEpisodes, UpdateStats
+from ippo_lightning.tasks import call_grader, label_text
 
 MAX_TEXT = 2000
 
@@ -53,7 +55,7 @@ def episode_rows(stats: UpdateStats, *, grader: Any = None) -> list[dict[str, An
 
     Args:
         stats: of one iteration.
-        grader: labels each response; null leaves `label` null.
+        grader: labels each response; `label` is null without one, or if it gives no labels.
     """
     episodes, plan = cast(TextEpisodes, stats.episodes), stats.plan
     scored = next((change.scores for change in reversed(plan.history) if change.scores is not None), None)
@@ -65,7 +67,7 @@ def episode_rows(stats: UpdateStats, *, grader: Any = None) -> list[dict[str, An
             "iteration": stats.iteration,
             "prompt": prompt[:MAX_TEXT],
             "response": response[:MAX_TEXT],
-            "label": grader(prompt, response, example).label.value if grader is not None else None,
+            "label": _label(grader, prompt, response, example),
             "reward": rewards[row],
             "advantage": advantages[row],
             "score": scores[row],
@@ -75,3 +77,8 @@ def episode_rows(stats: UpdateStats, *, grader: Any = None) -> list[dict[str, An
             zip(episodes.prompts, episodes.responses, episodes.examples, strict=True)
         )
     ]
+
+
+def _label(grader: Any, prompt: str, response: str, example: Mapping[str, Any]) -> str | None:
+    label = None if grader is None else call_grader(grader, prompt, response, example).label
+    return None if label is None else label_text(label)

@@ -19,14 +19,15 @@ from ippo_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
-TINY_DATA = ["--data.init_args.num_train=32", "--data.init_args.num_validation=4", "--data.init_args.num_test=4"]
+TASK = "data.init_args.task.init_args"
+TINY_DATA = [f"--{TASK}.num_train=32", f"--{TASK}.num_validation=4", f"--{TASK}.num_test=4"]
 TINY_DATA += ["--data.init_args.batch_size=4"]
 TINY = {"max_iterations": 2, "evaluate_every_n_iterations": 2, "evaluate_first": False}
 RUN_OVERRIDES = {
     **{f"loop.{name}": value for name, value in TINY.items()},
-    "data.init_args.num_train": 32,
-    "data.init_args.num_validation": 4,
-    "data.init_args.num_test": 4,
+    f"{TASK}.num_train": 32,
+    f"{TASK}.num_validation": 4,
+    f"{TASK}.num_test": 4,
     "data.init_args.batch_size": 4,
 }
 
@@ -226,7 +227,7 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
     base = ["ippo", "fit", "--config"]
     ippo = [*base, "experiments/arithmetic/ppo.yaml", "--config", "experiments/arithmetic/ippo.yaml"]
     assert main(small([*ippo, "--loop.run_dir", "one"])) == 0
-    demonstrations = "--data.init_args.num_demonstrations=32"
+    demonstrations = f"--{TASK}.num_demonstrations=32"
     assert main([*small([*base, "experiments/arithmetic/sft.yaml", "--loop.run_dir", "two"]), demonstrations]) == 0
     logged: set[str] = set()
     for run in ("one", "two"):

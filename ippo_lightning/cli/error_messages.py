@@ -50,6 +50,8 @@ def one_line(message: str, *, limit: int = 400) -> str:
             line = match.group(1)
         if line:
             said.append(_plain(line))
+    # of several alternatives, the reason why one failed says more than the types of the others
+    said = [words for words in said if not words.startswith("expected")] or said
     field = ".".join(keys)
     inside = f" (in {owner})" if owner else ""
     text = " ".join(said) or "is not valid"

@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ippo: stopped: {one_line(str(error))}", file=sys.stderr)
         return EXIT_FAILURE
     except RuntimeError as error:
-        from ippo_lightning.distributed.collectives import rank, says_rank_was_lost
+        from ippo_lightning.distributed.collectives import is_lost_rank_error, rank
 
-        if os.environ.get("IPPO_TRACEBACK") or not says_rank_was_lost(error):
+        if os.environ.get("IPPO_TRACEBACK") or not is_lost_rank_error(error):
             raise
         lost = f"rank {rank()} lost another rank ({one_line(str(error), limit=120)})"
         print(f"ippo: stopped: {lost}; that rank's own output says why, the last checkpoint is whole", file=sys.stderr)

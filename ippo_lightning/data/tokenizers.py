@@ -53,7 +53,7 @@ def bpe_tokenizer(
     The same file and size give the same tokenizer.
 
     Args:
-        path: a folder or the id of a data set on the Hub, as in `GSM8KDataModule`; the training questions are read.
+        path: a folder or the id of a data set on the Hub, as in `GSM8KTask`; the training questions are read.
         config_name: of the data set on the Hub.
         vocab_size: tokens, special ones included; fewer if the text is too short for so many. At least 258.
 

@@ -4,6 +4,6 @@ from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.ppo import PPOModule
 from ippo_lightning.modules.sft import SFTModule
-from ippo_lightning.modules.text import Grader, TextModule
+from ippo_lightning.modules.text import TextModule
 
-__all__ = ["BaseModule", "Grader", "OptimizerSettings", "PPOModule", "SFTModule", "TextModule"]
+__all__ = ["BaseModule", "OptimizerSettings", "PPOModule", "SFTModule", "TextModule"]

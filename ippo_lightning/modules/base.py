@@ -12,11 +12,12 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine import random_states, restore_random_states, seed_training
 from ippo_lightning.modules.backends import Backend, FabricBackend, TrainerBackend
 from ippo_lightning.modules.memory import memory_of
 from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
-from ippo_lightning.records import Pass, passes
+from ippo_lightning.records import Minibatch, Pass, passes
 
 
 class BaseModule(LightningModule):
@@ -132,6 +133,24 @@ class BaseModule(LightningModule):
     def call_through_wrapper(self, method: str, *arguments: Any) -> Any:
         """Call one of this module's methods so that the strategy's wrapper (DDP) takes part in the forward."""
         return self.backend.call(method, *arguments)
+
+    def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a minibatch, and sums for the log, through the strategy's wrapper."""
+        loss, sums = self.call_through_wrapper(self.loss_method, minibatch)
+        return loss, sums
+
+    def why_not_finite(self, minibatch: Minibatch) -> str | None:
+        """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind."""
+        loss, _ = getattr(self, self.loss_method)(minibatch)
+        if not bool(torch.isfinite(loss)):
+            return "loss"
+        if is_sharded(self):  # the gradient there is that of all ranks
+            return None
+        self.backward_loss(loss)
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        self.only_optimizer().zero_grad()
+        return None if is_finite else "gradient"
 
     # --- counters and checkpoints -----------------------------------------------------------------
 

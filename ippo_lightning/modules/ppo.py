@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,7 +18,6 @@ from ippo_lightning.algorithms import (
     PolicyLoss,
     ValueLoss,
 )
-from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine import UpdateSettings, run_iteration
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.maths import (
@@ -30,13 +29,12 @@ from ippo_lightning.maths import (
     update_diagnostics,
 )
 from ippo_lightning.modules.optimization import OptimizerSettings
-from ippo_lightning.modules.text import Grader, TextModule
+from ippo_lightning.modules.text import TextModule
 from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
 from ippo_lightning.records import Minibatch, RolloutPlan, TextEpisodes, UpdateStats
-from ippo_lightning.rewards import call_reward
+from ippo_lightning.rewards import HeldReward, Reward, grade_reward
 from ippo_lightning.rollouts import collect_episodes
-
-Reward = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
+from ippo_lightning.tasks import Grader
 
 
 class PPOModule(TextModule):
@@ -76,7 +74,7 @@ class PPOModule(TextModule):
         self,
         *,
         policy: CausalLMPolicy,
-        reward: Reward,
+        reward: Reward | None = None,
         grader: Grader | None = None,
         sampling: SamplingSettings | None = None,
         evaluation: SamplingSettings | None = None,
@@ -101,7 +99,8 @@ class PPOModule(TextModule):
         )
         require_range("model.entropy_coef", entropy_coef, at_least=0)
         require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0)
-        self.reward = reward
+        # held by a plain object: a reward that is an nn.Module is neither trained nor saved with the policy
+        self._reward = HeldReward(reward) if reward is not None and not isinstance(reward, HeldReward) else reward
         self.sampling = own_sampling
         self.update_settings = update or UpdateSettings()
         self.advantages = advantages or GAE()
@@ -115,6 +114,25 @@ class PPOModule(TextModule):
         if policy.has_values and not self.advantages.needs_values:
             name = type(self.advantages).__name__
             raise UserError(f"policy.value: {name} reads no values, and the policy has a critic; set value to none")
+
+    @property
+    def reward(self) -> HeldReward:
+        """The reward function: the one given, else 1.0 for a right response by the grader and 0.0 for a wrong one.
+
+        Raises:
+            UserError: there is neither a reward nor a grader.
+        """
+        if self._reward is None:
+            if self.grader is None:
+                raise UserError("model.reward: null, and there is no grader whose grade could be the reward; set one")
+            self._reward = HeldReward(grade_reward(self.grader))
+        return self._reward
+
+    def use_data(self, datamodule: object) -> None:
+        """Take grader and reward from the data module's task if none was given; see `TextModule.use_data`."""
+        super().use_data(datamodule)
+        if datamodule is not None:
+            _ = self.reward  # a run without any reward stops here, before its first iteration
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, float]:
         """Run one iteration on a batch of prompts; return numbers for the log."""
@@ -164,11 +182,10 @@ class PPOModule(TextModule):
 
     def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
         """Fill `outcome_rewards` from the reward function, and `rewards` with the KL penalty per step subtracted."""
-        outcome = call_reward(
-            self.reward,
-            prompts=episodes.prompts,
-            responses=episodes.responses,
-            examples=episodes.examples,
+        outcome = self.reward(
+            episodes.prompts,
+            episodes.responses,
+            episodes.examples,
             allow_nonfinite=self.update_settings.on_nonfinite == "skip",
         ).to(episodes.log_probs)
         kl = kl_estimate(
@@ -304,27 +321,9 @@ class PPOModule(TextModule):
 
     # --- what the engine calls -----------------------------------------------------------------------
 
-    def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute `minibatch_loss` through the strategy's wrapper."""
-        loss, sums = self.call_through_wrapper(self.loss_method, minibatch)
-        return loss, sums
-
     def take_step(self) -> float:
         """Clip, step and clear the gradients; return the gradient norm before clipping."""
         return self.clip_and_step(self.update_settings.max_grad_norm)
-
-    def why_not_finite(self, minibatch: Minibatch) -> str | None:
-        """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind."""
-        loss, _ = self.minibatch_loss(minibatch)
-        if not bool(torch.isfinite(loss)):
-            return "loss"
-        if is_sharded(self):  # the gradient there is that of all ranks
-            return None
-        self.backward_loss(loss)
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
-        self.only_optimizer().zero_grad()
-        return None if is_finite else "gradient"
 
     def progress_state(self) -> dict[str, Any]:
         """Return counters and the KL controller's state."""

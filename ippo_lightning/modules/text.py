@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from ippo_lightning.data import Splits
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
@@ -18,10 +19,9 @@ from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
 from ippo_lightning.policies.sharding import shard_policy
+from ippo_lightning.rewards import HeldGrader
 from ippo_lightning.rollouts import sample_responses
-from ippo_lightning.tasks import Grade
-
-Grader = Callable[[str, str, Mapping[str, Any]], Grade]
+from ippo_lightning.tasks import Grader, Row
 
 
 class TextModule(BaseModule):
@@ -47,10 +47,36 @@ class TextModule(BaseModule):
     ) -> None:
         super().__init__(optimizer=optimizer)
         self.policy = policy
-        self.grader = grader
+        # held by a plain object: a grader that is an nn.Module must not become a part of this one
+        self._grader = HeldGrader(grader) if grader is not None and not isinstance(grader, HeldGrader) else grader
         self.evaluation = evaluation or SamplingSettings()
         self.evaluation_seed = evaluation_seed
         self.evaluation_metrics = ReasoningMetrics(k=self.evaluation.num_responses)
+
+    @property
+    def grader(self) -> HeldGrader | None:
+        """The grader: the one given, else that of the data module's task; None without either."""
+        return self._grader
+
+    def setup(self, stage: str) -> None:
+        """Let `lightning.Trainer` run the module from here on, and use its data module's task."""
+        super().setup(stage)
+        self.use_data(getattr(self.trainer, "datamodule", None))
+
+    def use_data(self, datamodule: object) -> None:
+        """Take the grader from the data module's task if none was given, and try it on two rows.
+
+        Args:
+            datamodule: after its `setup`; any object, or None.
+
+        Raises:
+            UserError: the grader raised, or returned something that is no grade.
+        """
+        grade = getattr(getattr(datamodule, "task", None), "grade", None)
+        if self._grader is None and callable(grade):
+            self._grader = HeldGrader(grade)
+        if self._grader is not None:
+            self._grader.check(_sample_rows(datamodule))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the policy's and the critic's trainable parameters; other modules of a subclass do not train."""
@@ -91,7 +117,7 @@ class TextModule(BaseModule):
     def evaluate_batch(self, batch: Mapping[str, Any], batch_index: int) -> None:
         """Sample, grade, and add the grades to `evaluation_metrics`."""
         if self.grader is None:
-            raise UserError("model.grader: null; evaluation needs a grader, for example grade_arithmetic")
+            raise UserError("model.grader: null, and the data has no task with a grade; evaluation needs a grader")
         with self._evaluation_stream(batch_index):
             responses = self.sample(batch)
         grades = [
@@ -130,5 +156,13 @@ class TextModule(BaseModule):
 _SPLITS = {"validation": "eval", "test": "test"}
 
 
-def _references(examples: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [str(example["answer"]) for example in examples]
+def _references(examples: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    return [str(example["answer"]) if "answer" in example else None for example in examples]
+
+
+def _sample_rows(datamodule: object) -> Sequence[Row]:
+    """Return rows to try a grader on, demonstrations if there are some; none from a foreign data module."""
+    splits = getattr(datamodule, "splits", None)
+    if not isinstance(splits, Splits):
+        return ()
+    return next((rows for rows in (splits.demonstrations, splits.validation, splits.prompts) if len(rows)), ())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ippo_lightning.distributed.dtensor import in_step
+from ippo_lightning.distributed.lockstep import in_step
 
 
 class Pass(NamedTuple):

@@ -63,7 +63,7 @@ def sample_episodes(
         raise UserError(f"{error} (room for a prompt: {context})") from error
     prompt_ids, prompt_mask = prompt_ids.to(policy.device), prompt_mask.to(policy.device)
     repeats = [sampling.num_responses] * len(prompts) if counts is None else counts.tolist()
-    samples = policy.sample(prompt_ids, prompt_mask, sampling)
+    samples = policy.sample(prompt_ids, prompt_mask, sampling, counts=counts)
     unknown = torch.full(samples.response_ids.shape, torch.nan, device=prompt_ids.device)
     index = torch.arange(len(prompts)).repeat_interleave(torch.tensor(repeats)).to(prompt_ids.device)
     return TextEpisodes(

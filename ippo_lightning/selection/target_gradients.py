@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, rank, world_size
-from ippo_lightning.distributed.dtensor import full_tensor, in_step, is_sharded
+from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
+from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.influence import (
     TargetGroups,
     mean_direction,

@@ -75,12 +75,17 @@ def experiment(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             },
         },
         "data": {
-            "class_path": "ippo_lightning.data.ArithmeticDataModule",
+            "class_path": "ippo_lightning.data.TextDataModule",
             "init_args": {
-                "num_train": 32,
-                "num_validation": 4,
-                "num_test": 4,
-                "num_influence_demonstrations": 4,
+                "task": {
+                    "class_path": "ippo_lightning.tasks.ArithmeticTask",
+                    "init_args": {
+                        "num_train": 32,
+                        "num_validation": 4,
+                        "num_test": 4,
+                        "num_influence_demonstrations": 4,
+                    },
+                },
                 "batch_size": 8,
             },
         },

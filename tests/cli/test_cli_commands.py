@@ -112,7 +112,11 @@ def test_compare_makes_one_table_and_one_page(
     experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment["callbacks"] = [{"class_path": "ippo_lightning.callbacks.EpisodeLog"}]
-    change(experiment, "model.init_args.reward", "ippo_lightning.rewards.arithmetic_reward")
+    reward = {
+        "class_path": "ippo_lightning.rewards.grade_reward",
+        "init_args": {"grader": "ippo_lightning.tasks.grade_arithmetic"},
+    }
+    change(experiment, "model.init_args.reward", reward)
     config = write(experiment, tmp_path)
     root = tmp_path / "compare"
     settings = {

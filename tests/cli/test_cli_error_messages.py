@@ -30,10 +30,14 @@ MISTAKES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "reward of the wrong number": ("model.init_args.reward", "rewards_for_tests.too_few", ("reward", "15", "16")),
     "reward that is NaN": ("model.init_args.reward", "rewards_for_tests.nan", ("reward", "nan", "episode 15")),
     "reward that is no number": ("model.init_args.reward", "rewards_for_tests.words", ("reward", "words")),
-    "no training data": ("data.init_args.num_train", 0, ("data", "training", "0")),
-    "no validation data": ("data.init_args.num_validation", 0, ("data", "validation", "0")),
-    "more problems than there are": ("data.init_args.max_number", 1, ("data", "problems")),
-    "unfaithful fraction above one": ("data.init_args.unfaithful_fraction", 1.5, ("unfaithful_fraction", "1.5")),
+    "no training data": ("data.init_args.task.init_args.num_train", 0, ("data", "training", "0")),
+    "no validation data": ("data.init_args.task.init_args.num_validation", 0, ("data", "validation", "0")),
+    "more problems than there are": ("data.init_args.task.init_args.max_number", 1, ("task", "problems")),
+    "unfaithful fraction above one": (
+        "data.init_args.task.init_args.unfaithful_fraction",
+        1.5,
+        ("unfaithful_fraction", "1.5"),
+    ),
     "prompt longer than the context": ("model.init_args.sampling.max_new_tokens", 62, ("token", "62")),
     "response longer than the context": ("model.init_args.sampling.max_new_tokens", 640, ("640",)),
     "temperature zero": ("model.init_args.sampling.temperature", 0.0, ("temperature", "0")),
@@ -178,8 +182,8 @@ def test_a_malformed_line_of_data_is_named(
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
     experiment["data"] = {
-        "class_path": "ippo_lightning.data.GSM8KDataModule",
-        "init_args": {"path": str(tmp_path)},
+        "class_path": "ippo_lightning.data.TextDataModule",
+        "init_args": {"task": {"class_path": "ippo_lightning.tasks.GSM8KTask", "init_args": {"path": str(tmp_path)}}},
     }
     said = mistake(["fit", "--config", write(experiment, tmp_path)], capsys)
     assert all(word in said for word in words), said
@@ -189,8 +193,10 @@ def test_data_that_are_not_there_are_named(
     experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment["data"] = {
-        "class_path": "ippo_lightning.data.GSM8KDataModule",
-        "init_args": {"path": str(tmp_path / "nothing")},
+        "class_path": "ippo_lightning.data.TextDataModule",
+        "init_args": {
+            "task": {"class_path": "ippo_lightning.tasks.GSM8KTask", "init_args": {"path": str(tmp_path / "nothing")}}
+        },
     }
     assert "nothing" in mistake(["fit", "--config", write(experiment, tmp_path)], capsys)
 

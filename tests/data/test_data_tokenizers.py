@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer, bpe_tokenizer, byte_tokenizer
+from ippo_lightning.data import arithmetic_tokenizer, bpe_tokenizer, byte_tokenizer
 from ippo_lightning.errors import UserError
+from ippo_lightning.tasks import ArithmeticTask
 
 ARITHMETIC, BYTES = arithmetic_tokenizer(), byte_tokenizer()
 SPECIAL = ("<pad>", "<eos>", "<unk>")
@@ -68,9 +69,8 @@ def test_any_text_comes_back_from_a_trained_tokenizer(trained: PreTrainedTokeniz
 
 
 def test_every_demonstration_is_known_to_the_arithmetic_tokenizer() -> None:
-    data = ArithmeticDataModule(stage="sft", num_train=300, num_demonstrations=300, operators="+-*")
-    data.setup()
-    for row in data.splits.demonstrations:
+    task = ArithmeticTask(num_train=300, operators="+-*")
+    for row in task.rows("demonstrations"):
         assert ARITHMETIC.unk_token_id not in ids(ARITHMETIC, row["prompt"] + row["response"])
 
 

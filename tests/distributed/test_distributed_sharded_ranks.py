@@ -238,7 +238,7 @@ def test_what_cannot_be_divided_is_refused_in_one_line(what: str, tmp_path: Path
         base = two_ranks.nf4_base(tmp_path)
         tokenizer = tiny_policy().tokenizer
         policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=1), quantization="int8", tokenizer=tokenizer)
-        module, complaint = tiny_module(policy=policy), "fsdp2 cannot divide the 8-bit weights"
+        module, complaint = tiny_module(policy=policy), "fsdp2 cannot shard the 8-bit weights"
     else:
         module = tiny_module(optimizer=OptimizerSettings(kind="adamw_8bit"))
         complaint = "optimizer.kind: adamw_8bit does not know divided parameters; use adamw"

@@ -94,7 +94,7 @@ def half_precision(*, scale: float) -> MixedPrecision:
 def test_scaled_gradients_are_clipped_and_reported_unscaled(tmp_path: Path) -> None:
     norms = {}
     for name in ("fabric", "trainer", "single"):
-        module = tiny_module(ppo={"minibatch_size": 16}, optimizer=OptimizerSettings(learning_rate=1e-4))
+        module = tiny_module(update={"minibatch_size": 16}, optimizer=OptimizerSettings(learning_rate=1e-4))
         if name == "trainer":
             plugin = TrainerMixedPrecision("16-mixed", device="cpu")
             seed_everything(5, verbose=False)

@@ -119,17 +119,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "init_args": {"coef": 0.1, "target": 0.5, "horizon": 64},
                 },
                 "sampling": {"num_responses": 2, "max_new_tokens": 8},
-                "ppo": {"minibatch_size": 8, "num_epochs": 2},
+                "update": {"minibatch_size": 8, "num_epochs": 2},
                 "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_iterations": 2},
             },
         },
         "data": {
-            "class_path": "ippo_lightning.data.ArithmeticDataModule",
+            "class_path": "ippo_lightning.data.TextDataModule",
             "init_args": {
-                "num_train": 40,
-                "num_validation": 4,
-                "num_test": 4,
-                "num_influence_demonstrations": 8,
+                "task": {
+                    "class_path": "ippo_lightning.tasks.ArithmeticTask",
+                    "init_args": {
+                        "num_train": 40,
+                        "num_validation": 4,
+                        "num_test": 4,
+                        "num_influence_demonstrations": 8,
+                    },
+                },
                 "batch_size": 8,
             },
         },

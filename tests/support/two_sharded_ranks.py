@@ -60,7 +60,7 @@ NO_GROUPS = ScoringSettings(health_every_n_iterations=0)
 def exact_module(kind: str) -> PPOModule:
     """A module in fp64 whose update is one minibatch over everything, in micro-batches of three."""
     ppo = {"minibatch_size": 64, "micro_batch_size": 3, "num_epochs": 2}
-    return tiny_module(policy=tiny_policy(config={**TINY, "num_hidden_layers": 2}, **KINDS[kind]), ppo=ppo).double()
+    return tiny_module(policy=tiny_policy(config={**TINY, "num_hidden_layers": 2}, **KINDS[kind]), update=ppo).double()
 
 
 def scores_of(
@@ -136,7 +136,7 @@ def four_bit_module(kind: Any, folder: Path) -> PPOModule:
     policy = CausalLMPolicy(
         pretrained=base, lora=LoraSettings(r=2), quantization=kind, tokenizer=tiny_policy().tokenizer
     )
-    return tiny_module(policy=policy, ppo={"minibatch_size": 64, "micro_batch_size": 3, "num_epochs": 2})
+    return tiny_module(policy=policy, update={"minibatch_size": 64, "micro_batch_size": 3, "num_epochs": 2})
 
 
 def sharded(**options: Any) -> Fabric:
@@ -166,7 +166,7 @@ def trainer_of(folder: Path, *, max_epochs: int) -> Trainer:
 
 def one_run(folder: Path, fabric: Fabric, **changes: Any) -> dict[str, Any]:
     """Run with the filter; return metrics and all parameters."""
-    module = tiny_module(ppo={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 3})
+    module = tiny_module(update={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 3})
     metrics = tiny_loop(folder, module, fabric=fabric, callbacks=[InfluenceFilter()], **{**RUN, **changes}).fit()
     return {"metrics": metrics, "parameters": trainable(module)}
 
@@ -255,7 +255,7 @@ def main(folder: Path) -> None:
 
     # ranks that keep different numbers, or nothing
     for counts in ((3, 0), (0, 0), (1, 16)):
-        module = tiny_module(ppo={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2})
+        module = tiny_module(update={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2})
         before = trainable(module)
         name = f"kept_{counts[0]}_{counts[1]}"
         keep = two_ranks.KeepByRank(counts)

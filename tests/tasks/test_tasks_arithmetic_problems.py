@@ -78,7 +78,7 @@ def test_problems_stay_within_their_bounds() -> None:
     ],
 )
 def test_a_wrong_bound_is_named(changes: dict[str, object], field: str) -> None:
-    with pytest.raises(UserError, match=rf"^data\.{field}: ") as caught:
+    with pytest.raises(UserError, match=rf"^task\.{field}: ") as caught:
         space(**changes)
     assert "\n" not in str(caught.value)
 
@@ -116,5 +116,5 @@ def test_without_weights_all_kinds_are_equal() -> None:
     "kinds", [{}, {"faithful": 1.0}, {"typo": 1.0}, {"shortcut": -1.0}, {"shortcut": 0.0}, {"shortcut": math.nan}]
 )
 def test_wrong_kinds_are_the_users_mistake(kinds: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"^data\.unfaithful_kinds: "):
+    with pytest.raises(UserError, match=r"^task\.unfaithful_kinds: "):
         read_kinds(kinds)

@@ -137,12 +137,12 @@ def grade_arithmetic(prompt: str, response: str | bytes, example: Mapping[str, A
     text = response.decode("latin-1") if isinstance(response, bytes) else response
     found = _ANSWER.search(text[-_ANSWER_LENGTH:]) if len(text) <= MAX_LENGTH else None
     if found is None:
-        return Grade(Label.WRONG_ANSWER, None, False)
+        return Grade(False, Label.WRONG_ANSWER, None)
     answer = int(found.group(1))
     if answer != problem.answer:
-        return Grade(Label.WRONG_ANSWER, str(answer), False)
+        return Grade(False, Label.WRONG_ANSWER, str(answer))
     body = text[: len(text) - len(found.group())]
-    return Grade(_label_steps(problem, body), str(answer), True)
+    return Grade(True, _label_steps(problem, body), str(answer))
 
 
 def _label_steps(problem: ArithmeticProblem, body: str) -> Label:

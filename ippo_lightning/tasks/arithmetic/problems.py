@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks import MAX_DIGITS, UNFAITHFUL_KINDS, ArithmeticProblem, Label, unfaithful_response
+from ippo_lightning.tasks.arithmetic.grading import MAX_DIGITS, ArithmeticProblem
+from ippo_lightning.tasks.arithmetic.unfaithful import UNFAITHFUL_KINDS, unfaithful_response
+from ippo_lightning.tasks.grades import Label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +37,14 @@ class ProblemSpace:
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_terms <= self.max_terms:
-            raise UserError(f"data.min_terms: {self.min_terms} is wrong; expected 2 <= min_terms <= max_terms")
+            raise UserError(f"task.min_terms: {self.min_terms} is wrong; expected 2 <= min_terms <= max_terms")
         if not 0 <= self.min_number <= self.max_number:
-            raise UserError(f"data.min_number: {self.min_number} is wrong; expected 0 <= min_number <= max_number")
+            raise UserError(f"task.min_number: {self.min_number} is wrong; expected 0 <= min_number <= max_number")
         if not self.operators or set(self.operators) - set("+-*") or len(set(self.operators)) < len(self.operators):
-            raise UserError(f"data.operators: {self.operators!r} is wrong; expected some of + - *, each once")
+            raise UserError(f"task.operators: {self.operators!r} is wrong; expected some of + - *, each once")
         if self._largest_result() >= 10**MAX_DIGITS:
             raise UserError(
-                f"data.max_number: {self.max_number} allows results of more than {MAX_DIGITS} digits, which the grader "
+                f"task.max_number: {self.max_number} allows results of more than {MAX_DIGITS} digits, which the grader "
                 "does not read; make it or max_terms smaller"
             )
 
@@ -69,7 +71,7 @@ class ProblemSpace:
         left = {length: self.size(length) for length in lengths}
         if sum(left.values()) < count:
             raise UserError(
-                f"data: {count} different problems are asked for, and only {sum(left.values())} exist; "
+                f"task: {count} different problems are asked for, and only {sum(left.values())} exist; "
                 "ask for fewer, or widen min_terms..max_terms or min_number..max_number"
             )
         chosen: dict[ArithmeticProblem, None] = {}  # keeps the order
@@ -133,9 +135,9 @@ def read_kinds(given: Mapping[str, float] | None) -> dict[Label, float]:
     unknown = sorted(set(given) - set(known))
     if unknown or not given:
         raise UserError(
-            f"data.unfaithful_kinds: {unknown or 'nothing'} is unknown; expected some of {', '.join(known)}"
+            f"task.unfaithful_kinds: {unknown or 'nothing'} is unknown; expected some of {', '.join(known)}"
         )
     weights = [float(weight) for weight in given.values()]
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-        raise UserError(f"data.unfaithful_kinds: {dict(given)} is wrong; expected weights >= 0, one of them above 0")
+        raise UserError(f"task.unfaithful_kinds: {dict(given)} is wrong; expected weights >= 0, one of them above 0")
     return dict(zip((known[name] for name in given), weights, strict=True))

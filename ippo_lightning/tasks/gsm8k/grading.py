@@ -71,8 +71,8 @@ def grade_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) 
     text = response.decode("latin-1") if isinstance(response, bytes) else response
     answer = gsm8k_answer(text) if len(text) <= MAX_LENGTH else None
     if answer is None or answer != reference:
-        return Grade(Label.WRONG_ANSWER, answer, False)
-    return Grade(_label_annotations(text), answer, True)
+        return Grade(False, Label.WRONG_ANSWER, answer)
+    return Grade(True, _label_annotations(text), answer)
 
 
 def _label_annotations(text: str) -> Label:

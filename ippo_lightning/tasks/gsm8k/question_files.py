@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks import gsm8k_answer
+from ippo_lightning.tasks.gsm8k.grading import gsm8k_answer
 
 MAX_LINE_BYTES = 1 << 20
 """A longer line is refused before it is parsed."""
@@ -44,7 +44,7 @@ def read_folder(path: str, *, split: str) -> list[Record]:
     """
     file = Path(path).expanduser() / f"{split}.jsonl"
     if not file.is_file():
-        raise UserError(f"data.path: {file} does not exist; expected a folder with train.jsonl and test.jsonl")
+        raise UserError(f"task.path: {file} does not exist; expected a folder with train.jsonl and test.jsonl")
     # line by line and not as a table of `datasets`, which names no line, and turns text that looks like a date into one
     return _checked(_lines(file), where=str(file))
 
@@ -58,7 +58,7 @@ def is_folder(path: str) -> bool:
     if path and Path(path).expanduser().is_dir():
         return True
     if not path or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"data.path: {path!r} is no folder; expected one with train.jsonl and test.jsonl, or a Hub id")
+        raise UserError(f"task.path: {path!r} is no folder; expected one with train.jsonl and test.jsonl, or a Hub id")
     return False
 
 
@@ -70,7 +70,7 @@ def _from_hub(path: str, *, split: str, config_name: str | None, revision: str |
             rows: Iterable[Any] = datasets.load_dataset(path, config_name, split=split, revision=revision)
     except Exception as error:  # no network, no such data set, no such split: many kinds, one line for the user
         raise UserError(
-            f"data.path: {path!r} is no folder here, and the Hub gave no data set: {_one_line(error)}"
+            f"task.path: {path!r} is no folder here, and the Hub gave no data set: {_one_line(error)}"
         ) from error
     return rows
 
@@ -83,7 +83,7 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
             number += 1
             place = f"{file}, line {number}"
             if len(line) > MAX_LINE_BYTES:
-                raise UserError(f"data.path: {place}: more than {MAX_LINE_BYTES} bytes")
+                raise UserError(f"task.path: {place}: more than {MAX_LINE_BYTES} bytes")
             if line.strip():
                 yield place, _parse(line, place)
 
@@ -92,30 +92,30 @@ def _parse(line: bytes, place: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"data.path: {place}: not JSON ({_one_line(error)})") from error
+        raise UserError(f"task.path: {place}: not JSON ({_one_line(error)})") from error
 
 
 def _checked(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Record]:
     records = []
     for place, row in rows:
         if not isinstance(row, dict):
-            raise UserError(f"data.path: {place}: {type(row).__name__}; expected an object with question and answer")
+            raise UserError(f"task.path: {place}: {type(row).__name__}; expected an object with question and answer")
         for key in ("question", "answer"):
             _check_text(row.get(key), key, place)
         if gsm8k_answer(row["answer"]) is None:
-            raise UserError(f"data.path: {place}: answer has no number after ####")
+            raise UserError(f"task.path: {place}: answer has no number after ####")
         records.append({"question": row["question"], "answer": row["answer"]})
     if not records:
-        raise UserError(f"data.path: {where} holds no records; expected at least one")
+        raise UserError(f"task.path: {where} holds no records; expected at least one")
     return records
 
 
 def _check_text(value: Any, key: str, place: str) -> None:
     if not isinstance(value, str) or not value.strip():
         kind = "missing" if value is None else "empty" if value == "" else f"{type(value).__name__} {value!r:.40}"
-        raise UserError(f"data.path: {place}: {key} is {kind}; expected text")
+        raise UserError(f"task.path: {place}: {key} is {kind}; expected text")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"data.path: {place}: {key} holds half a surrogate pair; expected valid Unicode")
+        raise UserError(f"task.path: {place}: {key} holds half a surrogate pair; expected valid Unicode")
 
 
 def _one_line(error: Exception) -> str:

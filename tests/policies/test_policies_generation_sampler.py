@@ -1,21 +1,18 @@
-"""Every sampler draws the same: from the policy's own distribution, to the same ends, and leaves no state behind."""
+"""Every sampler draws from the policy's own distribution, ends at the same tokens, and leaves no state behind."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ippo_lightning.distributed import dtensor
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
-from ippo_lightning.policies.generation.samplers import _written_adapter
-from ippo_lightning.policies.generation.vllm import engine_arguments, engine_rank
 
 TEXTS = ["7+12=?", "1?", "3*4?", "2+2+2+2?", "9?"]
 OTHER_WAYS: dict[str, dict[str, Any]] = {
@@ -25,7 +22,6 @@ OTHER_WAYS: dict[str, dict[str, Any]] = {
     "continuous": {"sampler": "continuous"},
     "continuous, in batches": {"sampler": "continuous", "batch_size": 4},
 }
-HAS_VLLM = importlib.util.find_spec("vllm") is not None and torch.cuda.is_available()
 
 
 def encoded(policy: CausalLMPolicy) -> tuple[Tensor, Tensor]:
@@ -40,7 +36,7 @@ def encoded(policy: CausalLMPolicy) -> tuple[Tensor, Tensor]:
         *((way, "llama", LoraSettings(r=4)) for way in ("static", "continuous")),
     ],
 )
-def test_the_likeliest_responses_are_the_same_however_they_are_drawn(
+def test_every_sampler_returns_the_same_greedy_responses(
     make_policy: Callable[..., CausalLMPolicy],
     move_weights: Callable[..., None],
     architecture: str,
@@ -74,13 +70,13 @@ def forwards_of(policy: CausalLMPolicy, **settings: Any) -> list[tuple[tuple[int
     return seen
 
 
-def test_every_setting_changes_how_the_model_is_asked(make_policy: Callable[..., CausalLMPolicy]) -> None:
+def test_every_setting_changes_the_forwards_of_the_model(make_policy: Callable[..., CausalLMPolicy]) -> None:
     policy = make_policy("llama")
     plain = forwards_of(policy)
     assert {kind for _, kind in plain} == {"DynamicCache"}
     assert plain[0][0] == (10, 8)  # two responses to each of five prompts, padded to the longest
     assert {kind for _, kind in forwards_of(policy, cache="static")} == {"StaticCache"}
-    # neighbours in length: the two shortest prompts first, without the padding of the longest
+    # the shortest prompts come first, without the padding of the longest one
     first = [shape for shape, _ in forwards_of(policy, batch_size=4) if shape[1] > 1]
     assert [rows for rows, _ in first] == [4, 4, 2]
     assert [columns for _, columns in first] == sorted(columns for _, columns in first)
@@ -111,7 +107,7 @@ def test_draws_follow_the_distribution_at_its_temperature(make_policy: Callable[
 
 
 @pytest.mark.parametrize("way", ["static", "in batches", "continuous"])
-def test_a_stream_of_random_numbers_gives_the_same_responses_again_and_is_not_started_anew(
+def test_the_same_random_stream_gives_the_same_responses_and_each_call_advances_it(
     make_policy: Callable[..., CausalLMPolicy], way: str
 ) -> None:
     policy = make_policy("llama")
@@ -127,7 +123,7 @@ def test_a_stream_of_random_numbers_gives_the_same_responses_again_and_is_not_st
     assert torch.equal(after, torch.rand(()))
 
 
-def test_continuous_batching_leaves_the_model_as_it_was(make_policy: Callable[..., CausalLMPolicy]) -> None:
+def test_continuous_batching_does_not_change_the_model(make_policy: Callable[..., CausalLMPolicy]) -> None:
     policy = make_policy("llama")
     network = policy.language_model
     before = (network.config._attn_implementation, network.config.use_cache, network.generation_config.to_dict())
@@ -138,7 +134,7 @@ def test_continuous_batching_leaves_the_model_as_it_was(make_policy: Callable[..
     assert all(module.training for module in network.modules())
 
 
-def test_continuous_batching_that_fails_says_so(
+def test_an_error_of_continuous_batching_is_reported(
     make_policy: Callable[..., CausalLMPolicy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = make_policy("llama")
@@ -152,76 +148,69 @@ def test_continuous_batching_that_fails_says_so(
     assert policy.training
 
 
-# --- vLLM ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def base(make_policy: Callable[..., CausalLMPolicy], tmp_path: Path) -> Path:
-    return make_policy("llama").save_pretrained(tmp_path / "base")["model"]
-
-
-def test_without_vllm_one_line_says_what_to_install(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed, also where it is
-    policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=2))
-    with pytest.raises(UserError, match=r"sampler: vllm is not installed; pip install 'ippo-lightning\[vllm\]'"):
-        policy.sample(*encoded(policy), SamplingSettings(max_new_tokens=4, sampler="vllm"))
-
-
-def test_vllm_is_refused_where_the_policy_has_nothing_to_send(make_policy: Callable[..., CausalLMPolicy]) -> None:
-    policy = make_policy("llama")
-    with pytest.raises(UserError, match=r"vllm gets the adapter of a saved base; set policy.lora and pretrained"):
-        policy.sample(*encoded(policy), SamplingSettings(max_new_tokens=4, sampler="vllm"))
-
-
-def test_vllm_is_refused_where_it_would_sample_from_another_base(base: Path) -> None:
-    policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=2), quantization="nf4")
-    with pytest.raises(UserError, match=r"engine: no quantization, while the policy's base is nf4"):
-        policy.sample(*encoded(policy), SamplingSettings(max_new_tokens=4, sampler="vllm"))
-
-
-def test_the_adapter_is_written_as_a_server_reads_it(base: Path, tmp_path: Path) -> None:
-    policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=2))
-    folder = _written_adapter(policy, tmp_path / "adapter")
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 8), (16, 16), (300, 320), (600, 600)])
-def test_the_engine_gets_a_rank_it_knows(rank: int, expected: int) -> None:
-    assert engine_rank(rank) == expected
-
-
-def test_arguments_for_the_engine_are_handed_on_and_win() -> None:
-    base = {"base": "folder", "max_lora_rank": 12, "dtype": "bfloat16", "trust_remote_code": False}
-    plain = engine_arguments(**base, options={})
-    assert (plain["model"], plain["max_lora_rank"], plain["enable_lora"]) == ("folder", 16, True)
-    changed = engine_arguments(**base, options={"gpu_memory_utilization": 0.4, "dtype": "float16"})
-    assert changed == {**plain, "gpu_memory_utilization": 0.4, "dtype": "float16"}
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not HAS_VLLM, reason="needs vLLM and a GPU: pip install 'ippo-lightning[vllm]'")
-def test_vllm_draws_what_the_policy_would_and_follows_its_adapter(
-    base: Path, move_weights: Callable[..., None]
+def test_samplers_are_kept_and_belong_to_no_module_state_or_copy(
+    make_policy: Callable[..., CausalLMPolicy],
 ) -> None:
-    policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=8)).to("cuda")
-    numbers = {"num_responses": 1, "max_new_tokens": 8, "greedy": True}
-    vllm = SamplingSettings(**numbers, sampler="vllm", engine={"gpu_memory_utilization": 0.2, "enforce_eager": True})
-    prompts = tuple(part.to("cuda") for part in encoded(policy))
-    for _ in range(2):  # the second time with another adapter
-        drawn = policy.sample(*prompts, vllm)
-        assert torch.equal(drawn.response_ids, policy.sample(*prompts, SamplingSettings(**numbers)).response_ids)
-        move_weights(policy)
+    policy = make_policy("llama")
+    modules, state = len(list(policy.modules())), list(policy.state_dict())
+    first = policy._sampler(SamplingSettings(max_new_tokens=4))
+    assert policy._sampler(SamplingSettings(max_new_tokens=8, greedy=True)) is first
+    assert policy._sampler(SamplingSettings(sampler="continuous")) is not first
+    assert (len(list(policy.modules())), list(policy.state_dict())) == (modules, state)
+    twin = copy.deepcopy(policy)
+    assert twin._samplers == {}
+    assert twin._sampler(SamplingSettings()).network is twin.language_model
+    policy.model = make_policy("llama", seed=9).model
+    assert policy._sampler(SamplingSettings()).network is policy.language_model
 
 
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"sampler": "fast"}, "sampling.sampler: 'fast' is unknown; use generate or continuous or vllm"),
-        ({"cache": "big"}, "sampling.cache: 'big' is unknown; use dynamic or static"),
-        ({"batch_size": 0}, "sampling.batch_size: 0 draws nothing"),
-        ({"engine": {"seed": 1}}, "sampling.engine: generate has no engine"),
-    ],
-)
-def test_wrong_settings_are_refused(settings: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
-        SamplingSettings(**settings)
+@pytest.mark.parametrize("way", ["plain", *OTHER_WAYS])
+def test_each_prompt_gets_as_many_responses_as_its_count(make_policy: Callable[..., CausalLMPolicy], way: str) -> None:
+    policy = make_policy("llama", seed=1)
+    prompts = encoded(policy)
+    counts = torch.tensor([0, 3, 1, 0, 2])
+    numbers = {"max_new_tokens": 10, "greedy": True, "stop_tokens": [";"]}
+    one_each = policy.sample(*prompts, SamplingSettings(num_responses=1, **numbers))
+    settings = SamplingSettings(num_responses=7, **numbers, **OTHER_WAYS.get(way, {}))
+    found = policy.sample(*prompts, settings, counts)
+    expected = [row for row, count in enumerate(counts.tolist()) for _ in range(count)]
+    texts = [ids[mask].tolist() for ids, mask in zip(one_each.response_ids, one_each.response_mask, strict=True)]
+    assert len({tuple(text) for text in texts}) > 2  # otherwise a wrong order would not be noticed
+    assert [ids[mask].tolist() for ids, mask in zip(found.response_ids, found.response_mask, strict=True)] == [
+        texts[row] for row in expected
+    ]
+
+
+@pytest.mark.parametrize("way", ["plain", *OTHER_WAYS])
+def test_equal_counts_draw_the_same_as_no_counts(make_policy: Callable[..., CausalLMPolicy], way: str) -> None:
+    policy = make_policy("llama")
+    settings = SamplingSettings(num_responses=3, max_new_tokens=6, **OTHER_WAYS.get(way, {}))
+    drawn = []
+    for counts in (None, torch.full((5,), 3)):
+        torch.manual_seed(4)
+        drawn.append(policy.sample(*encoded(policy), settings, counts))
+    assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
+
+
+def test_a_prompt_without_responses_may_be_longer_than_the_context(make_policy: Callable[..., CausalLMPolicy]) -> None:
+    policy = make_policy("gpt2")
+    settings = SamplingSettings(num_responses=1, max_new_tokens=57)
+    with pytest.raises(UserError, match="57 after a prompt of 8 tokens"):
+        policy.sample(*encoded(policy), settings)
+    lengths = encoded(policy)[1].sum(dim=1)
+    assert len(policy.sample(*encoded(policy), settings, (lengths <= 6).long()).response_ids) == 4
+
+
+def test_a_rank_with_fewer_batches_repeats_its_last_one(
+    make_policy: Callable[..., CausalLMPolicy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy("llama", seed=1)
+    settings = SamplingSettings(num_responses=1, max_new_tokens=8, batch_size=2)
+    torch.manual_seed(0)
+    plain = policy.sample(*encoded(policy), settings)
+    monkeypatch.setattr(dtensor, "is_sharded", lambda module: True)
+    monkeypatch.setattr(dtensor, "all_reduce_max", lambda number, *, device: number + 2)  # of another rank
+    forwards = forwards_of(policy, batch_size=2)
+    assert len([shape for shape, _ in forwards if shape[1] > 1]) == 5 + 2
+    torch.manual_seed(0)
+    assert torch.equal(policy.sample(*encoded(policy), settings).response_ids, plain.response_ids)

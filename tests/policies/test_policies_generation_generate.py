@@ -12,7 +12,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, Samples, SamplingSettings, encode_prompts
-from ippo_lightning.policies.generation.generate import response_mask_of
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2"]
 
@@ -32,7 +31,7 @@ def with_rows(prompts: tuple[Tensor, Tensor], samples: Samples) -> tuple[Tensor,
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("lora", [None, LoraSettings()])
-def test_scoring_own_samples_gives_the_probabilities_they_were_drawn_with(
+def test_scoring_own_samples_gives_the_probabilities_of_sampling(
     make_policy: Callable[..., CausalLMPolicy],
     move_weights: Callable[..., None],
     architecture: str,
@@ -58,7 +57,7 @@ def test_scoring_own_samples_gives_the_probabilities_they_were_drawn_with(
     drawn = policy.language_model.compute_transition_scores(again.sequences, again.scores, normalize_logits=True)
     assert torch.equal(again.sequences[:, prompts[0].shape[1] :], samples.response_ids)
     scored = policy(*with_rows(prompts, samples), temperature=0.8).log_probs
-    # float32, and a key-value cache against one whole pass; log-probabilities are of order 10
+    # float32, and a key-value cache against one full pass; log-probabilities are of order 10
     torch.testing.assert_close(
         scored, drawn.masked_fill(~samples.response_mask, 0.0).to(scored.dtype), rtol=0, atol=5e-5
     )
@@ -77,7 +76,7 @@ def test_greedy_answers_do_not_depend_on_padding(make_policy: Callable[..., Caus
         assert together.truncated[row] == alone.truncated[0]
 
 
-def test_responses_to_one_prompt_stand_together(make_policy: Callable[..., CausalLMPolicy]) -> None:
+def test_responses_to_the_same_prompt_are_neighbours(make_policy: Callable[..., CausalLMPolicy]) -> None:
     policy = make_policy()
     prompts = encoded(policy, ["7+12?", "1?"])
     settings = SamplingSettings(num_responses=3, max_new_tokens=4, greedy=True)
@@ -98,7 +97,7 @@ def test_draws_follow_the_distribution(make_policy: Callable[..., CausalLMPolicy
     assert ((found - logits.softmax(-1)).abs() < bound).all()
 
 
-def test_no_token_is_too_unlikely_to_be_drawn(make_policy: Callable[..., CausalLMPolicy]) -> None:
+def test_unlikely_tokens_are_sampled_too(make_policy: Callable[..., CausalLMPolicy]) -> None:
     policy = make_policy(fields={"vocab_size": 300})
     settings = SamplingSettings(num_responses=1000, max_new_tokens=1, temperature=100.0)
     drawn = policy.sample(*encoded(policy, ["1?"]), settings).response_ids
@@ -106,7 +105,7 @@ def test_no_token_is_too_unlikely_to_be_drawn(make_policy: Callable[..., CausalL
     assert len(drawn.unique()) > 200
 
 
-def test_drawing_ends_when_every_response_has_stopped(make_policy: Callable[..., CausalLMPolicy]) -> None:
+def test_sampling_ends_when_every_response_has_stopped(make_policy: Callable[..., CausalLMPolicy]) -> None:
     policy = make_policy(seed=1)
     prompts = encoded(policy, ["1?"])
     free = policy.sample(*prompts, SamplingSettings(num_responses=1, max_new_tokens=6, greedy=True))
@@ -116,7 +115,7 @@ def test_drawing_ends_when_every_response_has_stopped(make_policy: Callable[...,
     assert policy.sample(*prompts, settings).response_ids.tolist() == free.response_ids[:, :1].tolist()
 
 
-def test_warpers_saved_with_a_model_do_not_leak_in(
+def test_generation_settings_saved_with_a_model_have_no_effect(
     make_policy: Callable[..., CausalLMPolicy], base_folder: str
 ) -> None:
     GenerationConfig(
@@ -149,13 +148,6 @@ def test_top_p_keeps_only_likely_tokens(make_policy: Callable[..., CausalLMPolic
     assert (policy.sample(*prompts, settings).response_ids == likeliest).all()
 
 
-def test_the_mask_ends_with_the_first_stop_token() -> None:
-    ids = torch.tensor([[5, 2, 2, 0], [5, 6, 7, 8], [9, 0, 0, 0], [5, 6, 7, 2]])
-    mask, truncated = response_mask_of(ids, stop_ids=[2, 9])
-    assert mask.long().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]
-    assert truncated.tolist() == [False, True, False, False]
-
-
 @pytest.mark.parametrize("pad_token", ["<pad>", "</s>"])
 def test_custom_stop_tokens_end_a_response_and_are_part_of_it(
     make_policy: Callable[..., CausalLMPolicy], make_tokenizer: Callable[..., PreTrainedTokenizerFast], pad_token: str
@@ -178,7 +170,7 @@ def test_custom_stop_tokens_end_a_response_and_are_part_of_it(
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("arguments", [{}, {"lora": LoraSettings()}, {"gradient_checkpointing": True}])
-def test_sampling_leaves_modes_and_settings_as_they_were(
+def test_sampling_does_not_change_modes_and_settings(
     make_policy: Callable[..., CausalLMPolicy], arguments: dict[str, Any], fails: bool
 ) -> None:
     policy = make_policy(**arguments)
@@ -210,7 +202,7 @@ def test_sampling_uses_the_cache_and_evaluation_mode(make_policy: Callable[..., 
     assert [length for length, _ in seen] == [5] + [1] * (len(seen) - 1)
 
 
-def test_a_response_that_would_not_fit_the_context_is_refused_before_it_is_drawn(
+def test_a_response_that_does_not_fit_the_context_is_refused_before_sampling(
     make_policy: Callable[..., CausalLMPolicy],
 ) -> None:
     policy = make_policy("gpt2")
