@@ -155,11 +155,8 @@ class InfluenceFilter(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Warn if nothing was ever filtered."""
         if self.has_acted is False:
-            name = type(pl_module).__name__
-            warnings.warn(
-                f"InfluenceFilter: nothing was filtered; {name} has no buffer and calls neither on_rollout_end nor apply",
-                stacklevel=2,
-            )
+            reason = f"{type(pl_module).__name__} has no buffer and calls neither on_rollout_end nor apply"
+            warnings.warn(f"InfluenceFilter: nothing was filtered; {reason}", stacklevel=2)
 
     def is_due(self, iteration: int) -> bool:
         """Return whether iteration number `iteration`, counted from 0, is filtered."""
