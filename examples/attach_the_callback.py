@@ -1,7 +1,7 @@
 """Attach the callback: a Lightning project with a loop of its own gains the influence filter.
 
-The module below owes this library nothing but two methods, `episode_losses` and `validation_loss`, and one call: it
-hands its episodes to the callbacks before it updates.
+The module below has two methods for this library, `episode_losses` and `validation_loss`, and one call: it passes a plan
+with its episodes to the callbacks before it updates.
 
 python examples/attach_the_callback.py
 """
@@ -23,7 +23,7 @@ NUM_TOKENS, LENGTH = 8, 4
 
 
 class CountingPolicy(LightningModule):
-    """REINFORCE on a made-up task: after a number, say the numbers that follow it."""
+    """REINFORCE on a made-up task: after a number, write the numbers that follow it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class CountingPolicy(LightningModule):
         return self.network(before).log_softmax(-1).gather(-1, response_ids[..., None]).squeeze(-1)
 
     def episode_losses(self, episodes: TextEpisodes) -> Tensor:
-        """Return one loss an episode: what the influence filter scores."""
+        """Return one loss per episode: what the influence filter scores."""
         return -(self.log_probs(episodes.prompt_ids, episodes.response_ids) * episodes.advantages).mean(dim=1)
 
     def validation_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -48,6 +48,7 @@ class CountingPolicy(LightningModule):
     def training_step(self, prompts: Tensor, batch_idx: int) -> None:
         """Roll out, let the callbacks plan, update once."""
         plan = UpdatePlan(episodes=self.collect(prompts))
+        # after this call the plan's weights are final: 0 for episodes that a callback has dropped
         call_hook(self.trainer.callbacks, "on_rollout_end", self.trainer, self, plan)
         optimizer = self.optimizers()
         self.manual_backward((plan.weights * self.episode_losses(plan.episodes)).mean())

@@ -1,6 +1,6 @@
 """A plain supervised project: the filter takes wrongly labelled rows out of each training batch.
 
-The module has no method that the filter knows; it is told by three functions instead.
+The module has no method that the filter knows; three functions take their place.
 
 python examples/noisy_labels.py
 """
@@ -38,7 +38,7 @@ class Classifier(LightningModule):
 
 
 def row_losses(module: Classifier, batch: list[Tensor]) -> Tensor:
-    """Return one loss a row."""
+    """Return one loss per row."""
     return cross_entropy(module.network(batch[0]), batch[1], reduction="none")
 
 
@@ -48,7 +48,7 @@ def clean_loss(module: Classifier, batch: list[Tensor]) -> Tensor:
 
 
 def make_rows(count: int, *, noise: float) -> TensorDataset:
-    """Return inputs with labels, a fraction of which is drawn anew."""
+    """Return inputs with labels, a fraction of which is replaced by random ones."""
     inputs = torch.randn(count, 20)
     teacher = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
     labels = (inputs @ teacher).argmax(dim=1)
@@ -71,8 +71,8 @@ def main() -> None:
         episode_losses=row_losses,
         validation_loss=clean_loss,
         buffer=lambda module, batch: batch,
-        power=0,
-        min_keep=1,
+        power=0,  # the loss reads no weights: rows are kept or dropped
+        min_keep=1,  # a batch without rows has no mean loss
     )
     settings: dict[str, Any] = {
         "max_epochs": 40,

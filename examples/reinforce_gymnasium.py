@@ -1,7 +1,8 @@
 """A project of its own: REINFORCE on CartPole, which knows nothing of this library, gains the influence filter.
 
-What the filter needs, it finds by name: `episode_losses`, `validation_loss`, and `buffer`, whose column `weights` it
-writes before each `training_step`.
+The filter finds what it needs by name: `episode_losses`, `validation_loss`, and `buffer`, whose column `weights` it
+writes before each `training_step`. The buffer must be there when the batch begins; for a rollout inside of
+`training_step` see `apply` in docs/guides/attach.md.
 
 python examples/reinforce_gymnasium.py
 """
@@ -52,7 +53,7 @@ class Reinforce(LightningModule):
         return self.policy(states).log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1)
 
     def episode_losses(self, episodes: dict[str, Tensor]) -> Tensor:
-        """Return one loss an episode."""
+        """Return one loss per episode."""
         log_probs = self.log_probs(episodes["states"], episodes["actions"]) * episodes["mask"]
         return -log_probs.sum(1) / episodes["mask"].sum(1) * episodes["advantages"]
 

@@ -1,3 +1,22 @@
-"""From the plan of an update to weights: what is scored, against what, and which rule decides."""
+"""From the plan of an update to weights: what is scored, against which target, and which rule decides."""
 
-__all__: list[str] = []
+from ippo_lightning.selection.buffer_view import BufferView
+from ippo_lightning.selection.rules import AboveMeanReward, AdvantageSign, Influence, Random, SelectionRule
+from ippo_lightning.selection.settings import ScoringSettings
+from ippo_lightning.selection.table import RolloutTable
+from ippo_lightning.selection.targets import Demonstrations, ReturnOfBuffer, Target, TargetLoss
+
+__all__ = [
+    "AboveMeanReward",
+    "AdvantageSign",
+    "BufferView",
+    "Demonstrations",
+    "Influence",
+    "Random",
+    "ReturnOfBuffer",
+    "RolloutTable",
+    "ScoringSettings",
+    "SelectionRule",
+    "Target",
+    "TargetLoss",
+]

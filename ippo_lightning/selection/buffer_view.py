@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,27 +14,29 @@ WEIGHTS = "weights"
 """A mapping with this column is weighted; any other buffer loses the rows that are dropped."""
 
 
-class Columns:
-    """Rows of a mapping or list of columns, as the influence filter sees episodes.
+class BufferView:
+    """A mapping or list of columns, seen as `Episodes`: the same names, read from columns of the same names.
 
     Args:
-        raw: a mutable mapping or a list; tensors and lists as long as its first tensor are columns, anything else is
+        raw: a mutable mapping or a list. Tensors and lists as long as its first tensor are columns; anything else is
             left alone.
 
     Raises:
         UserError: another type, or no tensor in it.
     """
 
+    row_name: ClassVar[str] = "row"
+
     def __init__(self, raw: Any) -> None:
         if not isinstance(raw, (MutableMapping, list)):
             raise UserError(
                 f"InfluenceFilter.buffer: a {type(raw).__name__} cannot be filtered in place; expected a dictionary or "
-                "a list of columns, of one tensor at least"
+                "a list of columns, with at least one tensor"
             )
         self.raw: Any = raw
-        tensors = [value for _, value in self._items() if isinstance(value, Tensor) and value.ndim]
+        tensors = [value for _, value in items_of(raw) if isinstance(value, Tensor) and value.ndim]
         if not tensors:
-            raise UserError("InfluenceFilter.buffer: holds no tensor; expected columns with one row an episode")
+            raise UserError("InfluenceFilter.buffer: it contains no tensor; expected columns with one entry per row")
         self.device = tensors[0].device
         self._count = len(tensors[0])
 
@@ -47,39 +49,62 @@ class Columns:
         return isinstance(self.raw, Mapping) and WEIGHTS in self.raw
 
     @property
-    def lengths(self) -> Tensor:
-        """[rows] int64, from the column `lengths`."""
-        return self._named("lengths", "normalise: length").long()
-
-    def cost(self) -> Tensor:
-        """Return [rows] int64, what a row takes of `scoring.max_tokens`: its `lengths`, or one."""
-        if isinstance(self.raw, Mapping) and "lengths" in self.raw:
-            return self.lengths
-        return torch.ones(len(self), dtype=torch.long, device=self.device)
-
-    @property
-    def outcome_rewards(self) -> Tensor:
-        """[rows], from the column `rewards`."""
-        return self._named("rewards", "rule: reward").float().reshape(len(self), -1).sum(dim=1)
+    def mask(self) -> Tensor:
+        """[rows, steps] bool: the column `mask`, which may have holes; without one, each step of `advantages`."""
+        if self._has("mask"):
+            return self._named("mask", "rule").bool().reshape(len(self), -1)
+        width = self._advantages.shape[1] if self._has("advantages") else 1
+        return torch.ones(len(self), width, dtype=torch.bool, device=self.device)
 
     @property
     def advantages(self) -> Tensor:
-        """[rows, steps], from the column `advantages`."""
-        return self._named("advantages", "rule: advantage_sign").float().reshape(len(self), -1)
+        """[rows, steps], from the column `advantages`; one number per row counts for each of its steps."""
+        return self._per_step(self._advantages, "advantages")
 
     @property
-    def mask(self) -> Tensor:
-        """[rows, steps], True everywhere."""
-        return torch.ones_like(self.advantages, dtype=torch.bool)
+    def values(self) -> Tensor:
+        """[rows, steps], from the column `values`."""
+        return self._per_step(self._named("values", "rule").float().reshape(len(self), -1), "values")
+
+    @property
+    def outcome_rewards(self) -> Tensor:
+        """[rows], from the column `rewards`, summed over the steps that count."""
+        rewards = self._named("rewards", "rule: reward").float().reshape(len(self), -1)
+        if self._has("mask") and rewards.shape == self.mask.shape:
+            rewards = torch.where(self.mask, rewards, 0.0)
+        return rewards.sum(dim=1)
+
+    @property
+    def group(self) -> Tensor:
+        """[rows] int64, from the column `group`."""
+        return self._named("group", "rule").long()
+
+    @property
+    def lengths(self) -> Tensor:
+        """[rows] int64, how many steps of each row count: the column `lengths`, or from the column `mask`."""
+        if not self._has("lengths") and self._has("mask"):
+            return self.mask.sum(dim=1)
+        return self._named("lengths", "normalise: length").long()
+
+    def cost(self) -> Tensor:
+        """Return what each row takes of `scoring.max_tokens`, shape [rows], int64: its steps, or 1 if unknown."""
+        if self._has("mask"):
+            steps = torch.arange(1, self.mask.shape[1] + 1, device=self.device)
+            return (self.mask * steps).amax(dim=1)  # up to the last step that counts, holes included
+        return self.lengths if self._has("lengths") else torch.ones(len(self), dtype=torch.long, device=self.device)
+
+    def describe(self, row: int) -> str:
+        """Return the row's number, for messages."""
+        return f"row {row} of the buffer"
 
     def select(self, index: Tensor | Sequence[int]) -> Any:
         """Return the rows at `index` in a buffer of the same kind, for the project's own functions."""
         rows = torch.as_tensor(index, device=self.device)
-        cut = {key: self._cut(value, rows) for key, value in self._items()}
+        cut = {key: self._cut(value, rows) for key, value in items_of(self.raw)}
         return list(cut.values()) if isinstance(self.raw, list) else cut
 
-    def apply(self, weights: Tensor) -> None:
-        """Write the weights into their column, or drop the rows of weight zero.
+    def write(self, weights: Tensor) -> None:
+        """Write the weights into their column, or take the rows of weight zero out of the buffer.
 
         Args:
             weights: shape [rows].
@@ -88,12 +113,28 @@ class Columns:
             column = self._named(WEIGHTS, "power")
             self.raw[WEIGHTS] = weights.to(column).reshape(column.shape)
             return
+        if bool((weights > 0).all()):
+            return
         kept = (weights > 0).nonzero().flatten()
-        for key, value in self._items():
+        for key, value in items_of(self.raw):
             self.raw[key] = self._cut(value, kept)
+        self._count = len(kept)
 
-    def _items(self) -> list[tuple[Any, Any]]:
-        return list(enumerate(self.raw)) if isinstance(self.raw, list) else list(self.raw.items())
+    @property
+    def _advantages(self) -> Tensor:
+        return self._named("advantages", "rule: advantage_sign").float().reshape(len(self), -1)
+
+    def _per_step(self, values: Tensor, name: str) -> Tensor:
+        shape = self.mask.shape
+        if values.shape[1] not in (1, shape[1]):
+            expected = f"{list(shape)}, as the column 'mask', or one number per row"
+            raise UserError(
+                f"InfluenceFilter.buffer: column {name!r} has shape {list(values.shape)}; expected {expected}"
+            )
+        return values.expand(shape)
+
+    def _has(self, name: str) -> bool:
+        return isinstance(self.raw, Mapping) and name in self.raw
 
     def _cut(self, value: Any, rows: Tensor) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) == len(self):
@@ -104,6 +145,11 @@ class Columns:
 
     def _named(self, name: str, wanted_by: str) -> Tensor:
         value = self.raw.get(name) if isinstance(self.raw, Mapping) else None
-        if not isinstance(value, Tensor) or len(value) != len(self):
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != len(self):
             raise UserError(f"InfluenceFilter.{wanted_by} needs a column {name!r} of {len(self)} rows in the buffer")
         return value
+
+
+def items_of(raw: Any) -> list[tuple[Any, Any]]:
+    """Return key and column of each entry of a mapping or list."""
+    return list(enumerate(raw)) if isinstance(raw, list) else list(raw.items())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
@@ -14,74 +15,91 @@ ValidationLoss = Callable[[Any, Any], Tensor]
 Buffer = Callable[[Any, Any], Any]
 
 
-class Attachment:
-    """The project's own functions: those handed in, else methods of the module.
+class ModuleInterface:
+    """The project's own functions: those that were passed, else methods of the module.
 
     Args:
-        episode_losses: `(module, episodes) -> [rows]`; null for the module's method of that name.
-        validation_loss: `(module, batch) -> []`; null for the module's method of that name.
-        buffer: `(module, batch) -> buffer`, what a training batch is about to learn from; null for the module's
+        episode_losses: `(module, episodes) -> [rows]`; None for the module's method of that name.
+        buffer: `(module, batch) -> buffer`, what a training batch is about to learn from; None for the module's
             attribute of that name, if it has one.
-        demonstrations: batches for `validation_loss`; null for the data module's `influence_dataloader()`.
     """
 
-    def __init__(
-        self,
-        *,
-        episode_losses: EpisodeLosses | None,
-        validation_loss: ValidationLoss | None,
-        buffer: Buffer | None,
-        demonstrations: Sequence[Any] | None,
-    ) -> None:
-        self._given = {"episode_losses": episode_losses, "validation_loss": validation_loss}
+    def __init__(self, *, episode_losses: EpisodeLosses | None = None, buffer: Buffer | None = None) -> None:
+        self._episode_losses = episode_losses
         self._buffer = buffer
-        self._demonstrations = demonstrations
 
-    def require(self, pl_module: Any) -> None:
-        """Check that both losses can be had.
+    def require_losses(self, pl_module: Any) -> None:
+        """Check that there are losses to score.
 
         Raises:
-            UserError: one is missing, and is named.
+            UserError: there are none.
         """
-        for name, given in self._given.items():
-            if given is None and not callable(getattr(pl_module, name, None)):
-                raise UserError(
-                    f"InfluenceFilter.{name}: null, and {type(pl_module).__name__} has no method {name}; it needs "
-                    "episode_losses(episodes) -> [rows] and validation_loss(batch) -> []"
-                )
+        if self._episode_losses is None and not callable(getattr(pl_module, "episode_losses", None)):
+            raise UserError(
+                f"InfluenceFilter.episode_losses: null, and {type(pl_module).__name__} has no method episode_losses; "
+                "scores need episode_losses(episodes) -> [rows] and validation_loss(batch) -> []"
+            )
 
     def episode_losses(self, pl_module: Any, episodes: Any) -> Tensor:
-        """Return one loss an episode at the present parameters, shape [rows]."""
-        given = self._given["episode_losses"]
-        return given(pl_module, episodes) if given is not None else pl_module.episode_losses(episodes)
+        """Return one loss per row at the current parameters, shape [rows]."""
+        if self._episode_losses is not None:
+            return self._episode_losses(pl_module, episodes)
+        losses: Tensor = pl_module.episode_losses(episodes)
+        return losses
 
-    def validation_loss(self, pl_module: Any, batch: Any) -> Tensor:
-        """Return the loss on good demonstrations, shape []."""
-        given = self._given["validation_loss"]
-        return given(pl_module, batch) if given is not None else pl_module.validation_loss(batch)
+    def rollout_losses(self, pl_module: Any, episodes: Any) -> Callable[[Any], Tensor] | None:
+        """Return a function that gives the losses at the parameters that sampled without a forward, None if unknown.
+
+        Args:
+            pl_module: may have the method `rollout_losses(episodes) -> [rows] | None`.
+            episodes: a few rows, to ask whether there is an answer.
+        """
+        # the module's stored losses belong to its own episode_losses, not to a function that replaces it
+        if self._episode_losses is not None or not callable(getattr(pl_module, "rollout_losses", None)):
+            return None
+        known: Callable[[Any], Tensor] = pl_module.rollout_losses
+        return None if known(episodes) is None else known
 
     def has_buffer(self, pl_module: Any) -> bool:
-        """Whether training batches are filtered: in projects that do not call `on_rollout_end` themselves."""
+        """Return whether training batches are filtered: for projects that do not call `on_rollout_end` themselves."""
         return self._buffer is not None or isinstance(getattr(pl_module, "buffer", None), (dict, list))
 
     def buffer(self, pl_module: Any, batch: Any) -> Any:
-        """Return what this training batch is about to learn from."""
-        return self._buffer(pl_module, batch) if self._buffer is not None else pl_module.buffer
+        """Return what this training batch is about to learn from, None if there is nothing."""
+        return self._buffer(pl_module, batch) if self._buffer is not None else getattr(pl_module, "buffer", None)
 
-    def demonstrations(self, trainer: Any) -> list[Any]:
-        """Return the batches of good demonstrations.
 
-        Raises:
-            UserError: none were handed in and the data module offers none.
-        """
-        if self._demonstrations is not None:
-            return list(self._demonstrations)
-        datamodule = getattr(trainer, "datamodule", None)
-        loader = getattr(datamodule, "influence_dataloader", None)
-        if loader is None:
-            raise UserError(
-                f"InfluenceFilter.demonstrations: null, and {type(datamodule).__name__} has no influence_dataloader(); "
-                "hand in batches for validation_loss, or give the data module that method"
-            )
-        batches: Iterable[Any] = loader()
-        return list(batches)
+def trainer_of(pl_module: Any) -> Any:
+    """Return the trainer that runs a module, None if there is none.
+
+    Args:
+        pl_module: a `LightningModule`, whose property `trainer` raises without one, or any other module.
+    """
+    return getattr(pl_module, "_trainer", None)
+
+
+def accumulated_step(trainer: Any, pl_module: Any) -> int | None:
+    """Return the number of the optimizer step that a micro-batch belongs to; None without gradient accumulation.
+
+    Args:
+        trainer: a `lightning.Trainer`, or anything else.
+        pl_module: under automatic optimisation, which alone accumulates by `accumulate_grad_batches`.
+    """
+    if not getattr(pl_module, "automatic_optimization", False):
+        return None
+    return int(trainer.global_step) if getattr(trainer, "accumulate_grad_batches", 1) > 1 else None
+
+
+def optimizer_of(pl_module: Any) -> torch.optim.Optimizer:
+    """Return the module's one optimizer, for scores that know of Adam.
+
+    Raises:
+        UserError: it has several, or none.
+    """
+    found = pl_module.optimizers() if hasattr(pl_module, "optimizers") else []
+    if isinstance(found, list):
+        raise UserError(
+            f"InfluenceFilter.scoring.adam_aware: {type(pl_module).__name__} has {len(found)} optimizers; expected one"
+        )
+    optimizer: torch.optim.Optimizer = found
+    return optimizer

@@ -1,103 +1,282 @@
-"""From scores to weights, by rule, over the episodes of all ranks."""
+"""Rules: which rows of a rollout are kept, and what they weigh."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import gather_rows
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.maths import (
     keep_above,
     keep_above_mean_reward,
     keep_at_least,
-    keep_positive_advantage,
     keep_random,
     normalise_weights,
     score_power,
 )
-from ippo_lightning.records import Episodes
-from ippo_lightning.selection.buffer_view import Columns
+from ippo_lightning.selection.table import NEEDS, RolloutTable
 
-SelectionRule = Literal["influence", "random", "advantage_sign", "reward"]
+RuleName = Literal["influence", "random", "advantage_sign", "reward"]
 
 
-class Selector:
-    """Decides which episodes are kept and what they weigh; arguments as in `InfluenceFilter`."""
+class SelectionRule(ABC):
+    """Decides which rows are kept. A subclass writes `needs` and `keep`; the rest has defaults.
 
-    def __init__(
-        self, *, rule: SelectionRule, threshold: float, power: float, max_weight: float | None, min_keep: int, seed: int
-    ) -> None:
-        if rule not in get_args(SelectionRule):
-            names = ", ".join(get_args(SelectionRule))
-            raise UserError(f"InfluenceFilter.rule: '{rule}' is unknown; expected one of {names}")
-        if not power >= 0:
-            raise UserError(f"InfluenceFilter.power: {power} is out of range; expected a number >= 0")
-        if max_weight is not None and not max_weight >= 1:
-            raise UserError(f"InfluenceFilter.max_weight: {max_weight} is out of range; expected a number >= 1")
-        if min_keep < 0:
-            raise UserError(f"InfluenceFilter.min_keep: {min_keep} is out of range; expected an integer >= 0")
-        self.rule: SelectionRule = rule
-        self.threshold = threshold
-        self.power = power
-        self.max_weight = max_weight
-        self.min_keep = min_keep
-        self.seed = seed
+    The rule sees the rows of all ranks, without those that another callback has dropped: a mean over the table is a
+    mean over what is still in the update. It must decide the same on each rank, so it may draw random numbers only
+    from a generator with a fixed seed.
+    """
 
-    def weights(
-        self,
-        *,
-        scores: Tensor,
-        episodes: Episodes | Columns,
-        iteration: int,
-        force_keep: Tensor | None = None,
-        force_drop: Tensor | None = None,
-    ) -> Tensor:
-        """Return one weight >= 0 an episode, zero where it is dropped, mean 1 over the kept of all ranks.
+    @property
+    def needs(self) -> frozenset[str]:
+        """Columns that the rule reads: "scores", "rewards", "advantages", "groups", "values". Others are not computed.
 
-        Only `influence` weights by the score; the controls drop and leave the rest as it is. Every rank decides over
-        the episodes of all, so the decision is that of one process.
+        Without "scores" there is no scoring, and no demonstrations are necessary.
+        """
+        return frozenset()
+
+    @property
+    def name(self) -> str:
+        """What plans, logs and reports call the rule."""
+        return type(self).__name__
+
+    @property
+    def scales(self) -> bool:
+        """Whether kept rows can have different weights."""
+        return type(self).weights is not SelectionRule.weights
+
+    @abstractmethod
+    def keep(self, table: RolloutTable) -> Tensor:
+        """Return which rows are kept, shape [rows], bool."""
+
+    def weights(self, table: RolloutTable, keep: Tensor) -> Tensor:
+        """Return what each kept row weighs, shape [rows], >= 0; the filter scales them to mean 1.
 
         Args:
-            scores: influence scores, shape [rows].
-            episodes: with rewards or advantages, where the rule asks for them.
-            iteration: makes the random rule draw anew.
-            force_keep: shape [rows], bool, True for episodes that are kept whatever their score.
-            force_drop: shape [rows], bool, True for episodes that are dropped whatever their score.
+            table: what the rule decided from.
+            keep: the final decision, shape [rows], bool.
         """
-        nobody = torch.zeros(len(scores), device=scores.device)
-        columns = (
-            scores,
-            episodes.outcome_rewards if self.rule == "reward" else nobody,
-            self._has_positive_advantage(episodes) if self.rule == "advantage_sign" else nobody,
-            nobody if force_keep is None else force_keep,
-            nobody if force_drop is None else force_drop,
-        )
-        rows, mine = gather_rows(torch.stack([column.to(scores.device).double() for column in columns], dim=1))
-        everyone, rewards, positive_advantage, exempt, excluded = rows.unbind(dim=1)
-        keep = (exempt > 0) | self._keep(
-            scores=everyone, rewards=rewards, positive_advantage=positive_advantage > 0, iteration=iteration
-        )
-        keep = keep & (excluded == 0)
-        raw = score_power(scores=everyone, keep=keep, power=self.power if self.rule == "influence" else 0.0)
-        return normalise_weights(raw=raw, keep=keep, max_weight=self.max_weight)[mine].to(scores.dtype)
+        return keep.double()
 
-    @staticmethod
-    def _has_positive_advantage(episodes: Episodes | Columns) -> Tensor:
-        return keep_positive_advantage(advantages=episodes.advantages, mask=episodes.mask)
+    def ranking(self, table: RolloutTable) -> Tensor:
+        """Return a number per row, shape [rows]: under `min_keep` the dropped rows with the highest come back first."""
+        return table.scores if table.has("scores") else torch.zeros(len(table), device=table.kept.device)
 
-    def _keep(self, *, scores: Tensor, rewards: Tensor, positive_advantage: Tensor, iteration: int) -> Tensor:
-        """Return a mask [rows], True where the rule keeps the episode; everything is of all ranks."""
-        positive = keep_above(scores=scores, threshold=self.threshold)
-        if self.rule == "random":
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
-            keep = keep_random(num_episodes=len(scores), num_kept=int(positive.sum()), generator=generator)
-        elif self.rule == "advantage_sign":
-            keep = positive_advantage
-        elif self.rule == "reward":
-            keep = keep_above_mean_reward(outcome_rewards=rewards, mean_reward=rewards.mean())
+
+@dataclass(frozen=True, kw_only=True)
+class Influence(SelectionRule):
+    """Keep rows whose gradient agrees with the target's; weigh them by the score.
+
+    Source: Shu, Zhang and Hullman 2026, arXiv 2604.01597.
+
+    Args:
+        threshold: scores up to and including it are dropped, in units of the scores.
+        power: exponent of the score in the weight, >= 0: 1 as in the paper, 0 for equal weights.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    threshold: float = 0.0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_range("rule.threshold", self.threshold)
+        require_range("rule.power", self.power, at_least=0, below=math.inf)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Scores."""
+        return frozenset({"scores"})
+
+    @property
+    def name(self) -> str:
+        """The short name."""
+        return "influence"
+
+    @property
+    def scales(self) -> bool:
+        """Whether the power is above 0."""
+        return self.power > 0
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        """Return which scores lie above the threshold."""
+        return keep_above(scores=table.scores, threshold=self.threshold)
+
+    def weights(self, table: RolloutTable, keep: Tensor) -> Tensor:
+        """Return score^power."""
+        return score_power(scores=table.scores, keep=keep, power=self.power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(SelectionRule):
+    """Keep random rows: the control that shows whether a rule is better than chance.
+
+    Args:
+        fraction: fraction of the rows that is kept, in [0, 1]; null for as many as `Influence` would keep, which needs
+            scores.
+        seed: of the draws; each iteration draws again.
+        threshold: that of `Influence`, if `fraction` is null.
+
+    Raises:
+        UserError: a fraction out of its range.
+    """
+
+    fraction: float | None = None
+    seed: int = 0
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.fraction is not None:
+            require_range("rule.fraction", self.fraction, at_least=0, at_most=1)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Scores if no fraction is given: they tell how many rows are kept."""
+        return frozenset({"scores"}) if self.fraction is None else frozenset()
+
+    @property
+    def name(self) -> str:
+        """The short name."""
+        return "random"
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        """Return a random choice."""
+        if self.fraction is None:
+            num_kept = int(keep_above(scores=table.scores, threshold=self.threshold).sum())
         else:
-            keep = positive
-        return keep_at_least(scores=scores, keep=keep.to(scores.device), min_keep=self.min_keep)
+            num_kept = round(self.fraction * len(table))
+        # a generator of its own, so that the run's random stream stays that of plain PPO, equal on all ranks
+        seed = self.seed * 1_000_003 + table.iteration + 1_000_000_007 * table.part
+        generator = torch.Generator().manual_seed(seed)
+        return keep_random(num_episodes=len(table), num_kept=num_kept, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageSign(SelectionRule):
+    """Keep rows with a mean advantage above 0. No scores, no demonstrations."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Advantages."""
+        return frozenset({"advantages"})
+
+    @property
+    def name(self) -> str:
+        """The short name."""
+        return "advantage_sign"
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        """Return which mean advantages are positive."""
+        return table.advantages > 0
+
+    def ranking(self, table: RolloutTable) -> Tensor:
+        """Return the mean advantages."""
+        return table.advantages
+
+
+@dataclass(frozen=True, kw_only=True)
+class AboveMeanReward(SelectionRule):
+    """Keep rows with an outcome reward above the mean of all ranks. No scores, no demonstrations."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Rewards."""
+        return frozenset({"rewards"})
+
+    @property
+    def name(self) -> str:
+        """The short name."""
+        return "reward"
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        """Return which rewards are above the mean."""
+        return keep_above_mean_reward(outcome_rewards=table.rewards, mean_reward=table.rewards.mean())
+
+    def ranking(self, table: RolloutTable) -> Tensor:
+        """Return the rewards."""
+        return table.rewards
+
+
+def build_rule(
+    rule: RuleName | SelectionRule, *, threshold: float | None, power: float | None, seed: int | None
+) -> SelectionRule:
+    """Return the rule of a short name, or the object itself.
+
+    Args:
+        rule: a short name, or a rule.
+        threshold: of a rule with a short name that has one; None for its default.
+        power: likewise.
+        seed: likewise.
+
+    Raises:
+        UserError: an unknown name, an object that is no rule, a number out of its range, or a number beside an object.
+    """
+    given = {"threshold": threshold, "power": power, "seed": seed}
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if isinstance(rule, SelectionRule):
+        for name, value in numbers.items():
+            kind = type(rule).__name__
+            raise UserError(f"InfluenceFilter.{name}: {value:g} is for a rule with a short name; pass it to {kind}")
+        return _checked_rule(rule)
+    if rule not in get_args(RuleName):
+        names = ", ".join(get_args(RuleName))
+        raise UserError(f"InfluenceFilter.rule: {rule!r} is unknown; expected one of {names}, or a SelectionRule")
+    require_range("InfluenceFilter.power", 1.0 if power is None else power, at_least=0)
+    if rule == "influence":
+        return Influence(**{name: value for name, value in numbers.items() if name != "seed"})
+    if rule == "random":
+        return Random(threshold=threshold or 0.0, seed=seed or 0)
+    return AdvantageSign() if rule == "advantage_sign" else AboveMeanReward()
+
+
+def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weight: float | None) -> Tensor:
+    """Return the factor of each row's weight: 0 if the rule drops it, with mean 1 over the rows that are kept.
+
+    Args:
+        rule: sees only the rows that may still be kept.
+        table: of all ranks.
+        min_keep: at least so many are kept; dropped rows come back by the rule's ranking.
+        max_weight: cap of a factor, >= 1; None for none.
+
+    Returns:
+        Shape [rows], float64; 0 for rows that another callback has dropped.
+
+    Raises:
+        UserError: the rule returned something else than a mask or weights.
+    """
+    factors = torch.zeros(len(table), dtype=torch.float64, device=table.kept.device)
+    places = (table.kept & ~table.force_drop).nonzero().flatten()
+    if not len(places):
+        return factors
+    candidates = table.select(places)
+    chosen = _checked(rule.keep(candidates), candidates, method=f"{type(rule).__name__}.keep", is_mask=True)
+    keep = candidates.force_keep | keep_at_least(scores=rule.ranking(candidates), keep=chosen, min_keep=min_keep)
+    raw = _checked(rule.weights(candidates, keep), candidates, method=f"{type(rule).__name__}.weights", is_mask=False)
+    raw = torch.where(keep, raw.double(), 0.0)
+    factors[places] = normalise_weights(raw=raw, keep=keep, max_weight=max_weight)
+    return factors
+
+
+def _checked_rule(rule: SelectionRule) -> SelectionRule:
+    unknown = sorted(rule.needs - NEEDS)
+    if unknown:
+        known = ", ".join(sorted(NEEDS))
+        raise UserError(f"{type(rule).__name__}.needs: {unknown[0]!r} is unknown; expected names out of {known}")
+    return rule
+
+
+def _checked(result: Tensor, table: RolloutTable, *, method: str, is_mask: bool) -> Tensor:
+    expected = f"{'a mask of bool' if is_mask else 'finite weights >= 0'} of shape ({len(table)},)"
+    if not isinstance(result, Tensor):
+        raise UserError(f"{method}: returned a {type(result).__name__}; expected {expected}")
+    if result.shape != (len(table),) or (result.dtype == torch.bool) != is_mask:
+        raise UserError(f"{method}: returned {result.dtype} of shape {tuple(result.shape)}; expected {expected}")
+    if not is_mask and not bool((torch.isfinite(result) & (result >= 0)).all()):
+        raise UserError(f"{method}: returned a negative weight, NaN or infinity; expected {expected}")
+    return result.to(table.kept.device)

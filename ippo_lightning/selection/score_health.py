@@ -15,7 +15,7 @@ from ippo_lightning.influence import (
     sign_agreement,
     sign_certainty,
 )
-from ippo_lightning.selection.scorer import Direction
+from ippo_lightning.selection.target_gradients import TargetGradients
 
 _PARTS = {
     "embedding": re.compile(r"embed|lm_head|wte|wpe"),
@@ -26,16 +26,16 @@ _PARTS = {
 
 
 def part_fractions(by_parameter: Mapping[str, Tensor]) -> dict[str, float]:
-    """Tell which parts of a model the scores come from.
+    """Return which parts of a model the scores come from.
 
-    share = sum over the part's parameters and episodes of |part of the score|, over the same for all parts
+    fraction = sum over the part's parameters and rows of |part of the score|, divided by the same sum over all parts
 
     Args:
         by_parameter: parameter name to its part of the scores, shape [rows].
 
     Returns:
-        `embedding`, `attention`, `mlp`, `norm`, `other` to its share, those that there are; they sum to 1. Empty where
-        all is zero.
+        `embedding`, `attention`, `mlp`, `norm`, `other` to its fraction, without parts that the model lacks; they sum
+        to 1. Empty if each score is zero.
     """
     sums: dict[str, float] = {}
     for name, part in by_parameter.items():
@@ -45,28 +45,30 @@ def part_fractions(by_parameter: Mapping[str, Tensor]) -> dict[str, float]:
     return {kind: value / total for kind, value in sums.items()} if total > 0 else {}
 
 
-def health_of(direction: Direction, group_scores: Tensor) -> dict[str, float]:
-    """Return how far groups of demonstrations agree; nothing where they were not asked.
+def health_of(gradients: TargetGradients, group_scores: Tensor) -> dict[str, float]:
+    """Return how far groups of demonstrations agree; nothing if there are no groups.
 
     Args:
-        direction: with its groups.
-        group_scores: scores along each group, of the episodes of all ranks, shape [groups, rows].
+        gradients: with their groups.
+        group_scores: scores along each group, of the rows of all ranks, shape [groups, rows].
 
     Returns:
         Names for `UpdatePlan.record`: `halves_cosine` of the two halves' gradients; `halves_sign_agreement`, the
-        fraction of episodes that both halves score alike; `sign_certain_fraction`, the fraction of episodes whose
+        fraction of rows that both halves give the same sign; `sign_certain_fraction`, the fraction of rows whose
         95 % bootstrap interval over groups excludes zero; `interval_width`, its median over the median |score|.
     """
     if not len(group_scores):
         return {}
+    # groups are dealt out in turn, so every second one is a half that saw each part of the demonstrations
     halves = [list(range(start, len(group_scores), 2)) for start in (0, 1)]
-    gradients = [mean_direction([direction.groups[number] for number in half]) for half in halves]
+    of_halves = [mean_direction([gradients.groups[number] for number in half]) for half in halves]
     first, second = (group_scores[half].mean(dim=0) for half in halves)
+    # a generator of its own: the run's random stream stays that of plain PPO
     generator = torch.Generator().manual_seed(0)
     low, high = score_intervals(group_scores, generator=generator)
     scale = group_scores.mean(dim=0).abs().median().clamp(min=torch.finfo(group_scores.dtype).tiny)
     return {
-        "influence__halves_cosine": halves_agreement(*gradients),
+        "influence__halves_cosine": halves_agreement(*of_halves),
         "influence__halves_sign_agreement": sign_agreement(first, second),
         "influence__sign_certain_fraction": sign_certainty(low, high),
         "influence__interval_width": float((high - low).median() / scale),

@@ -1,4 +1,4 @@
-"""The influence filter in projects that know nothing of ours: what it finds, what it changes, what it misses."""
+"""The influence filter in projects that know nothing of ours: what it finds, and what it changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.selection.buffer_view import Columns
 
 FLOAT32_ROUNDING = 1e-5
 
@@ -89,7 +88,7 @@ def with_weights(items: Any) -> dict[str, Any]:
 
 
 def expected_scores(module: Regression, batch: Any) -> Tensor:
-    """One plain backward a row, and one for the good rows."""
+    """One plain backward per row, and one for the good rows."""
     parameters = list(module.parameters())
     good = torch.autograd.grad(mean_loss(module, GOOD[0]), parameters)
     found = []
@@ -155,10 +154,10 @@ def test_a_module_may_offer_everything_itself(tmp_path: Path) -> None:
         ({"episode_losses": None}, "episode_losses: null, and Regression has no method episode_losses"),
         ({"validation_loss": None}, "validation_loss: null, and Regression has no method validation_loss"),
         ({"demonstrations": None}, "demonstrations: null, and .* has no influence_dataloader"),
-        ({"power": 1.0}, "power: 1 weights episodes, and the buffer has no column 'weights'"),
+        ({"power": 1.0}, "power: 1 weights rows, and the buffer has no column 'weights'"),
         ({"min_keep": 0}, "on_empty: skip would leave an empty buffer"),
         ({"buffer": lambda module, batch: tuple(batch)}, "a tuple cannot be filtered in place"),
-        ({"buffer": lambda module, batch: {"text": ["a"]}}, "holds no tensor"),
+        ({"buffer": lambda module, batch: {"text": ["a"]}}, "it contains no tensor"),
         ({"rule": "reward"}, "rule: reward needs a column 'rewards' of 8 rows"),
         ({"rule": "advantage_sign"}, "rule: advantage_sign needs a column 'advantages'"),
         ({"scoring": ScoringSettings(normalise="length")}, "normalise: length needs a column 'lengths'"),
@@ -178,11 +177,3 @@ def test_a_control_by_reward_reads_the_column(tmp_path: Path) -> None:
 def test_watching_changes_nothing(tmp_path: Path) -> None:
     module = trained(influence(monitor_only=True, power=1.0), tmp_path)
     assert [len(batch[0]) for batch in module.seen] == [8, 8, 8]
-
-
-def test_what_is_no_column_is_left_alone() -> None:
-    columns = Columns({"x": torch.arange(4), "name": "batch 7", "table": torch.eye(3), "scale": torch.tensor(2.0)})
-    columns.apply(torch.tensor([1.0, 0.0, 0.0, 1.0]))
-    assert columns.raw["x"].tolist() == [0, 3]
-    assert columns.raw["name"] == "batch 7"
-    assert columns.raw["table"].shape == (3, 3)

@@ -15,7 +15,8 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.policies import encode_demonstrations
-from ippo_lightning.records import Episodes, UpdatePlan
+from ippo_lightning.records import Episodes, TextEpisodes, UpdatePlan
+from ippo_lightning.selection import Influence, ReturnOfBuffer
 
 
 def trainer_with(data: Any = None) -> SimpleNamespace:
@@ -124,11 +125,11 @@ def test_an_episode_that_is_a_demonstration_is_kept_if_it_was_good_and_dropped_i
     log_probs = module.policy(*encoded).log_probs.detach()
     advantages = mask.float()
     advantages[::2] *= -1
-    episodes = Episodes(
+    episodes = TextEpisodes(
         prompt_ids=encoded.prompt_ids,
         prompt_mask=encoded.prompt_mask,
         response_ids=encoded.response_ids,
-        response_mask=mask,
+        mask=mask,
         truncated=torch.zeros(count, dtype=torch.bool),
         group=torch.arange(count),
         log_probs=log_probs,
@@ -194,3 +195,76 @@ def test_a_module_or_data_without_what_it_needs_is_named(module: PPOModule, epis
 def test_a_wrong_option_is_named(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"InfluenceFilter.{next(iter(settings))}"):
         InfluenceFilter(**settings)
+
+
+def test_rules_without_scores_need_no_demonstrations_and_no_losses_and_log_no_scores(episodes: Episodes) -> None:
+    for rule in ("advantage_sign", "reward"):
+        plan = UpdatePlan(episodes=episodes)
+        InfluenceFilter(rule=rule).on_rollout_end(SimpleNamespace(datamodule=None), torch.nn.Linear(1, 1), plan)
+        assert 0 < int(plan.keep.sum()) < len(episodes)
+        assert plan.metrics.keys() == {
+            "influence/scored_kept_fraction",
+            "influence/effective_sample_size",
+            "influence/max_weight",
+        }
+        assert plan.metrics["influence/scored_kept_fraction"] == float(plan.keep.float().mean())
+        assert plan.metrics["influence/effective_sample_size"] == int(plan.keep.sum())
+
+
+def test_what_another_callback_dropped_stays_dropped_and_does_not_count(module: PPOModule, episodes: Episodes) -> None:
+    half = episodes.select(list(range(8)))
+    alone, _ = filtered(module, half, threshold=-1e9)
+    scores = alone.history[0].scores
+    dropped = torch.arange(8) % 2 == 0
+    plan = UpdatePlan(episodes=half)
+    plan.drop(dropped, reason="another")
+    InfluenceFilter(threshold=-1e9, power=1.0).on_rollout_end(trainer_with(), module, plan)
+    assert torch.equal(plan.keep, ~dropped)
+    assert float(plan.weights[plan.keep].mean()) == pytest.approx(1.0, rel=1e-5)
+    assert [change.reason for change in plan.history] == ["another", "InfluenceFilter(influence)"] + (
+        ["InfluenceFilter(influence)"] if plan.weights.unique().numel() > 2 else []
+    )
+    torch.testing.assert_close(plan.history[1].scores, scores)
+
+
+def test_two_filters_stack(module: PPOModule, episodes: Episodes) -> None:
+    first, _ = filtered(module, episodes, rule="reward")
+    plan = UpdatePlan(episodes=episodes)
+    for callback in (InfluenceFilter(rule="reward"), InfluenceFilter(power=0)):
+        callback.on_rollout_end(trainer_with(), module, plan)
+    by_score, _ = filtered(module, episodes, power=0.0)
+    assert torch.equal(plan.keep, first.keep & by_score.keep)
+    assert [change.reason for change in plan.history] == ["InfluenceFilter(reward)", "InfluenceFilter(influence)"]
+
+
+def test_keeping_all_when_nothing_is_left_brings_nobody_elses_rows_back(module: PPOModule, episodes: Episodes) -> None:
+    plan = UpdatePlan(episodes=episodes)
+    dropped = torch.arange(len(episodes)) < 3
+    plan.drop(dropped, reason="another")
+    InfluenceFilter(threshold=1e9, on_empty="keep_all").on_rollout_end(trainer_with(), module, plan)
+    assert torch.equal(plan.keep, ~dropped)
+
+
+def test_monitoring_notes_the_scores_and_no_more(module: PPOModule, episodes: Episodes) -> None:
+    plan, _ = filtered(module, episodes, monitor_only=True)
+    assert bool(plan.keep.all())
+    assert [change.kind for change in plan.history] == ["note"]
+
+
+def test_a_rule_as_an_object_is_the_rule_by_its_short_name(module: PPOModule, episodes: Episodes) -> None:
+    by_name, _ = filtered(module, episodes, power=0.5, threshold=1e-3)
+    by_object, _ = filtered(module, episodes, rule=Influence(power=0.5, threshold=1e-3))
+    assert torch.equal(by_name.weights, by_object.weights)
+
+
+def test_the_return_of_the_buffer_needs_no_demonstrations(module: PPOModule, episodes: Episodes) -> None:
+    plan = UpdatePlan(episodes=episodes)
+    InfluenceFilter(target=ReturnOfBuffer()).on_rollout_end(SimpleNamespace(datamodule=None), module, plan)
+    assert plan.weights.unique().numel() > 1
+
+
+def test_what_belongs_to_the_default_target_is_refused_beside_another() -> None:
+    with pytest.raises(UserError, match=r"InfluenceFilter.demonstrations: it is for the default target"):
+        InfluenceFilter(target=ReturnOfBuffer(), demonstrations=[1])
+    with pytest.raises(UserError, match=r"InfluenceFilter.drop_when: all needs a rule that reads scores; reward reads"):
+        InfluenceFilter(rule="reward", drop_when="all")

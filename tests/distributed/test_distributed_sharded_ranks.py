@@ -66,8 +66,8 @@ def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
     outcome: Outcome = request.getfixturevalue(source)
     fabric = Fabric(accelerator="cpu", devices=1)
     loop, module, episodes = two_sharded_ranks.halves(tmp_path, kind, fabric, list(range(8)))
-    callback = two_sharded_ranks.InfluenceFilter()
-    direction = callback.scorer.direction(module, callback.attachment.demonstrations(loop), iteration=0).mean
+    selector, plan = two_sharded_ranks.InfluenceFilter().selector, two_sharded_ranks.UpdatePlan(episodes=episodes)
+    direction = selector.take_gradients(plan, module=module, trainer=loop, iteration=0).mean
     scores = {name: two_sharded_ranks.scores_of(loop, module, episodes, way) for name, way in SCORINGS.items()}
     uneven = two_sharded_ranks.uneven_demonstrations(loop)
     scores["uneven demonstrations"] = two_sharded_ranks.scores_of(

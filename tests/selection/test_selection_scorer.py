@@ -1,4 +1,4 @@
-"""How the filter scores: each option does what it says, the direction lasts as long as asked, and health shows."""
+"""How the filter scores: each option has its effect, the target gradient lasts as long as it should, health shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ippo_lightning.influence import agree_to_drop
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import Episodes, UpdatePlan
 from ippo_lightning.selection.score_health import part_fractions
-from ippo_lightning.selection.scorer import batches_by_tokens
 
 ROUNDING = 1e-5
 """float32 scores of a tiny model, as a fraction of the largest."""
@@ -97,24 +96,14 @@ def test_batches_change_nothing_and_memory_that_is_too_small_halves_them(
         return honest(part)
 
     monkeypatch.setattr(module, "episode_losses", tight)
-    with pytest.warns(UserWarning, match="memory is too small, going on with"):
+    with pytest.warns(UserWarning, match="memory is too small, continuing with"):
         torch.testing.assert_close(scores_of(scored(module, episodes)), whole, rtol=1e-4, atol=1e-6)
     limit = 0
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="memory"):
         scored(module, episodes)
 
 
-def test_batches_hold_neighbours_in_length_and_stay_below_their_tokens() -> None:
-    lengths = torch.randint(1, 50, (200,), generator=torch.Generator().manual_seed(0))
-    batches = batches_by_tokens(lengths, max_tokens=120)
-    assert sorted(torch.cat(batches).tolist()) == list(range(200))
-    assert all(len(batch) * int(lengths[batch].max()) <= 120 for batch in batches)
-    longest = [int(lengths[batch].max()) for batch in batches]
-    assert longest == sorted(longest)
-    assert [len(batch) for batch in batches_by_tokens(torch.tensor([500, 3]), max_tokens=10)] == [1, 1]
-
-
-def test_a_direction_is_taken_anew_when_it_is_due_and_not_before(module: PPOModule, episodes: Episodes) -> None:
+def test_a_target_gradient_is_taken_again_when_it_is_due_and_not_before(module: PPOModule, episodes: Episodes) -> None:
     callback = InfluenceFilter(scoring=ScoringSettings(refresh_every_n_iterations=3, health_every_n_iterations=0))
     norms = []
     for iteration in range(4):

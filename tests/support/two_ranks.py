@@ -25,7 +25,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings, PPOModule, SFTModule
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
 from ippo_lightning.records import TextEpisodes, UpdatePlan
-from ippo_lightning.selection.scorer import ScoringSettings
+from ippo_lightning.selection import ScoringSettings
 
 NUM_PROMPTS = 4
 """Of the whole buffer in the scenarios that compare two halves with the whole; two responses to each."""

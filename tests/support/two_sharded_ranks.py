@@ -27,7 +27,7 @@ from ippo_lightning.modules import PPOModule
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.run.fsdp_strategy import ShardedStrategy
-from ippo_lightning.selection.scorer import ScoringSettings
+from ippo_lightning.selection import ScoringSettings
 
 RUN = {"evaluate_every_n_iterations": 1, "test_at_end": True, "save_model": True, "max_iterations": 4}
 KINDS: dict[str, dict[str, Any]] = {
@@ -72,8 +72,9 @@ def scores_of(
 ) -> torch.Tensor:
     """Return the scores that the filter would go by."""
     callback = InfluenceFilter(scoring=scoring, demonstrations=demonstrations)
-    direction = callback.scorer.direction(module, callback.attachment.demonstrations(loop), iteration=0)
-    return callback.scorer.score(module, episodes, direction).scores
+    selector, plan = callback.selector, UpdatePlan(episodes=episodes)
+    gradients = selector.take_gradients(plan, module=module, trainer=loop, iteration=0)
+    return selector.scorer.score(module, episodes, gradients).scores
 
 
 def broken_on_one_rank(module: PPOModule, loop: Any, episodes: Any, rank: int) -> dict[str, Any]:
@@ -181,7 +182,8 @@ def compare_halves(folder: Path, fabric: Fabric, numbers: dict[str, Any], kinds:
     for kind in kinds:
         loop, module, episodes = halves(folder, kind, fabric, [0, 2, 4, 6, 7] if rank == 0 else [1, 3, 5])
         assert is_sharded(module)
-        direction = InfluenceFilter().scorer.direction(module, loop.datamodule.influence_dataloader(), iteration=0).mean
+        selector, plan = InfluenceFilter().selector, UpdatePlan(episodes=episodes)
+        direction = selector.take_gradients(plan, module=module, trainer=loop, iteration=0).mean
         numbers[f"{kind}.direction_is_divided"] = any(isinstance(block, DTensor) for block in direction.values())
         results = {f"scores.{name}": scores_of(loop, module, episodes, way) for name, way in SCORINGS.items()}
         uneven = scores_of(loop, module, episodes, NO_GROUPS, demonstrations=uneven_demonstrations(loop))

@@ -1,0 +1,196 @@
+"""From a plan to weights: score if the rule needs it, decide over the rows of all ranks, change the plan."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
+from ippo_lightning.maths import effective_sample_size
+from ippo_lightning.records import UpdatePlan
+from ippo_lightning.selection.module_interface import ModuleInterface
+from ippo_lightning.selection.rules import Influence, Random, SelectionRule, decide
+from ippo_lightning.selection.score_health import health_of, part_fractions
+from ippo_lightning.selection.scorer import Scored, Scorer
+from ippo_lightning.selection.settings import ScoringSettings
+from ippo_lightning.selection.table import RolloutTable, gather_table
+from ippo_lightning.selection.target_gradients import TargetGradientCache, TargetGradients
+from ippo_lightning.selection.targets import Target
+
+OnEmpty = Literal["skip", "keep_all", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectorSettings:
+    """What holds for each rule; the arguments are those of `InfluenceFilter` with the same names.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    max_weight: float | None = None
+    min_keep: int = 0
+    on_empty: OnEmpty = "skip"
+    monitor_only: bool = False
+    drop_when: Literal["mean", "all"] = "mean"
+    skips_nonfinite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_weight is not None:
+            require_range("InfluenceFilter.max_weight", self.max_weight, at_least=1)
+        require_range("InfluenceFilter.min_keep", self.min_keep, at_least=0, integer=True)
+
+
+class Selector:
+    """Changes a plan by a rule.
+
+    Args:
+        rule: decides which rows are kept, and what they weigh.
+        target: what scores are about.
+        settings: what holds for each rule.
+        scoring: how scores are made.
+        interface: gives the project's losses.
+
+    Raises:
+        UserError: `drop_when: all` with a rule that reads no scores.
+    """
+
+    def __init__(
+        self,
+        *,
+        rule: SelectionRule,
+        target: Target,
+        settings: SelectorSettings,
+        scoring: ScoringSettings,
+        interface: ModuleInterface,
+    ) -> None:
+        by_groups = settings.drop_when == "all"
+        if by_groups and "scores" not in rule.needs:
+            raise UserError(f"InfluenceFilter.drop_when: all needs a rule that reads scores; {rule.name} reads none")
+        self.rule = rule
+        self.target = target
+        self.settings = settings
+        self.interface = interface
+        self.gradients = TargetGradientCache(scoring, needs_groups=by_groups)
+        self.scorer = Scorer(scoring, interface=interface, skips_nonfinite=settings.skips_nonfinite)
+
+    def change(self, plan: UpdatePlan, *, module: Any, trainer: Any, iteration: int, part: int | None = None) -> Tensor:
+        """Drop and weigh the rows of a plan, and write what the log shows.
+
+        Args:
+            plan: of this rank's rows; not sealed.
+            module: under training.
+            trainer: a `lightning.Trainer` or `FabricLoop`, None outside of both.
+            iteration: counted from 0.
+            part: number of the micro-batch in its optimizer step, None without gradient accumulation.
+
+        Returns:
+            The factors of all ranks' weights, as the rule decided them, shape [rows].
+        """
+        start = time.perf_counter()
+        scored = None
+        if "scores" in self.rule.needs:
+            self.interface.require_losses(module)
+            gradients = self.take_gradients(plan, module=module, trainer=trainer, iteration=iteration, part=part)
+            taken = time.perf_counter()
+            scored = self.scorer.score(module, plan.episodes, gradients)
+        table = self._table(plan, scored, iteration=iteration, part=part or 0)
+        factors = decide(self.rule, table, min_keep=self.settings.min_keep, max_weight=self.settings.max_weight)
+        factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
+        now = time.perf_counter()
+        if scored is not None:
+            plan.record(
+                time__target_gradient_seconds=taken - start,
+                time__scoring_seconds=now - taken,
+                time__influence_seconds=now - start,
+                **_score_metrics(table, scored, gradients),
+            )
+        plan.record(**weight_metrics(factors))
+        self._apply(plan, table, factors, scores=None if scored is None else scored.scores, trainer=trainer)
+        if part is None:
+            self.gradients.release()
+        return factors
+
+    def take_gradients(
+        self, plan: UpdatePlan, *, module: Any, trainer: Any, iteration: int, part: int | None = None
+    ) -> TargetGradients:
+        """Return the gradients that the rows are scored along; arguments as in `change`."""
+        return self.gradients.take(
+            module, lambda: self.target.loss(module, plan, trainer=trainer), iteration=iteration, part=part
+        )
+
+    def _table(self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int) -> RolloutTable:
+        if scored is None:
+            return gather_table(plan, needs=self.rule.needs, iteration=iteration, part=part)
+        return gather_table(
+            plan,
+            needs=self.rule.needs,
+            iteration=iteration,
+            part=part,
+            scores=scored.scores,
+            group_scores=scored.group_scores,
+            force_keep=self._force_keep(scored.group_scores),
+            force_drop=scored.broken,
+        )
+
+    def _force_keep(self, group_scores: Tensor) -> Tensor | None:
+        """Return a mask [rows], True if some group of demonstrations is for keeping; None if groups have no vote."""
+        if self.settings.drop_when == "mean":
+            return None
+        threshold = self.rule.threshold if isinstance(self.rule, (Influence, Random)) else 0.0
+        return ~agree_to_drop(group_scores, threshold=threshold)
+
+    def _apply(
+        self, plan: UpdatePlan, table: RolloutTable, factors: Tensor, *, scores: Tensor | None, trainer: Any
+    ) -> None:
+        reason = f"InfluenceFilter({self.rule.name})"
+        if self.settings.monitor_only:
+            plan.note(reason=reason, scores=torch.zeros_like(plan.weights) if scores is None else scores)
+            return
+        # decided over all ranks: a rank that keeps nothing while others keep something just has no rows to train on
+        if not bool((factors > 0).any()):
+            factors = self._when_empty(factors, trainer)
+        mine = factors[table.mine].to(plan.weights.device)
+        # rows that another callback has dropped stay as they are: their zero factor is not this rule's decision
+        plan.drop((mine <= 0) & plan.keep, reason=reason, scores=scores)
+        weights = torch.where(mine > 0, mine, 1.0)
+        if bool((weights != 1).any()):
+            plan.scale(weights, reason=reason, scores=scores)
+
+    def _when_empty(self, factors: Tensor, trainer: Any) -> Tensor:
+        if self.settings.on_empty == "stop":
+            if trainer is None:
+                raise UserError("InfluenceFilter.on_empty: stop needs a trainer to stop; nothing was kept")
+            trainer.should_stop = True
+        return torch.ones_like(factors) if self.settings.on_empty == "keep_all" else factors
+
+
+def weight_metrics(factors: Tensor) -> dict[str, float]:
+    """Return numbers about the weights of all ranks, for `UpdatePlan.record`.
+
+    Args:
+        factors: shape [rows], 0 for rows that are dropped.
+    """
+    return {
+        "influence__scored_kept_fraction": int((factors > 0).sum()) / max(len(factors), 1),
+        "influence__effective_sample_size": float(effective_sample_size(weights=factors)),
+        "influence__max_weight": float(factors.max()) if len(factors) else 0.0,
+    }
+
+
+def _score_metrics(table: RolloutTable, scored: Scored, gradients: TargetGradients) -> dict[str, float]:
+    """Return numbers about the scores of all ranks, for `UpdatePlan.record`."""
+    # back to the scores' own dtype: float64 was only for the way through the gather
+    scores = table.scores.to(scored.scores.dtype)
+    return {
+        "influence__gradient_norm": gradient_norm(gradients.mean),
+        "influence__nonfinite_episodes": float(table.force_drop.sum()),
+        **{f"influence__score_{name}": value for name, value in score_quantiles(scores).items()},
+        **{f"influence__part_{name}": value for name, value in part_fractions(scored.by_parameter).items()},
+        **health_of(gradients, table.group_scores.to(scored.scores.dtype)),
+    }

@@ -1,0 +1,198 @@
+"""The gradient of the target: when it is taken again, how ranks share the work, and how it is scaled."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, rank, world_size
+from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
+from ippo_lightning.distributed.lockstep import in_step
+from ippo_lightning.influence import (
+    TargetGroups,
+    mean_direction,
+    precondition,
+    select_blocks,
+    target_gradient_groups,
+)
+from ippo_lightning.records import Episodes
+from ippo_lightning.selection.module_interface import optimizer_of
+from ippo_lightning.selection.settings import ScoringSettings
+from ippo_lightning.selection.targets import TargetLoss
+
+
+class TargetGradients(NamedTuple):
+    """The gradient of the target at some parameters."""
+
+    mean: dict[str, Tensor]
+    """Parameter name to block, over all batches of the target."""
+    groups: list[dict[str, Tensor]]
+    """The same over each group of batches; empty if groups are not needed."""
+
+
+class TargetGradientCache:
+    """Takes the gradient of the target if it is due, and keeps it for the iterations in between.
+
+    Args:
+        settings: see `ScoringSettings`.
+        needs_groups: whether each iteration needs the groups.
+    """
+
+    def __init__(self, settings: ScoringSettings, *, needs_groups: bool = False) -> None:
+        self.settings = settings
+        self.needs_groups = needs_groups
+        self.raw: TargetGradients | None = None
+        """As last taken, before any scaling."""
+        self._prepared: TargetGradients | None = None
+
+    def take(
+        self, pl_module: Any, target: Callable[[], TargetLoss], *, iteration: int, part: int | None = None
+    ) -> TargetGradients:
+        """Return the gradients to score along.
+
+        Args:
+            pl_module: whose parameters are differentiated.
+            target: returns the loss and its batches; called only if the gradient is due.
+            iteration: counted from 0.
+            part: number of the micro-batch in its optimizer step, None without gradient accumulation. The parameters
+                are the same for all micro-batches of a step, and so is the gradient.
+        """
+        if part and self._prepared is not None:
+            return self._prepared
+        settings = self.settings
+        wants_groups = self.needs_groups or _is_due(iteration, settings.health_every_n_iterations)
+        is_stale = self.raw is None or _is_due(iteration, settings.refresh_every_n_iterations)
+        if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
+            self.raw = take_gradients(pl_module, target(), num_groups=settings.health_groups if wants_groups else 1)
+        assert self.raw is not None, "taken just now"
+        groups = [self._scaled(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
+        self._prepared = TargetGradients(self._scaled(pl_module, self.raw.mean), groups)
+        return self._prepared
+
+    def release(self) -> None:
+        """Free the scaled copy after the last row that needs it: it is as large as the trainable parameters."""
+        self._prepared = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the gradient if later iterations will use it again, else nothing."""
+        if self.raw is None or self.settings.refresh_every_n_iterations == 1:
+            return {}
+        mean, *groups = (
+            {name: full_tensor(block) for name, block in entry.items()} for entry in [self.raw.mean, *self.raw.groups]
+        )
+        return {"mean": mean, "groups": groups}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.raw = TargetGradients(dict(state["mean"]), list(state["groups"])) if state else None
+
+    def _scaled(self, pl_module: Any, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        chosen = dict(direction)
+        if self.settings.include is not None or self.settings.exclude:
+            chosen = select_blocks(chosen, include=self.settings.include, exclude=self.settings.exclude)
+        if self.settings.adam_aware:
+            chosen = precondition(chosen, model=pl_module, optimizer=optimizer_of(pl_module))
+        return chosen
+
+
+def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int) -> TargetGradients:
+    """Take the gradient of each group of batches; ranks share the work if there is enough of it.
+
+    Args:
+        pl_module: whose parameters are differentiated.
+        target: the loss and its batches.
+        num_groups: at most so many; fewer if there is too little to divide.
+    """
+    ranks = world_size()
+    parts, weights = _divided(target, num_groups if target.is_of_rank else num_groups * ranks)
+    is_shared = ranks > 1 and not target.is_of_rank and len(parts) >= num_groups * ranks
+    if not is_shared and not target.is_of_rank:
+        parts, weights = _divided(target, num_groups)
+    num_groups = min(num_groups, _least(len(parts), like=pl_module) if target.is_of_rank else max(len(parts), 1))
+    # part b is of group b modulo num_groups; within each group, the ranks take turns
+    mine = [number for number in range(len(parts)) if not is_shared or number // num_groups % ranks == rank()]
+    together = is_sharded(pl_module)
+    passes = list(in_step(mine, module=pl_module))
+    taken = target_gradient_groups(
+        pl_module,
+        target.loss,
+        [parts[number] for number, _ in passes],
+        num_groups=num_groups,
+        weights=[weights[number] if is_mine else 0.0 for number, is_mine in passes],
+    )
+    if together:
+        taken = taken._replace(directions=_full_where_small(pl_module, taken.directions))
+    elif is_shared or (target.is_of_rank and ranks > 1):
+        taken = _averaged(taken)
+    mean = mean_direction(taken.directions, weights=taken.weights)
+    return TargetGradients(mean, taken.directions if num_groups > 1 else [])
+
+
+def _least(count: int, *, like: Any) -> int:
+    """Return the smallest count of any rank, at least 1: each rank needs a batch for each group."""
+    device = next(like.parameters()).device
+    return max(-all_reduce_max(-count, device=device), 1)
+
+
+def _full_where_small(pl_module: Any, directions: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Gather gradients that take no more memory than a rank's part of the model: those of adapters, as a rule.
+
+    Full tensors need not be gathered again for each module of each pass. Larger ones stay sharded like the parameters.
+    """
+    held = sum(parameter.numel() * parameter.element_size() for parameter in pl_module.parameters()) / world_size()
+    size = sum(block.numel() * block.element_size() for entry in directions for block in entry.values())
+    return [
+        {name: full_tensor(block) if size <= held else block for name, block in entry.items()} for entry in directions
+    ]
+
+
+def _averaged(taken: TargetGroups) -> TargetGroups:
+    """Average each group's gradient over the ranks, by the weight of what each has seen."""
+    device = next(iter(taken.directions[0].values())).device
+    totals = all_reduce_sum(torch.tensor(taken.weights, dtype=torch.float64, device=device)).tolist()
+    directions = [
+        {name: all_reduce_sum(block * (weight / total)) for name, block in direction.items()}
+        for direction, weight, total in zip(taken.directions, taken.weights, totals, strict=True)
+    ]
+    return TargetGroups(directions, totals)
+
+
+def _divided(target: TargetLoss, num_groups: int) -> tuple[list[Any], list[float]]:
+    """Cut batches so that there is one for each group; return them with what each counts."""
+    pieces = math.ceil(num_groups / max(len(target.batches), 1))
+    parts = [part for batch in target.batches for part in _cut(batch, pieces)]
+    return parts, [float(target.weight(part) if target.weight else _size(part) or 1) for part in parts]
+
+
+def _cut(batch: Any, pieces: int) -> list[Any]:
+    """Cut episodes or a mapping of columns into pieces of neighbouring rows; anything else stays in one piece."""
+    size = _size(batch)
+    if size is None or pieces < 2:
+        return [batch]
+    bounds = [round(number * size / pieces) for number in range(pieces + 1)]
+    spans = [slice(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
+    if isinstance(batch, Episodes):
+        return [batch.select(range(span.start, span.stop)) for span in spans]
+    return [{name: column[span] for name, column in batch.items()} for span in spans]
+
+
+def _size(batch: Any) -> int | None:
+    """Return the number of rows of episodes or a mapping of columns, None for anything else."""
+    if isinstance(batch, Episodes):
+        return len(batch)
+    if not isinstance(batch, Mapping) or not batch:
+        return None
+    columns = list(batch.values())
+    if not all(isinstance(column, (list, tuple, Tensor)) for column in columns):
+        return None
+    sizes = {len(column) for column in columns}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_due(iteration: int, every: int) -> bool:
+    return every > 0 and iteration % every == 0

@@ -1,0 +1,133 @@
+"""Targets: what the gradients of the rows are compared with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.influence import return_target
+from ippo_lightning.records import Episodes, UpdatePlan, cut_rows
+from ippo_lightning.selection.module_interface import ValidationLoss
+
+
+class TargetLoss(NamedTuple):
+    """A loss, and the batches over which its gradient is averaged."""
+
+    loss: Callable[[Any, Any], Tensor]
+    """Called with the module and a batch; returns the loss, shape [], with its graph."""
+    batches: Sequence[Any]
+    """At least one."""
+    weight: Callable[[Any], float] | None = None
+    """What a batch counts in the average; None for its number of rows, or 1 if that is unknown."""
+    is_of_rank: bool = False
+    """Whether each rank has batches of its own, or all ranks have the same ones and share the work."""
+
+
+class Target(ABC):
+    """What a score is about: a positive one means that a small step on the row lowers the target's loss."""
+
+    @abstractmethod
+    def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
+        """Return the loss and its batches.
+
+        Args:
+            module: under training.
+            plan: of the update, with the episodes.
+            trainer: a `lightning.Trainer` or `FabricLoop`, with the data module; None outside of both.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrations(Target):
+    """The loss on good demonstrations. Source: Shu, Zhang and Hullman 2026, arXiv 2604.01597.
+
+    Args:
+        batches: for the loss, the same on each rank; None for those of the data module's `influence_dataloader()`.
+        validation_loss: `(module, batch) -> []`; None for the module's method of that name.
+    """
+
+    batches: Sequence[Any] | None = None
+    validation_loss: ValidationLoss | None = None
+
+    def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
+        """Return the validation loss and the demonstrations.
+
+        Raises:
+            UserError: the module has no validation loss, or there are no demonstrations.
+        """
+        if self.validation_loss is None and not callable(getattr(module, "validation_loss", None)):
+            raise UserError(
+                f"InfluenceFilter.validation_loss: null, and {type(module).__name__} has no method validation_loss; "
+                "scores need episode_losses(episodes) -> [rows] and validation_loss(batch) -> []"
+            )
+        return TargetLoss(self.validation_loss or _validation_loss, self._found(trainer))
+
+    def _found(self, trainer: Any) -> list[Any]:
+        if self.batches is not None:
+            return list(self.batches)
+        datamodule = getattr(trainer, "datamodule", None)
+        loader = getattr(datamodule, "influence_dataloader", None)
+        if loader is None:
+            raise UserError(
+                f"InfluenceFilter.demonstrations: null, and {type(datamodule).__name__} has no influence_dataloader(); "
+                "pass batches for validation_loss, or give the data module that method"
+            )
+        batches: Iterable[Any] = loader()
+        return list(batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnOfBuffer(Target):
+    """The policy gradient of the buffer itself, which needs no demonstrations; for modules with `score(episodes)`.
+
+    loss = - mean over the actions of all ranks of A * log pi(a|s), over the rows that the plan still keeps.
+    Source: Hu et al. 2025, arXiv 2505.19281 (IIF), section 3, with the sign turned.
+
+    Args:
+        max_tokens: tokens of a pass, padding included, >= 1.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    max_tokens: int = 16384
+
+    def __post_init__(self) -> None:
+        require_range("target.max_tokens", self.max_tokens, at_least=1, integer=True)
+
+    def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
+        """Return minus the mean of A * log pi, and the kept rows of this rank in batches.
+
+        Raises:
+            UserError: the module has no method `score`, or the buffer is no record of episodes.
+        """
+        if not callable(getattr(module, "score", None)) or not isinstance(plan.episodes, Episodes):
+            raise UserError(
+                f"InfluenceFilter.target: ReturnOfBuffer needs the method score(episodes) of {type(module).__name__}, "
+                f"and Episodes, not a {type(plan.episodes).__name__}"
+            )
+        # a row without a step that counts has no action, and a batch of such rows has no mean
+        rows = (plan.keep & (plan.episodes.lengths > 0)).nonzero().flatten()
+        parts = cut_rows(plan.episodes.cost()[rows], max_tokens=self.max_tokens)
+        batches = [plan.episodes.select(rows[part]) for part in parts]
+        return TargetLoss(_minus_return, batches, weight=_num_actions, is_of_rank=True)
+
+
+def _validation_loss(module: Any, batch: Any) -> Tensor:
+    loss: Tensor = module.validation_loss(batch)
+    return loss
+
+
+def _minus_return(module: Any, episodes: Episodes) -> Tensor:
+    log_probs = module.score(episodes).log_probs
+    return return_target(log_probs=log_probs, advantages=episodes.advantages, mask=episodes.mask)
+
+
+def _num_actions(episodes: Episodes) -> float:
+    # weighted so, the mean over batches is the mean over all actions
+    return float(episodes.num_steps)

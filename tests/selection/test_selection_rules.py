@@ -1,0 +1,181 @@
+"""Rules: each keeps what it promises, sees only what it needs, and a rule of the user's own needs two things."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.selection import AboveMeanReward, AdvantageSign, Influence, Random, RolloutTable, SelectionRule
+from ippo_lightning.selection.rules import build_rule, decide
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCORES = [3.0, -1.0, 1.0, 0.0, 2.0, -2.0]
+
+
+def make_table(*, kept: list[bool] | None = None, force_drop: list[bool] | None = None, **columns: Any) -> RolloutTable:
+    columns = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
+    count = len(next(iter(columns.values())))
+    nobody = torch.zeros(count, dtype=torch.bool)
+    return RolloutTable(
+        columns=columns,
+        kept=torch.ones(count, dtype=torch.bool) if kept is None else torch.tensor(kept),
+        force_keep=nobody,
+        force_drop=nobody if force_drop is None else torch.tensor(force_drop),
+        group_scores=torch.zeros(0, count),
+        mine=slice(0, count),
+        iteration=0,
+    )
+
+
+def factors(rule: SelectionRule, table: RolloutTable, **settings: Any) -> list[float]:
+    return decide(rule, table, **{"min_keep": 0, "max_weight": None, **settings}).tolist()
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Influence(), [1.5, 0, 0.5, 0, 1, 0]),
+        (Influence(power=0), [1, 0, 1, 0, 1, 0]),
+        (Influence(threshold=1.0, power=0), [1, 0, 0, 0, 1, 0]),
+        (Influence(power=2), [27 / 14, 0, 3 / 14, 0, 12 / 14, 0]),
+    ],
+    ids=["paper", "filter only", "threshold", "power"],
+)
+def test_influence_keeps_what_is_above_the_threshold(rule: SelectionRule, expected: list[float]) -> None:
+    assert factors(rule, make_table(scores=SCORES)) == pytest.approx(expected)
+
+
+def test_rewards_are_compared_with_their_mean() -> None:
+    assert factors(AboveMeanReward(), make_table(rewards=[0.0, 4.0, 1.0, 3.0])) == [0, 1, 0, 1]
+
+
+def test_advantages_are_compared_with_zero() -> None:
+    assert factors(AdvantageSign(), make_table(advantages=[0.1, 0.0, -0.1])) == [1, 0, 0]
+
+
+def test_random_keeps_as_many_as_influence_would_or_a_fraction() -> None:
+    assert sum(factors(Random(), make_table(scores=SCORES))) == 3
+    assert sum(factors(Random(fraction=0.25), make_table(rewards=[0.0] * 8))) == 2
+    assert Random().needs == {"scores"}
+    assert not Random(fraction=0.25).needs
+
+
+@pytest.mark.parametrize("kept", [[True, False, True, True], [True, True, True, False]], ids=["one", "another"])
+def test_a_row_that_another_callback_dropped_is_not_in_the_mean_and_stays_out(kept: list[bool]) -> None:
+    rewards = torch.tensor([0.0, 100.0, 1.0, 3.0], dtype=torch.float64)
+    found = factors(AboveMeanReward(), make_table(rewards=rewards.tolist(), kept=kept))
+    mean = rewards[torch.tensor(kept)].mean()
+    assert found == [float(keep and reward > mean) for keep, reward in zip(kept, rewards.tolist(), strict=True)]
+
+
+def test_weights_have_mean_one_over_what_is_kept_in_the_end() -> None:
+    found = factors(Influence(), make_table(scores=SCORES, kept=[True, True, False, True, True, True]))
+    assert found == pytest.approx([1.2, 0, 0, 0, 0.8, 0])
+
+
+def test_a_row_without_a_finite_score_never_comes_back() -> None:
+    table = make_table(scores=[0.0, 2.0, -1.0], force_drop=[True, False, False])
+    assert factors(Influence(threshold=-0.5, power=0), table, min_keep=2) == [0, 1, 1]
+
+
+def test_the_best_of_the_dropped_come_back_by_the_rules_own_ranking() -> None:
+    assert factors(AboveMeanReward(), make_table(rewards=[0.0, 1.0, 2.0, 9.0]), min_keep=2) == [0, 0, 1, 1]
+    assert factors(AdvantageSign(), make_table(advantages=[-3.0, -1.0, -2.0]), min_keep=1) == [0, 1, 0]
+
+
+def test_nothing_left_is_nothing_kept() -> None:
+    assert factors(Influence(), make_table(scores=[1.0, 2.0], kept=[False, False]), min_keep=1) == [0, 0]
+
+
+class Greedy(SelectionRule):
+    def keep(self, table: RolloutTable) -> Tensor:
+        return table.rewards > 0
+
+
+class Returns(SelectionRule):
+    def __init__(self, result: Any, weights: Any = None) -> None:
+        self.result, self.raw = result, weights
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        return self.result
+
+    def weights(self, table: RolloutTable, keep: Tensor) -> Tensor:
+        return super().weights(table, keep) if self.raw is None else self.raw
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Greedy(), "rule: it reads table.rewards, which is not in its needs"),
+        (Returns([True]), r"Returns.keep: returned a list; expected a mask of bool of shape \(6,\)"),
+        (Returns(torch.ones(6)), r"Returns.keep: returned torch.float32 of shape \(6,\)"),
+        (Returns(torch.ones(2, dtype=torch.bool)), r"shape \(2,\); expected a mask of bool of shape \(6,\)"),
+        (Returns(torch.ones(6) > 0, -torch.ones(6)), "Returns.weights: returned a negative weight"),
+    ],
+    ids=["needs", "list", "float", "shape", "negative"],
+)
+def test_a_mistake_in_a_rule_is_named_in_one_line(rule: SelectionRule, words: str) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        factors(rule, make_table(scores=SCORES))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("influence", Influence(threshold=0.5, power=2.0)),
+        ("random", Random(seed=7, threshold=0.5)),
+        ("advantage_sign", AdvantageSign()),
+        ("reward", AboveMeanReward()),
+    ],
+    ids=str,
+)
+def test_a_short_name_is_configured_by_the_filters_numbers(rule: Any, expected: SelectionRule) -> None:
+    assert build_rule(rule, threshold=0.5, power=2.0, seed=7) == expected
+
+
+def test_a_number_beside_an_object_belongs_to_the_object() -> None:
+    with pytest.raises(UserError, match=r"InfluenceFilter.power: 2 is for a rule with a short name; pass it to Influ"):
+        build_rule(Influence(), threshold=None, power=2.0, seed=None)
+
+
+def test_a_need_that_no_table_has_is_named() -> None:
+    class Curious(Greedy):
+        needs = frozenset({"mood"})
+
+    with pytest.raises(UserError, match=r"Curious.needs: 'mood' is unknown; expected names out of advantages, groups"):
+        build_rule(Curious(), threshold=None, power=None, seed=None)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Influence(power=-1), "rule.power: -1 is out of range"),
+        (lambda: Influence(threshold=float("nan")), "rule.threshold: nan is out of range"),
+        (lambda: Random(fraction=1.5), "rule.fraction: 1.5 is out of range"),
+    ],
+    ids=["power", "threshold", "fraction"],
+)
+def test_a_number_out_of_its_range_is_named(make: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_a_rule_of_ones_own_takes_at_most_twelve_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = ast.parse((EXAMPLES / "own_rule.py").read_text(encoding="utf-8"))
+    rule = next(node for node in tree.body if isinstance(node, ast.ClassDef))
+    assert rule.end_lineno is not None
+    assert rule.end_lineno - rule.lineno + 1 <= 12
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delitem(sys.modules, "own_rule", raising=False)
+    from own_rule import BestOfGroup
+
+    table = make_table(rewards=[1.0, 2.0, 5.0, 4.0, 0.0], groups=[0, 0, 1, 1, 2])
+    assert factors(BestOfGroup(), table) == [0, 1, 1, 0, 1]

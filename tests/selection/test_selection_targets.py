@@ -1,0 +1,99 @@
+"""Targets: the return of the buffer is exact, however it is cut into batches, and demonstrations are found by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from training_parts import prepared, tiny_data, tiny_module
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.modules import PPOModule
+from ippo_lightning.records import Episodes, UpdatePlan
+from ippo_lightning.selection import Demonstrations, ReturnOfBuffer, Target
+from ippo_lightning.selection.settings import ScoringSettings
+from ippo_lightning.selection.target_gradients import TargetGradientCache, take_gradients
+
+ROUNDING = 1e-5
+
+
+@pytest.fixture
+def module() -> PPOModule:
+    return tiny_module()
+
+
+@pytest.fixture
+def episodes(module: PPOModule) -> Episodes:
+    torch.manual_seed(2)
+    return prepared(module)
+
+
+def with_holes(episodes: Any) -> Any:
+    """The same episodes with the second step of each row off the mask, as that of a tool."""
+    mask = episodes.mask.clone()
+    mask[:, 1] = False
+    return episodes.evolve(mask=mask)
+
+
+def taken(module: PPOModule, plan: UpdatePlan, target: Target, *, num_groups: int = 1) -> Any:
+    return take_gradients(module, target.loss(module, plan), num_groups=num_groups)
+
+
+@pytest.mark.parametrize("holes", [False, True], ids=["full", "holes"])
+@pytest.mark.parametrize(("max_tokens", "num_groups"), [(16384, 1), (60, 1), (60, 3)])
+def test_the_return_of_the_buffer_is_the_gradient_of_minus_the_mean_of_advantage_times_log_prob(
+    holes: bool, max_tokens: int, num_groups: int, module: PPOModule, episodes: Episodes
+) -> None:
+    episodes = with_holes(episodes) if holes else episodes
+    plan = UpdatePlan(episodes=episodes)
+    dropped = torch.arange(len(episodes)) == 5
+    plan.drop(dropped, reason="another")
+    found = taken(module, plan, ReturnOfBuffer(max_tokens=max_tokens), num_groups=num_groups).mean
+    mask = episodes.mask & ~dropped[:, None]
+    log_probs = module.score(episodes).log_probs  # type: ignore[arg-type]
+    total = torch.where(mask, log_probs * episodes.advantages, 0.0).sum()
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    expected = torch.autograd.grad(-total / mask.sum(), list(parameters.values()), allow_unused=True)
+    largest = max(float(gradient.abs().max()) for gradient in expected if gradient is not None)
+    for name, gradient in zip(parameters, expected, strict=True):
+        plain = torch.zeros_like(parameters[name]) if gradient is None else gradient
+        torch.testing.assert_close(found[name], plain, rtol=0, atol=ROUNDING * largest)
+
+
+def test_a_buffer_that_is_no_record_is_refused(module: PPOModule) -> None:
+    plan = SimpleNamespace(episodes={"x": torch.ones(2)})
+    with pytest.raises(UserError, match=r"InfluenceFilter.target: ReturnOfBuffer needs the method score"):
+        ReturnOfBuffer().loss(module, plan)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"target.max_tokens: 0 is out of range"):
+        ReturnOfBuffer(max_tokens=0)
+
+
+def test_demonstrations_come_from_the_data_module_or_from_the_user(module: PPOModule, episodes: Episodes) -> None:
+    plan, data = UpdatePlan(episodes=episodes), tiny_data()
+    data.setup()
+    found = Demonstrations().loss(module, plan, trainer=SimpleNamespace(datamodule=data))
+    assert len(found.batches) == len(list(data.influence_dataloader()))
+    given = Demonstrations(batches=[1, 2], validation_loss=lambda module, batch: torch.tensor(3.0))
+    loss, batches, *_ = given.loss(None, plan)
+    assert batches == [1, 2]
+    assert float(loss(None, 1)) == 3
+    with pytest.raises(UserError, match="demonstrations: null, and NoneType has no influence_dataloader"):
+        Demonstrations().loss(module, plan)
+    with pytest.raises(UserError, match="validation_loss: null, and Linear has no method validation_loss"):
+        Demonstrations(batches=[1]).loss(torch.nn.Linear(1, 1), plan)
+
+
+def test_micro_batches_of_one_optimizer_step_share_a_gradient(module: PPOModule, episodes: Episodes) -> None:
+    cache, plan, calls = TargetGradientCache(ScoringSettings(health_every_n_iterations=0)), None, []
+    plan = UpdatePlan(episodes=episodes)
+
+    def target() -> Any:
+        calls.append(1)
+        return ReturnOfBuffer().loss(module, plan)
+
+    first, again = (cache.take(module, target, iteration=0, part=part) for part in (0, 1))
+    assert again is first
+    cache.take(module, target, iteration=1, part=0)
+    assert len(calls) == 2
