@@ -6,40 +6,18 @@ import copy
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftModel
 
 import ippo_lightning
+from ippo_lightning.cli.settings import Dtype, ExportSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.saving import merged_copy, save_adapter
 from ippo_lightning.run.checkpoints import CheckpointFolder, frozen_fingerprint, read_checkpoint, restore_checkpoint
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
-
-Form = Literal["merged", "adapter"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """What `ippo export` writes.
-
-    Args:
-        output: folder; by default `export/` in the run's.
-        form: `merged` is an ordinary model, `adapter` the trained LoRA alone.
-        checkpoint: `last`, `best`, or the path of a checkpoint.
-        dtype: of a merged model's weights; null leaves it.
-        license: an SPDX name for the card; null says that it is that of the base model.
-    """
-
-    output: str | None = None
-    form: Form = "merged"
-    checkpoint: str = "last"
-    dtype: Dtype | None = None
-    license: str | None = None
 
 
 def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from experiment_files import change, write
 
-from ippo_lightning.cli.main import EXIT_FAILURE, EXIT_MISTAKE, main
+from ippo_lightning.cli.main import EXIT_FAILURE, EXIT_USER_ERROR, main
 
 POLICY = "model.init_args.policy.init_args"
 
@@ -113,7 +113,7 @@ def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run the command line; return its one line."""
     code = main(arguments)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ippo:")]
-    assert code == EXIT_MISTAKE
+    assert code == EXIT_USER_ERROR
     assert len(lines) == 1, lines
     assert len(lines[0]) < 440
     return lines[0]
