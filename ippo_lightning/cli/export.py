@@ -1,4 +1,4 @@
-"""A run's model as others load it: transformers, PEFT, vLLM; with a card that says where it comes from."""
+"""The model of a run as others load it: transformers, PEFT, vLLM; with a card that states its origin."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
 
 
 def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
-    """Write a run's model and its card; return the folder.
+    """Write the model of a run and its card; return the folder.
 
     Args:
         run_dir: folder of a run of `ippo fit`.
-        module: built from the run's configuration; takes over the checkpoint's parameters.
+        module: built from the configuration of the run; it gets the parameters of the checkpoint.
         settings: see `ExportSettings`.
 
     Raises:
@@ -57,7 +57,7 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
 
 
 def chosen_checkpoint(run_dir: Path, name: str) -> Path:
-    """Return the path of the checkpoint `last`, `best`, or of a path; whether it is there, reading will tell."""
+    """Return the path of the checkpoint `last`, `best`, or of a path; whether it exists is checked when it is read."""
     folder = CheckpointFolder(RunFolder(run_dir).checkpoints)
     return {"last": folder.last, "best": folder.best}.get(name, Path(name))
 
@@ -73,11 +73,11 @@ def model_card(
     """Return the card: what was trained on what, with which result, by which configuration.
 
     Args:
-        run_dir: holds `results.json`, if the run came to its end.
+        run_dir: contains `results.json` if the run is complete.
         state: of the checkpoint.
         form: `merged`, `adapter` or `full`.
-        license_name: an SPDX name, or null.
-        merging_error: what merging and rounding changed, see `log_prob_difference`; null where nothing was.
+        license_name: an SPDX name, or None.
+        merging_error: what merging and rounding changed, see `log_prob_difference`; None if nothing was.
     """
     results = _results(run_dir)
     base = _base_of(state)
@@ -133,7 +133,7 @@ def model_card(
 
 
 def log_prob_difference(first: Any, second: Any, *, vocabulary: int) -> float:
-    """Return the largest difference of two models' log-probs over random tokens.
+    """Return the largest difference between the log-probs of two models over random tokens.
 
     Args:
         first: a transformers or PEFT model.
@@ -153,7 +153,7 @@ _PROBED = 128
 
 
 def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | None:
-    """Save an ordinary model; return what merging and rounding changed, where either was done."""
+    """Save an ordinary model; return what merging and rounding changed, or None if neither was done."""
     import torch
 
     model = policy.model
@@ -186,7 +186,7 @@ def _result_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def _base_of(state: Mapping[str, Any]) -> str | None:
-    """Return the model that training began with, as the configuration names it."""
+    """Return the name of the model that training began with, from the configuration."""
     import yaml
 
     config = yaml.safe_load(str(state["config"])) or {}

@@ -1,4 +1,4 @@
-"""What the command line accepts: one parser a command, with LightningCLI's conventions."""
+"""What the command line accepts: one parser per command, with LightningCLI's conventions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ Split = Literal["validation", "test"]
 _CALLBACKS = (
     "what acts on every iteration; --callbacks.help lists the classes, --callbacks.help NAME the arguments of one"
 )
-_AXES = "--task NAME [--model NAME] [--method NAME] [--base NAME]"
+_FIT = (
+    "ippo fit --task NAME [--model NAME] [--method NAME] [--KEY VALUE ...]\n"
+    "       ippo fit --config FILE ... [--method NAME] [--KEY VALUE ...]\n"
+    "       ippo fit --resume DIR [--KEY VALUE ...]"
+)
+_EVALUATE = (
+    "ippo evaluate --task NAME [--model NAME] [--method NAME] [--KEY VALUE]\n"
+    "       ippo evaluate --config FILE ... [--checkpoint FILE] [--split SPLIT]"
+)
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """The parser's own help without its lists of every subclass that some import has brought along."""
+    """The help of the parser without its lists of all subclasses that any import has brought along."""
 
     def _get_help_string(self, action: Action) -> str:
         return re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))
@@ -44,7 +52,7 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
     """Return the parser of one experiment: seed, fabric, loop, model, data, callbacks.
 
     Args:
-        usage: how the command is called, in one line; the parser's own lists every key.
+        usage: how the command is called; the usage that the parser makes lists every key.
     """
     from lightning import Callback, LightningDataModule
     from lightning.fabric import Fabric
@@ -70,14 +78,14 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
 
 def fit_parser() -> ArgumentParser:
     """Return the parser of `ippo fit`."""
-    parser = experiment_parser(f"ippo fit {{{_AXES} | --config FILE ... | --resume DIR}} [--key.of.yaml value ...]")
+    parser = experiment_parser(_FIT)
     parser.add_argument("--resume", type=str | None, default=None, help="resume the run in this folder")
     return parser
 
 
 def evaluate_parser() -> ArgumentParser:
     """Return the parser of `ippo evaluate`."""
-    parser = experiment_parser(f"ippo evaluate {{{_AXES} | --config FILE ...}} [--checkpoint FILE] [--split SPLIT]")
+    parser = experiment_parser(_EVALUATE)
     parser.add_argument("--split", type=Split, default="test", help="which problems")
     parser.add_argument("--checkpoint", type=str | None, default=None, help="a checkpoint of a run of this YAML")
     parser.add_argument("--output", type=str | None, default=None, help="write the metrics to this JSON file")

@@ -110,7 +110,7 @@ def test_an_edited_file_makes_another_run() -> None:
         ({"axes": {"task": ["sums"]}, "seeds": [1, 1]}, "seeds"),
     ],
 )
-def test_a_mistake_in_the_axes_is_one_line(settings: dict[str, Any], said: str) -> None:
+def test_an_error_in_the_axes_is_one_line(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
         columns_of(CompareSettings(**settings))
     assert said in str(error.value)

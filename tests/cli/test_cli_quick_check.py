@@ -1,4 +1,4 @@
-"""The check before heavy imports: it refuses mistakes at once, and nothing that the parser accepts."""
+"""The check before heavy imports: it refuses errors at once, and nothing that the parser accepts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run_apart(words: list[str], folder: Path) -> tuple[int, str, float]:
         ["--version"],
         ["trian"],
         ["fit"],
-        ["fit", "--config", "mistake.yaml"],
+        ["fit", "--config", "type.yaml"],
         ["fit", "--config", "range.yaml"],
         ["fit", "--config", "class.yaml"],
         ["fit", "--config", "broken.yaml"],
@@ -86,9 +86,9 @@ def run_apart(words: list[str], folder: Path) -> tuple[int, str, float]:
     ],
     ids=lambda words: " ".join(words) or "nothing",
 )
-def test_help_and_mistakes_answer_at_once_and_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+def test_help_and_errors_answer_at_once_and_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     contents = {
-        "mistake": "loop: {max_iterations: many}",
+        "type": "loop: {max_iterations: many}",
         "range": "loop: {max_iterations: 0}",
         "class": "callbacks: [{class_path: ippo_lightning.callbacks.InfluenceFiltre}]",
         "broken": "loop: [1",
@@ -97,10 +97,10 @@ def test_help_and_mistakes_answer_at_once_and_import_nothing_heavy(words: list[s
     for name, content in contents.items():
         (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
     code, errors, seconds = run_apart(words, tmp_path)
-    is_mistake = words[:1] in (["fit"], ["compare"], ["trian"]) and "--callbacks.help" not in words
-    assert code == (EXIT_USER_ERROR if is_mistake else 0), errors
+    is_error = words[:1] in (["fit"], ["compare"], ["trian"]) and "--callbacks.help" not in words
+    assert code == (EXIT_USER_ERROR if is_error else 0), errors
     assert errors.splitlines()[-1] == "[]"
-    assert errors.count("ippo: error:") == is_mistake
+    assert errors.count("ippo: error:") == is_error
     assert seconds < CPU_SECONDS
 
 
@@ -183,7 +183,7 @@ def test_another_class_takes_no_arguments_of_the_one_before(experiment: dict[str
         ("--data.init_args.unfaithful_kinds={shortcut: lots}", "expected a float. Got value: lots"),
     ],
 )
-def test_a_mistake_names_what_was_meant(word: str, said: str, experiment: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_names_what_was_meant(word: str, said: str, experiment: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         check(["fit", "--config", write(experiment, tmp_path), word])
     assert said in str(error.value)
