@@ -120,7 +120,8 @@ def train(name: str) -> dict[str, Any]:
     """Run a case under `lightning.Trainer` in this process."""
     from lightning import Callback, Trainer, seed_everything
 
-    from ippo_lightning.cli.main import build_objects
+    from ippo_lightning.cli.command_line import read_command_line
+    from ippo_lightning.cli.commands import build_objects
     from ippo_lightning.cli.parsers import build_parser
 
     class Kept(Callback):
@@ -130,7 +131,7 @@ def train(name: str) -> dict[str, Any]:
             self.rows.append({"iteration": batch_idx, **outputs})
 
     parser = build_parser()
-    settings = parser.parse_args(["fit", *IN_TRAINER[name]])
+    settings = parser.parse_args(read_command_line(["fit", *IN_TRAINER[name]]).words)
     seed_everything(settings.fit.seed_everything, verbose=False)
     objects = build_objects(parser, settings)
     kept = Kept()

@@ -22,7 +22,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from ippo_lightning.cli.compare import CompareSettings, MethodSettings, run_comparison
+from ippo_lightning.cli.compare import run_comparison
+from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.storage.run_folder import HISTORY
 
 PARTS = {

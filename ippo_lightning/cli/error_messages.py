@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
-# what the parser says about alternatives that nobody meant, and dumps of whole configurations
+# parts of the parser's report that do not help: alternatives that nobody meant, and dumps of full configurations
 _NOISE = (
     "Does not validate against any of the Union subtypes",
     "Subtypes:",
@@ -27,7 +27,7 @@ def one_line(message: str, *, limit: int = 400) -> str:
 
     Args:
         message: of a `UserError` or of the parser, any number of lines.
-        limit: characters; what is longer is cut.
+        limit: characters; a longer text is cut.
 
     Example:
         >>> one_line('Parser key "loop.max_iterations":\n  Expected a <class \'int\'>. Got value: many')
@@ -35,7 +35,7 @@ def one_line(message: str, *, limit: int = 400) -> str:
     """
     keys: list[str] = []
     owner = ""
-    said: list[str] = []
+    parts: list[str] = []
     for raw in message.splitlines():
         line = raw.strip().removeprefix("- ")
         if not line or line.startswith(_NOISE):
@@ -49,20 +49,22 @@ def one_line(message: str, *, limit: int = 400) -> str:
         if match := _TYPE.match(line):
             line = match.group(1)
         if line:
-            said.append(_plain(line))
+            parts.append(_plain(line))
     # of several alternatives, the reason why one failed says more than the types of the others
-    said = [words for words in said if not words.startswith("expected")] or said
+    parts = [words for words in parts if not words.startswith("expected")] or parts
     field = ".".join(keys)
     inside = f" (in {owner})" if owner else ""
-    text = " ".join(said) or "is not valid"
-    if said and all(words.startswith("expected") for words in said) and "Got value" not in text:
-        given = re.search(r"Given value: (.{1,60})", message)  # of alternatives none fits, the parser says it once
-        text = " or ".join(said) + (f". Got value: {given[1]}" if given else "")
+    text = " ".join(parts) or "is not valid"
+    if parts and all(part.startswith("expected") for part in parts) and "Got value" not in text:
+        given = re.search(
+            r"Given value: (.{1,60})", message
+        )  # if no alternative fits, the value stands once in the report
+        text = " or ".join(parts) + (f". Got value: {given[1]}" if given else "")
     return (f"{field}: {text}{inside}" if field else f"{text}{inside}")[:limit]
 
 
 def _plain(line: str) -> str:
-    """Return a line of the parser without Python's spelling of types."""
+    """Return a line of the parser with types in plain words."""
     line = re.sub(r"^Expected a <class '([^']*)'>", lambda match: f"expected {_article(match.group(1))}", line)
     line = re.sub(r"^Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", line)
     return line.replace("typing.", "")
@@ -107,7 +109,7 @@ def suggestion(message: str, known_keys: Iterable[str]) -> str:
 
 
 def _arguments_of(class_path: str) -> list[str]:
-    """Return the names of a class's arguments; the parser has imported it already."""
+    """Return the names of the arguments of a class, which the parser has imported already."""
     module, _, name = class_path.rpartition(".")
     try:
         return list(inspect.signature(getattr(import_module(module), name)).parameters)

@@ -1,4 +1,4 @@
-"""A run's model as others load it: transformers, PEFT, vLLM; with a card that says where it comes from."""
+"""The model of a run as others load it: transformers, PEFT, vLLM; with a card that states its origin."""
 
 from __future__ import annotations
 
@@ -6,48 +6,26 @@ import copy
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftModel
 
 import ippo_lightning
+from ippo_lightning.cli.settings import Dtype, ExportSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.saving import merged_copy, save_adapter
 from ippo_lightning.run.checkpoints import CheckpointFolder, frozen_fingerprint, read_checkpoint, restore_checkpoint
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
 
-Form = Literal["merged", "adapter"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """What `ippo export` writes.
-
-    Args:
-        output: folder; by default `export/` in the run's.
-        form: `merged` is an ordinary model, `adapter` the trained LoRA alone.
-        checkpoint: `last`, `best`, or the path of a checkpoint.
-        dtype: of a merged model's weights; null leaves it.
-        license: an SPDX name for the card; null says that it is that of the base model.
-    """
-
-    output: str | None = None
-    form: Form = "merged"
-    checkpoint: str = "last"
-    dtype: Dtype | None = None
-    license: str | None = None
-
 
 def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
-    """Write a run's model and its card; return the folder.
+    """Write the model of a run and its card; return the folder.
 
     Args:
         run_dir: folder of a run of `ippo fit`.
-        module: built from the run's configuration; takes over the checkpoint's parameters.
+        module: built from the configuration of the run; it gets the parameters of the checkpoint.
         settings: see `ExportSettings`.
 
     Raises:
@@ -79,7 +57,7 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
 
 
 def chosen_checkpoint(run_dir: Path, name: str) -> Path:
-    """Return the path of the checkpoint `last`, `best`, or of a path; whether it is there, reading will tell."""
+    """Return the path of the checkpoint `last`, `best`, or of a path; whether it exists is checked when it is read."""
     folder = CheckpointFolder(RunFolder(run_dir).checkpoints)
     return {"last": folder.last, "best": folder.best}.get(name, Path(name))
 
@@ -95,11 +73,11 @@ def model_card(
     """Return the card: what was trained on what, with which result, by which configuration.
 
     Args:
-        run_dir: holds `results.json`, if the run came to its end.
+        run_dir: contains `results.json` if the run is complete.
         state: of the checkpoint.
         form: `merged`, `adapter` or `full`.
-        license_name: an SPDX name, or null.
-        merging_error: what merging and rounding changed, see `log_prob_difference`; null where nothing was.
+        license_name: an SPDX name, or None.
+        merging_error: what merging and rounding changed, see `log_prob_difference`; None if nothing was.
     """
     results = _results(run_dir)
     base = _base_of(state)
@@ -155,7 +133,7 @@ def model_card(
 
 
 def log_prob_difference(first: Any, second: Any, *, vocabulary: int) -> float:
-    """Return the largest difference of two models' log-probs over random tokens.
+    """Return the largest difference between the log-probs of two models over random tokens.
 
     Args:
         first: a transformers or PEFT model.
@@ -175,7 +153,7 @@ _PROBED = 128
 
 
 def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | None:
-    """Save an ordinary model; return what merging and rounding changed, where either was done."""
+    """Save an ordinary model; return what merging and rounding changed, or None if neither was done."""
     import torch
 
     model = policy.model
@@ -208,7 +186,7 @@ def _result_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def _base_of(state: Mapping[str, Any]) -> str | None:
-    """Return the model that training began with, as the configuration names it."""
+    """Return the name of the model that training began with, from the configuration."""
     import yaml
 
     config = yaml.safe_load(str(state["config"])) or {}

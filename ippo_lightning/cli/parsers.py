@@ -1,42 +1,50 @@
-"""What the command line accepts: one parser a command, with LightningCLI's conventions."""
+"""What the command line accepts: one parser per command, with LightningCLI's conventions."""
 
 from __future__ import annotations
 
 import re
 from argparse import Action
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import CONFIG
+from ippo_lightning.cli.help_pages import COMMANDS
 
 set_parsing_settings(add_print_completion_argument=True)
 
-COMMANDS = ("fit", "evaluate", "compare", "export", "report")
+Split = Literal["validation", "test"]
 _CALLBACKS = (
-    "what acts on every iteration: InfluenceFilter, IntrinsicStopping, CompletionsTable, EpisodeLog of "
-    "ippo_lightning.callbacks, or your own; --callbacks.help CLASS_PATH lists the arguments of one"
+    "what acts on every iteration; --callbacks.help lists the classes, --callbacks.help NAME the arguments of one"
+)
+_FIT = (
+    "ippo fit --task NAME [--model NAME] [--method NAME] [--KEY VALUE ...]\n"
+    "       ippo fit --config FILE ... [--method NAME] [--KEY VALUE ...]\n"
+    "       ippo fit --resume DIR [--KEY VALUE ...]"
+)
+_EVALUATE = (
+    "ippo evaluate --task NAME [--model NAME] [--method NAME] [--KEY VALUE]\n"
+    "       ippo evaluate --config FILE ... [--checkpoint FILE] [--split SPLIT]"
 )
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """The parser's own help without its lists of every subclass that some import has brought along."""
+    """The help of the parser without its lists of all subclasses that any import has brought along."""
 
     def _get_help_string(self, action: Action) -> str:
         return re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))
 
 
-def build_parser() -> ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(command: str | None = None) -> ArgumentParser:
+    """Return the parser.
+
+    Args:
+        command: the one to be parsed; the arguments of the others, and what they import, are left out. None for all.
+    """
     parser = _parser(prog="ippo", description="Post-train language models with Influence-Guided PPO.")
     commands = parser.add_subcommands(required=True)
-    commands.add_subcommand("fit", fit_parser(), help="train: SFT, PPO or I-PPO, as the YAML says")
-    commands.add_subcommand("evaluate", evaluate_parser(), help="measure a policy on the validation or test problems")
-    commands.add_subcommand("compare", compare_parser(), help="methods x seeds, then a table and a page")
-    commands.add_subcommand("export", export_parser(), help="write a run's model for transformers, PEFT and vLLM")
-    commands.add_subcommand("report", report_parser(), help="make the page of one run, or of several side by side")
+    for name in COMMANDS if command is None else (command,):
+        commands.add_subcommand(name, _PARSERS[name](), help=COMMANDS[name])
     return parser
 
 
@@ -44,7 +52,7 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
     """Return the parser of one experiment: seed, fabric, loop, model, data, callbacks.
 
     Args:
-        usage: how the command is called, in one line; the parser's own lists every key.
+        usage: how the command is called; the usage that the parser makes lists every key.
     """
     from lightning import Callback, LightningDataModule
     from lightning.fabric import Fabric
@@ -70,15 +78,15 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
 
 def fit_parser() -> ArgumentParser:
     """Return the parser of `ippo fit`."""
-    parser = experiment_parser("ippo fit {--config FILE ... | --resume DIR} [--key.of.yaml value ...]")
-    parser.add_argument("--resume", type=str | None, default=None, help="go on with the run in this folder")
+    parser = experiment_parser(_FIT)
+    parser.add_argument("--resume", type=str | None, default=None, help="resume the run in this folder")
     return parser
 
 
 def evaluate_parser() -> ArgumentParser:
     """Return the parser of `ippo evaluate`."""
-    parser = experiment_parser("ippo evaluate --config FILE ... [--checkpoint FILE] [--split SPLIT]")
-    parser.add_argument("--split", type=str, default="test", choices=["validation", "test"], help="which problems")
+    parser = experiment_parser(_EVALUATE)
+    parser.add_argument("--split", type=Split, default="test", help="which problems")
     parser.add_argument("--checkpoint", type=str | None, default=None, help="a checkpoint of a run of this YAML")
     parser.add_argument("--output", type=str | None, default=None, help="write the metrics to this JSON file")
     return parser
@@ -86,9 +94,9 @@ def evaluate_parser() -> ArgumentParser:
 
 def compare_parser() -> ArgumentParser:
     """Return the parser of `ippo compare`."""
-    from ippo_lightning.cli.compare import CompareSettings
+    from ippo_lightning.cli.settings import CompareSettings
 
-    parser = _parser()
+    parser = _parser(usage="ippo compare --config FILE ... [--key value ...]")
     parser.add_argument("--config", action="config", help="a YAML file; given several times, later ones win")
     parser.add_class_arguments(CompareSettings, as_group=False)
     return parser
@@ -96,9 +104,9 @@ def compare_parser() -> ArgumentParser:
 
 def export_parser() -> ArgumentParser:
     """Return the parser of `ippo export`."""
-    from ippo_lightning.cli.export import ExportSettings
+    from ippo_lightning.cli.settings import ExportSettings
 
-    parser = _parser()
+    parser = _parser(usage="ippo export RUN [--key value ...]")
     parser.add_argument("run", type=str, help="folder of a run of `ippo fit`")
     parser.add_class_arguments(ExportSettings, as_group=False)
     return parser
@@ -106,43 +114,29 @@ def export_parser() -> ArgumentParser:
 
 def report_parser() -> ArgumentParser:
     """Return the parser of `ippo report`."""
-    parser = _parser()
+    parser = _parser(usage="ippo report RUN ... [--output FOLDER]")
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs, or the one of a comparison")
     parser.add_argument(
-        "--output", type=str | None, default=None, help="folder of the page; by default report/ in the first run's"
+        "--output",
+        type=str | None,
+        default=None,
+        help="folder of the report; by default report/ in that of the first run",
     )
     return parser
 
 
+_PARSERS: dict[str, Callable[[], ArgumentParser]] = {
+    "fit": fit_parser,
+    "evaluate": evaluate_parser,
+    "compare": compare_parser,
+    "export": export_parser,
+    "report": report_parser,
+}
+
+
 def known_keys(words: Sequence[str]) -> list[str]:
-    """Return the dotted keys that the command of `words` knows, sections among them."""
-    parsers = {
-        "fit": fit_parser,
-        "evaluate": evaluate_parser,
-        "compare": compare_parser,
-        "export": export_parser,
-        "report": report_parser,
-    }
-    if not words or words[0] not in parsers:
-        return list(COMMANDS)
-    return sorted(parsers[words[0]]().get_defaults().keys())
-
-
-def with_resume(arguments: Sequence[str]) -> list[str]:
-    """Return the words with `--resume DIR` spelt out: the configuration of that run, its folder, and to go on there.
-
-    Raises:
-        UserError: the folder holds no run.
-    """
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
-    if words[:1] != ["fit"] or "--resume" not in words[:-1]:
-        return words
-    place = words.index("--resume")
-    folder = Path(words[place + 1])
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"resume: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
-    given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
-    return ["fit", *given, "--loop.resume", "true", "--loop.overwrite", "false", *words[1:place], *words[place + 2 :]]
+    """Return the dotted keys that the command of `words` accepts, sections among them."""
+    return sorted(_PARSERS[words[0]]().get_defaults().keys()) if words and words[0] in _PARSERS else list(COMMANDS)
 
 
 def _parser(*, prog: str | None = None, description: str | None = None, usage: str | None = None) -> ArgumentParser:

@@ -32,3 +32,24 @@ def write(experiment: dict[str, Any], folder: Path) -> str:
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
     return str(path)
+
+
+def write_tree(root: Path, experiment: dict[str, Any]) -> None:
+    """Write an experiment as a tree by axes: experiments/base, tasks, models, methods under `root`.
+
+    The task is called `sums` and the model `tiny`; the methods are `ippo` and `stopping`.
+    """
+    model = experiment["model"]
+    policy = model["init_args"].pop("policy")
+    files = {
+        "base/ppo": {"loop": experiment["loop"], "model": model, "callbacks": [{"class_path": "EpisodeLog"}]},
+        "tasks/sums": {"data": experiment["data"], "model": {"init_args": {"policy": policy}}},
+        "tasks/differences": {"data": experiment["data"], "model": {"init_args": {"policy": policy}}},
+        "models/tiny": {"model": {"init_args": {"policy": {"init_args": {"lora": {"r": 2}}}}}},
+        "methods/ippo": {"callbacks+": [{"class_path": "InfluenceFilter", "init_args": {"power": 0.5}}]},
+        "methods/stopping": {"callbacks+": {"class_path": "IntrinsicStopping"}},
+    }
+    for name, content in files.items():
+        path = root / "experiments" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

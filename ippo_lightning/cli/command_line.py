@@ -1,0 +1,261 @@
+"""The words of a command before the parser reads them: short forms become files, files become text.
+
+`ippo fit --task arithmetic --method ippo` becomes a list of YAML files, which are read here, as UTF-8 in every locale.
+The parser gets their content with short class names spelt out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ippo_lightning.cli.experiment_paths import (
+    DEFAULT_BASE,
+    FOLDERS,
+    axis_file,
+    axis_names,
+    derived_run_dir,
+    find_file,
+    with_packaged_paths,
+)
+from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
+from ippo_lightning.errors import UserError
+from ippo_lightning.storage.run_folder import CONFIG
+
+EXPERIMENT_COMMANDS = ("fit", "evaluate")
+_NO_VALUE = ("help", "-h", "print_config")
+_OBJECT_KEYS = ("model", "data", "callbacks", "callbacks+", "fabric.loggers")
+
+
+@dataclass
+class CommandLine:
+    """A command, ready for the parser.
+
+    Args:
+        words: what the parser reads.
+        layers: the configurations and dotted words in their order, as nested dictionaries.
+        files: the YAML files, in their order.
+    """
+
+    words: list[str]
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its name without dashes, its value if it has one, and the words it was given by."""
+
+    name: str
+    value: str | None
+    words: tuple[str, ...]
+
+
+def read_command_line(words: Sequence[str]) -> CommandLine:
+    """Return the command with its files read.
+
+    Args:
+        words: of the command line, the command first.
+
+    Raises:
+        UserError: a file is missing or is not a YAML of keys and values.
+    """
+    words = with_resume(words)
+    if not words:
+        return CommandLine(words=[])
+    found = list(_options(words[1:]))
+    line = CommandLine(words=[words[0]])
+    if words[0] in EXPERIMENT_COMMANDS:
+        found = _with_axes_as_files(found)
+    for option in found:
+        if option.name == "config" and option.value is not None:
+            _add_file(line, option.value)
+        else:
+            _add_option(line, option)
+    if words[0] in EXPERIMENT_COMMANDS:
+        _add_run_dir(line)
+    return line
+
+
+def with_resume(words: Sequence[str]) -> list[str]:
+    """Return the words with `--resume DIR` spelt out: the configuration of that run, its folder, and to resume it.
+
+    Raises:
+        UserError: the folder contains no run.
+    """
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
+    if words[:1] != ["fit"] or "--resume" not in words[:-1]:
+        return words
+    place = words.index("--resume")
+    folder = Path(words[place + 1])
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"resume: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
+    given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
+    return ["fit", *given, "--loop.resume", "true", "--loop.overwrite", "false", *words[1:place], *words[place + 2 :]]
+
+
+def _options(words: Sequence[str]) -> Iterator[Option]:
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name in _NO_VALUE or name.endswith(".help"):
+            yield Option(name="", value=None, words=(word,))
+        elif equals:
+            yield Option(name=name, value=value, words=(word,))
+        elif waiting and not waiting[0].startswith("--"):
+            value = waiting.pop(0)
+            yield Option(name=name, value=value, words=(word, value))
+        else:
+            yield Option(name=name, value=None, words=(word,))
+
+
+def _with_axes_as_files(found: list[Option]) -> list[Option]:
+    """Return the options with those of an axis as `--config` files.
+
+    Base, task and model come first, because they make up the run. A method stays where it was given, so that files
+    and words after it override it, and it overrides those before it.
+    """
+    first: dict[str, list[Option]] = {"base": [], "task": [], "model": []}
+    rest: list[Option] = []
+    for option in found:
+        is_axis = option.name in FOLDERS and option.value is not None
+        if not is_axis or (option.name == "model" and not _is_model_file(option.value or "")):
+            rest.append(option)
+            continue
+        chosen = _file_option(axis_file(option.name, option.value or ""))
+        first.get(option.name, rest).append(chosen)
+    has_base = any(Path(option.value or "").parent.name == FOLDERS["base"] for option in rest)
+    if first["task"] and not first["base"] and not has_base:
+        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE))]
+    return [*first["base"], *first["task"], *first["model"], *rest]
+
+
+def _is_model_file(name: str) -> bool:
+    """Return whether `--model NAME` names a file of the model axis; otherwise it names a class."""
+    return name in axis_names("model") or name.endswith((".yaml", ".yml"))
+
+
+def _file_option(path: Path) -> Option:
+    return Option(name="config", value=str(path), words=("--config", str(path)))
+
+
+def _add_file(line: CommandLine, name: str) -> None:
+    path = find_file(name)
+    if path is None and not _is_inline(name):
+        raise UserError(f"config: {name} is not a file; expected a YAML of `ippo {line.words[0]}`")
+    content = load_yaml(name if path is None else read_text(path), origin=name if path is not None else "config")
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise UserError(f"config: {name} contains no keys and values; expected a YAML of `ippo {line.words[0]}`")
+    if path is not None:
+        line.files.append(path)
+    content = with_packaged_paths(expand_names(content))
+    line.layers.append(content)
+    line.words += ["--config", dump_yaml(content)]
+
+
+def _is_inline(text: str) -> bool:
+    return "\n" in text or text.lstrip().startswith("{")
+
+
+def _add_option(line: CommandLine, option: Option) -> None:
+    value = option.value
+    if not option.name or value is None:
+        line.words += option.words
+        return
+    expanded = _expanded(option.name, value)
+    line.words += option.words if expanded == value else [f"--{option.name}={expanded}"]
+    line.layers.append({option.name: _loaded(expanded)})
+
+
+def _expanded(name: str, value: str) -> str:
+    """Return the value of a dotted key with short class names spelt out."""
+    if value.lstrip().startswith(("{", "[")):
+        loaded = _loaded(value)
+        full = expand_names(loaded, is_argument=".init_args" in name)
+        return value if full == loaded else json.dumps(full)
+    is_object = name in _OBJECT_KEYS or name.endswith("class_path")
+    is_short = value in short_names() and (is_object or (".init_args." in name and is_function(value)))
+    return full_path(value) if is_short else value
+
+
+def _loaded(word: str) -> Any:
+    """Return the value of a word, which may be any text and need not be YAML."""
+    try:
+        return load_yaml(word, origin="")
+    except UserError:
+        return word
+
+
+def _add_run_dir(line: CommandLine) -> None:
+    """Derive the run's folder from the files that make it up, unless something names one."""
+    if any(_names_run_dir(layer) for layer in line.layers):
+        return
+    run_dir = derived_run_dir(line.files)
+    if run_dir is not None:
+        line.words += ["--loop.run_dir", run_dir]
+        line.layers.append({"loop.run_dir": run_dir})
+
+
+def _names_run_dir(layer: Mapping[str, Any]) -> bool:
+    loop = layer.get("loop")
+    return "loop.run_dir" in layer or (isinstance(loop, Mapping) and "run_dir" in loop)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, which is UTF-8 whatever the locale.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"config: {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"config: {path} cannot be read ({error.strerror})") from error
+
+
+def load_yaml(text: str, *, origin: str) -> Any:
+    """Return the value of a YAML text, as the parser reads it.
+
+    Args:
+        text: YAML 1.1, except that `1e-3` is a number.
+        origin: names the text in an error.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    import yaml
+    from jsonargparse import get_loader
+
+    try:
+        return get_loader("yaml")(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"config: {origin}, {_place_and_problem(error)}") from error
+
+
+def _place_and_problem(error: Exception) -> str:
+    """Return where a YAML text breaks off; what begins there may be named on an earlier line than the error."""
+    begin, end = getattr(error, "context_mark", None), getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    place = f"line {end.line + 1}, column {end.column + 1}: " if end is not None else ""
+    started = f" ({error.context}, from line {begin.line + 1})" if begin is not None else ""  # type: ignore[attr-defined]
+    return f"{place}{problem}{started}"
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """Return a YAML text that the parser reads as the same values: every text is quoted, so that '1e-3' stays text."""
+    import yaml
+
+    class Quoting(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+    return yaml.dump(dict(content), Dumper=Quoting, sort_keys=False, allow_unicode=True, width=1_000_000)

@@ -1,0 +1,184 @@
+"""What each command does with its parsed settings. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ippo_lightning.cli.error_messages import one_line
+from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings
+from ippo_lightning.errors import UserError
+from ippo_lightning.storage.run_folder import CONFIG, RunFolder
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from ippo_lightning.run.fabric_loop import FabricLoop
+
+
+def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
+    """Run `ippo fit`."""
+    loop = build_loop(parser, settings)
+    results = loop.fit()
+    if results and loop.is_global_zero:
+        print_metrics(results, title=f"test, {loop.folder.path}")
+
+
+def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
+    """Run `ippo evaluate`."""
+    loop = build_loop(parser, settings)
+    chosen = settings.evaluate
+    loop.set_up_evaluation(Path(chosen.checkpoint) if chosen.checkpoint else None)
+    metrics = loop.evaluate(chosen.split)
+    if not loop.is_global_zero:
+        return
+    print_metrics(metrics, title=chosen.split)
+    if chosen.output:
+        folder = RunFolder(Path(chosen.output).parent)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write(Path(chosen.output).name, loop.describe_evaluation(metrics))
+
+
+def compare(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
+    """Run `ippo compare`."""
+    given = settings.compare.clone()
+    given.pop("config", None)
+    chosen = given.as_dict()
+    methods = {name: MethodSettings(**vars_of(method)) for name, method in chosen.pop("methods").items()}
+    checked = CompareSettings(**chosen, methods=methods)
+
+    from ippo_lightning.cli.compare import run_comparison
+
+    files = [value for option, value in itertools.pairwise(words) if option == "--config"]
+    run_comparison(checked, command="ippo compare" + "".join(f" --config {name}" for name in files))
+
+
+def export(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
+    """Run `ippo export`."""
+    given = settings.export.clone()
+    run_dir = Path(given.pop("run"))
+    chosen = ExportSettings(**given.as_dict())
+    if not (run_dir / CONFIG).is_file():
+        raise UserError(f"run: {run_dir} has no {CONFIG}; expected the folder of a run of `ippo fit`")
+
+    from ippo_lightning.cli.command_line import read_command_line
+    from ippo_lightning.cli.export import export_run
+    from ippo_lightning.cli.parsers import build_parser
+
+    parser = build_parser("evaluate")
+    experiment = parser.parse_args(read_command_line(["evaluate", "--config", str(run_dir / CONFIG)]).words)
+    objects = build_objects(parser, experiment)
+    folder = export_run(run_dir, objects.model, settings=chosen)
+    print(f"Model: {folder}")
+
+
+def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
+    """Run `ippo report`."""
+    from rich.console import Console
+
+    from ippo_lightning.report import report_of
+
+    chosen = settings.report
+    path = report_of([Path(run) for run in chosen.runs], output=Path(chosen.output) if chosen.output else None)
+    Console().print(f"Report: {path}", soft_wrap=True, markup=False, highlight=False)
+
+
+COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] = {
+    "fit": fit,
+    "evaluate": evaluate,
+    "compare": compare,
+    "export": export,
+    "report": report,
+}
+"""Each takes the parser, the parsed settings, and the words as the user typed them."""
+
+
+def vars_of(settings: Any) -> dict[str, Any]:
+    """Return the parsed settings of a dataclass as a dictionary, whichever of the parser's forms they have."""
+    return dict(settings) if isinstance(settings, Mapping) else dict(vars(settings))
+
+
+def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
+    """Return the loop that a parsed experiment describes, with every object built and every random stream seeded."""
+    from lightning.fabric import seed_everything
+    from transformers.utils.logging import disable_progress_bar
+
+    from ippo_lightning.run.fabric_loop import FabricLoop
+
+    disable_progress_bar()
+    chosen = settings[settings.subcommand]
+    seed_everything(chosen.seed_everything, verbose=False)  # before objects are built: new weights are random
+    config = full_config(parser, settings)
+    if chosen.fabric.loggers is None:
+        chosen.fabric.loggers = csv_logger(Path(chosen.loop.run_dir))
+    objects = build_objects(parser, settings)
+    return FabricLoop(
+        objects.fabric,
+        objects.model,
+        objects.data,
+        callbacks=objects.callbacks or [],
+        settings=objects.loop,
+        seed=chosen.seed_everything,
+        config=config,
+    )
+
+
+def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
+    """Return the experiment with every `class_path` built.
+
+    Raises:
+        UserError: a constructor refuses its arguments.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        return parser.instantiate(settings)[settings.subcommand]
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError, MisconfigurationException) as error:
+        if os.environ.get("IPPO_TRACEBACK"):
+            raise
+        cause = logger_error(settings[settings.subcommand])
+        raise UserError(cause or one_line(str(error))) from error
+
+
+def logger_error(chosen: Namespace) -> str | None:
+    """Return why one of several loggers cannot be built, or None if all can; the parser does not tell it."""
+    given = chosen.get("fabric.loggers")
+    for entry in given if isinstance(given, list) else []:
+        module, _, name = str(entry["class_path"]).rpartition(".")
+        arguments = entry.get("init_args") or {}
+        try:
+            getattr(import_module(module), name)(**vars_of(arguments))
+        except Exception as error:  # whatever the library of a logger raises
+            return one_line(f"fabric.loggers: {name} cannot be made ({type(error).__name__}: {error})")
+    return None
+
+
+def csv_logger(run_dir: Path) -> dict[str, Any]:
+    """Return the configuration of the default logger of a run: `csv/metrics.csv` in its folder."""
+    arguments = {"root_dir": str(run_dir), "name": "csv", "version": "", "flush_logs_every_n_steps": 1}
+    return {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": arguments}
+
+
+def full_config(parser: ArgumentParser, settings: Namespace) -> str:
+    """Return the full configuration of a run as YAML, defaults included."""
+    import yaml
+
+    content = yaml.safe_load(parser.dump(settings))[settings.subcommand]
+    for name in ("config", "resume"):
+        content.pop(name, None)
+    return str(yaml.safe_dump(content, sort_keys=False))
+
+
+def print_metrics(metrics: dict[str, float], *, title: str) -> None:
+    """Print a small table of metrics."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", title=title, title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.3f}")
+    Console().print(table)

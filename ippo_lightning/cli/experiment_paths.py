@@ -1,0 +1,93 @@
+"""Where experiments lie: in `experiments/` of the working directory, else in the installed package."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from ippo_lightning.errors import UserError
+
+ROOT = "experiments"
+FOLDERS = {"base": "base", "task": "tasks", "model": "models", "method": "methods"}
+"""Folder of each axis. The files apply in this order: a later one overrides an earlier one."""
+DEFAULT_BASE = "ppo"
+
+
+def packaged_root() -> Path:
+    """Return the folder of the experiments that come with the package."""
+    return Path(__file__).resolve().parents[1] / ROOT
+
+
+def find_file(name: str) -> Path | None:
+    """Return the path of a configuration file, or None if there is none.
+
+    Args:
+        name: a path. One that begins with `experiments/` and does not exist is looked up in the package.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = packaged_path(name)
+    return packaged if packaged is not None and packaged.is_file() else None
+
+
+def packaged_path(name: str) -> Path | None:
+    """Return the place of a path in the package, or None if the path does not begin with `experiments/`."""
+    parts = Path(name).parts
+    return packaged_root().joinpath(*parts[1:]) if parts[:1] == (ROOT,) else None
+
+
+def with_packaged_paths(value: Any) -> Any:
+    """Return a value of a YAML in which paths of `experiments/` that do not exist here point into the package."""
+    if isinstance(value, dict):
+        return {key: with_packaged_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_packaged_paths(item) for item in value]
+    if isinstance(value, str) and value.startswith(f"{ROOT}/") and not Path(value).exists():
+        packaged = packaged_path(value)
+        return str(packaged) if packaged is not None and packaged.exists() else value
+    return value
+
+
+def axis_names(axis: str) -> list[str]:
+    """Return the names that an axis can take."""
+    folders = (Path(ROOT, FOLDERS[axis]), packaged_root() / FOLDERS[axis])
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+
+def axis_file(axis: str, name: str) -> Path:
+    """Return the file of one name of an axis.
+
+    Args:
+        axis: `base`, `task`, `model` or `method`.
+        name: stem of a file in the folder of the axis, or the path of a YAML.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    is_path = name.endswith((".yaml", ".yml"))
+    path = find_file(name if is_path else f"{ROOT}/{FOLDERS[axis]}/{name}.yaml")
+    if path is not None:
+        return path
+    known = axis_names(axis)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(known)}" if known else ""
+    raise UserError(f"{axis}: '{name}' is not a file in {ROOT}/{FOLDERS[axis]}{hint}")
+
+
+def derived_run_dir(paths: list[Path]) -> str | None:
+    """Return `runs/<task>/<model>/<method>` of a run made of these files, or None if no axis names it.
+
+    Args:
+        paths: files of the run. The folder of a file says which axis it belongs to. A part that no file gives is left
+            out; without a method, the base takes its place.
+    """
+    stems: dict[str, list[str]] = {}
+    for path in paths:
+        stems.setdefault(path.resolve().parent.name, []).append(path.stem)
+    if not stems.keys() & {FOLDERS["task"], FOLDERS["method"]}:
+        return None
+    last = stems.get(FOLDERS["method"]) or stems.get(FOLDERS["base"], ["run"])
+    parts = ["+".join(stems[FOLDERS[axis]]) for axis in ("task", "model") if FOLDERS[axis] in stems]
+    return "/".join(["runs", *parts, "+".join(last)])

@@ -1,0 +1,111 @@
+"""Settings of the commands that are no experiment. Light, so that a mistake in them is reported at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ippo_lightning.cli.experiment_paths import FOLDERS, find_file
+from ippo_lightning.errors import UserError
+
+Form = Literal["merged", "adapter"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """One column of a comparison, given by its files.
+
+    Args:
+        title: as the table shows it.
+        config: YAML files of `ippo fit`, later ones win.
+        overrides: dotted keys and values on top of them.
+        command: `fit` trains; `evaluate` only measures the start that the other columns share, once.
+    """
+
+    title: str = ""
+    config: list[str] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    command: Literal["fit", "evaluate"] = "fit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """What `ippo compare` runs: every combination of the axes, and columns given by their files.
+
+    Args:
+        run_dir: folder of everything that is written: `<column>/seed_<n>/`, `results.json`, `report.html`.
+        axes: names for `base`, `task`, `model` and `method`: stems of files in experiments/base, tasks, models and
+            methods. A method that has the name of a base and no file of its own is that base alone.
+        methods: more columns, by name, for what the axes cannot state. They come first in the table.
+        titles: of methods, as the table shows them.
+        baseline: the method or column that differences are taken against; null for none.
+        featured: the method or column that the report is about; null for none.
+        seeds: every column runs once with each.
+        overrides: dotted keys and values for all columns.
+        jobs: runs at a time; they divide the cores of the processor among them.
+        overwrite: do runs again that were made with other settings; otherwise they are an error.
+
+    Raises:
+        UserError: nothing to run, no seeds, a seed twice, an unknown name, or a number out of its range.
+    """
+
+    run_dir: str = "runs/compare"
+    axes: dict[str, list[str]] = field(default_factory=dict)
+    methods: dict[str, MethodSettings] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
+    baseline: str | None = None
+    featured: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [1])
+    overrides: dict[str, Any] = field(default_factory=dict)
+    jobs: int = 1
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.methods and not self.axes:
+            raise UserError(
+                "axes, methods: both are empty; expected at least one, for example axes: {task: [arithmetic], "
+                "method: [ppo, ippo]}"
+            )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds: {self.seeds} is wrong; expected a list of different integers")
+        if self.jobs < 1:
+            raise UserError(f"jobs: {self.jobs} is out of range; expected an integer >= 1")
+        for axis, names in self.axes.items():
+            _check_axis(axis, names)
+        for name, method in self.methods.items():
+            _check_method(name, method)
+
+
+def _check_axis(axis: str, names: list[str]) -> None:
+    if axis not in FOLDERS:
+        raise UserError(f"axes: '{axis}' is unknown; expected some of {', '.join(FOLDERS)}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"axes.{axis}: {names} is wrong; expected a list of different names")
+
+
+def _check_method(name: str, method: MethodSettings) -> None:
+    if not name.replace("_", "").isalnum():
+        raise UserError(f"methods: '{name}' is not the name of a folder; use letters, digits and _")
+    for path in method.config:
+        if find_file(path) is None:
+            raise UserError(f"methods.{name}.config: {path} is not a file; expected a YAML of `ippo fit`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What `ippo export` writes.
+
+    Args:
+        output: folder; by default `export/` in the folder of the run.
+        form: `merged` is an ordinary model, `adapter` the trained LoRA alone.
+        checkpoint: `last`, `best`, or the path of a checkpoint.
+        dtype: of the weights of a merged model; null leaves it.
+        license: an SPDX name for the card; null states that the license of the base model applies.
+    """
+
+    output: str | None = None
+    form: Form = "merged"
+    checkpoint: str = "last"
+    dtype: Dtype | None = None
+    license: str | None = None

@@ -1,0 +1,117 @@
+"""A comparison by axes: which columns it has, which files they are made of, and what the report is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiment_files import write_tree
+
+from ippo_lightning.cli import experiment_paths
+from ippo_lightning.cli.columns import columns_of
+from ippo_lightning.cli.compare import describe, plan_jobs
+from ippo_lightning.cli.settings import CompareSettings, MethodSettings
+from ippo_lightning.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_tree(tmp_path, {"loop": {}, "data": {}, "model": {"init_args": {"policy": {}}}})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment_paths, "packaged_root", lambda: tmp_path / "package")
+    return tmp_path
+
+
+def listing(settings: CompareSettings, root: Path) -> dict[str, Any]:
+    describe(settings, columns_of(settings), command="ippo compare", root=root)
+    return json.loads((root / "comparison.json").read_text(encoding="utf-8"))["methods"]
+
+
+def test_with_one_task_and_model_a_column_has_the_name_of_its_method(tmp_path: Path) -> None:
+    settings = CompareSettings(
+        axes={"task": ["sums"], "model": ["tiny"], "method": ["ppo", "ippo"]},
+        titles={"ippo": "I-PPO"},
+        baseline="ppo",
+        featured="ippo",
+        seeds=[1, 2],
+    )
+    assert listing(settings, tmp_path) == {
+        "ppo": {"title": "ppo", "seeds": [1, 2], "baseline": None, "featured": False},
+        "ippo": {"title": "I-PPO", "seeds": [1, 2], "baseline": "ppo", "featured": True},
+    }
+    base, task, model, method = (
+        f"experiments/{name}.yaml" for name in ("base/ppo", "tasks/sums", "models/tiny", "methods/ippo")
+    )
+    assert [list(column.config) for column in columns_of(settings)] == [
+        [base, task, model],
+        [base, task, model, method],
+    ]
+
+
+def test_with_several_tasks_each_column_is_compared_within_its_own(tmp_path: Path) -> None:
+    settings = CompareSettings(
+        axes={"task": ["sums", "differences"], "model": ["tiny"], "method": ["ppo", "ippo"]}, baseline="ppo"
+    )
+    listed = listing(settings, tmp_path)
+    assert list(listed) == [f"{task}.tiny.{method}" for task in ("sums", "differences") for method in ("ppo", "ippo")]
+    assert listed["sums.tiny.ippo"]["baseline"] == "sums.tiny.ppo"
+    assert listed["differences.tiny.ippo"]["baseline"] == "differences.tiny.ppo"
+    assert listed["differences.tiny.ppo"]["baseline"] is None
+    assert listed["sums.tiny.ippo"]["title"] == "sums, tiny: ippo"
+
+
+def test_without_a_baseline_there_are_no_differences(tmp_path: Path) -> None:
+    listed = listing(CompareSettings(axes={"task": ["sums"], "method": ["ppo", "ippo"]}), tmp_path)
+    assert {column["baseline"] for column in listed.values()} == {None}
+    assert {column["featured"] for column in listed.values()} == {False}
+
+
+def test_columns_of_files_come_first_and_run_once_where_they_only_measure(tmp_path: Path) -> None:
+    start = MethodSettings(title="SFT", command="evaluate", config=["experiments/base/ppo.yaml"])
+    settings = CompareSettings(
+        methods={"sft": start}, axes={"task": ["sums"], "method": ["ppo"]}, baseline="ppo", seeds=[3, 4]
+    )
+    listed = listing(settings, tmp_path)
+    assert list(listed) == ["sft", "ppo"]
+    assert listed["sft"] == {"title": "SFT", "seeds": [3], "baseline": "ppo", "featured": False}
+    jobs = list(plan_jobs(settings, columns_of(settings)))
+    assert [(job.column, job.seed, job.arguments[0]) for job in jobs] == [
+        ("sft", 3, "evaluate"),
+        ("ppo", 3, "fit"),
+        ("ppo", 4, "fit"),
+    ]
+    assert all(job.arguments[job.arguments.index("--loop.run_dir") + 1] == str(job.folder) for job in jobs)
+
+
+def test_an_edited_file_makes_another_run() -> None:
+    settings = CompareSettings(axes={"task": ["sums"]})
+    (before,) = plan_jobs(settings, columns_of(settings))
+    Path("experiments/tasks/sums.yaml").write_text("loop: {max_iterations: 3}", encoding="utf-8")
+    (after,) = plan_jobs(settings, columns_of(settings))
+    assert before.arguments == after.arguments
+    assert before.fingerprint != after.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "axes, methods"),
+        ({"axes": {"tusk": ["sums"]}}, "axes: 'tusk' is unknown"),
+        ({"axes": {"task": []}}, "axes.task"),
+        ({"axes": {"task": ["sums", "sums"]}}, "axes.task"),
+        ({"axes": {"task": ["sum"]}}, "did you mean 'sums'?"),
+        ({"axes": {"task": ["sums"], "method": ["ipo"]}}, "did you mean 'ippo'?"),
+        ({"axes": {"task": ["sums"]}, "baseline": "pppo"}, "baseline: 'pppo' is not a method"),
+        ({"axes": {"task": ["sums"]}, "featured": "magic"}, "featured: 'magic'"),
+        ({"axes": {"task": ["sums"]}, "titles": {"magic": "M"}}, "titles: 'magic'"),
+        ({"axes": {"task": ["sums"]}, "methods": {"ppo": MethodSettings()}}, "'ppo' is also a column of the axes"),
+        ({"axes": {"task": ["sums"]}, "seeds": [1, 1]}, "seeds"),
+    ],
+)
+def test_an_error_in_the_axes_is_one_line(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        columns_of(CompareSettings(**settings))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,189 @@
+"""The check before heavy imports: it refuses errors at once, and nothing that the parser accepts."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from experiment_files import change, write
+
+from ippo_lightning.cli.command_line import read_command_line
+from ippo_lightning.cli.main import EXIT_USER_ERROR, check_before_imports, main
+from ippo_lightning.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+# 1 second is the aim, and an idle machine needs 0.3; the limit leaves room for machines that are shared
+CPU_SECONDS = 2.5
+HEAVY = ("torch", "lightning", "transformers", "peft", "matplotlib")
+PROGRAM = f"""
+import sys
+from ippo_lightning.cli.main import main
+code = main(sys.argv[1:])
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+# (dotted key, value): what the parser accepts although it looks unusual
+UNUSUAL: dict[str, tuple[str, Any]] = {
+    "a number as text": ("loop.max_iterations", "2"),
+    "a float as text": ("model.init_args.optimizer.learning_rate", "1e-3"),
+    "an integer for a float": ("model.init_args.optimizer.learning_rate", 1),
+    "a truth value as text": ("loop.test_at_end", "false"),
+    "null for a number that may be null": ("callbacks.0.init_args", {"max_weight": None}),
+    "null for a section": ("model.init_args.sampling", None),
+    "no callbacks": ("callbacks", None),
+    "a list of devices": ("fabric.devices", [0]),
+    "devices as text": ("fabric.devices", "1"),
+    "a precision as number": ("fabric.precision", 32),
+    "a callback of another library": ("callbacks.0", {"class_path": "lightning.pytorch.callbacks.Timer"}),
+    "a callback by the name that its own library gives it": ("callbacks.0", {"class_path": "Timer"}),
+    "a reward of the user": ("model.init_args.reward", "rewards_for_tests.nan"),
+    "a short name": ("model.class_path", "PPOModule"),
+    "the module that defines a class": ("model.class_path", "ippo_lightning.modules.ppo.PPOModule"),
+    "an argument of any kind": ("model.init_args.policy.init_args.config", None),
+    "one logger": (
+        "fabric.loggers",
+        {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": {"root_dir": "x"}},
+    ),
+}
+
+
+def check(words: list[str]) -> None:
+    check_before_imports(read_command_line(words))
+
+
+def run_apart(words: list[str], folder: Path) -> tuple[int, str, float]:
+    """Run the command line in a process of its own; return its code, its errors and its seconds of CPU time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C"}
+    command = [sys.executable, "-c", PROGRAM, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, env=environment, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.returncode, done.stderr, seconds
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--help"],
+        ["--version"],
+        ["trian"],
+        ["fit"],
+        ["fit", "--config", "type.yaml"],
+        ["fit", "--config", "range.yaml"],
+        ["fit", "--config", "class.yaml"],
+        ["fit", "--config", "broken.yaml"],
+        ["fit", "--loop.max_iteration", "3"],
+        ["fit", "--callbacks.help"],
+        ["compare", "--config", "comparison.yaml"],
+    ],
+    ids=lambda words: " ".join(words) or "nothing",
+)
+def test_help_and_errors_answer_at_once_and_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    contents = {
+        "type": "loop: {max_iterations: many}",
+        "range": "loop: {max_iterations: 0}",
+        "class": "callbacks: [{class_path: ippo_lightning.callbacks.InfluenceFiltre}]",
+        "broken": "loop: [1",
+        "comparison": "jobs: 0",
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
+    code, errors, seconds = run_apart(words, tmp_path)
+    is_error = words[:1] in (["fit"], ["compare"], ["trian"]) and "--callbacks.help" not in words
+    assert code == (EXIT_USER_ERROR if is_error else 0), errors
+    assert errors.splitlines()[-1] == "[]"
+    assert errors.count("ippo: error:") == is_error
+    assert seconds < CPU_SECONDS
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_the_parser_accepts_passes(name: str, experiment: dict[str, Any], tmp_path: Path) -> None:
+    from ippo_lightning.cli.parsers import build_parser
+
+    key, value = UNUSUAL[name]
+    change(experiment, key, value)
+    line = read_command_line(["fit", "--config", write(experiment, tmp_path)])
+    build_parser("fit").parse_args(line.words)  # otherwise this case would prove nothing
+    check_before_imports(line)
+
+
+@pytest.mark.parametrize("layers", [1, 2], ids=["alone", "over another"])
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_passes(path: Path, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not content.keys() & {"model", "callbacks", "loop", "data"}:
+        pytest.skip("a comparison")
+    line = read_command_line(["fit", *["--config", str(path)] * layers, "--print_config"])
+    check_before_imports(line)
+
+
+def test_the_full_configuration_that_the_parser_prints_passes(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", write(experiment, tmp_path), "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    check(["fit", "--config", str(tmp_path / "printed.yaml")])
+
+
+def test_words_of_every_form_pass(experiment: dict[str, Any], tmp_path: Path) -> None:
+    from ippo_lightning.cli.parsers import build_parser
+
+    words = [
+        "--model.init_args.ppo.clip_range=0.3",
+        "--model.policy.lora.r",
+        "3",
+        "--callbacks.init_args.power=0.5",
+        "--callbacks+=InfluenceFilter",
+        "--callbacks+={class_path: ippo_lightning.callbacks.EpisodeLog}",
+        "--loop.run_dir",
+        "a: b: c",
+        "--data.init_args.operators",
+        "[",
+    ]
+    line = read_command_line(["fit", "--config", write(experiment, tmp_path), *words])
+    check_before_imports(line)
+    parsed = build_parser("fit").parse_args(line.words).fit
+    assert parsed.model.init_args.policy.init_args.lora.r == 3
+    assert [item.class_path.rpartition(".")[2] for item in parsed.callbacks] == ["InfluenceFilter"] * 2 + ["EpisodeLog"]
+    assert parsed.loop.run_dir == "a: b: c"
+
+
+def test_a_value_that_a_later_file_replaces_is_left_to_the_parser(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("loop: {max_iterations: many}", encoding="utf-8")
+    (tmp_path / "second.yaml").write_text("loop: {max_iterations: 3}", encoding="utf-8")
+    check(["fit", *(f"--config={tmp_path}/{name}.yaml" for name in ("first", "second")), "--print_config"])
+
+
+def test_another_class_takes_no_arguments_of_the_one_before(experiment: dict[str, Any], tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("data: {class_path: GSM8KDataModule, init_args: {path: x}}", encoding="utf-8")
+    check(["fit", "--config", write(experiment, tmp_path), "--config", str(overlay)])
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--callbacks+={class_path: InfluenceFiltre}", "did you mean 'InfluenceFilter'?"),
+        ("--callbacks+={class_path: InfluenceFilter, init_args: {powr: 1}}", "did you mean 'power'?"),
+        ("--model.class_path=ippo_lightning.PPOModul", "did you mean 'PPOModule'?"),
+        ("--data.class_path=ippo_lightning.dta.TextDataModule", "did you mean 'ippo_lightning.data'?"),
+        ("--model.init_args.policy.init_args.lora={r: some}", "model.policy.lora.r: expected an int. Got value: some"),
+        ("--fabric.precision=fp7", "Got value: fp7"),
+        ("--model.init_args.sampling={stop_tokens: 3}", "expected a list"),
+        ("--data.init_args.unfaithful_kinds={shortcut: lots}", "expected a float. Got value: lots"),
+    ],
+)
+def test_an_error_names_what_was_meant(word: str, said: str, experiment: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        check(["fit", "--config", write(experiment, tmp_path), word])
+    assert said in str(error.value)
