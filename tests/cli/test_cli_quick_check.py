@@ -139,7 +139,7 @@ def test_words_of_every_form_pass(experiment: dict[str, Any], tmp_path: Path) ->
     from ippo_lightning.cli.parsers import build_parser
 
     words = [
-        "--model.init_args.ppo.clip_range=0.3",
+        "--model.init_args.value_loss.clip_range=0.3",
         "--model.policy.lora.r",
         "3",
         "--callbacks.init_args.power=0.5",
