@@ -1,7 +1,7 @@
 """Attach the callback: a Lightning project with a loop of its own gains the influence filter.
 
-The module below has two methods for this library, `episode_losses` and `validation_loss`, and one call: it passes a plan
-with its episodes to the callbacks before it updates.
+The module below has two methods for this library, `episode_losses` and `validation_loss`, and one call: it passes a
+plan with its episodes to the callbacks before it updates.
 
 python examples/attach_the_callback.py
 """
