@@ -2,9 +2,16 @@
 #   PYTHON       the interpreter that the environment is made with
 #   VENV         where the environment lies
 #   TORCH_INDEX  one more package index for torch, e.g. https://download.pytorch.org/whl/cpu for a build without CUDA
+#   WORKERS      processes that run the tests: a number, `auto` for one per core, 0 for none but pytest itself
+#   PYTEST_ARGS  more options for pytest, e.g. PYTEST_ARGS="-p no:randomly -x tests/maths"
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+# A worker with nothing left to do takes tests from the other: files differ too much in length to be dealt out whole.
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -13,7 +20,7 @@ export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-gpu demo docs clean
+.PHONY: help setup lint format test test-slow test-gpu demo docs build clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,20 +40,25 @@ format: $(STAMP) ## rewrite the files in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint ## lint, then the default tests (no GPU, no network)
-	$(BIN)/python -m pytest
+test: lint ## lint, then the default tests (no GPU, no network), in parallel and in random order
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## the tests that take longer than a few seconds
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" $(PARALLEL) $(PYTEST_ARGS)
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 demo: $(STAMP) ## compare plain PPO with influence-guided PPO on small sums, on a CPU, with a report to open
 	$(BIN)/ippo compare --config experiments/arithmetic/demo.yaml
 
 docs: $(STAMP) ## build the pages into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+build: $(STAMP) ## build the wheel and the source distribution into dist/, and check what is in them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m pytest tests/test_packaging.py
 
 clean: ## remove caches and build products (the environment and runs/ stay)
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

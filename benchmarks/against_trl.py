@@ -99,7 +99,7 @@ def run_ours(system: str, model: str, iterations: int, _: int) -> list[dict[str,
     from lightning.fabric import Fabric, seed_everything
 
     from ippo_lightning import FabricLoop, PPOModule
-    from ippo_lightning.engine import PPOSettings
+    from ippo_lightning.engine import UpdateSettings
     from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
     from ippo_lightning.run.settings import LoopSettings
 
@@ -108,7 +108,7 @@ def run_ours(system: str, model: str, iterations: int, _: int) -> list[dict[str,
         policy=CausalLMPolicy(pretrained=model, value=system.split()[-1], reference="copy"),  # type: ignore[arg-type]
         reward=lambda prompts, responses, examples: [0.0] * len(prompts),
         sampling=SamplingSettings(num_responses=1, max_new_tokens=RESPONSE),
-        ppo=PPOSettings(num_epochs=EPOCHS, minibatch_size=MINIBATCH, micro_batch_size=MINIBATCH),
+        update=UpdateSettings(num_epochs=EPOCHS, minibatch_size=MINIBATCH, micro_batch_size=MINIBATCH),
     )
     with tempfile.TemporaryDirectory() as folder:
         settings = LoopSettings(
@@ -130,9 +130,11 @@ def run_ours(system: str, model: str, iterations: int, _: int) -> list[dict[str,
 
 def problems() -> Any:
     """Return the data module that both take their prompts from."""
-    from ippo_lightning.data import ArithmeticDataModule
+    from ippo_lightning.data import TextDataModule
+    from ippo_lightning.tasks import ArithmeticTask
 
-    data = ArithmeticDataModule(max_terms=3, num_train=10 * EPISODES, num_validation=4, num_test=4, batch_size=EPISODES)
+    task = ArithmeticTask(max_terms=3, num_train=10 * EPISODES, num_validation=4, num_test=4)
+    data = TextDataModule(task, batch_size=EPISODES)
     data.setup("fit")
     return data
 

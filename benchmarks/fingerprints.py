@@ -30,7 +30,7 @@ DATA = Path(os.environ.get("IPPO_DATA", REPOSITORY.parent / "shared" / "data"))
 ITERATIONS = 3
 UNSTABLE = ("time/", "memory/", "seconds", "max_iterations")
 """Beginnings of the names of metrics that no two runs share."""
-RENAMED: tuple[tuple[str, str], ...] = ()
+RENAMED: tuple[tuple[str, str], ...] = (("^ppo/", "update/"), ("_share$", "_fraction"))
 """Pattern and replacement for names of metrics that have changed since; applied to the first file of `compare`."""
 
 ARITHMETIC = "experiments/arithmetic"
@@ -38,7 +38,7 @@ PPO = ("--config", f"{ARITHMETIC}/ppo.yaml")
 POLICY = "--model.init_args.policy.init_args"
 LORA = (f"{POLICY}.lora.r", "4", f"{POLICY}.reference", "auto")
 TWO_RANKS = ("--fabric.devices", "2", "--data.init_args.batch_size", "32")
-GSM8K = ("--data.init_args.path", str(DATA / "gsm8k"))
+GSM8K = ("--data.init_args.task.init_args.path", str(DATA / "gsm8k"))
 
 
 def ippo(name: str) -> tuple[str, ...]:
@@ -55,15 +55,15 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "filter_only": ippo("filter_only"),
     "random": ippo("random"),
     "advantage_sign": ippo("advantage_sign"),
-    "token_mean": (*ippo("paper"), "--model.init_args.ppo.loss_reduction", "token_mean"),
+    "token_mean": (*ippo("paper"), "--model.init_args.update.loss_reduction", "token_mean"),
     "value_on_dropped": (
         *ippo("paper"),
-        "--model.init_args.ppo.train_value_on_dropped",
+        "--model.init_args.update.train_value_on_dropped",
         "true",
-        "--model.init_args.ppo.entropy_coef",
+        "--model.init_args.entropy_coef",
         "0.01",
     ),
-    "same_steps": (*ippo("ippo"), "--model.init_args.ppo.steps_after_filtering", "same"),
+    "same_steps": (*ippo("ippo"), "--model.init_args.update.steps_after_filtering", "same"),
     "lora": (*ippo("ippo"), *LORA),
     "nf4": (*ippo("paper"), *LORA, f"{POLICY}.quantization", "nf4"),
     "separate_critic": (*ippo("paper"), f"{POLICY}.value", "separate"),
@@ -103,7 +103,7 @@ def fitted(name: str, folder: Path) -> dict[str, Any]:
     words = [*CASES[name], "--loop.run_dir", str(folder), "--loop.max_iterations", str(ITERATIONS)]
     words += ["--loop.evaluate_every_n_iterations", str(ITERATIONS), "--loop.evaluate_first", "false"]
     words += ["--loop.test_at_end", "false", "--loop.save_model", "false"]
-    words += ["--data.init_args.num_validation", "32"]
+    words += ["--data.init_args.task.init_args.num_validation", "32"]
     run(["-m", "ippo_lightning.cli", "fit", *words])
     state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     rows = {file: read_rows(folder / f"{file}.jsonl") for file in ("history", "evaluations")}
@@ -199,7 +199,11 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
     differing = 0
     print(f"{'case':18} {'before':18} {'after':18} metrics")
     for name in before:
-        old, new = before[name], after.get(name, {"parameters": "missing", "history": {}})
+        if name not in after:
+            print(f"{name:18} {before[name]['parameters']:18} {'missing':18}")
+            differing += 1
+            continue
+        old, new = before[name], after[name]
         notes = [
             note for file in ("history", "evaluations") for note in differences(old.get(file, {}), new.get(file, {}))
         ]

@@ -178,10 +178,11 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
 
     from ippo_lightning import FabricLoop, PPOModule
     from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
-    from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
-    from ippo_lightning.engine import PPOSettings
+    from ippo_lightning.data import TextDataModule, arithmetic_tokenizer
+    from ippo_lightning.engine import UpdateSettings
     from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
     from ippo_lightning.run.settings import LoopSettings
+    from ippo_lightning.tasks import ArithmeticTask
 
     seed_everything(1, verbose=False)
     sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers}
@@ -192,9 +193,9 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
         policy=policy,
         reward=lambda prompts, responses, examples: [float(len(text) % 3) for text in responses],
         sampling=SamplingSettings(num_responses=4, max_new_tokens=40),
-        ppo=PPOSettings(num_epochs=2),
+        update=UpdateSettings(num_epochs=2),
     )
-    data = ArithmeticDataModule(num_train=640, num_validation=4, num_test=4, batch_size=64)
+    data = TextDataModule(ArithmeticTask(num_train=640, num_validation=4, num_test=4), batch_size=64)
     with tempfile.TemporaryDirectory() as folder:
         settings = LoopSettings(
             run_dir=folder, max_iterations=iterations, evaluate_every_n_iterations=0, evaluate_first=False,

@@ -71,7 +71,7 @@ def compare(options: argparse.Namespace) -> None:
     guided = yaml.safe_load(Path(EXPERIMENT, "ippo.yaml").read_text(encoding="utf-8"))["callbacks"]
     guided[0]["init_args"]["scoring"]["method"] = options.method
     overrides: dict[str, Any] = {
-        "model.init_args.ppo.num_epochs": options.epochs,
+        "model.init_args.update.num_epochs": options.epochs,
         "loop.max_iterations": options.iterations,
         "loop.evaluate_every_n_iterations": 0,
         "loop.evaluate_first": False,

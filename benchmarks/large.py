@@ -26,7 +26,7 @@ from lightning.fabric import Fabric, seed_everything
 
 from ippo_lightning import Episodes, PPOModule
 from ippo_lightning.data import arithmetic_tokenizer
-from ippo_lightning.engine import PPOSettings, run_update
+from ippo_lightning.engine import UpdateSettings, run_update
 from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.modules import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings
@@ -72,7 +72,7 @@ def build(options: argparse.Namespace, folder: Path) -> PPOModule:
         policy=policy,
         reward=lambda prompts, responses, examples: [float(len(text) % 3) for text in responses],
         sampling=SamplingSettings(num_responses=1, max_new_tokens=options.response, cache=options.cache),
-        ppo=PPOSettings(num_epochs=2, minibatch_size=64, micro_batch_size=options.micro_batch),
+        update=UpdateSettings(num_epochs=2, minibatch_size=64, micro_batch_size=options.micro_batch),
         optimizer=OptimizerSettings(kind="adamw"),
     )
     fabric = Fabric(accelerator="cpu" if options.device == "cpu" else "cuda", devices=1)
@@ -145,7 +145,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def one_iteration(module: PPOModule, options: argparse.Namespace, meter: Meter) -> dict[str, torch.Tensor]:
     """Sample, score by every way, update; return the scores."""
     batch = prompts_of(options)
-    episodes = meter.take("sampling and log-probs", lambda: module.rollout(batch))
+    episodes = meter.take("sampling and log-probs", lambda: module.rollout(module.plan_rollout(batch)))
     episodes = module.compute_advantages(module.compute_rewards(episodes))
     prompts = batch["prompts"][:16]
     texts = {"prompts": prompts, "responses": [("7+12=19;" * options.response)[: options.response]] * len(prompts)}
@@ -160,7 +160,7 @@ def one_iteration(module: PPOModule, options: argparse.Namespace, meter: Meter) 
         scores[way] = meter.take(f"scores: {way}", score)
     plan = UpdatePlan(episodes=episodes)
     plan.sealed = True
-    meter.take("update, 2 epochs, all kept", lambda: run_update(module, plan, module.ppo))
+    meter.take("update, 2 epochs, all kept", lambda: run_update(module, plan, module.update_settings))
     return scores
 
 

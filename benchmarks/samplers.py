@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from ippo_lightning.data import ArithmeticDataModule
+from ippo_lightning.data import TextDataModule
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
+from ippo_lightning.tasks import ArithmeticTask
 
 WAYS: dict[str, dict[str, Any]] = {
     "dynamic cache": {},
@@ -31,7 +32,8 @@ WAYS: dict[str, dict[str, Any]] = {
 def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return seconds and the ratio to the first way."""
     policy = CausalLMPolicy(pretrained=options.pretrained, value="none", reference="none").to(options.device)
-    data = ArithmeticDataModule(max_terms=3, num_train=640, num_validation=4, num_test=4, batch_size=options.prompts)
+    task = ArithmeticTask(max_terms=3, num_train=640, num_validation=4, num_test=4)
+    data = TextDataModule(task, batch_size=options.prompts)
     data.setup()
     texts = next(iter(data.train_dataloader()))["prompts"]
     room = policy.context_length - options.max_new_tokens

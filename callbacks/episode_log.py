@@ -1,77 +1,130 @@
-"""Write what was sampled, with reward, score and weight, next to the run."""
+"""Write the sampled episodes, with reward, score, weight and who changed the weight, into the run's folder."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback
 
 from ippo_lightning.distributed.collectives import rank
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import require_range
 from ippo_lightning.maths import masked_row_mean
-from ippo_lightning.records import UpdateStats
+from ippo_lightning.records import TextEpisodes, UpdatePlan, UpdateStats
+from ippo_lightning.storage.run_folder import EPISODES
+from ippo_lightning.tasks import Grader, call_grader, label_text
 
 MAX_TEXT = 2000
+"""Characters kept of a prompt or a response."""
 
 
 class EpisodeLog(Callback):
-    """Append every n-th iteration's episodes to `episodes.jsonl` in the run's folder (rank 0 writes its own).
+    """Append the episodes of every n-th iteration to `episodes.jsonl` in the run's folder; rank 0 writes its own.
 
     Args:
-        every_n_iterations: 1 writes all of them.
-        file_name: inside the run's folder.
+        every_n_iterations: 1 writes every iteration.
+        file_name: name of the file inside the run's folder.
 
     Raises:
-        UserError: `every_n_iterations` below 1.
+        UserError: `every_n_iterations` is below 1.
     """
 
-    def __init__(self, every_n_iterations: int = 1, file_name: str = "episodes.jsonl") -> None:
+    def __init__(self, every_n_iterations: int = 1, file_name: str = EPISODES) -> None:
         super().__init__()
-        if every_n_iterations < 1:
-            raise UserError(
-                f"EpisodeLog.every_n_iterations: {every_n_iterations} is out of range; expected an integer >= 1"
-            )
+        require_range("EpisodeLog.every_n_iterations", every_n_iterations, at_least=1, integer=True)
         self.every_n_iterations = every_n_iterations
         self.file_name = file_name
 
     def on_update_end(self, trainer: Any, pl_module: Any, stats: UpdateStats) -> None:
-        """Write one line an episode."""
-        if stats.iteration % self.every_n_iterations or rank() != 0:
-            return
-        path = Path(trainer.default_root_dir) / self.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(
-                json.dumps(row) + "\n" for row in episode_rows(stats, grader=getattr(pl_module, "grader", None))
+        """Write one line per episode."""
+        if is_due(stats, every_n_iterations=self.every_n_iterations):
+            append_rows(
+                Path(trainer.default_root_dir) / self.file_name, episode_rows(stats, grader=grader_of(pl_module))
             )
 
 
-def episode_rows(stats: UpdateStats, *, grader: Any = None) -> list[dict[str, Any]]:
-    """Return one plain record an episode: text (cut at 2,000 characters), label, reward, advantage, score, weight.
+def is_due(stats: UpdateStats, *, every_n_iterations: int) -> bool:
+    """Return whether this rank records this iteration: only rank 0 writes, every n-th iteration from the first on."""
+    return stats.iteration % every_n_iterations == 0 and rank() == 0
+
+
+def grader_of(module: Any) -> Grader | None:
+    """Return the module's grader; None for a module that has none."""
+    grader: Grader | None = getattr(module, "grader", None)
+    return grader
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a JSON-lines file; its folder is created if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def episode_rows(stats: UpdateStats, *, grader: Grader | None = None) -> list[dict[str, Any]]:
+    """Return one plain record per episode.
 
     Args:
         stats: of one iteration.
-        grader: labels each response; null leaves `label` null.
+        grader: called with prompt, response and example; returns a grade or anything that `as_grade` accepts.
+
+    Returns:
+        iteration; prompt and response (each cut at 2,000 characters); label and correct (None without a grader);
+        reward; advantage (mean over the response tokens); score (None if nothing scored the episode); weight; reasons
+        and factors (who changed the weight, and by which factor, oldest first).
     """
-    episodes, plan = stats.episodes, stats.plan
+    episodes, plan = cast(TextEpisodes, stats.episodes), stats.plan
+    # Several callbacks may score. The last scores are the ones behind the final weights.
     scored = next((change.scores for change in reversed(plan.history) if change.scores is not None), None)
-    advantages = masked_row_mean(values=episodes.advantages, mask=episodes.response_mask).tolist()
+    advantages = masked_row_mean(values=episodes.advantages, mask=episodes.mask).tolist()
     rewards, weights = episodes.outcome_rewards.tolist(), plan.weights.tolist()
     scores = scored.tolist() if scored is not None else [None] * len(episodes)
+    reasons, factors = reasons_of(plan), factors_of(plan)
     return [
         {
             "iteration": stats.iteration,
             "prompt": prompt[:MAX_TEXT],
             "response": response[:MAX_TEXT],
-            "label": grader(prompt, response, example).label.value if grader is not None else None,
+            # The grader reads the full response: a cut one could lose its answer.
+            **_graded(grader, prompt, response, example),
             "reward": rewards[row],
             "advantage": advantages[row],
             "score": scores[row],
             "weight": weights[row],
+            "reasons": reasons[row],
+            "factors": factors[row],
         }
         for row, (prompt, response, example) in enumerate(
             zip(episodes.prompts, episodes.responses, episodes.examples, strict=True)
         )
     ]
+
+
+def reasons_of(plan: UpdatePlan) -> list[list[str]]:
+    """Return, for each row, the reasons of the changes that dropped or scaled it, oldest first."""
+    return [[reason for reason, _ in changes] for changes in _changes(plan)]
+
+
+def factors_of(plan: UpdatePlan) -> list[list[float]]:
+    """Return, for each row, the factors of the changes that dropped or scaled it; parallel to `reasons_of`."""
+    return [[factor for _, factor in changes] for changes in _changes(plan)]
+
+
+def _changes(plan: UpdatePlan) -> list[list[tuple[str, float]]]:
+    found: list[list[tuple[str, float]]] = [[] for _ in range(len(plan.weights))]
+    for change in plan.history:
+        for row, factor in enumerate(change.factors.tolist()):
+            if factor != 1:  # a note has factors of 1: it explains, and changes no weight
+                found[row].append((change.reason, factor))
+    return found
+
+
+def _graded(
+    grader: Grader | None, prompt: str, response: str, example: Mapping[str, Any]
+) -> dict[str, str | bool | None]:
+    if grader is None:
+        return {"label": None, "correct": None}
+    grade = call_grader(grader, prompt, response, example)
+    return {"label": None if grade.label is None else label_text(grade.label), "correct": grade.correct}

@@ -170,9 +170,12 @@ class InfluenceFilter(Callback):
         kept = self._report(plan, direction, scored, weights)
         if kept == 0 and not self.monitor_only:
             weights = self._when_empty(trainer, weights)
+        reason = f"{type(self).__name__}({self.selector.rule})"
         if self.monitor_only:
-            weights = plan.weights
-        plan.reweight(weights, reason=f"{type(self).__name__}({self.selector.rule})", scores=scored.scores)
+            plan.note(reason=reason, scores=scored.scores)
+            return
+        plan.drop(weights <= 0, reason=reason, scores=scored.scores)
+        plan.scale(torch.where(weights > 0, weights, 1.0), reason=reason, scores=scored.scores)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the iteration count, and the direction where later iterations will use it again."""

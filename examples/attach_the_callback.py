@@ -15,7 +15,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ippo_lightning import Episodes, UpdatePlan
+from ippo_lightning import TextEpisodes, UpdatePlan
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.engine import call_hook
 
@@ -37,7 +37,7 @@ class CountingPolicy(LightningModule):
         before = torch.cat([prompt_ids[:, -1:], response_ids[:, :-1]], dim=1)
         return self.network(before).log_softmax(-1).gather(-1, response_ids[..., None]).squeeze(-1)
 
-    def episode_losses(self, episodes: Episodes) -> Tensor:
+    def episode_losses(self, episodes: TextEpisodes) -> Tensor:
         """Return one loss an episode: what the influence filter scores."""
         return -(self.log_probs(episodes.prompt_ids, episodes.response_ids) * episodes.advantages).mean(dim=1)
 
@@ -57,7 +57,7 @@ class CountingPolicy(LightningModule):
         print(f"reward {plan.episodes.outcome_rewards.mean():.2f}, kept {kept:.0%}")
 
     @torch.no_grad()
-    def collect(self, prompts: Tensor) -> Episodes:
+    def collect(self, prompts: Tensor) -> TextEpisodes:
         """Sample responses; the reward is the fraction of right numbers, with a lot of noise."""
         ids = prompts[:, None]
         for _ in range(LENGTH):
@@ -68,11 +68,11 @@ class CountingPolicy(LightningModule):
         advantages = (reward - reward.mean())[:, None].expand(response.shape).clone()
         nothing = torch.zeros(response.shape)
         count = len(prompts)
-        return Episodes(
+        return TextEpisodes(
             prompt_ids=prompts[:, None],
             prompt_mask=torch.ones(count, 1, dtype=torch.bool),
             response_ids=response,
-            response_mask=torch.ones(response.shape, dtype=torch.bool),
+            mask=torch.ones(response.shape, dtype=torch.bool),
             truncated=torch.zeros(count, dtype=torch.bool),
             group=torch.arange(count),
             log_probs=self.log_probs(prompts[:, None], response),

@@ -12,14 +12,14 @@ from typing import Any
 from lightning.fabric import Fabric, seed_everything
 from torch import Tensor
 
-from ippo_lightning import Episodes, FabricLoop, PPOModule
+from ippo_lightning import FabricLoop, PPOModule, TextEpisodes
 from ippo_lightning.callbacks import InfluenceFilter
-from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
+from ippo_lightning.data import TextDataModule, arithmetic_tokenizer
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Minibatch
-from ippo_lightning.rewards import arithmetic_reward
+from ippo_lightning.rewards import grade_reward
 from ippo_lightning.run.fabric_loop import LoopSettings
-from ippo_lightning.tasks import grade_arithmetic
+from ippo_lightning.tasks import ArithmeticTask, grade_arithmetic
 
 
 class ShortAnswersPPO(PPOModule):
@@ -27,10 +27,10 @@ class ShortAnswersPPO(PPOModule):
 
     demonstrations: Mapping[str, Any]
 
-    def compute_rewards(self, episodes: Episodes) -> Episodes:
+    def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
         """Take a thousandth off each response token; everything else stays as in PPOModule."""
         rewarded = super().compute_rewards(episodes)
-        return rewarded.evolve(rewards=rewarded.rewards - 0.001 * rewarded.response_mask)
+        return rewarded.evolve(rewards=rewarded.rewards - 0.001 * rewarded.mask)
 
     def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add a tenth of the likelihood loss of good demonstrations (Ouyang et al. 2022, arXiv 2203.02155, eq. 2)."""
@@ -45,11 +45,11 @@ def main() -> None:
     policy = CausalLMPolicy(config={**tiny, "num_attention_heads": 2}, tokenizer=arithmetic_tokenizer())
     module = ShortAnswersPPO(
         policy=policy,
-        reward=arithmetic_reward,
+        reward=grade_reward(grade_arithmetic),
         grader=grade_arithmetic,
         sampling=SamplingSettings(num_responses=4, max_new_tokens=12),
     )
-    data = ArithmeticDataModule(batch_size=8, num_train=64, num_validation=8, num_test=8)
+    data = TextDataModule(ArithmeticTask(num_train=64, num_validation=8, num_test=8), batch_size=8)
     data.setup("fit")
     module.demonstrations = next(iter(data.influence_dataloader()))
     with tempfile.TemporaryDirectory() as folder:

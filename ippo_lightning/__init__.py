@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from ippo_lightning.errors import UserError
     from ippo_lightning.modules.ppo import PPOModule
     from ippo_lightning.modules.sft import SFTModule
-    from ippo_lightning.records import Episodes, UpdatePlan, UpdateStats
+    from ippo_lightning.records import Episodes, RolloutPlan, TextEpisodes, UpdatePlan, UpdateStats
     from ippo_lightning.run.fabric_loop import FabricLoop
 
 __all__ = [
     "Episodes",
     "FabricLoop",
     "PPOModule",
+    "RolloutPlan",
     "SFTModule",
+    "TextEpisodes",
     "UpdatePlan",
     "UpdateStats",
     "UserError",
@@ -36,7 +38,9 @@ _HOMES = {
     "Episodes": "ippo_lightning.records",
     "FabricLoop": "ippo_lightning.run.fabric_loop",
     "PPOModule": "ippo_lightning.modules.ppo",
+    "RolloutPlan": "ippo_lightning.records",
     "SFTModule": "ippo_lightning.modules.sft",
+    "TextEpisodes": "ippo_lightning.records",
     "UpdatePlan": "ippo_lightning.records",
     "UpdateStats": "ippo_lightning.records",
     "UserError": "ippo_lightning.errors",

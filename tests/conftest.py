@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Before any import of the libraries that read them.
+# One thread per worker: two workers with a thread pool each would fight for the same cores. A sum over one thread also
+# has the same rounding on every machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
@@ -21,6 +24,11 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Each call of these modules checks the shapes in its signature. Before the library's first import, or the hook is late.
+CHECKED_MODULES = ["masked", "log_probs", "selection"]
+install_import_hook([f"ippo_lightning.maths.{name}" for name in CHECKED_MODULES], "shape_checker.check")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEED = 0
@@ -28,6 +36,12 @@ SEED = 0
 # The same examples on every run: a failure that one run sees, the next one sees too.
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repository")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-randomly may shuffle the tests. Its seeds, new in each run, must not replace those of `fixed_seed`.
+    if hasattr(config.option, "randomly_reset_seed"):
+        config.option.randomly_reset_seed = False
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -97,5 +111,5 @@ def shared_data() -> Path:
     """The folder of real data sets: `IPPO_DATA`, or `shared/data` beside the checkout; skips where neither exists."""
     folder = Path(os.environ.get("IPPO_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no data sets at {folder}; set IPPO_DATA to a folder that holds them")
+        pytest.skip(f"no data sets at {folder}; set IPPO_DATA to the folder that contains them")
     return folder

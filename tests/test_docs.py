@@ -16,17 +16,19 @@ import torch
 import yaml
 
 from ippo_lightning.cli.main import main
+from ippo_lightning.cli.parsers import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
-TINY_DATA = ["--data.init_args.num_train=32", "--data.init_args.num_validation=4", "--data.init_args.num_test=4"]
+TASK = "data.init_args.task.init_args"
+TINY_DATA = [f"--{TASK}.num_train=32", f"--{TASK}.num_validation=4", f"--{TASK}.num_test=4"]
 TINY_DATA += ["--data.init_args.batch_size=4"]
 TINY = {"max_iterations": 2, "evaluate_every_n_iterations": 2, "evaluate_first": False}
 RUN_OVERRIDES = {
     **{f"loop.{name}": value for name, value in TINY.items()},
-    "data.init_args.num_train": 32,
-    "data.init_args.num_validation": 4,
-    "data.init_args.num_test": 4,
+    f"{TASK}.num_train": 32,
+    f"{TASK}.num_validation": 4,
+    f"{TASK}.num_test": 4,
     "data.init_args.batch_size": 4,
 }
 
@@ -100,7 +102,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: str) -> None:
             runs(block, names)
     if "scores" in names:
         assert torch.isfinite(names["scores"]).all()
-    for name in ("ShortAnswersPPO", "LengthPenaltyPPO"):
+    for name in ("ShortAnswersPPO", "EntropyBonusPPO"):
         if name in names:
             trains(names[name])
 
@@ -116,7 +118,7 @@ def trains(kind: Any) -> None:
     from training_parts import tiny_loop, tiny_module
 
     plain = tiny_module()
-    module = kind(policy=plain.policy, reward=plain.reward, sampling=plain.sampling, ppo=plain.ppo)
+    module = kind(policy=plain.policy, reward=plain.reward, sampling=plain.sampling, update=plain.update_settings)
     tiny_loop(Path(f"run_{kind.__name__}"), module, max_iterations=1).fit()
     assert module.iteration == 1
 
@@ -170,14 +172,26 @@ def test_the_commands_of_a_block_run(block: Block, checkout: Path) -> None:
             with pytest.raises(SystemExit) as stop:
                 main(small(words))
             assert stop.value.code == 0, line
-        elif line.split("#")[0].strip() not in compared:
+        elif words[1] == "compare":
+            build_parser().parse_args(small(words))  # the slow tests run it
+        else:
             make_ready(words, checkout)
             assert main(small(words)) == 0, line
-            compared.update({line.split("#")[0].strip()} if words[1] == "compare" else ())
 
 
-compared: set[str] = set()
-"""Comparisons that one page has run already for the others; they take half a minute."""
+COMPARISONS = {
+    command.strip()
+    for block in SHELL
+    for line in block.text.splitlines()
+    if (command := line.split("#")[0]).startswith("ippo compare")
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(COMPARISONS))
+@pytest.mark.usefixtures("checkout")
+def test_a_comparison_of_a_page_runs(command: str) -> None:
+    assert main(small(shlex.split(command))) == 0
 
 
 def make_ready(words: list[str], checkout: Path) -> None:
@@ -226,7 +240,7 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
     base = ["ippo", "fit", "--config"]
     ippo = [*base, "experiments/arithmetic/ppo.yaml", "--config", "experiments/arithmetic/ippo.yaml"]
     assert main(small([*ippo, "--loop.run_dir", "one"])) == 0
-    demonstrations = "--data.init_args.num_demonstrations=32"
+    demonstrations = f"--{TASK}.num_demonstrations=32"
     assert main([*small([*base, "experiments/arithmetic/sft.yaml", "--loop.run_dir", "two"]), demonstrations]) == 0
     logged: set[str] = set()
     for run in ("one", "two"):

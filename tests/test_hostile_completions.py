@@ -24,11 +24,13 @@ from ippo_lightning.callbacks.completions_table import (
     terminal_table,
     write_parquet,
 )
-from ippo_lightning.metrics import ReasoningMetrics
+from ippo_lightning.errors import UserError
+from ippo_lightning.metrics import LabelFractions, ReasoningMetrics
+from ippo_lightning.metrics.labels import MAX_LABELS
 from ippo_lightning.report import report_of
-from ippo_lightning.rewards import arithmetic_reward, gsm8k_reward
+from ippo_lightning.rewards import grade_reward
 from ippo_lightning.storage.untrusted_text import cut, visible_text
-from ippo_lightning.tasks import grade_arithmetic, grade_gsm8k, gsm8k_answer
+from ippo_lightning.tasks import MAX_LABEL_LENGTH, call_grader, grade_arithmetic, grade_gsm8k, gsm8k_answer
 
 LONGEST_CALL = 1.0  # seconds
 EXAMPLE = {"answer": "12", "terms": [7, 5], "question": "7+5?"}
@@ -62,12 +64,21 @@ def texts() -> list[str]:
     return list(hostile_texts())
 
 
+def label_of(text: str) -> str:
+    """Use a text as a label, as a careless grader might: it is a label, or one line for the user."""
+    try:
+        return str(call_grader(lambda prompt, response, example: response, "7+5?", text, EXAMPLE).label)
+    except UserError as error:
+        return str(error)
+
+
 CALLS = {
     "grade_arithmetic": lambda text: grade_arithmetic("7+5?", text, EXAMPLE),
     "grade_gsm8k": lambda text: grade_gsm8k("What is 7+5?", text, EXAMPLE),
     "gsm8k_answer": gsm8k_answer,
-    "arithmetic_reward": lambda text: arithmetic_reward(["7+5?"], [text], [EXAMPLE]),
-    "gsm8k_reward": lambda text: gsm8k_reward(["7+5?"], [text], [EXAMPLE]),
+    "reward by grade_arithmetic": lambda text: grade_reward(grade_arithmetic)(["7+5?"], [text], [EXAMPLE]),
+    "reward by grade_gsm8k": lambda text: grade_reward(grade_gsm8k)(["7+5?"], [text], [EXAMPLE]),
+    "a label that a grader copied from the text": label_of,
     "visible_text": visible_text,
     "markdown": lambda text: markdown_table([[text[:120], text[:120], "x", 1.0, None, 0.5, True]]),
 }
@@ -89,8 +100,16 @@ def seconds(call: Any, text: str) -> float:
     return time.perf_counter() - start
 
 
+def test_a_text_as_a_label_becomes_short_names_of_few_metrics(texts: list[str]) -> None:
+    found = [label_of(text) for text in texts]
+    assert all(line.isprintable() and len(line) < 300 for line in found)
+    metrics = LabelFractions()
+    metrics.update([line[:MAX_LABEL_LENGTH] for line in found])
+    assert len(metrics.compute()) == MAX_LABELS
+
+
 @pytest.mark.usefixtures("nothing_runs")
-def test_metrics_take_whatever_the_judge_says(texts: list[str]) -> None:
+def test_metrics_take_whatever_the_grader_returns(texts: list[str]) -> None:
     metrics = ReasoningMetrics(k=2)
     grades = [grade_arithmetic("7+5?", text, EXAMPLE) for text in texts]
     metrics.update([list(pair) for pair in zip(grades[::2], grades[1::2], strict=True)], references=["12"] * 5000)
@@ -114,12 +133,13 @@ def rows(texts: list[str]) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("nothing_runs")
-def test_tables_fit_and_hold_no_control_character(texts: list[str]) -> None:
-    every = rows(texts)
-    for start in range(0, len(every), 100):
+def test_tables_fit_and_contain_no_control_character(texts: list[str], every: int) -> None:
+    chosen = rows(texts)[::every]
+    for start in range(0, len(chosen), 100):
         console = Console(width=80, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115
-        console.print(terminal_table(every[start : start + 100], iteration=0))
+        console.print(terminal_table(chosen[start : start + 100], iteration=0))
         printed = console.export_text()
         assert max(map(cell_len, printed.splitlines())) <= 80
         assert not [character for character in printed if ord(character) < 32 and character != "\n"]

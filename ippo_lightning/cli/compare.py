@@ -19,7 +19,7 @@ from ippo_lightning.cli.experiment_paths import find_file
 from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.report import results_table, write_report
-from ippo_lightning.storage.run_folder import RESULTS
+from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, seed_folder
 
 _PACKAGES = ("ippo-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 
@@ -58,7 +58,7 @@ def plan_jobs(settings: CompareSettings, columns: Sequence[Column]) -> Iterator[
         for column in columns:
             if column.command == "evaluate" and seed != settings.seeds[0]:
                 continue
-            folder = Path(settings.run_dir) / column.name / f"seed_{seed}"
+            folder = seed_folder(Path(settings.run_dir), method=column.name, seed=seed)
             arguments = [column.command, *(word for path in column.config for word in ("--config", path))]
             arguments += ["--seed_everything", str(seed), "--loop.run_dir", str(folder)]
             chosen = {**settings.overrides, **column.overrides}
@@ -104,7 +104,7 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
     }
-    (root / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (root / COMPARISON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _shown(column: Column) -> dict[str, Any]:

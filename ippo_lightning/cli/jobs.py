@@ -17,9 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import HISTORY, RESULTS
+from ippo_lightning.storage.run_folder import FINGERPRINT, HISTORY, LOG, RESULTS
 
-LOG, FINGERPRINT = "log.txt", "fingerprint.txt"
 _POLL_SECONDS = 0.2
 
 

@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _lost_rank(error: RuntimeError) -> int:
     """Report that another rank ended; raise any other error again."""
-    from ippo_lightning.distributed.collectives import rank, says_rank_was_lost
+    from ippo_lightning.distributed.collectives import is_lost_rank_error, rank
 
-    if os.environ.get("IPPO_TRACEBACK") or not says_rank_was_lost(error):
+    if os.environ.get("IPPO_TRACEBACK") or not is_lost_rank_error(error):
         raise error
     lost = f"rank {rank()} lost another rank ({one_line(str(error), limit=120)})"
     print(

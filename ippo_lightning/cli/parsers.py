@@ -57,7 +57,7 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
     from lightning import Callback, LightningDataModule
     from lightning.fabric import Fabric
 
-    from ippo_lightning.modules import PolicyModule
+    from ippo_lightning.modules import BaseModule
     from ippo_lightning.run.settings import LoopSettings
 
     parser = _parser(usage=usage)
@@ -65,7 +65,7 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
     parser.add_argument("--seed_everything", type=int, default=0, help="seed of every random stream")
     parser.add_class_arguments(Fabric, "fabric", skip={"callbacks"}, instantiate=True)
     parser.add_class_arguments(LoopSettings, "loop")
-    parser.add_subclass_arguments(PolicyModule, "model", required=True)
+    parser.add_subclass_arguments(BaseModule, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help=_CALLBACKS)
     assert parser.groups is not None, "made by the lines above"

@@ -1,24 +1,22 @@
-"""Loaders of text batches: sized, reproducible, shared out over ranks."""
+"""Loaders of text batches: reproducible, and split over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ippo_lightning.distributed.collectives import rank, world_size
-
-Row = Mapping[str, Any]
-"""One prompt: `prompt`, `example`, and `response` where it is a demonstration."""
+from ippo_lightning.tasks import Row
 
 
 class TextRows(Dataset[Row]):
     """Prompts or demonstrations in memory.
 
     Args:
-        rows: see `Row`.
+        rows: see `ippo_lightning.tasks.Row`.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -32,9 +30,9 @@ class TextRows(Dataset[Row]):
 
 
 class EvaluationSampler(DistributedSampler[int]):
-    """Every n-th row for each rank, without the repeated rows that would make the ranks' shares equal.
+    """Every n-th row for each rank, without the repeated rows that would give all ranks the same number.
 
-    A `DistributedSampler` by type, so that Lightning does not put one of its own in its place.
+    It is a `DistributedSampler` by type, because Lightning replaces any other sampler by one of its own.
     """
 
     def __iter__(self) -> Iterator[int]:
@@ -44,15 +42,17 @@ class EvaluationSampler(DistributedSampler[int]):
         return len(self._indices())
 
     def _indices(self) -> range:
+        # recomputed: the length of the base class counts the repeated rows
         return range(self.rank, len(cast(TextRows, self.dataset)), self.num_replicas)
 
 
 def collate_rows(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Return one batch: `prompts`, `examples`, and `responses` where the rows are demonstrations.
+    """Return one batch: `prompts`, `examples`, and `responses` if the rows are demonstrations.
 
     Args:
         rows: at least one.
     """
+    # copies of the examples: a reward or a callback may write into them
     batch = {"prompts": [row["prompt"] for row in rows], "examples": [dict(row["example"]) for row in rows]}
     if "response" in rows[0]:
         batch["responses"] = [row["response"] for row in rows]
@@ -60,28 +60,28 @@ def collate_rows(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def training_loader(rows: Sequence[Row], *, batch_size: int, seed: int, num_workers: int = 0) -> DataLoader[Row]:
-    """Return a loader that draws each epoch in an order of its own, the same for the same seed and epoch.
+    """Return a loader whose order depends on seed and epoch, and on nothing else.
 
     Args:
         rows: of all ranks; each rank gets its part.
-        batch_size: rows a batch, on each rank.
+        batch_size: rows per batch, on each rank.
         seed: of the order.
         num_workers: processes that collate.
     """
     dataset = TextRows(rows)
     sampler: DistributedSampler[int] | None = None
     if rows:
-        # this sampler has set_epoch, so the order of an epoch can be had again when a run is resumed
+        # this sampler has set_epoch, so a resumed run gets the order of its epoch again
         sampler = DistributedSampler(dataset, num_replicas=world_size(), rank=rank(), shuffle=True, seed=seed)
     return _loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers)
 
 
 def evaluation_loader(rows: Sequence[Row], *, batch_size: int, num_workers: int = 0) -> DataLoader[Row]:
-    """Return a loader in the order of the rows; each rank gets every n-th row, no row comes twice.
+    """Return a loader in the order of the rows; each rank gets every n-th row, and no row comes twice.
 
     Args:
         rows: of all ranks.
-        batch_size: rows a batch.
+        batch_size: rows per batch.
         num_workers: processes that collate.
     """
     dataset = TextRows(rows)
@@ -98,6 +98,6 @@ def _loader(
         sampler=sampler,
         collate_fn=collate_rows,
         num_workers=num_workers,
-        # a stream of its own for the workers' seeds: beginning an epoch leaves that of training alone
+        # the workers' seeds come from a generator of their own: a new epoch draws nothing from that of training
         generator=torch.Generator().manual_seed(0),
     )

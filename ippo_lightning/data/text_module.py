@@ -1,24 +1,24 @@
-"""What the data modules share: batches of text from rows in memory, a loader for each use."""
+"""One data module for all tasks: batches of text, and a loader for each use."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ippo_lightning.data.loaders import Row, collate_rows, evaluation_loader, training_loader
-from ippo_lightning.errors import UserError
+from ippo_lightning.data.loaders import collate_rows, evaluation_loader, training_loader
+from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.tasks import NeedsPreparation, Row, Split, Task, TaskLike, callable_name, named_task
 
 Stage = Literal["sft", "rl"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The rows of a data module."""
+    """The rows of a task, see `ippo_lightning.tasks.Split`."""
 
     prompts: Sequence[Row]
     """Training, for PPO."""
@@ -32,31 +32,39 @@ class Splits:
     """The demonstrations behind the filter's validation gradient; with responses."""
 
 
-class TextDataModule(LightningDataModule, ABC):
-    """Batches of text: `prompts`, `examples`, and `responses` where they are demonstrations.
-
-    A subclass says in `make_splits` which rows there are; the responses are without EOS.
+class TextDataModule(LightningDataModule):
+    """Batches of a task's text: `prompts`, `examples`, and in batches of demonstrations `responses`.
 
     Args:
+        task: an object with the methods of `ippo_lightning.tasks.Task`, or the short name of one of this library's own
+            (`arithmetic`, `gsm8k`). In YAML a name, or `class_path` with `init_args`.
         stage: `sft` trains on demonstrations, `rl` on prompts.
-        batch_size: training prompts or demonstrations a batch, on each rank.
-        evaluation_batch_size: prompts a batch for evaluation, demonstrations a batch for the filter.
+        batch_size: training prompts or demonstrations per batch, on each rank.
+        evaluation_batch_size: prompts per batch for evaluation, demonstrations per batch for the filter.
         num_workers: processes that load.
-        seed: of the training order.
+        seed: of the training order; problems are drawn by the task, with a seed of its own.
 
     Raises:
-        UserError: an argument out of its range.
+        UserError: an argument is out of its range or unknown; in `setup`, a row of the task is not as it must be.
     """
 
     def __init__(
-        self, *, stage: Stage, batch_size: int, evaluation_batch_size: int, num_workers: int, seed: int
+        self,
+        task: TaskLike | str,
+        *,
+        stage: Stage = "rl",
+        batch_size: int = 64,
+        evaluation_batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if stage not in ("sft", "rl"):
             raise UserError(f"data.stage: {stage!r} is unknown; expected 'sft' or 'rl'")
-        check_count("batch_size", batch_size, at_least=1)
-        check_count("evaluation_batch_size", evaluation_batch_size, at_least=1)
-        check_count("num_workers", num_workers)
+        require_range("data.batch_size", batch_size, at_least=1, integer=True)
+        require_range("data.evaluation_batch_size", evaluation_batch_size, at_least=1, integer=True)
+        require_range("data.num_workers", num_workers, at_least=0, integer=True)
+        self.task: Task = as_task(task)
         self.stage = stage
         self.batch_size = batch_size
         self.evaluation_batch_size = evaluation_batch_size
@@ -64,25 +72,36 @@ class TextDataModule(LightningDataModule, ABC):
         self.seed = seed
         self._splits: Splits | None = None
 
-    @abstractmethod
-    def make_splits(self) -> Splits:
-        """Return all rows, the same on each rank."""
-
     @property
     def splits(self) -> Splits:
-        """All rows, after `setup`."""
-        if self._splits is None:
-            raise UserError(f"data: {type(self).__name__} holds nothing yet; call setup() before asking for a loader")
-        return self._splits
+        """All rows, after `setup`.
 
-    def setup(self, stage: str | None = None) -> None:
-        """Make the rows; the second call changes nothing.
-
-        Args:
-            stage: Lightning's; all splits are made whatever it says.
+        Raises:
+            UserError: `setup` was not called.
         """
         if self._splits is None:
-            self._splits = self.make_splits()
+            raise UserError(
+                f"data: {type(self).__name__} contains no rows yet; call setup() before asking for a loader"
+            )
+        return self._splits
+
+    def prepare_data(self) -> None:
+        """Download what the task needs; Lightning and FabricLoop call this in one process per machine."""
+        if isinstance(self.task, NeedsPreparation):
+            self.task.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Ask the task for its rows; the second call changes nothing.
+
+        Args:
+            stage: Lightning's; all splits are made, whatever its value is.
+
+        Raises:
+            UserError: a row is not as it must be.
+        """
+        if self._splits is None:
+            # all splits at once, so that a mistake in one shows before training and not at its first evaluation
+            self._splits = Splits(**{split.name: self._checked_rows(split.name) for split in fields(Splits)})
 
     def train_dataloader(self) -> DataLoader[Row]:
         """Return demonstrations for SFT, prompts for PPO, in another order each epoch."""
@@ -100,25 +119,58 @@ class TextDataModule(LightningDataModule, ABC):
     def influence_dataloader(self) -> list[dict[str, list[Any]]]:
         """Return batches of the demonstrations behind the validation gradient, all of them, on every rank."""
         rows, size = self.splits.influence, self.evaluation_batch_size
-        return [collate_rows(rows[start : start + size]) for start in range(0, len(rows), size)]
+        return [collate_rows([rows[place] for place in part]) for part in _parts(len(rows), size)]
 
     def _evaluation_loader(self, rows: Sequence[Row]) -> DataLoader[Row]:
         return evaluation_loader(rows, batch_size=self.evaluation_batch_size, num_workers=self.num_workers)
 
-
-def check_count(name: str, value: int | None, *, at_least: int = 0) -> None:
-    """Raise a UserError if a number of things is too small; None passes."""
-    if value is not None and value < at_least:
-        raise UserError(f"data.{name}: {value} is out of range; expected an integer >= {at_least}")
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Raise a UserError if a fraction is not in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise UserError(f"data.{name}: {value} is out of range; expected a fraction in [0, 1]")
+    def _checked_rows(self, split: Any) -> Sequence[Row]:
+        rows = self.task.rows(split)
+        check_rows(rows, split=split, source=callable_name(self.task))
+        return rows
 
 
-def check_counts(counts: Mapping[str, int | None]) -> None:
-    """Raise a UserError at the first number of things below zero."""
-    for name, value in counts.items():
-        check_count(name, value)
+def as_task(task: TaskLike | str) -> Task:
+    """Return a task from its short name, or the object itself.
+
+    Raises:
+        UserError: an unknown name, or an object without `rows` or `grade`.
+    """
+    if isinstance(task, str):
+        return named_task(task)
+    if isinstance(task, type) or not isinstance(task, TaskLike):
+        name = callable_name(task)
+        raise UserError(f"data.task: {name} is no task; expected an object with rows(split) and grade(...), or a name")
+    return task
+
+
+def check_rows(rows: Sequence[Row], *, split: Split, source: str) -> None:
+    """Check the first row of a split, so that a task's mistake shows before a model is loaded.
+
+    Args:
+        rows: of the split; only the first is read, because reading may cost time.
+        split: its name.
+        source: the task, for the message.
+
+    Raises:
+        UserError: rows without a length, or a first row that lacks something or has the wrong type.
+    """
+    place = f"data.task: {source}.rows({split!r})"
+    if not isinstance(rows, Sequence) and not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise UserError(f"{place} returned {type(rows).__name__}; expected a sequence of rows")
+    if not len(rows):
+        return
+    row, wanted = rows[0], {"prompt": str, "example": Mapping}
+    if split in ("demonstrations", "influence"):
+        wanted["response"] = str
+    if not isinstance(row, Mapping):
+        raise UserError(f"{place}: row 0 is {type(row).__name__}; expected a mapping with {', '.join(wanted)}")
+    for key, kind in wanted.items():
+        if not isinstance(row.get(key), kind):
+            found = type(row[key]).__name__ if key in row else "missing"
+            expected = "text" if kind is str else "a mapping"
+            raise UserError(f"{place}: {key} of row 0 is {found}; expected {expected}")
+
+
+def _parts(length: int, size: int) -> list[range]:
+    return [range(start, min(start + size, length)) for start in range(0, length, size)]

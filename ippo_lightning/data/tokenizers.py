@@ -1,6 +1,6 @@
-"""Tokenizers made on the spot, real `PreTrainedTokenizerFast` ones that are saved next to the model.
+"""Tokenizers for new models: each is a `PreTrainedTokenizerFast` and is saved with the model.
 
-None of them adds an EOS: who encodes a demonstration does.
+None of them adds an EOS; the code that encodes demonstrations does.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _ARITHMETIC_SIGNS = "+-*=;#?"
 
 
 def arithmetic_tokenizer(*, digits_per_token: int = 2) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of arithmetic chains: a token a sign and a token for up to so many digits of a number.
+    """Return a tokenizer of arithmetic chains: one token per sign and one per group of digits.
 
-    Longer numbers are several tokens, so that a chain of any numbers can be encoded and decoded again; anything else
-    is `<unk>`.
+    Longer numbers are several tokens, so chains of any numbers can be encoded and decoded. Any other character is
+    `<unk>`.
 
     Args:
-        digits_per_token: 1, 2 or 3. With 2 most numbers of the task are one token, which makes arithmetic much easier
-            to learn than digit by digit.
+        digits_per_token: largest number of digits per token: 1, 2 or 3. With 2, most numbers of the task are one
+            token, which makes arithmetic much easier to learn than digit by digit.
 
     Raises:
-        UserError: another number of digits.
+        UserError: the number of digits is another one.
     """
     if not 1 <= digits_per_token <= 3:
         raise UserError(f"tokenizer.digits_per_token: {digits_per_token} is out of range; expected 1, 2 or 3")
@@ -35,12 +35,12 @@ def arithmetic_tokenizer(*, digits_per_token: int = 2) -> PreTrainedTokenizerFas
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     pattern = Regex(f"[0-9]{{1,{digits_per_token}}}|[^0-9]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer.decoder = decoders.Fuse()  # the default decoder would put spaces between tokens
     return _wrapped(tokenizer)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a byte, for any text, without training."""
+    """Return a tokenizer with one token per byte, for any text, without training."""
     vocabulary = {token: index for index, token in enumerate((PAD, EOS, *_byte_alphabet()))}
     return _wrapped(_byte_level(Tokenizer(models.BPE(vocab=vocabulary, merges=[]))))
 
@@ -48,21 +48,21 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def bpe_tokenizer(
     *, path: str = "openai/gsm8k", config_name: str | None = "main", vocab_size: int = 2048
 ) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer trained on questions and answers; any text can be encoded and decoded again.
+    """Return a byte-level BPE tokenizer trained on questions and answers; it encodes and decodes any text.
 
     The same file and size give the same tokenizer.
 
     Args:
-        path: a folder or the id of a data set on the Hub, as in `GSM8KDataModule`; the training questions are read.
+        path: a folder or the id of a data set on the Hub, as in `GSM8KTask`; the training questions are read.
         config_name: of the data set on the Hub.
-        vocab_size: tokens, special ones included; fewer if the text is too short for so many. At least 258.
+        vocab_size: number of tokens with the special ones; fewer if the text is too short. At least 258.
 
     Raises:
-        UserError: a size too small, or a file that is not there or malformed.
+        UserError: the size is too small, or a file does not exist or is malformed.
     """
     smallest = len(_byte_alphabet()) + len((PAD, EOS))
     if vocab_size < smallest:
-        raise UserError(f"tokenizer.vocab_size: {vocab_size} is too small; expected at least {smallest}, one a byte")
+        raise UserError(f"tokenizer.vocab_size: {vocab_size} is too small; expected at least {smallest}, one per byte")
     tokenizer = _byte_level(Tokenizer(models.BPE()))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -93,6 +93,6 @@ def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN if has_unknown else None,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
+        padding_side="left",  # responses begin right after their prompts
+        clean_up_tokenization_spaces=False,  # it would change "1 ." to "1.", and with it what a response contains
     )

@@ -1,3 +1,3 @@
-"""Collectives over ranks, and tensors of which each rank holds a shard."""
+"""Collectives over ranks, sharded tensors, and passes that all ranks make together."""
 
 __all__: list[str] = []

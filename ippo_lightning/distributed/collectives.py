@@ -1,4 +1,4 @@
-"""Sums and decisions over all ranks; without a process group each is the identity."""
+"""Sums and decisions over all ranks. Without a process group, each function returns its input."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# gloo has no error class for a lost peer, so its messages are compared.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
 
 
@@ -19,11 +20,11 @@ def rank() -> int:
     return dist.get_rank() if _is_distributed() else 0
 
 
-def says_rank_was_lost(error: BaseException) -> bool:
-    """Return whether an error of a collective means that another process of the run is gone.
+def is_lost_rank_error(error: BaseException) -> bool:
+    """Return whether an error of a collective means that another process of the run has ended.
 
     Args:
-        error: gloo raises a bare RuntimeError, NCCL a `DistBackendError`.
+        error: a RuntimeError from gloo, or a `DistBackendError` from NCCL.
     """
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)):
         return True
@@ -31,21 +32,29 @@ def says_rank_was_lost(error: BaseException) -> bool:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Return the element-wise sum over ranks, equal on every rank; `values` itself is left alone."""
+    """Return the element-wise sum over ranks, equal on every rank.
+
+    Args:
+        values: any shape, the same on every rank; it does not change.
+    """
     return _reduced(values, dist.ReduceOp.SUM) if _is_distributed() else values
 
 
 def gather_rows(values: Tensor) -> tuple[Tensor, slice]:
-    """Return the rows of all ranks, in the order of the ranks, and where among them this rank's own lie.
+    """Return the rows of all ranks in the order of the ranks, and the slice of this rank's own rows.
 
     Args:
-        values: shape [rows, ...]; ranks may hold different numbers of rows.
+        values: shape [rows, ...]; the number of rows may differ between ranks.
+
+    Returns:
+        Shape [rows of all ranks, ...], and a slice of its first axis.
     """
     if not _is_distributed():
         return values, slice(0, len(values))
     counts = torch.zeros(world_size(), dtype=torch.long, device=values.device)
     counts[rank()] = len(values)
     sizes = all_reduce_sum(counts).tolist()
+    # all_gather requires equal shapes on all ranks.
     padded = values.new_zeros((max(sizes), *values.shape[1:]))
     padded[: len(values)] = values
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -55,12 +64,22 @@ def gather_rows(values: Tensor) -> tuple[Tensor, slice]:
 
 
 def all_reduce_max(value: int, *, device: torch.device) -> int:
-    """Return the largest `value` of any rank."""
+    """Return the largest `value` of all ranks.
+
+    Args:
+        value: this rank's value.
+        device: a device of the process group's backend.
+    """
     return int(_reduced(torch.tensor(value, device=device), dist.ReduceOp.MAX)) if _is_distributed() else value
 
 
 def any_rank(decision: bool, *, device: torch.device) -> bool:
-    """Return whether any rank says yes, so that all ranks do the same."""
+    """Return whether `decision` is True on any rank, so that all ranks act alike.
+
+    Args:
+        decision: this rank's decision.
+        device: a device of the process group's backend.
+    """
     return bool(all_reduce_max(int(decision), device=device))
 
 

@@ -1,59 +1,61 @@
-"""Tensors of which every rank holds a part, and passes that all ranks must make together."""
+"""Sharded tensors: each rank stores one part, its shard."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, rank, world_size
-
-Part = TypeVar("Part")
+from ippo_lightning.distributed.collectives import all_reduce_sum, rank, world_size
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Tell whether ranks hold parts of the module's parameters, so that each forward is a collective.
+    """Return whether any parameter of a module is sharded; then each forward is a collective.
 
     Args:
-        module: any; sharded by `torch.distributed.fsdp.fully_shard`, for instance.
+        module: any module; for example one sharded by `torch.distributed.fsdp.fully_shard`.
     """
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor, gathered where ranks hold parts of it: then every rank must call this."""
+    """Return the full tensor; a sharded one is gathered, which every rank must do."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor; of an ordinary one, all."""
+    """Return this rank's shard of a tensor; an ordinary tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor divided over the ranks as another of its shape is.
+    """Return a tensor in the sharding of another tensor of the same shape.
 
     Args:
-        tensor: whole and the same on all ranks, or divided as `like` is already.
-        like: a parameter, whole or divided.
+        tensor: full and equal on all ranks, or already sharded like `like`.
+        like: a parameter, full or sharded.
     """
     if not isinstance(like, DTensor):
         return full_tensor(tensor)
     if isinstance(tensor, DTensor):
         return tensor
+    # src_data_rank=None: every rank takes its shard of its own copy, without communication.
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def have_nonzero(tensors: Sequence[Tensor]) -> list[bool]:
-    """Tell of each tensor whether any entry is not zero; of divided ones, on any rank, in one collective."""
+    """Return for each tensor whether any entry is not zero, on any rank if sharded.
+
+    Args:
+        tensors: any shapes; all ranks must call this if one is sharded.
+    """
     if not tensors:
         return []
     device = local(tensors[0]).device
+    # One collective and one transfer to the CPU for all tensors, not one for each.
     counts = torch.stack([local(tensor).count_nonzero().to(device) for tensor in tensors])
     if any(isinstance(tensor, DTensor) for tensor in tensors):
         counts = all_reduce_sum(counts)
@@ -62,11 +64,11 @@ def have_nonzero(tensors: Sequence[Tensor]) -> list[bool]:
 
 
 def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Return the sum of all products of entries, in float64; of divided tensors, over all ranks in one collective.
+    """Return the sum of all products of entries in float64, over all ranks if sharded.
 
     Args:
-        first: any shapes; all divided, or none.
-        second: the same shapes, and divided in the same way.
+        first: any shapes; all sharded, or none.
+        second: the same shapes and the same sharding.
     """
     pairs = [(local(one).detach(), local(other).detach()) for one, other in zip(first, second, strict=True)]
     if not pairs:
@@ -78,22 +80,28 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 
 
 def mean_over_ranks(values: Sequence[float], *, device: torch.device) -> list[float]:
-    """Return the mean of each value over all ranks; alone, the values."""
+    """Return the mean of each value over all ranks; the values themselves in one process.
+
+    Args:
+        values: as many on every rank.
+        device: a device of the process group's backend.
+    """
     total = all_reduce_sum(torch.tensor(values, dtype=torch.float64, device=device))
     means: list[float] = (total / world_size()).tolist()
     return means
 
 
 def full_on_rank_zero(state: Any) -> Any:
-    """Return a nested state with whole tensors on the CPU; where ranks hold parts, only rank 0 keeps the whole.
+    """Return a nested state with full tensors on the CPU; of sharded tensors, other ranks than 0 keep nothing.
 
     Args:
-        state: dictionaries, lists and tuples of tensors and plain values; every rank takes part.
+        state: dictionaries, lists and tuples of tensors and plain values; every rank must call this.
     """
     if isinstance(state, Tensor):
         if not isinstance(state, DTensor):
             return state.cpu()
         tensor = full_tensor(state)
+        # One tensor after the other: full copies of all of them on every rank may not fit into memory.
         return tensor.cpu() if rank() == 0 else tensor.new_empty(0, device="cpu")
     if isinstance(state, Mapping):
         return {key: full_on_rank_zero(value) for key, value in state.items()}
@@ -103,46 +111,10 @@ def full_on_rank_zero(state: Any) -> Any:
 
 
 def local_bytes(tensors: Mapping[object, Tensor] | Sequence[Tensor]) -> int:
-    """Return the bytes of what this rank holds of some tensors.
+    """Return the number of bytes of this rank's shards of some tensors.
 
     Args:
-        tensors: in a mapping or a sequence.
+        tensors: a mapping or a sequence of tensors, sharded or not.
     """
     entries = tensors.values() if isinstance(tensors, Mapping) else tensors
     return sum(local(tensor).numel() * tensor.element_size() for tensor in entries)
-
-
-def in_step(parts: Sequence[Part], *, module: nn.Module) -> Iterator[tuple[Part, bool]]:
-    """Yield each part with True; then, of a sharded module, the last one with False until every rank is done.
-
-    A forward through a sharded module waits for all ranks. One that has fewer parts than another repeats its last, and
-    leaves what comes of it out.
-
-    Args:
-        parts: at least one where the module is sharded.
-        module: what the parts go through.
-    """
-    most = len(parts)
-    if is_sharded(module):  # agreed on before the first pass: afterwards the others are in the middle of one
-        most = all_reduce_max(most, device=next(module.parameters()).device)
-    for number in range(most):
-        yield parts[min(number, len(parts) - 1)], number < len(parts)
-
-
-@contextmanager
-def gathered(network: nn.Module) -> Iterator[None]:
-    """Keep all parameters of a sharded network on every rank inside the block, for many forwards in a row.
-
-    Args:
-        network: changed back also when the block fails; one that is not sharded is left alone.
-    """
-    units = [module for module in network.modules() if isinstance(module, FSDPModule)]
-    try:
-        for unit in units:
-            unit.set_reshard_after_forward(False, recurse=False)
-            unit.unshard()
-        yield
-    finally:
-        for unit in units:
-            unit.set_reshard_after_forward(True, recurse=False)
-            unit.reshard()

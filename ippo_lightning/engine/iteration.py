@@ -1,4 +1,4 @@
-"""One PPO iteration, stage after stage."""
+"""One iteration, stage after stage."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ import torch
 from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.nonfinite import without_broken
-from ippo_lightning.engine.settings import PPOSettings
+from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.engine.update import UpdateStages, run_update
 from ippo_lightning.maths import masked_row_mean
-from ippo_lightning.records import Episodes, UpdatePlan, UpdateStats
+from ippo_lightning.records import Episodes, RolloutPlan, UpdatePlan, UpdateStats
 
+Record = TypeVar("Record", bound=Episodes)
 _Result = TypeVar("_Result")
 
 
-class PPOStages(UpdateStages, Protocol):
-    """What a module brings to an iteration; each stage can be overridden by itself."""
+class IterationStages(UpdateStages, Protocol[Record]):
+    """What a module brings to an iteration; each stage can be overridden alone."""
 
-    def rollout(self, batch: Any) -> Episodes:
-        """Sample responses to a batch of prompts and score them."""
+    def plan_rollout(self, batch: Any) -> RolloutPlan:
+        """Return what is to be sampled; callbacks may change it."""
 
-    def compute_rewards(self, episodes: Episodes) -> Episodes:
+    def rollout(self, plan: RolloutPlan) -> Record:
+        """Sample, and score what was sampled under policy, reference and critic."""
+
+    def compute_rewards(self, episodes: Record) -> Record:
         """Fill `outcome_rewards` and the shaped `rewards`."""
 
-    def compute_advantages(self, episodes: Episodes) -> Episodes:
+    def compute_advantages(self, episodes: Record) -> Record:
         """Fill `advantages` and `returns`."""
 
 
 def run_iteration(
-    stages: PPOStages,
+    stages: IterationStages[Record],
     batch: Any,
     *,
-    settings: PPOSettings,
+    settings: UpdateSettings,
     iteration: int,
     callbacks: Iterable[object] = (),
     trainer: object = None,
@@ -45,34 +49,38 @@ def run_iteration(
 
     Args:
         stages: usually a `PPOModule`.
-        batch: what `stages.rollout` takes.
+        batch: what `stages.plan_rollout` takes.
         settings: of the update.
         iteration: counted from 0, for the records.
-        callbacks: get `on_rollout_start`, `on_rollout_end` and `on_update_end` if they have them.
-        trainer: handed to the callbacks: a `lightning.Trainer` or a `FabricLoop`.
+        callbacks: their `on_rollout_start`, `on_rollout_end` and `on_update_end` are called, if they have them.
+        trainer: what callbacks get as their trainer: a `lightning.Trainer` or a `FabricLoop`.
 
     Returns:
         What happened, with metrics summed over all ranks.
     """
     callbacks = list(callbacks)
     seconds: dict[str, float] = {}
-    call_hook(callbacks, "on_rollout_start", trainer, stages)
-    # 1. sample, and score under policy, reference and critic
-    sampled = _timed(seconds, "rollout", lambda: stages.rollout(batch))
+    # 1. callbacks decide how many responses each prompt gets
+    rollout_plan = stages.plan_rollout(batch)
+    call_hook(callbacks, "on_rollout_start", trainer, stages, rollout_plan)
+    rollout_plan.sealed = True
+    # 2. sample, and score under policy, reference and critic
+    sampled = _timed(seconds, "rollout", lambda: stages.rollout(rollout_plan))
     episodes = without_broken(sampled, ("log_probs", "ref_log_probs", "values"), rule=settings.on_nonfinite)
-    # 2. ask the grader, add the KL penalty
+    # 3. call the reward, subtract the KL penalty
     episodes = _timed(seconds, "reward", lambda: stages.compute_rewards(episodes))
     episodes = without_broken(episodes, ("outcome_rewards", "rewards"), rule=settings.on_nonfinite)
-    # 3. generalised advantage estimation
+    # 4. estimate advantages
     episodes = stages.compute_advantages(episodes)
-    # 4. callbacks decide what each episode is worth
+    # 5. callbacks decide what each episode is worth
     plan = UpdatePlan(episodes=episodes)
     _timed(seconds, "plan", lambda: call_hook(callbacks, "on_rollout_end", trainer, stages, plan))
     plan.sealed = True
-    # 5. epochs of minibatches
+    # 6. epochs of minibatches
     outcome = _timed(seconds, "update", lambda: run_update(stages, plan, settings))
+    collected = rollout_metrics(episodes)
     metrics = {
-        **rollout_metrics(episodes),
+        **collected,
         "rollout/nonfinite_episodes": float(all_reduce_sum(torch.tensor(float(len(sampled) - len(episodes))))),
         **outcome.metrics,
         "update/kept_fraction": outcome.kept_fraction,
@@ -84,8 +92,11 @@ def run_iteration(
         iteration=iteration,
         episodes=episodes,
         plan=plan,
+        num_episodes=int(collected["rollout/episodes"]),
+        kl=collected["rollout/kl"],
         kept_fraction=outcome.kept_fraction,
         optimizer_steps=outcome.optimizer_steps,
+        tokens_trained=outcome.tokens_trained,
         metrics=metrics,
     )
     call_hook(callbacks, "on_update_end", trainer, stages, stats)
@@ -93,8 +104,8 @@ def run_iteration(
 
 
 def rollout_metrics(episodes: Episodes) -> dict[str, float]:
-    """Return what was collected, averaged over the episodes of all ranks."""
-    mask = episodes.response_mask
+    """Return numbers of what was collected, means over the episodes of all ranks."""
+    mask = episodes.mask
     sums = torch.stack(
         [
             mask.new_tensor(len(episodes), dtype=torch.float64),
@@ -120,6 +131,6 @@ def _timed(seconds: dict[str, float], stage: str, action: Callable[[], _Result])
     start = time.perf_counter()
     result = action()
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # work still queued belongs to this stage
+        torch.cuda.synchronize()  # queued work belongs to this stage, not to the next one
     seconds[stage] = time.perf_counter() - start
     return result

@@ -1,10 +1,10 @@
-"""NaN and infinity: the episode and the quantity are named, and then the run stops or the episode goes."""
+"""NaN and infinity: the episode and the quantity are named; then the run stops, or the episode is left out."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,30 +12,30 @@ from torch import Tensor
 from ippo_lightning.records import Episodes
 
 OnNonfinite = Literal["stop", "skip"]
+Record = TypeVar("Record", bound=Episodes)
 _LOG = logging.getLogger(__name__)
 _NAMED = 3  # episodes in one message
-_LONGEST = 60  # characters of a prompt in a message
 
 
 def broken_episodes(episodes: Episodes, quantities: Sequence[str]) -> dict[int, str]:
-    """Return the rows that hold NaN or infinity, with the first quantity that does.
+    """Return the rows that contain NaN or infinity, with the first quantity that does.
 
     Args:
         episodes: any.
-        quantities: names of tensors of `Episodes`; those of tokens count on response tokens only.
+        quantities: names of tensor fields; steps off the mask do not count.
     """
     found: dict[int, str] = {}
     for name in quantities:
         values: Tensor = getattr(episodes, name)
         broken = ~torch.isfinite(values)
-        if values.ndim == 2:
-            broken = (broken & episodes.response_mask).any(dim=1)
+        if episodes.columns()[name].axis is not None:
+            broken = (broken & episodes.mask).any(dim=1)
         for row in broken.nonzero().flatten().tolist():
             found.setdefault(row, name)
     return found
 
 
-def without_broken(episodes: Episodes, quantities: Sequence[str], *, rule: OnNonfinite) -> Episodes:
+def without_broken(episodes: Record, quantities: Sequence[str], *, rule: OnNonfinite) -> Record:
     """Return the episodes whose quantities are finite.
 
     Args:
@@ -44,7 +44,7 @@ def without_broken(episodes: Episodes, quantities: Sequence[str], *, rule: OnNon
         rule: `stop` raises, `skip` leaves broken episodes out with a warning.
 
     Raises:
-        FloatingPointError: an episode is broken and the rule is to stop, or none is whole; they are named.
+        FloatingPointError: an episode is broken and the rule is to stop, or all are broken; they are named.
     """
     found = broken_episodes(episodes, quantities)
     if not found:
@@ -57,16 +57,16 @@ def without_broken(episodes: Episodes, quantities: Sequence[str], *, rule: OnNon
 
 
 def name_broken(episodes: Episodes, found: Mapping[int, str], *, numbers: Tensor | None = None) -> str:
-    """Return one line that names broken episodes, their quantity and their prompt.
+    """Return one line that names broken episodes, their quantity, and where they come from.
 
     Args:
-        episodes: with the rows that `found` speaks of.
+        episodes: with the rows of `found`.
         found: row to quantity.
-        numbers: [rows] what each row is called; by default its place.
+        numbers: [rows] the number of each row in messages; by default its position.
     """
     called = range(len(episodes)) if numbers is None else numbers.tolist()
     named = [
-        f"{quantity} of episode {called[row]} (prompt {episodes.prompts[row][:_LONGEST]!r})"
+        f"{quantity} of {episodes.row_name} {called[row]} ({episodes.describe(row)})"
         for row, quantity in sorted(found.items())
     ]
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""

@@ -1,10 +1,10 @@
-"""The update: epochs of minibatches over what a sealed plan keeps, in step on all ranks."""
+"""The update: epochs of minibatches over what a sealed plan keeps, with all ranks in lock step."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, any_rank, world_size
 from ippo_lightning.engine.load_balancing import Work, rebalance
 from ippo_lightning.engine.nonfinite import name_broken
-from ippo_lightning.engine.settings import PPOSettings
-from ippo_lightning.records import Episodes, Minibatch, UpdatePlan
+from ippo_lightning.engine.settings import UpdateSettings
+from ippo_lightning.records import Episodes, Minibatch, Pass, UpdatePlan
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,13 +24,13 @@ class UpdateStages(Protocol):
     """What the update needs from a module."""
 
     def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return loss [] and sums for the log, computed through whatever averages gradients over ranks."""
+        """Return loss [] and sums for the log, computed through the wrapper that averages gradients over ranks."""
 
     def backward_loss(self, loss: Tensor) -> None:
         """Add to the gradients."""
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
-        """Leave gradients unaveraged while more of the same step is to come."""
+        """Do not average gradients over ranks while more of the same step follows."""
 
     def take_step(self) -> float:
         """Clip, step, clear the gradients; return the gradient norm before clipping.
@@ -40,10 +40,10 @@ class UpdateStages(Protocol):
         """
 
     def why_not_finite(self, minibatch: Minibatch) -> str | None:
-        """Return "loss" or "gradient" where that of this minibatch alone is not finite; leave no gradient behind."""
+        """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind."""
 
-    def in_step(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-        """Yield the parts, and where forwards are collectives, the last with False until every rank is done."""
+    def passes(self, costs: Tensor, *, max_rows: int, sort: bool = True) -> Iterator[Pass]:
+        """Divide rows into passes; if forwards are collectives, all ranks make equally many (see `records.passes`)."""
 
 
 class UpdateOutcome(NamedTuple):
@@ -51,11 +51,12 @@ class UpdateOutcome(NamedTuple):
 
     kept_fraction: float
     optimizer_steps: int
+    tokens_trained: int
     metrics: dict[str, float]
 
 
-def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) -> UpdateOutcome:
-    """Train on the plan's episodes for `num_epochs`; does nothing at all where no rank has anything to train on.
+def run_update(stages: UpdateStages, plan: UpdatePlan, settings: UpdateSettings) -> UpdateOutcome:
+    """Train on the plan's rows for `num_epochs`; do nothing if no rank has a row to train on.
 
     Args:
         stages: usually a `PPOModule`.
@@ -90,32 +91,35 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: PPOSettings) ->
             norms.append(norm)
     metrics = _summary(totals, norms)
     metrics["update/nonfinite_episodes"] = float(all_reduce_sum(skipped.sum().double()))
-    metrics["update/tokens_trained"] = float(totals["tokens"]) if totals else 0.0
-    return UpdateOutcome(kept_fraction=kept / total, optimizer_steps=len(norms), metrics=metrics)
+    tokens = float(totals["tokens"]) if totals else 0.0
+    metrics["update/tokens_trained"] = tokens
+    return UpdateOutcome(
+        kept_fraction=kept / total, optimizer_steps=len(norms), tokens_trained=int(tokens), metrics=metrics
+    )
 
 
-def _num_minibatches(num_trained: int, *, of: int, settings: PPOSettings, device: torch.device) -> int:
-    """How many every rank goes through in an epoch: what the fullest one needs."""
+def _num_minibatches(num_trained: int, *, of: int, settings: UpdateSettings, device: torch.device) -> int:
+    """Return how many every rank goes through per epoch: as many as the fullest rank needs."""
     wanted = math.ceil((of if settings.steps_after_filtering == "same" else num_trained) / settings.minibatch_size)
     return min(all_reduce_max(wanted, device=device), all_reduce_max(num_trained, device=device))
 
 
 def _shuffled(rows: Tensor, num_minibatches: int) -> Iterator[Tensor]:
-    """Near-equal parts, so that no minibatch is a leftover of one; a part is empty where this rank has too few."""
+    """Yield near-equal parts, so that no minibatch is a leftover of one row; empty ones if this rank has too few."""
     order = rows[torch.randperm(len(rows)).to(rows.device)]
     yield from torch.tensor_split(order, num_minibatches)
 
 
 def _step(
-    stages: UpdateStages, work: Work, rows: Tensor, skipped: Tensor, *, settings: PPOSettings, shrink: float
+    stages: UpdateStages, work: Work, rows: Tensor, skipped: Tensor, *, settings: UpdateSettings, shrink: float
 ) -> tuple[dict[str, Tensor], float]:
-    """Take one optimizer step; where it is not finite, name the episodes and stop, or go on without them.
+    """Take one optimizer step; if it is not finite, name the rows and stop, or repeat it without them.
 
     Args:
         stages: usually a `PPOModule`.
         work: of this rank.
         rows: the minibatch.
-        skipped: mask [rows] of those that an earlier step had to leave out; grows here.
+        skipped: [rows] bool, True for rows that an earlier step left out; this function adds to it.
         settings: of the update.
         shrink: what the policy denominator is multiplied by.
 
@@ -142,28 +146,28 @@ def _step(
     return _step(stages, work, rows, skipped, settings=settings, shrink=shrink)
 
 
-def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: PPOSettings) -> dict[int, str]:
-    """Try each episode of a minibatch by itself; return those whose loss or gradient is not finite."""
+def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings) -> dict[int, str]:
+    """Try each row of a minibatch alone; return those whose loss or gradient is not finite."""
     found: dict[int, str] = {}
     episodes, places, weights = _or_placeholder(work, rows)
-    for number, is_real in stages.in_step(torch.arange(len(places), device=rows.device).split(1)):
-        place = places[number]
+    for one in stages.passes(torch.ones_like(places), max_rows=1, sort=False):
+        place = places[one.rows]
         alone = Minibatch(
             episodes=episodes.select(place),
-            weights=weights[number],
-            value_weights=torch.ones_like(weights[number]),
+            weights=weights[one.rows],
+            value_weights=torch.ones_like(weights[one.rows]),
             policy_denominator=float(_sizes(episodes, place, settings)),
             value_denominator=float(_sizes(episodes, place, settings)),
         )
         with stages.no_sync(True):
             quantity = stages.why_not_finite(alone)
-        if quantity is not None and is_real and len(rows):
+        if quantity is not None and one.is_real and len(rows):
             found[int(place)] = quantity
     return found
 
 
 def _accumulate(
-    stages: UpdateStages, work: Work, rows: Tensor, *, settings: PPOSettings, shrink: float
+    stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, shrink: float
 ) -> dict[str, Tensor]:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
     is_own = float(len(rows) > 0)
@@ -174,19 +178,17 @@ def _accumulate(
     policy_count, value_count = all_reduce_sum(counted).tolist()
     # gradients are averaged over ranks, so each rank's sum is scaled up by their number
     scale = 1.0 / world_size()
-    # long and short responses apart, so that a micro-batch holds little padding
-    order = episodes.lengths[rows].argsort(stable=True)
-    parts = order.split(settings.micro_batch_size)
     totals: dict[str, Tensor] = {}
-    for number, (part, is_real) in enumerate(stages.in_step(parts)):
+    # sorted by the steps of the response: prompts are padded to one width anyway
+    for one in stages.passes(episodes.spans[rows], max_rows=settings.micro_batch_size):
         minibatch = Minibatch(
-            episodes=episodes.select(rows[part]),
-            weights=weights[part] * is_real,
-            value_weights=value_weights[part] * is_real,
+            episodes=episodes.select(rows[one.rows]),
+            weights=weights[one.rows] * one.is_real,
+            value_weights=value_weights[one.rows] * one.is_real,
             policy_denominator=max(policy_count, 1.0) * shrink * scale,
             value_denominator=max(value_count, 1.0) * scale,
         )
-        with stages.no_sync(number < len(parts) - 1):
+        with stages.no_sync(not one.is_last):
             loss, sums = stages.loss_through_wrapper(minibatch)
             stages.backward_loss(loss)
         totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
@@ -197,21 +199,21 @@ def _accumulate(
 
 
 def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]:
-    """Return episodes, rows of them, and weights; where nothing is left, one with weight zero for the collectives."""
+    """Return episodes, rows and weights; if no row is left, one row with weight zero, for the collectives."""
     if len(rows):
         return work.episodes, rows, work.weights[rows]
     return work.placeholder, rows.new_zeros(1), work.weights.new_zeros(1)
 
 
-def _sizes(episodes: Episodes, rows: Tensor, settings: PPOSettings) -> Tensor:
-    """How much each episode counts in the denominator: one, or its tokens."""
+def _sizes(episodes: Episodes, rows: Tensor, settings: UpdateSettings) -> Tensor:
+    """Return how much each row counts in the denominator: one, or its steps."""
     if settings.loss_reduction == "episode_mean":
         return torch.ones(len(rows), device=rows.device)
     return episodes.lengths[rows]
 
 
 def _summary(totals: Mapping[str, Tensor], norms: list[float]) -> dict[str, float]:
-    """Turn sums into means a token, an episode or a step."""
+    """Turn sums into means per step of an episode, or per optimizer step."""
     if not totals:
         return {}
     tokens = max(float(totals["tokens"]), 1.0)

@@ -1,7 +1,16 @@
-"""Influence of episodes on a target: gradients, scores and their health. Any `torch.nn.Module`, no trainer."""
+"""Influence of episodes on a target: gradients, scores and their quality. Any `torch.nn.Module`; no trainer needed."""
 
-from ippo_lightning.influence.directions import halves_agreement, mean_direction, precondition, select_blocks
-from ippo_lightning.influence.failures import ChecksumError, CoverageError, NonFiniteScoreError
+from ippo_lightning.influence.directions import (
+    Direction,
+    OptimizerWrapper,
+    TargetGroups,
+    halves_agreement,
+    mean_direction,
+    precondition,
+    select_blocks,
+    target_gradient,
+    target_gradient_groups,
+)
 from ippo_lightning.influence.health import (
     agree_to_drop,
     gradient_norm,
@@ -10,25 +19,22 @@ from ippo_lightning.influence.health import (
     sign_agreement,
     sign_certainty,
 )
-from ippo_lightning.influence.scores import (
-    EpisodeScores,
-    Method,
-    Normalisation,
-    influence_scores,
-    score_episodes,
-    token_scores,
-)
-from ippo_lightning.influence.target import TargetGroups, target_gradient, target_gradient_groups
+from ippo_lightning.influence.options import Method, Normalisation, TokenMethod
+from ippo_lightning.influence.refusals import ChecksumError, CoverageError, NonFiniteScoreError
+from ippo_lightning.influence.scores import EpisodeScores, influence_scores, score_episodes, token_scores
 from ippo_lightning.influence.targets import action_target, return_target, sequence_target
 
 __all__ = [
     "ChecksumError",
     "CoverageError",
+    "Direction",
     "EpisodeScores",
     "Method",
     "NonFiniteScoreError",
     "Normalisation",
+    "OptimizerWrapper",
     "TargetGroups",
+    "TokenMethod",
     "action_target",
     "agree_to_drop",
     "gradient_norm",

@@ -1,4 +1,4 @@
-"""Compare a micro-batch's scores with what plain autograd says about their weighted sum."""
+"""Compare the weighted sum of a micro-batch's scores with the same sum from plain autograd."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.distributed.tensor import DTensor
 
 from ippo_lightning.distributed.dtensor import mean_over_ranks
 from ippo_lightning.influence.coverage import Block
-from ippo_lightning.influence.failures import ChecksumError
 from ippo_lightning.influence.model_state import averaged_gradients
 from ippo_lightning.influence.per_episode import contracted
+from ippo_lightning.influence.refusals import ChecksumError
 
 TOLERANCE = 1e-3
-"""Allowed difference as a fraction of sum |w_i s_i|, where everything is computed in float32 or better."""
+"""Allowed difference as a fraction of sum |w_i s_i| if everything is computed in float32 or better."""
 HALF_TOLERANCE = 2e-2
-"""The same where bfloat16, float16 or TF32 takes part; rounding alone reaches about 1e-2."""
+"""The same if bfloat16, float16 or TF32 takes part; rounding alone reaches about 1e-2."""
 
 
 def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequence[Block]], *, is_coarse: bool) -> None:
@@ -25,18 +25,18 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
 
     |sum_i w_i s_i - <grad sum_i w_i loss_i, V>| <= tolerance * sum_i |w_i s_i| + rounding
 
-    The weights w_i lie in [0.5, 1.5] and differ, so that a contribution credited to the wrong episode shows as well;
-    that takes a backward of its own, since within one backward what is credited wrongly still adds up. Rounding is
-    4 eps * sqrt(sum of squared products), which matters only where the scores themselves almost vanish.
+    The weights w_i lie in [0.5, 1.5] and differ, so the check also finds a contribution that is credited to the wrong
+    episode. It needs a backward of its own: in the backward that made the scores, wrongly credited contributions still
+    add up. Rounding is 4 eps * sqrt(sum of squared products); it matters only if the scores themselves almost vanish.
 
     Args:
-        losses: one loss an episode, shape [rows], with a graph to all parameters of the blocks.
+        losses: one loss per episode, shape [rows], with a graph to all parameters of the blocks.
         scores: shape [directions, rows]; each direction is checked.
-        directions: for each the parameters and their blocks.
+        directions: the blocks of each direction.
         is_coarse: whether half precision or TF32 took part.
 
     Raises:
-        ChecksumError: the two differ by more.
+        ChecksumError: the two sums differ by more than that.
     """
     weights = _spread_weights(losses)
     parameters = {block.name: block.parameter for blocks in directions for block in blocks}
@@ -49,13 +49,14 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
         expected, rounding = contracted(by_name, blocks, like=row)
         weighted = weights.to(dtype=row.dtype) * row
         sums = torch.stack([weighted.sum(), weighted.abs().sum()]).double()
-        if together:  # that gradient is the mean over ranks
+        if together:  # the gradient of sharded parameters is the mean over ranks, so the scores' sums are averaged, too
             sums = sums.new_tensor(mean_over_ranks(sums.tolist(), device=sums.device))
         _require_equal(sums, expected, rounding, num_scores=len(row), is_coarse=is_coarse)
 
 
 def _spread_weights(losses: Tensor) -> Tensor:
-    # Multiples of the golden ratio's fraction never repeat and never line up with a period of the data.
+    # Multiples of the golden ratio's fractional part never repeat and share no period with the data, so no two errors
+    # cancel because their weights are equal. And they are the same in each run, unlike random weights.
     steps = torch.arange(1, len(losses) + 1, device=losses.device, dtype=torch.float64)
     return ((steps * 0.6180339887498949) % 1.0 + 0.5).to(dtype=losses.dtype)
 
@@ -66,11 +67,11 @@ def _require_equal(sums: Tensor, expected: Tensor, rounding: Tensor, *, num_scor
     eps = torch.finfo(torch.bfloat16 if is_coarse else torch.float32).eps
     allowed = tolerance * size + 4 * eps * float(rounding)
     difference = abs(total - float(expected))
-    if not difference <= allowed:
+    if not difference <= allowed:  # not `difference > allowed`: a NaN must fail
         raise ChecksumError(
-            f"the scores of {num_scores} episodes sum to {total:.6g} (weighted), plain autograd "
-            f"says {float(expected):.6g}; they differ by {difference:.3g}, allowed is {allowed:.3g}. Likely causes: a "
+            f"the weighted sum of the scores of {num_scores} episodes is {total:.6g}, but plain autograd gives "
+            f"{float(expected):.6g}; the difference is {difference:.3g}, allowed is {allowed:.3g}. Likely causes: a "
             "module's parameters are used without calling the module (fused kernels, compiled modules, functional "
             "calls); an input is broadcast over the episodes; one episode's loss depends on another's tokens; the "
-            "model drew random numbers. method='per_episode' is slow and always right"
+            "model draws random numbers. method='per_episode' is slow and always correct"
         )

@@ -1,4 +1,4 @@
-"""Match every block of a direction to the modules whose hooks will account for it, or say why that is impossible."""
+"""Match every block of a direction to the modules whose hooks account for it, or explain why that is impossible."""
 
 from __future__ import annotations
 
@@ -10,58 +10,59 @@ from torch import Tensor, nn
 
 from ippo_lightning.distributed.dtensor import have_nonzero, local
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence.failures import CoverageError
+from ippo_lightning.influence.directions import Direction
 from ippo_lightning.influence.model_state import trainable_parameters
 from ippo_lightning.influence.module_kinds import Term, kind_of
+from ippo_lightning.influence.refusals import CoverageError
 
 
 @dataclass(frozen=True)
 class Block:
-    """A trainable parameter and what the direction says about it."""
+    """A trainable parameter and the direction's block for it."""
 
     name: str
     """The first of its names in the model."""
     parameter: nn.Parameter
-    """Trainable; may be owned by several modules."""
+    """Trainable; several modules may own it."""
     direction: Tensor
-    """Shape and device of the parameter, float32 or float64; whole, or divided over ranks as the parameter is."""
+    """Shape and device of the parameter, float32 or float64; sharded if the parameter is."""
 
 
 @dataclass(frozen=True)
 class HookedParameter:
-    """A parameter of a hooked module, and what each direction says about it."""
+    """A parameter of a hooked module, and each direction's block for it."""
 
     name: str
     """The first of its names in the model."""
     term: Term
-    """The contraction that accounts for it."""
+    """The contraction for this parameter."""
     blocks: tuple[Tensor | None, ...]
-    """One a direction; None where that direction is zero on it."""
+    """One per direction; None if that direction is zero on it."""
 
 
 @dataclass(frozen=True)
 class HookedModule:
-    """A module whose forward is hooked, and what each of its parameters adds to a score."""
+    """A module whose forward is hooked, and the contractions for its parameters."""
 
     name: str
     """Path in the model."""
     module: nn.Module
     """Owner of the parameters."""
     parts: tuple[HookedParameter, ...]
-    """Its parameters that some direction is not zero on."""
+    """Its parameters on which at least one direction is not zero."""
     knows_tokens: bool
-    """Whether axis 1 of its output are tokens."""
+    """Whether axis 1 of its output is the tokens."""
 
 
-def active_blocks(model: nn.Module, direction: Mapping[str, Tensor]) -> list[Block]:
-    """Select the trainable parameters that the direction is not zero on.
+def active_blocks(model: nn.Module, direction: Direction) -> list[Block]:
+    """Select the trainable parameters on which the direction is not zero.
 
     Args:
         model: any module.
         direction: parameter name to block; a trainable parameter without a block counts as zero.
 
     Returns:
-        One entry a parameter, in the model's order, all in float64 if any block is, else in float32.
+        One entry per parameter, in the model's order; all in float64 if any block is float64, else in float32.
 
     Raises:
         UserError: no trainable parameter, an unknown or frozen name, a block of another shape, NaN or infinity.
@@ -78,8 +79,8 @@ def active_blocks(model: nn.Module, direction: Mapping[str, Tensor]) -> list[Blo
     ]
 
 
-def accumulation_dtype(direction: Mapping[str, Tensor]) -> torch.dtype:
-    """Name the dtype that scores along this direction are summed in: float64 if any block is, else float32."""
+def accumulation_dtype(direction: Direction) -> torch.dtype:
+    """Return the dtype in which scores along this direction are summed: float64 if any block is, else float32."""
     has_double = any(block.dtype == torch.float64 for block in direction.values())
     return torch.float64 if has_double else torch.float32
 
@@ -89,14 +90,15 @@ def hooked_modules(model: nn.Module, directions: Sequence[Sequence[Block]]) -> l
 
     Args:
         model: any module.
-        directions: for each direction what `active_blocks` returned.
+        directions: for each direction the result of `active_blocks`.
 
     Returns:
-        One entry a module; a tied parameter appears in each of its owners.
+        One entry per module; a tied parameter appears in each of its owners.
 
     Raises:
-        CoverageError: an owner is of a kind that the hooks do not know, or was quantised beyond gradients.
+        CoverageError: an owner is of an unknown kind, or a 4-bit layer that no longer passes gradients.
     """
+    # By identity, not by name: a tied parameter has one name in `named_parameters` but several owners.
     by_parameter = [{id(block.parameter): block for block in blocks} for blocks in directions]
     names = {key: block.name for blocks in by_parameter for key, block in blocks.items()}
     hooked = []
@@ -124,14 +126,14 @@ def _check_block(model: nn.Module, trainable: Mapping[str, nn.Parameter], name: 
         shape, expected = tuple(block.shape), tuple(parameter.shape)
         raise UserError(f"direction: the block of '{name}' has shape {shape}, expected {expected}")
     if not bool(torch.isfinite(local(block)).all()):
-        raise UserError(f"direction: the block of '{name}' holds NaN or infinity; expected finite numbers")
+        raise UserError(f"direction: the block of '{name}' contains NaN or infinity; expected finite numbers")
 
 
 def _term_of(path: str, module: nn.Module, attribute: str, name: str) -> Term:
     kind = kind_of(module)
     if kind is None or attribute not in kind.terms:
         raise CoverageError(
-            f"model: '{name}' is trainable but lies in '{path or '(the model itself)'}' of type "
+            f"model: the trainable parameter '{name}' belongs to '{path or '(the model itself)'}' of type "
             f"{type(module).__name__}, as '{attribute}', which the scoring hooks do not cover; freeze it, "
             "or use method='per_episode'"
         )
@@ -142,6 +144,6 @@ def _refuse_repacked(path: str, module: nn.Module) -> None:
     state = getattr(getattr(module, "weight", None), "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
         raise CoverageError(
-            f"model: the 4-bit layer '{path}' was repacked for inference on the CPU and passes no gradient any more; "
-            "load it again and set support_avx512bf16_for_cpu = False on it before the first forward in eval mode"
+            f"model: the 4-bit layer '{path}' was repacked for inference on the CPU and passes no gradient; load it "
+            "again and set support_avx512bf16_for_cpu = False on it before the first forward in eval mode"
         )

@@ -1,4 +1,4 @@
-"""Derivatives along a direction from forwards alone: one at displaced parameters, or one on either side."""
+"""Derivatives along a direction from forwards only: one at displaced parameters, or one on each side."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from torch.distributed.tensor import DTensor
 from ippo_lightning.distributed.dtensor import inner_product, local, sharded_like
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block
-from ippo_lightning.influence.model_state import trainable_parameters
-from ippo_lightning.influence.precision import coarsest_dtype
+from ippo_lightning.influence.model_state import coarsest_dtype, trainable_parameters
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
 
 _ONE_SIDED = 0.3
 _CENTRAL = 0.02
-"""Relative steps are these times the square root, and the cube root, of the rounding unit: 1e-4 in float32 for both.
+"""Factors of the relative step: `_ONE_SIDED` times the square root of the rounding unit eps, `_CENTRAL` times its cube
+root. Both steps are about 1e-4 in float32.
 
-On small Llamas, full and adapters fresh or trained, about 1e-4 gave the signs of at least 99 % of the scores from one
-side and an error below 3e-3 of the largest from two; larger steps see curvature, smaller ones rounding.
+The powers balance rounding (about eps / step) against curvature (about step, or step^2 for two sides). The factors are
+measured on small Llamas, trained in full or with new or trained adapters: one side gives the signs of at least 99 % of
+the scores, two sides an error below 3e-3 of the largest score.
 """
 
 
@@ -42,28 +43,29 @@ def difference_scores(
 ) -> list[Tensor]:
     """Differentiate a function of each batch along the direction, without a backward.
 
-    (f(theta + e V) - f(theta)) / e where f(theta) is known, else (f(theta + e V) - f(theta - e V)) / (2 e)
+    (f(theta + e V) - f(theta)) / e if f(theta) is known, else (f(theta + e V) - f(theta - e V)) / (2 e)
 
-    A clipped loss must not reach its kink within the step: at ratio 1 that is far away. The parameters are moved once
-    for all batches, cost one more copy of themselves, and are back to the bit afterwards, also after an error.
+    A clipped loss must not reach its kink within the step; at ratio 1 the kink is far away. The parameters move once
+    for all batches, which needs memory for one more copy of them. Afterwards they are equal to the bit, also after an
+    error.
 
     Args:
-        model: stands still otherwise; dropout off.
-        function: called with the model and a batch; any shape, float32 or better.
+        model: its other parameters and buffers must not change; dropout off.
+        function: called with the model and a batch; returns any shape, float32 or better.
         batches: in the order of the result.
-        blocks: parameters and their blocks of the direction.
-        known: the function's values at the present parameters, one tensor a batch.
-        step: e; None to choose it by `choose_step`.
-        dtype: of the result.
+        blocks: the direction's blocks.
+        known: the function's values at the current parameters, one tensor per batch; None if unknown.
+        step: e; None uses `choose_step`.
+        dtype: dtype of the result.
 
     Returns:
-        One tensor a batch, the shape of the function's.
+        One tensor per batch, in the function's shape.
 
     Raises:
-        UserError: known values of another number or shape than the function's.
+        UserError: `known` differs from the function's values in number or shape.
     """
     if known is not None and len(known) != len(batches):
-        raise UserError(f"known_losses: got {len(known)} tensors for {len(batches)} batches; expected one a batch")
+        raise UserError(f"known_losses: got {len(known)} tensors for {len(batches)} batches; expected one per batch")
     if not blocks:
         return [torch.zeros_like(_values(model, function, batch), dtype=dtype) for batch in batches]
     _warn_of_half_precision(model)
@@ -79,14 +81,14 @@ def difference_scores(
 
 
 def choose_step(model: nn.Module, blocks: Sequence[Block], *, one_sided: bool) -> float:
-    """Choose how far to go along the direction, from what rounding and curvature allow.
+    """Choose the step along the direction that balances rounding against curvature.
 
-    e = c |theta| / |V|, with c from the precision of the parameters: each side of the trade-off costs the same.
+    e = c |theta| / |V|, with c from the precision of the parameters.
 
     Args:
-        model: theta are its trainable parameters, also those that the direction leaves where they are.
-        blocks: parameters and their blocks of the direction.
-        one_sided: whether the other value is taken at the parameters themselves.
+        model: theta are all its trainable parameters, also those on which the direction is zero.
+        blocks: the direction's blocks.
+        one_sided: whether the second value is the one at the current parameters.
 
     Returns:
         The step, > 0.
@@ -96,18 +98,19 @@ def choose_step(model: nn.Module, blocks: Sequence[Block], *, one_sided: bool) -
     parameter_squares, direction_squares = (inner_product(each, each) for each in (parameters, directions))
     rounding = max(torch.finfo(block.parameter.dtype).eps for block in blocks)
     relative = _ONE_SIDED * math.sqrt(rounding) if one_sided else _CENTRAL * rounding ** (1 / 3)
-    # parameters that are all zero have no scale of their own
+    # Parameters that are all zero have no scale; any positive step works.
     return relative * (math.sqrt(parameter_squares) or 1.0) / math.sqrt(direction_squares)
 
 
 @contextmanager
 def displaced(blocks: Sequence[Block], step: float) -> Iterator[None]:
-    """Move parameters along the direction inside the block; afterwards they hold the very memory they held before.
+    """Move parameters along the direction inside the block; afterwards they are equal to the bit.
 
     Args:
-        blocks: parameters and their blocks of the direction.
-        step: how far, may be negative.
+        blocks: the direction's blocks.
+        step: how far; may be negative.
     """
+    # Moving back by arithmetic would leave rounding errors, so the old values are kept and put back.
     before = [_kept(block.parameter) for block in blocks]
     try:
         for block in blocks:
@@ -119,18 +122,19 @@ def displaced(blocks: Sequence[Block], step: float) -> Iterator[None]:
 
 
 def _kept(parameter: Tensor) -> Tensor:
-    """Return what `_replace` wants to bring a parameter back."""
+    """Return the values with which `_replace` restores a parameter."""
     return local(parameter.detach()).clone() if isinstance(parameter, DTensor) else parameter.data
 
 
 def _moved(block: Block, step: float) -> Tensor:
     values = local(block.parameter.detach())
     direction = local(sharded_like(block.direction, block.parameter))
+    # A parameter in half precision is added in the direction's dtype and rounded once.
     return torch.add(values.to(dtype=direction.dtype), direction, alpha=step).to(dtype=values.dtype)
 
 
 def _replace(parameter: Tensor, values: Tensor) -> None:
-    if isinstance(parameter, DTensor):  # gathered from the very memory of this rank's part
+    if isinstance(parameter, DTensor):  # FSDP2 gathers from the memory of this rank's shard, so it must stay the same
         local(parameter.detach()).copy_(values)
     else:
         parameter.data = values
@@ -142,7 +146,7 @@ def _values(model: Model, function: Callable[[Model, Batch], Tensor], batch: Bat
 
 
 def _quotient(after: Tensor, before: Tensor, step: float, dtype: torch.dtype) -> Tensor:
-    # the difference of close numbers is exact; what is lost was lost when they were rounded
+    # The difference of two close numbers is exact: all rounding happened when the two were computed.
     return (after.to(dtype=torch.float64) - before.to(device=after.device, dtype=torch.float64)).div(step).to(dtype)
 
 
@@ -158,7 +162,7 @@ def _warn_of_half_precision(model: nn.Module) -> None:
     if coarsest is not None:
         name = str(coarsest).removeprefix("torch.")
         warnings.warn(
-            f"method: 'finite_difference' computes in {name} here, whose rounding hides most differences; use "
+            f"method: 'finite_difference' computes in {name}, and rounding hides most differences; use "
             "method='hooks', or float32",
             stacklevel=3,
         )

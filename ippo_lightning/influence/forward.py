@@ -1,4 +1,4 @@
-"""Forward-mode scores: a function of a batch and its derivative along the direction, in one forward, no backward."""
+"""Forward-mode scores: one forward gives a function of a batch and its derivative along the direction."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.checksum import verify_checksum
 from ippo_lightning.influence.coverage import Block
-from ippo_lightning.influence.precision import HALVES, is_coarse
+from ippo_lightning.influence.model_state import HALVES, is_coarse
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
 
+# By name: importing bitsandbytes here would make every user of this room need it.
 _QUANTISED = ("Linear4bit", "Linear8bitLt", "Params4bit", "Int8Params")
 _KERNELS_WITHOUT = ("flash", "flex")
 
@@ -34,18 +35,18 @@ def forward_derivative(
     """Evaluate a function of a batch and its derivative along the direction, by dual numbers.
 
     d/de f(theta + e V) at e = 0, exact up to rounding. Fused attention has no forward derivative, so scaled dot-product
-    attention runs in its plain form here, whose memory grows with the square of the length.
+    attention uses its plain kernel here; its memory grows with the square of the length.
     Source: Wengert 1964, "A simple automatic derivative evaluation program".
 
     Args:
-        model: dropout off; left as it was, also after an error.
-        function: called with the model and the batch; any shape, float.
-        batch: what the function takes.
-        blocks: parameters and their blocks of the direction.
-        dtype: of the derivative.
+        model: dropout off; unchanged afterwards, also after an error.
+        function: called with the model and the batch; returns any shape, float.
+        batch: the function's second argument.
+        blocks: the direction's blocks.
+        dtype: dtype of the derivative.
 
     Returns:
-        The function's value, and its derivative of the same shape.
+        The function's value, and its derivative in the same shape.
 
     Raises:
         UserError: a model whose derivative would be silently wrong, or a kernel without forward derivative.
@@ -55,12 +56,13 @@ def forward_derivative(
         try:
             primal, tangent = forward_ad.unpack_dual(function(model, batch))
         except (NotImplementedError, RuntimeError) as error:
-            if "forward" not in str(error):
+            if "forward" not in str(error):  # torch has no error class for a missing forward derivative
                 raise
             first = str(error).splitlines()[0][:160]
             raise UserError(
-                f"method: 'forward' met a kernel without forward derivative ({first}); use 'hooks'"
+                f"method: 'forward' requires a forward derivative, but a kernel has none ({first}); use 'hooks'"
             ) from error
+        # No tangent means that the value does not depend on any of the parameters.
         derivative = torch.zeros_like(primal, dtype=dtype) if tangent is None else tangent.to(dtype=dtype)
         return primal.detach(), derivative.detach()
 
@@ -72,14 +74,14 @@ def verify_forward(
     blocks: Sequence[Block],
     derivative: Tensor,
 ) -> None:
-    """Check a batch's derivatives against plain autograd; a kernel that dropped its tangent shows here.
+    """Check a batch's derivatives against plain autograd, which finds a kernel that drops its tangent.
 
     Args:
         model: dropout off.
-        function: as for `forward_derivative`.
-        batch: as for `forward_derivative`.
-        blocks: as for `forward_derivative`.
-        derivative: what `forward_derivative` returned, [rows] or [rows, steps].
+        function: as in `forward_derivative`.
+        batch: as in `forward_derivative`.
+        blocks: as in `forward_derivative`.
+        derivative: the result of `forward_derivative`, [rows] or [rows, steps].
 
     Raises:
         ChecksumError: they disagree.
@@ -90,13 +92,13 @@ def verify_forward(
 
 
 def refuse_what_drops_tangents(model: nn.Module) -> None:
-    """Refuse models whose kernels lose the derivative without an error.
+    """Refuse models with kernels that lose the derivative without an error.
 
     Args:
         model: any module.
 
     Raises:
-        UserError: a 4-bit or 8-bit layer, a compiled module, or a fused attention is named.
+        UserError: names a 4-bit or 8-bit layer, a compiled module, or a fused attention.
     """
     for path, module in model.named_modules():
         kinds = {base.__name__ for base in type(module).__mro__}
@@ -110,14 +112,14 @@ def refuse_what_drops_tangents(model: nn.Module) -> None:
         attention = str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
         if any(name in attention for name in _KERNELS_WITHOUT):
             raise UserError(
-                f"method: 'forward' needs attention with a forward derivative, got attn_implementation='{attention}'; "
-                "load the model with 'sdpa' or 'eager', or use 'hooks'"
+                "method: 'forward' requires attention with a forward derivative, got "
+                f"attn_implementation='{attention}'; load the model with 'sdpa' or 'eager', or use 'hooks'"
             )
 
 
 @contextmanager
 def _dual_parameters(model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
-    """Put dual numbers in the places of parameters, in every module that owns them; afterwards put these back."""
+    """Replace parameters by dual numbers in every module that owns them; put the parameters back afterwards."""
     duals = {
         id(block.parameter): forward_ad.make_dual(
             block.parameter.detach(), block.direction.to(dtype=block.parameter.dtype)
@@ -129,7 +131,7 @@ def _dual_parameters(model: nn.Module, blocks: Sequence[Block]) -> Iterator[None
             for name, parameter in list(module._parameters.items()):
                 dual = duals.get(id(parameter))
                 if dual is not None:
-                    # past register_parameter: a dual number is no Parameter, and the order of the names must stay
+                    # Not by setattr: it refuses a tensor that is no Parameter, and the order of names must not change.
                     stack.callback(module._parameters.__setitem__, name, parameter)
                     module._parameters[name] = dual
         yield

@@ -1,26 +1,27 @@
-"""Numbers that tell whether scores and directions are worth acting on."""
+"""Numbers that show how far scores and directions can be trusted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ippo_lightning.distributed.dtensor import inner_product
+from ippo_lightning.influence.directions import Direction
 
 _QUANTILES = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}
 
 
 def score_quantiles(scores: Tensor) -> dict[str, float]:
-    """Summarise a set of scores, with linear interpolation between neighbours.
+    """Return quantiles of a set of scores, with linear interpolation.
 
     Args:
         scores: influence scores, shape [rows], float.
 
     Returns:
-        `min`, `q10`, `q25`, `median`, `q75`, `q90`, `max`; all NaN when there are no episodes.
+        `min`, `q10`, `q25`, `median`, `q75`, `q90`, `max`; all NaN for no rows.
 
     Example:
         >>> score_quantiles(torch.tensor([0.0, 1.0, 2.0]))["q25"]
@@ -33,8 +34,8 @@ def score_quantiles(scores: Tensor) -> dict[str, float]:
     return dict(zip(_QUANTILES, torch.quantile(values, levels).tolist(), strict=True))
 
 
-def gradient_norm(direction: Mapping[str, Tensor]) -> float:
-    """Measure a direction's Euclidean length over all its blocks.
+def gradient_norm(direction: Direction) -> float:
+    """Return a direction's Euclidean norm over all its blocks.
 
     norm(v) = sqrt(sum over blocks and entries of v^2), summed in float64.
 
@@ -60,25 +61,26 @@ def score_intervals(
     num_resamples: int = 1000,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Bootstrap an interval of every episode's score over groups of demonstrations.
+    """Bootstrap a confidence interval of every row's score over groups of demonstrations.
 
-    Groups are drawn with replacement; a score is their weighted mean, as the score along the whole set is.
+    Groups are drawn with replacement; a score is the weighted mean over the drawn groups.
     Source: Efron 1979, the percentile interval.
 
     Args:
         group_scores: scores along each group's gradient, shape [groups, rows], float.
-        weights: demonstrations in each group; None counts each group alike.
-        confidence: of the interval, in (0, 1).
-        num_resamples: draws.
-        generator: of the draws, on the CPU.
+        weights: number of demonstrations in each group; None weights all groups equally.
+        confidence: confidence level, in (0, 1).
+        num_resamples: number of draws.
+        generator: random generator of the draws, on the CPU.
 
     Returns:
         Lower and upper ends, shape [rows] each.
     """
     num_groups = len(group_scores)
-    shares = torch.ones(num_groups) if weights is None else torch.tensor(list(weights))
+    group_weights = torch.ones(num_groups) if weights is None else torch.tensor(list(weights))
     drawn = torch.randint(num_groups, (num_resamples, num_groups), generator=generator)
-    counts = torch.zeros(num_resamples, num_groups).scatter_add_(1, drawn, torch.ones(drawn.shape)) * shares
+    # How often each draw contains each group: one matrix product then gives the means of all draws.
+    counts = torch.zeros(num_resamples, num_groups).scatter_add_(1, drawn, torch.ones(drawn.shape)) * group_weights
     means = (counts / counts.sum(dim=1, keepdim=True)).to(group_scores) @ group_scores
     tail = (1 - confidence) / 2
     ends = torch.quantile(means, torch.tensor([tail, 1 - tail]).to(means), dim=0)
@@ -86,7 +88,7 @@ def score_intervals(
 
 
 def sign_certainty(low: Tensor, high: Tensor) -> float:
-    """Return the fraction of episodes whose interval excludes zero; NaN for no episodes.
+    """Return the fraction of rows whose interval excludes zero; NaN for no rows.
 
     Args:
         low: lower ends, shape [rows].
@@ -100,7 +102,7 @@ def sign_certainty(low: Tensor, high: Tensor) -> float:
 
 
 def sign_agreement(first: Tensor, second: Tensor) -> float:
-    """Return the fraction of episodes that two sets of scores give the same sign; NaN for no episodes.
+    """Return the fraction of rows for which two sets of scores have the same sign; NaN for no rows.
 
     Args:
         first: shape [rows].
@@ -114,10 +116,10 @@ def sign_agreement(first: Tensor, second: Tensor) -> float:
 
 
 def agree_to_drop(group_scores: Tensor, *, threshold: float = 0.0) -> Tensor:
-    """Return a mask [rows], True where every group of demonstrations scores the episode at or below a threshold.
+    """Return a mask [rows], True if the row's scores along all groups of demonstrations are at most a threshold.
 
     Args:
         group_scores: shape [groups, rows].
-        threshold: scores up to and including it are for dropping.
+        threshold: scores up to and including it count as reasons to drop.
     """
     return (group_scores <= threshold).all(dim=0)

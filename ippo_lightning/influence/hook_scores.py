@@ -1,4 +1,4 @@
-"""Scores by hooks, batch after batch, checked against plain autograd."""
+"""Scores by hooks, batch by batch, checked against plain autograd."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.influence.checksum import verify_checksum
 from ippo_lightning.influence.coverage import Block, hooked_modules
 from ippo_lightning.influence.hooks import HookSession
-from ippo_lightning.influence.model_state import frozen, trainable_parameters
-from ippo_lightning.influence.precision import is_coarse
+from ippo_lightning.influence.model_state import frozen, is_coarse, trainable_parameters
 from ippo_lightning.influence.refusals import checked_losses, checked_segments, require_finite_scores
 
 Batch = TypeVar("Batch")
@@ -23,39 +22,86 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class HookScores(NamedTuple):
-    """What one batch gave."""
+    """Scores of one batch or of all batches."""
 
     by_parameter: dict[str, Tensor]
     """Parameter name to its part of the scores, shape [directions, rows]."""
     total: Tensor
-    """Shape [directions, rows]."""
+    """Scores, shape [directions, rows]."""
     norms: Tensor | None
-    """Lengths of the episodes' gradients, shape [rows], where asked for."""
+    """Norms of the rows' gradients, shape [rows]; None if not requested."""
 
 
 def scores_by_hooks(
     model: Model,
     episode_losses: Callable[[Model, Batch], Tensor],
     batches: Iterable[Batch],
-    directions: Sequence[list[Block]],
+    directions: Sequence[Sequence[Block]],
+    *,
+    segments: Callable[[Batch], Tensor] | None,
+    checksum_batches: int | None,
+    with_norms: bool,
+    dtype: torch.dtype,
+) -> HookScores:
+    """Score all batches along all directions, with one backward per batch.
+
+    Args:
+        model: as in `influence_scores`, with dropout off.
+        episode_losses: as in `influence_scores`.
+        batches: as in `influence_scores`.
+        directions: the blocks of each direction.
+        segments: as in `influence_scores`.
+        checksum_batches: number of batches that are checked; None for all.
+        with_norms: whether to compute the norms of the rows' gradients, too.
+        dtype: dtype of the sums.
+
+    Returns:
+        Scores of all batches.
+
+    Raises:
+        CoverageError: the hooks cannot attribute a parameter's gradient to single rows.
+        NonFiniteScoreError: some scores are NaN or infinite.
+        ChecksumError: the scores disagree with plain autograd.
+    """
+    results = list(
+        _batch_by_batch(
+            model,
+            episode_losses,
+            batches,
+            directions,
+            segments=segments,
+            checksum_batches=checksum_batches,
+            with_norms=with_norms,
+            dtype=dtype,
+        )
+    )
+    if not results:
+        no_norms = torch.zeros(0, dtype=dtype) if with_norms else None
+        return HookScores({}, torch.zeros(len(directions), 0, dtype=dtype), no_norms)
+    names = {block.name: None for entry in directions for block in entry}
+    # A parameter without gradient in one batch has no entry there, although it may have one in the next batch.
+    parts = {
+        name: torch.cat([result.by_parameter.get(name, torch.zeros_like(result.total)) for result in results], dim=1)
+        for name in names
+    }
+    norms = [result.norms for result in results if result.norms is not None]
+    total = torch.cat([result.total for result in results], dim=1)
+    # A sharded model reports non-finite scores only here: a rank that stops earlier leaves the others waiting.
+    require_finite_scores(total, first=0)
+    return HookScores(parts, total, torch.cat(norms) if norms else None)
+
+
+def _batch_by_batch(
+    model: Model,
+    episode_losses: Callable[[Model, Batch], Tensor],
+    batches: Iterable[Batch],
+    directions: Sequence[Sequence[Block]],
     *,
     segments: Callable[[Batch], Tensor] | None,
     checksum_batches: int | None,
     with_norms: bool,
     dtype: torch.dtype,
 ) -> Iterator[HookScores]:
-    """Score batch after batch; arguments as in `influence_scores`.
-
-    Args:
-        model: see there.
-        episode_losses: see there.
-        batches: see there.
-        directions: for each its blocks.
-        segments: see there.
-        checksum_batches: None for all.
-        with_norms: whether gradient lengths are wanted.
-        dtype: of the sums.
-    """
     trainable = list(trainable_parameters(model).values())
     hooked = hooked_modules(model, directions)
     together = is_sharded(model)
@@ -69,11 +115,12 @@ def scores_by_hooks(
                 scores = _batch_scores(session, model, episode_losses, batch, segments, keep_graph=has_checksum)
                 finite = _all_finite(scores.total, together=together)
                 if not finite and not session.careful:
-                    # A NaN in padding, where no gradient flows? Once more, leaving that out, now and from here on.
+                    # The NaN may be in padding, where no gradient flows. Careful sums leave that out but are slower,
+                    # so they are used only from the first such batch onwards.
                     session.careful = True
                     scores = _batch_scores(session, model, episode_losses, batch, segments, keep_graph=has_checksum)
                     finite = _all_finite(scores.total, together=together)
-                if not together:  # ranks that go together go on to the end, and say so then
+                if not together:  # ranks of a sharded model must make all passes before one of them raises
                     require_finite_scores(scores.total, first=first)
                 if has_checksum and finite:
                     coarse = session.saw_half_precision or is_coarse(model)
@@ -85,7 +132,7 @@ def scores_by_hooks(
 
 
 def _all_finite(scores: Tensor, *, together: bool) -> bool:
-    """Whether all scores are finite, on all ranks where they go together."""
+    """Return whether all scores are finite; with `together`, on all ranks."""
     broken = (~torch.isfinite(scores)).sum()
     return not bool(all_reduce_sum(broken) if together else broken)
 
@@ -113,5 +160,5 @@ def _batch_scores(
     for part in parts.values():
         total = total + part
     norms = session.norms() if session.with_norms else None
-    # without a checksum the graph is of no more use, and would outlive the next forward
+    # Without a checksum the graph has no further use. Detached losses free it before the next forward.
     return _BatchScores(losses if keep_graph else losses.detach(), parts, total, norms)

@@ -1,9 +1,9 @@
-"""Score a whole batch in one backward: hooks contract each module's input and output gradient on the spot."""
+"""Score a batch in one backward: hooks contract each module's input and output gradient at once."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,24 +13,22 @@ from torch.utils.hooks import RemovableHandle
 
 from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.influence.contractions import Rows
-from ippo_lightning.influence.coverage import HookedModule
-from ippo_lightning.influence.failures import CoverageError
-from ippo_lightning.influence.model_state import gradients
-from ippo_lightning.influence.norms import GradientNorms
-from ippo_lightning.influence.precision import HALVES
+from ippo_lightning.influence.coverage import HookedModule, HookedParameter
+from ippo_lightning.influence.model_state import HALVES, gradients
+from ippo_lightning.influence.refusals import CoverageError
 
 
 class HookSession:
-    """Hooks on a model's modules, for as long as the session is open.
+    """Hooks on a model's modules while the session is open.
 
-    Between a forward and its backward nothing is kept but what autograd itself keeps: a module's input is a saved
-    tensor of the graph, so it is freed with the graph, and checkpointing drops and recomputes it like any other.
+    Between a forward and its backward the session stores nothing itself: a module's input is a saved tensor of the
+    graph, so it is freed with the graph, and checkpointing drops and recomputes it like any other.
 
     Args:
         hooked: modules and their contractions.
-        num_directions: how many directions the blocks belong to.
-        with_norms: whether the lengths of the episodes' gradients are wanted, too.
-        dtype: float32 or float64, of the sums.
+        num_directions: number of directions that the blocks belong to.
+        with_norms: whether to compute the norms of the episodes' gradients, too.
+        dtype: dtype of the sums, float32 or float64.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class HookSession:
     ) -> None:
         self.saw_half_precision = False
         self.careful = False
-        """Whether a NaN where no gradient flows is left out of the sums, which takes time."""
+        """Whether the sums leave out a NaN where no gradient flows; this is slower."""
         self._hooked = hooked
         self._num_parts = len({part.name for entry in hooked for part in entry.parts})
         self._num_directions = num_directions
@@ -53,13 +51,13 @@ class HookSession:
         self._tally: Tally | None = None
         self._norms: GradientNorms | None = None
         self._num_uses: Counter[str] = Counter()
-        # Every hooked output hangs on this leaf, so one torch.autograd.grad towards it visits them all, and touches no
-        # `.grad` of any parameter. It also lets gradients begin at an output whose inputs are all frozen.
+        # Every hooked output depends on this leaf, so one torch.autograd.grad for it visits all hooks and changes no
+        # `.grad`. The leaf also makes an output require gradients when all of the module's inputs are frozen.
         self._anchor = torch.zeros((), requires_grad=True)
 
     def __enter__(self) -> HookSession:
         for entry in self._hooked:
-            # Before hooks of others, which may replace the output by something that is not linear in the parameters.
+            # Before other hooks, which may replace the output by something that is not linear in the parameters.
             handle = entry.module.register_forward_hook(self._hook_for(entry), prepend=True, with_kwargs=True)
             self._handles.append(handle)
         return self
@@ -71,19 +69,19 @@ class HookSession:
             self._handles.pop().remove()
 
     def score(self, losses: Tensor, *, segments: Tensor | None = None, keep_graph: bool) -> dict[str, Tensor]:
-        """Walk back from the losses and sum what each parameter contributes.
+        """Make the backward from the losses and sum the contributions of each parameter.
 
         Args:
-            losses: one loss an episode, shape [rows], from a forward made while the session was open.
-            segments: the episode of each token, shape [rows, tokens], int64, below 0 for none; None where each row is
-                an episode.
-            keep_graph: whether the graph will be walked again.
+            losses: one loss per episode, shape [rows], from a forward made while the session was open.
+            segments: the episode of each token, shape [rows, tokens], int64, below 0 for padding; None if each row is
+                one episode.
+            keep_graph: whether a second backward will use the graph.
 
         Returns:
-            Name of a parameter to its part of the scores, shape [directions, rows], in the session's dtype.
+            Parameter name to its part of the scores, shape [directions, rows], in the session's dtype.
 
         Raises:
-            CoverageError: a module's rows cannot be told apart by episode.
+            CoverageError: a module's rows do not correspond to episodes.
         """
         self._norms = GradientNorms(self.zeros(losses)[0], num_uses=self._num_uses) if self.with_norms else None
         if not losses.requires_grad:
@@ -102,27 +100,29 @@ class HookSession:
         return torch.zeros((self._num_directions, len(losses)), dtype=self._dtype, device=losses.device)
 
     def norms(self) -> Tensor:
-        """Return the lengths of the gradients behind the last scores, shape [rows]; needs `with_norms`."""
-        assert self._norms is not None, "with_norms was not asked for, or nothing was scored"
+        """Return the norms of the gradients of the last scores, shape [rows]; requires `with_norms`."""
+        assert self._norms is not None, "with_norms is False, or nothing was scored"
         return self._norms.norms()
 
     def receive(self, entry: HookedModule, inputs: Tensor, gradient: Tensor) -> None:
-        """Add what one call of one module contributes; a backward that is not scoring passes through."""
-        if self._tally is None:
+        """Add the contribution of one call of one module."""
+        if self._tally is None:  # a backward for another purpose, such as the checksum's, runs through the same hooks
             return
         self.saw_half_precision |= gradient.dtype in HALVES or inputs.dtype in HALVES
         self._tally.add(entry, inputs, gradient)
         if self._norms is not None:
             self._norms.add(entry, inputs, gradient)
 
-    def _hook_for(self, entry: HookedModule) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-            # No gradient will come back from a reference pass or from a reentrant checkpoint's first pass.
+    def _hook_for(self, entry: HookedModule) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor | None:
+            # A reference pass and the first pass of a reentrant checkpoint receive no gradient.
             if not torch.is_grad_enabled():
                 return None
             self._num_uses.update(part.name for part in entry.parts)
             inputs = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            return _Watch.apply(output, inputs.detach(), self._anchor, self, entry)
+            # Detached: only the input's value is needed, so autograd must see no second path to earlier modules.
+            watched: Tensor = _Watch.apply(output, inputs.detach(), self._anchor, self, entry)
+            return watched
 
         return hook
 
@@ -131,25 +131,31 @@ class Tally:
     """The sums of one batch, by parameter.
 
     Args:
-        zeros: where sums begin, shape [directions, rows].
-        num_parts: how many parameters there are.
-        segments: see `HookSession.score`.
+        zeros: initial value of the sums, shape [directions, rows].
+        num_parts: number of parameters.
+        segments: as in `HookSession.score`.
         rows: how products are summed.
     """
 
     def __init__(self, zeros: Tensor, *, num_parts: int, segments: Tensor | None, rows: Rows) -> None:
         self.parts: dict[str, Tensor] = {}
         self._zeros = zeros
-        # One block, made before the backward: sums made in between would keep the memory freed around them in pieces.
+        # Allocated at once, before the backward: small tensors allocated during the backward would stay between the
+        # activations that it frees, and split that memory into pieces too small for reuse.
         self._free = list(zeros.new_zeros((num_parts, *zeros.shape)).unbind())
         self._segments = segments
         self._rows = rows
 
     def add(self, entry: HookedModule, inputs: Tensor, gradient: Tensor) -> None:
-        """Contract what passed through one call of a module with each of its parameters' blocks.
+        """Contract input and output gradient of one call of a module with the blocks of its parameters.
+
+        Args:
+            entry: the module.
+            inputs: its input.
+            gradient: the gradient at its output.
 
         Raises:
-            CoverageError: its rows cannot be told apart by episode.
+            CoverageError: its rows do not correspond to episodes.
         """
         self._check_rows(entry, gradient)
         for part in entry.parts:
@@ -158,7 +164,7 @@ class Tally:
             total = self.parts[part.name]
             for number, block in enumerate(part.blocks):
                 if block is not None:
-                    # gathered for this module only, as its weights are
+                    # A sharded block is gathered for this module only, as FSDP2 does with weights, to limit memory.
                     terms = part.term(entry.module, inputs, gradient, full_tensor(block), rows=self._rows)
                     total[number] += self._by_episode(terms.to(device=total.device))
 
@@ -172,21 +178,21 @@ class Tally:
     def _check_rows(self, entry: HookedModule, gradient: Tensor) -> None:
         episodes = self._zeros.shape[1]
         if self._segments is None:
-            fits, held, ran = gradient.shape[0] == episodes, f"{episodes} episodes", str(gradient.shape[0])
+            fits, expected, ran = gradient.shape[0] == episodes, f"{episodes} episodes", str(gradient.shape[0])
         else:
             shape = tuple(self._segments.shape)
             fits = entry.knows_tokens and tuple(gradient.shape[:2]) == shape
-            held, ran = f"segments of shape {list(shape)}", f"shape {list(gradient.shape)}"
+            expected, ran = f"segments of shape {list(shape)}", f"shape {list(gradient.shape)}"
         if not fits:
             raise CoverageError(
-                f"model: '{entry.name}' ran on a batch of {ran} while there are {held}, so its gradient cannot be "
-                "split among them; give every episode its own row (for position embeddings, pass position_ids for "
+                f"model: '{entry.name}' ran on a batch of {ran} while there are {expected}, so its gradient cannot be "
+                "split by episode; give every episode its own row (for position embeddings, pass position_ids for "
                 "each episode), or use method='per_episode'"
             )
 
 
 class _Watch(torch.autograd.Function):
-    """The identity, which on the way back reports the module's input and output gradient."""
+    """The identity; its backward reports the module's input and output gradient to the session."""
 
     @staticmethod
     def forward(
@@ -194,7 +200,7 @@ class _Watch(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.session, ctx.entry = session, entry
-        # A detached alias costs no memory and, unlike a view, may be changed in place by what follows (ReLU, say).
+        # A detached alias needs no memory and, unlike a view, may be changed in place by the next module, say a ReLU.
         return output.detach()
 
     @staticmethod
@@ -203,3 +209,60 @@ class _Watch(torch.autograd.Function):
         (inputs,) = ctx.saved_tensors
         ctx.session.receive(ctx.entry, inputs, gradient)
         return gradient, None, None, None, None
+
+
+class GradientNorms:
+    """Norms of the episodes' gradients over the parameters on which the direction is not zero.
+
+    The gradient of one parameter is formed for all episodes of a batch at once. The gradient of a parameter with
+    several uses (tied, or in a module called twice) is kept until the end, because its parts may cancel.
+
+    Args:
+        zeros: initial value of the sums, shape [rows].
+        num_uses: parameter name to the number of its uses in the forward.
+    """
+
+    def __init__(self, zeros: Tensor, *, num_uses: Counter[str]) -> None:
+        self._squares = zeros.clone()
+        self._num_uses = num_uses
+        self._kept: dict[str, Tensor] = {}
+
+    def add(self, entry: HookedModule, inputs: Tensor, gradient: Tensor) -> None:
+        """Add the gradients of one call of a module.
+
+        Args:
+            entry: the module.
+            inputs: its input.
+            gradient: the gradient at its output.
+        """
+        for part in entry.parts:
+            formed = _episode_gradients(entry, part, inputs, gradient)
+            if self._num_uses[part.name] == 1:
+                self._squares += _squares(formed).to(device=self._squares.device)
+            else:
+                self._kept[part.name] = self._kept.get(part.name, torch.zeros_like(formed)) + formed
+
+    def norms(self) -> Tensor:
+        """Return the norms, shape [rows]."""
+        total = sum((_squares(value).to(device=self._squares.device) for value in self._kept.values()), self._squares)
+        return total.sqrt()
+
+
+def _squares(gradients: Tensor) -> Tensor:
+    return gradients.flatten(start_dim=1).square().sum(dim=1)
+
+
+def _episode_gradients(entry: HookedModule, part: HookedParameter, inputs: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradients of one parameter, shape [rows, *parameter]."""
+    # A contraction is linear in its block, so its derivative with respect to the block is the gradient itself. This
+    # reuses the contractions, whatever the kind of module.
+    block = next(block for block in part.blocks if block is not None)
+    zeros = torch.zeros(block.shape, dtype=block.dtype, device=block.device)
+
+    def contracted(along: Tensor, row_inputs: Tensor, row_gradient: Tensor) -> Tensor:
+        rows = Rows(careful=False)
+        return part.term(entry.module, row_inputs.unsqueeze(0), row_gradient.unsqueeze(0), along, rows=rows).squeeze(0)
+
+    form = torch.func.vmap(torch.func.grad(contracted), in_dims=(None, 0, 0))
+    formed: Tensor = form(zeros, inputs, gradient)
+    return formed

@@ -1,4 +1,4 @@
-"""Leave a model exactly as it was found, whatever happens while its gradients are taken."""
+"""Take gradients of a model and leave its state as it was; find the precision in which it computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ippo_lightning.errors import UserError
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluate a model with gradients on and dropout off, then give back its modes, flags and random state.
+    """Evaluate a model with gradients on and dropout off; restore its modes, flags and random state afterwards.
 
     Args:
         model: any module; its parameters must not be replaced inside the block.
@@ -24,7 +24,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     cuda_devices = {parameter.device for parameter, _ in flags if parameter.device.type == "cuda"}
     try:
-        # The caller may stand in a validation hook, where Lightning has switched gradients or autograd itself off.
+        # A validation hook may be the caller: there Lightning has switched gradients or autograd itself off. Losses may
+        # draw random numbers; without fork_rng, scoring would change which responses the run samples next.
         with torch.random.fork_rng(devices=list(cuda_devices)), torch.inference_mode(False), torch.enable_grad():
             _switch_dropout_off(model)
             yield
@@ -37,10 +38,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Take no gradient with respect to these parameters inside the block.
+    """Compute no gradients of these parameters inside the block.
 
     Args:
-        parameters: leaves whose `requires_grad` is restored at the end.
+        parameters: leaves; their `requires_grad` is restored at the end.
     """
     flags = [(parameter, parameter.requires_grad) for parameter in parameters]
     try:
@@ -55,18 +56,18 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 def gradients(
     outputs: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, *, keep_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """Differentiate by plain autograd, outside of any autocast that the caller stands in.
+    """Differentiate by plain autograd, outside any autocast of the caller.
 
     Args:
         outputs: 0-dim, or any shape together with `weights`.
-        inputs: what to differentiate with respect to; no `.grad` is touched.
+        inputs: tensors to differentiate with respect to; `.grad` does not change.
         weights: factors of the outputs' entries, the shape of `outputs`.
-        keep_graph: whether the graph will be walked again.
+        keep_graph: whether a second backward will use the graph.
 
     Returns:
-        One gradient an input, dense, the input's shape; None where the outputs do not depend on it.
+        One gradient per input, dense, in the input's shape; None if the outputs do not depend on it.
     """
-    # Autocast belongs to the forward. A backward inside it rounds its matmuls, twice over when it is walked twice.
+    # Autocast is for forwards. A backward inside it rounds its matmuls, and two backwards would round differently.
     with torch.autocast(device_type=outputs.device.type, enabled=False):
         raw = torch.autograd.grad(outputs, inputs, weights, retain_graph=keep_graph, allow_unused=True)
     return tuple(gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in raw)
@@ -75,10 +76,9 @@ def gradients(
 def averaged_gradients(
     outputs: Tensor, parameters: Sequence[nn.Parameter], weights: Tensor | None = None, *, keep_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """Differentiate with respect to parameters; where ranks hold parts of them, average over the ranks.
+    """Differentiate with respect to parameters; average over ranks if the parameters are sharded.
 
-    `torch.autograd.grad` does not know the parts of sharded parameters; `backward` does, and sums them over the ranks.
-    Every rank must take part. What was in `.grad` is back afterwards.
+    All ranks must call this for sharded parameters. `.grad` is restored afterwards.
 
     Args:
         outputs: as in `gradients`.
@@ -87,10 +87,12 @@ def averaged_gradients(
         keep_graph: as in `gradients`.
 
     Returns:
-        One gradient a parameter, whole or divided as the parameter is; None where the outputs do not depend on it.
+        One gradient per parameter, sharded if the parameter is; None if the outputs do not depend on it.
     """
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return gradients(outputs, parameters, weights, keep_graph=keep_graph)
+    # `torch.autograd.grad` does not reach the shards. `backward` does: FSDP2 reduces the gradients in its hooks and
+    # writes them to `.grad`.
     before = [parameter.grad for parameter in parameters]
     try:
         for parameter in parameters:
@@ -104,7 +106,7 @@ def averaged_gradients(
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Collect the parameters that training would change, each under the first of its names.
+    """Return the parameters that require gradients, each under the first of its names.
 
     Args:
         model: any module.
@@ -117,11 +119,12 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
-        raise UserError(f"model: {type(model).__name__} has no trainable parameter; influence needs at least one")
+        raise UserError(f"model: {type(model).__name__} has no trainable parameter; expected at least one")
     return trainable
 
 
 def _switch_dropout_off(model: nn.Module) -> None:
+    # Flag by flag: `model.eval()` may be overridden, and it would switch the modules that must stay in training mode.
     keep = [module for module in model.modules() if _is_left_alone(module) or _checkpoints_safely(module)]
     keep_modes = [module.training for module in keep]
     for module in model.modules():
@@ -131,14 +134,15 @@ def _switch_dropout_off(model: nn.Module) -> None:
 
 
 def _is_left_alone(module: nn.Module) -> bool:
-    # bitsandbytes repacks a 4-bit weight for good on its first CPU forward in eval mode, and from then on passes no
-    # gradient to its input, without an error. These layers know no dropout, so training mode changes no number.
+    # In its first CPU forward in eval mode, bitsandbytes repacks a 4-bit weight permanently; from then on the layer
+    # passes no gradient to its input, without an error. Such layers have no dropout, so their mode changes no number.
     return bool(getattr(module, "support_avx512bf16_for_cpu", False))
 
 
 def _checkpoints_safely(module: nn.Module) -> bool:
-    # Transformers' layers checkpoint only in training mode; without it a long batch may not fit. A layer that calls
-    # functional dropout itself, or whose checkpoints are reentrant (no torch.autograd.grad there), has to go without.
+    # Layers of Transformers checkpoint only in training mode, and a long batch may not fit without checkpoints. But a
+    # layer must be in eval mode if it calls functional dropout itself, or if its checkpoints are reentrant: those do
+    # not support torch.autograd.grad.
     if not getattr(module, "gradient_checkpointing", False):
         return False
     has_own_dropout = any(
@@ -147,3 +151,33 @@ def _checkpoints_safely(module: nn.Module) -> bool:
     function = getattr(module, "_gradient_checkpointing_func", None)
     options = function.keywords if isinstance(function, functools.partial) else {}
     return not has_own_dropout and options.get("use_reentrant") is False
+
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def coarsest_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the half or 8-bit precision in which a part of the model computes; None if all parts are finer.
+
+    The inputs of a trainable module can be float32 and still be coarse: float32 adapters may sit on a bfloat16 base.
+
+    Args:
+        model: any module; its weights, the `compute_dtype` of 4-bit layers and the caller's autocast count.
+    """
+    found: set[torch.dtype | None] = {parameter.dtype for parameter in model.parameters()}
+    found |= {getattr(module, "compute_dtype", None) for module in model.modules()}
+    devices = {parameter.device.type for parameter in model.parameters()}
+    found |= {torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device)}
+    for dtype in (*HALVES, torch.int8):
+        if dtype in found:
+            return dtype
+    return None
+
+
+def is_coarse(model: nn.Module) -> bool:
+    """Return whether rounding reaches about 1e-2, because half or 8-bit precision or TF32 takes part.
+
+    Args:
+        model: any module.
+    """
+    return coarsest_dtype(model) is not None or torch.get_float32_matmul_precision() != "highest"

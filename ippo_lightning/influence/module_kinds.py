@@ -1,4 +1,4 @@
-"""Which modules the hooks understand, and how each contracts the gradients of its own parameters."""
+"""The kinds of modules that the hooks cover, and the contractions for their parameters."""
 
 from __future__ import annotations
 
@@ -22,26 +22,37 @@ from ippo_lightning.influence.contractions import (
 
 
 class Term(Protocol):
-    """One parameter's fraction of the scores, from what passed through its module."""
+    """Computes one parameter's part of the scores."""
 
     def __call__(self, module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
-        """Contract input and output gradient with the direction's block; `rows` says how it is summed."""
+        """Contract input and output gradient of one call of the module with the direction's block.
+
+        Args:
+            module: owner of the parameter.
+            inputs: its input, shape [rows, ...].
+            gradient: the gradient at its output, shape [rows, ...].
+            block: the direction's block, in the parameter's shape.
+            rows: which axes are summed, and how.
+
+        Returns:
+            One term per row, shape [rows] (or [rows, steps]), in the block's dtype.
+        """
 
 
 @dataclass(frozen=True)
 class ModuleKind:
-    """A family of modules whose parameters' gradients follow from input and output gradient."""
+    """A kind of modules whose parameters' gradients follow from input and output gradient."""
 
     matches: Callable[[nn.Module], bool]
-    """Whether a module belongs to the family; must be False for look-alikes with another forward."""
+    """Whether a module is of this kind; must be False for a subclass with another forward."""
     terms: Mapping[str, Term]
     """Attribute name of a parameter to its contraction."""
     knows_tokens: bool = True
-    """Whether axis 1 of its output are tokens, so that a row may hold several episodes."""
+    """Whether axis 1 of its output is the tokens, so that a row may contain several episodes."""
 
 
 def kind_of(module: nn.Module) -> ModuleKind | None:
-    """Find the family that a module belongs to; None where the hooks know nothing about it."""
+    """Return the kind of a module; None if the hooks do not cover it."""
     return next((kind for kind in _KINDS if kind.matches(module)), None)
 
 
@@ -50,6 +61,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_conv1d(module: nn.Module) -> bool:
+    # The Conv1D of Transformers (GPT-2): a linear layer whose weight is stored as [in, out].
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module.weight, "ndim", 0) == 2
 
 
@@ -62,6 +74,7 @@ def _is_group_norm(module: nn.Module) -> bool:
 
 
 def _is_embedding(module: nn.Module) -> bool:
+    # max_norm changes the weight in the forward; scale_grad_by_freq mixes the episodes of a batch.
     if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.scale_grad_by_freq:
         return False
     return _keeps_forward_of(module, nn.Embedding) or type(module).__name__.endswith("ScaledWordEmbedding")
@@ -72,13 +85,14 @@ def _is_layer_norm(module: nn.Module) -> bool:
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
+    # By name: each language model has its own class, without a common base.
     if not type(module).__name__.endswith("RMSNorm"):
         return False
     return isinstance(module, nn.RMSNorm) or hasattr(module, "variance_epsilon") or hasattr(module, "eps")
 
 
 def _keeps_forward_of(module: nn.Module, base: type[nn.Module]) -> bool:
-    # A subclass may be quantised or look up other rows than its input names; its own forward gives it away.
+    # A subclass may be quantised or look up other rows than its input states; it then has a forward of its own.
     return isinstance(module, base) and type(module).forward is base.forward
 
 
@@ -92,6 +106,7 @@ def _conv1d_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: T
 
 def _convolution_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    # `_conv_forward` with the block as weight applies the module's own stride, padding (also circular) and groups.
     with torch.no_grad():
         along = module._conv_forward(inputs.to(dtype=block.dtype), block, None)
     return convolution_term(output_along=along, output_gradient=gradient, block=block, rows=rows)
@@ -108,7 +123,7 @@ def _group_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, bloc
 
 
 def _by_channel(block: Tensor, gradient: Tensor) -> Tensor:
-    # [channels] to [channels, 1, ...]: images hold their channels before the axes of space
+    # [channels] to [channels, 1, ...]: the channels come before the axes of space
     return block.reshape(-1, *(1 for _ in range(gradient.ndim - 2)))
 
 
@@ -118,7 +133,7 @@ def _bias(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *,
 
 def _embedding_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
     assert isinstance(module, nn.Embedding)
-    scale = getattr(module, "embed_scale", None)
+    scale = getattr(module, "embed_scale", None)  # some models multiply what they look up (Gemma, BART)
     if scale is not None:
         gradient = gradient * torch.as_tensor(scale, device=gradient.device).to(dtype=module.weight.dtype)
     return embedding_term(
@@ -137,7 +152,8 @@ def _rms_norm_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block:
         eps: Any = torch.finfo(inputs.dtype).eps if module.eps is None else module.eps
         values = inputs.to(dtype=torch.promote_types(inputs.dtype, torch.float32))
     else:
-        # Language models normalise in float32 whatever comes in; the same here, or float64 tests drown in 1e-8 noise.
+        # Language models normalise in float32 for every input dtype. Without the same rounding here, scores of float64
+        # models would differ by 1e-8 from their definition.
         eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
         values = inputs.to(dtype=torch.float32)
     return rms_scale_term(inputs=values, output_gradient=gradient, block=block, eps=float(eps), rows=rows)

@@ -1,4 +1,4 @@
-"""The definition, followed literally: one backward an episode. Slow, works for every parameter, and is the oracle."""
+"""The definition of a score, computed literally: one backward per row. Slow, but correct for every parameter."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ippo_lightning.influence.model_state import gradients
 
 
 def per_episode_scores(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.dtype) -> Tensor:
-    """Take each episode's gradient in turn and its inner product with the direction.
+    """Return the inner product of each row's gradient with the direction.
 
     s_i = sum over parameters of <d loss_i / d parameter, V>
 
     Args:
-        losses: one loss an episode, shape [rows], with a graph.
-        blocks: parameters and their blocks of the direction.
-        dtype: float32 or float64, of the sums.
+        losses: one loss per row, shape [rows], with a graph.
+        blocks: the direction's blocks.
+        dtype: dtype of the sums, float32 or float64.
 
     Returns:
         Scores, shape [rows].
@@ -32,15 +32,15 @@ def per_episode_scores(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.
 
 
 def per_episode_norms(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.dtype) -> Tensor:
-    """Take each episode's gradient in turn and its length over the direction's parameters.
+    """Return the norm of each row's gradient over the direction's parameters.
 
     Args:
-        losses: one loss an episode, shape [rows], with a graph.
-        blocks: parameters that count; their directions do not.
-        dtype: float32 or float64, of the sums.
+        losses: one loss per row, shape [rows], with a graph.
+        blocks: the parameters that count; their directions are not used.
+        dtype: dtype of the sums, float32 or float64.
 
     Returns:
-        Lengths, shape [rows].
+        Norms, shape [rows].
     """
     norms = torch.zeros(len(losses), dtype=dtype, device=losses.device)
     if not losses.requires_grad or not blocks:
@@ -55,16 +55,16 @@ def per_episode_norms(losses: Tensor, blocks: Sequence[Block], *, dtype: torch.d
 def directional_derivative(
     losses: Tensor, weights: Tensor, blocks: Sequence[Block], *, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Differentiate a weighted sum of the losses and contract it with the direction, by plain autograd.
+    """Differentiate a weighted sum of the losses by plain autograd and contract the gradient with the direction.
 
     Args:
         losses: any shape; its graph is kept.
         weights: shape and dtype of `losses`.
-        blocks: parameters and their blocks of the direction.
-        dtype: float32 or float64, of the sums.
+        blocks: the direction's blocks.
+        dtype: dtype of the sums, float32 or float64.
 
     Returns:
-        What `contracted` returns for the gradient of sum of weights * losses.
+        The result of `contracted` for the gradient of sum of weights * losses.
     """
     like = torch.zeros((), dtype=dtype, device=losses.device)
     if not losses.requires_grad or not blocks:
@@ -74,16 +74,16 @@ def directional_derivative(
 
 
 def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the inner product of a gradient with a direction.
+    """Return the inner product of a gradient with a direction, and the size of its rounding error.
 
     Args:
         found: parameter name to gradient, None for zero.
-        blocks: parameters and their blocks of the direction.
-        like: has the dtype and the device of the result.
+        blocks: the direction's blocks.
+        like: a tensor with the dtype and the device of the result.
 
     Returns:
-        <gradient, direction>, and the root of the sum of the squared products, which measures how far rounding alone
-        can move the first; both 0-dim.
+        <gradient, direction>, and the root of the sum of the squared products: rounding moves the first by about this
+        number times the rounding unit. Both are 0-dim.
     """
     sums = like.new_zeros(2)
     for block in blocks:
@@ -91,7 +91,7 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
         if gradient is not None:
             along = local(sharded_like(block.direction, gradient))
             product = local(gradient).to(dtype=like.dtype) * along.to(dtype=like.dtype)
-            # squares of small products are denormal in float32, which is many times slower
+            # Squares of small products are denormal in float32, and arithmetic with these is many times slower.
             square = torch.linalg.vector_norm(product, dtype=torch.float64).square().to(product)
             sums += torch.stack([product.sum(), square]).to(device=like.device)
     if any(isinstance(gradient, DTensor) for gradient in found.values()):
@@ -100,5 +100,6 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
 
 
 def _one_at_a_time(losses: Tensor) -> Iterator[Tensor]:
+    """Yield for each row the weights that select its loss."""
     for row in torch.arange(len(losses), device=losses.device):
         yield torch.nn.functional.one_hot(row, len(losses)).to(losses)

@@ -1,7 +1,7 @@
-"""Targets besides the SFT loss: what the episodes' gradients may be compared with.
+"""Targets other than the SFT loss, with whose gradients the episodes' gradients may be compared.
 
-Each is a loss, so that a positive score says the same for all: a gradient step on the episode lowers it.
-Source: Hu et al. 2025, arXiv 2505.19281 (IIF), section 3, with the sign turned.
+Each is a loss, so a positive score has the same meaning for all: a gradient step on the episode lowers the target.
+Source: Hu et al. 2025, arXiv 2505.19281 (IIF), section 3, with the opposite sign.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from ippo_lightning.errors import UserError
 
 
 def return_target(*, log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Return minus f_return: the policy-gradient objective of the buffer itself, which is then its own validation set.
+    """Return minus f_return, the policy-gradient objective of a buffer; the buffer is its own validation set.
 
     f_return = mean over the buffer's actions of log pi(a|s) * A
 
     Args:
-        log_probs: of the actions taken, shape [rows, steps], nats, with their graph.
+        log_probs: log-probabilities of the actions taken, shape [rows, steps], nats, with their graph.
         advantages: shape [rows, steps].
         mask: shape [rows, steps], bool, True on actions.
 
@@ -28,17 +28,18 @@ def return_target(*, log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Ten
     Raises:
         UserError: no action.
     """
+    # `where` and not a product with the mask: log-probabilities of padding may be NaN or minus infinity.
     count = _counted(mask, "mask")
     return -torch.where(mask, log_probs * advantages, 0.0).sum() / count
 
 
 def sequence_target(*, log_probs: Tensor, last_advantages: Tensor, mask: Tensor) -> Tensor:
-    """Return minus f_seq: responses to held-out prompts, each as one action with the advantage of its last token.
+    """Return minus f_seq, the objective that treats each response as one action with its last token's advantage.
 
-    f_seq = mean over responses of log pi(y|x) * A_last, log pi(y|x) the sum over the response's tokens
+    f_seq = mean over responses of log pi(y|x) * A_last; log pi(y|x) is the sum over the response's tokens
 
     Args:
-        log_probs: shape [rows, steps], nats, with their graph.
+        log_probs: log-probabilities of the tokens, shape [rows, steps], nats, with their graph.
         last_advantages: the advantage at each response's last token, shape [rows].
         mask: shape [rows, steps], bool, True on response tokens.
 
@@ -53,19 +54,19 @@ def sequence_target(*, log_probs: Tensor, last_advantages: Tensor, mask: Tensor)
 
 
 def action_target(*, log_probs: Tensor, chosen: Tensor) -> Tensor:
-    """Return minus f_action: how likely the policy is to do what it did at chosen places, for a diagnosis.
+    """Return minus f_action, the log-probability of chosen actions; for diagnoses.
 
-    f_action = log pi(a|s), averaged where several are chosen
+    f_action = log pi(a|s), averaged over the chosen actions
 
     Args:
-        log_probs: shape [rows, steps], nats, with their graph.
-        chosen: shape [rows, steps], bool, True on the actions in question.
+        log_probs: log-probabilities of the actions taken, shape [rows, steps], nats, with their graph.
+        chosen: shape [rows, steps], bool, True on the chosen actions.
 
     Returns:
         Shape [].
 
     Raises:
-        UserError: nothing is chosen.
+        UserError: no action is chosen.
     """
     return -torch.where(chosen, log_probs, 0.0).sum() / _counted(chosen, "chosen")
 
@@ -73,5 +74,5 @@ def action_target(*, log_probs: Tensor, chosen: Tensor) -> Tensor:
 def _counted(mask: Tensor, name: str) -> int:
     count = int(mask.sum())
     if count == 0:
-        raise UserError(f"{name}: True nowhere in {list(mask.shape)}; expected at least one action")
+        raise UserError(f"{name}: all of {list(mask.shape)} are False; expected at least one action")
     return count

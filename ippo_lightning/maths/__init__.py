@@ -1,7 +1,7 @@
 """Pure functions: tensors in, tensors out, keyword-only."""
 
-from ippo_lightning.maths.advantages import gae, response_gae
-from ippo_lightning.maths.kl import AdaptiveKLController, FixedKLController, KLEstimator, kl_estimate
+from ippo_lightning.maths.advantages import gae, group_advantages, last_steps, response_gae
+from ippo_lightning.maths.kl import KLEstimator, kl_estimate
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
 from ippo_lightning.maths.losses import (
     LossReduction,
@@ -15,6 +15,7 @@ from ippo_lightning.maths.masked import (
     masked_mean,
     masked_moments,
     masked_row_mean,
+    masked_row_sum,
     masked_sum,
     mean_and_variance,
     whiten,
@@ -32,22 +33,23 @@ from ippo_lightning.maths.selection import (
 from ippo_lightning.maths.shaping import shape_rewards
 
 __all__ = [
-    "AdaptiveKLController",
-    "FixedKLController",
     "KLEstimator",
     "LossReduction",
     "Moments",
     "effective_sample_size",
     "gae",
+    "group_advantages",
     "keep_above",
     "keep_above_mean_reward",
     "keep_at_least",
     "keep_positive_advantage",
     "keep_random",
     "kl_estimate",
+    "last_steps",
     "masked_mean",
     "masked_moments",
     "masked_row_mean",
+    "masked_row_sum",
     "masked_sum",
     "mean_and_variance",
     "normalise_weights",

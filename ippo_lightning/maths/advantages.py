@@ -1,4 +1,4 @@
-"""Generalised advantage estimation, for text and for control."""
+"""Advantages: generalised advantage estimation, and the mean of a group as a baseline."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def gae(
         terminated: shape [rows, steps], bool, True where nothing comes after the step.
         done: shape [rows, steps], bool, True where the next step belongs to another trajectory.
         mask: shape [rows, steps], bool, True = counts.
-        gamma: discount a step, in [0, 1].
-        gae_lambda: trace decay a step, in [0, 1].
+        gamma: discount per step, in [0, 1].
+        gae_lambda: trace decay per step, in [0, 1].
 
     Returns:
         Shape [rows, steps], 0.0 off the mask.
@@ -53,30 +53,32 @@ def response_gae(
     *,
     rewards: Tensor,
     values: Tensor,
-    response_mask: Tensor,
+    mask: Tensor,
     truncated: Tensor,
     gamma: float,
     gae_lambda: float,
     bootstrap_truncated: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return advantages and returns of responses padded on the right.
+    """Return advantages and returns of responses.
+
+    The state after a step is the one before the next step that counts: what stands between the two (tokens of a tool)
+    belongs to the environment.
 
     Args:
         rewards: shape [rows, steps].
         values: shape [rows, steps].
-        response_mask: shape [rows, steps], bool, a run of True from the first column on.
+        mask: shape [rows, steps], bool, True = counts; may have holes.
         truncated: shape [rows], bool, True where the length limit cut the response.
-        gamma: discount a token, in [0, 1].
-        gae_lambda: trace decay a token, in [0, 1].
+        gamma: discount per step, in [0, 1].
+        gae_lambda: trace decay per step, in [0, 1].
         bootstrap_truncated: False treats a cut response as ended (its answer is missing, so nothing is to come); True
-            takes the value at its last token for what would have come.
+            takes the value at its last step for what would have come.
 
     Returns:
         advantages and returns (advantages + values), each [rows, steps], 0.0 off the mask.
     """
-    columns = torch.arange(rewards.shape[1], device=rewards.device)
-    is_last = response_mask & (columns == response_mask.sum(dim=1, keepdim=True) - 1)
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    is_last = last_steps(mask=mask)
+    next_values = _values_at_next_step(values, mask)
     terminated = is_last
     if bootstrap_truncated:
         terminated = is_last & ~truncated[:, None]
@@ -87,8 +89,58 @@ def response_gae(
         next_values=next_values,
         terminated=terminated,
         done=is_last,
-        mask=response_mask,
+        mask=mask,
         gamma=gamma,
         gae_lambda=gae_lambda,
     )
-    return advantages, torch.where(response_mask, advantages + values, torch.zeros_like(values))
+    return advantages, torch.where(mask, advantages + values, torch.zeros_like(values))
+
+
+def last_steps(*, mask: Tensor) -> Tensor:
+    """Return where each row's last counted step is.
+
+    Args:
+        mask: shape [rows, steps], bool; may have holes.
+
+    Returns:
+        Shape [rows, steps], bool, with one True per row that has a counted step.
+    """
+    counted = mask.cumsum(dim=1)
+    return mask & (counted == mask.sum(dim=1, keepdim=True))
+
+
+def group_advantages(*, rewards: Tensor, group: Tensor, scale: bool, epsilon: float = 1e-4) -> Tensor:
+    """Return each reward minus the mean of its group, divided by the group's standard deviation if asked for.
+
+    A_i = (r_i - mean_g) / (std_g + epsilon), std_g unbiased, 0 for a group of one.
+    Source: Shao et al. 2024, arXiv 2402.03300, section 4.1.2.
+
+    Args:
+        rewards: shape [rows].
+        group: shape [rows], int64, equal within a group.
+        scale: whether to divide by the standard deviation.
+        epsilon: added to it.
+
+    Returns:
+        Shape [rows].
+    """
+    _, members = group.unique(return_inverse=True)
+    zeros = rewards.new_zeros(int(members.max()) + 1 if len(members) else 0)
+    counts = zeros.index_add(0, members, torch.ones_like(rewards))
+    means = zeros.index_add(0, members, rewards) / counts
+    centred = rewards - means[members]
+    if not scale:
+        return centred
+    variances = zeros.index_add(0, members, centred.square()) / (counts - 1).clamp(min=1)
+    return centred / (variances.sqrt()[members] + epsilon)
+
+
+def _values_at_next_step(values: Tensor, mask: Tensor) -> Tensor:
+    """Return V at the next counted step of the row, 0.0 where there is none; shape [rows, steps]."""
+    width = values.shape[1]
+    columns = torch.arange(width, device=values.device).expand_as(mask)
+    # from the right: the smallest column >= t that counts, then moved by one to be > t
+    nearest = torch.where(mask, columns, width).flip(1).cummin(dim=1).values.flip(1)
+    following = torch.cat([nearest[:, 1:], nearest.new_full((len(values), 1), width)], dim=1)
+    padded = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
+    return padded.gather(1, following)

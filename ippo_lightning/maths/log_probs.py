@@ -1,4 +1,4 @@
-"""Log-probs and entropy of tokens without a second copy of the logits."""
+"""Log-probs and entropy of tokens, without a second copy of the logits."""
 
 from __future__ import annotations
 
@@ -9,75 +9,81 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.maths.shapes import StepFloats, StepIds, VocabFloats
 
 
-def token_log_probs(*, logits: Tensor, ids: Tensor, temperature: float, chunk_size: int | None = None) -> Tensor:
+def token_log_probs(
+    *, logits: VocabFloats, ids: StepIds, temperature: float, chunk_size: int | None = None
+) -> StepFloats:
     """Return log softmax(logits / temperature) at the given ids.
 
     Args:
-        logits: shape [rows, steps, vocab], float; the row at a position predicts the id at that position.
+        logits: shape [rows, steps, vocab], float; the logits at a position predict the id at that position.
         ids: shape [rows, steps], int64.
         temperature: > 0.
-        chunk_size: tokens worked on at a time; float32 copies of their logits are all that lives besides `logits`,
-            also where `logits` is a slice of something longer. Null for as many as make 64 MiB of them.
+        chunk_size: tokens per block. Besides `logits`, only float32 copies of one block's logits are in memory, also
+            if `logits` is a slice of a longer tensor. None takes as many tokens as make a block of 64 MiB.
 
     Returns:
         Nats, shape [rows, steps], float32 (float64 for float64 logits).
 
     Raises:
-        UserError: temperature <= 0.
+        UserError: `temperature` is not above 0.
     """
     return _chunked(_log_probs_of_chunk, logits, ids, temperature=temperature, chunk_size=chunk_size)[0]
 
 
 def token_log_probs_and_entropy(
     *,
-    logits: Tensor,
-    ids: Tensor,
+    logits: VocabFloats,
+    ids: StepIds,
     temperature: float,
     chunk_size: int | None = None,
     detach_entropy: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return log-probs as `token_log_probs` does, and the entropy of each position's distribution.
+) -> tuple[StepFloats, StepFloats]:
+    """Return the log-probs of `token_log_probs`, and the entropy of the distribution at each position.
 
-    H = -sum_v p_v log p_v; a forbidden token, whose logit is -inf, adds nothing to it.
+    H = -sum_v p_v log p_v. A forbidden token has the logit -inf and adds nothing.
 
     Args:
         logits: shape [rows, steps, vocab], float.
         ids: shape [rows, steps], int64.
         temperature: > 0.
         chunk_size: see `token_log_probs`.
-        detach_entropy: the entropy is for the log only, no gradient flows through it.
+        detach_entropy: True lets no gradient flow through the entropy, which is then only for the log.
 
     Returns:
-        log-probs and entropy, nats, each [rows, steps].
+        Log-probs and entropy, nats, each [rows, steps].
 
     Raises:
-        UserError: temperature <= 0.
+        UserError: `temperature` is not above 0.
     """
     of_chunk = _both_of_chunk_detached if detach_entropy else _both_of_chunk
     log_probs, entropy = _chunked(of_chunk, logits, ids, temperature=temperature, chunk_size=chunk_size)
     return log_probs, entropy
 
 
-_CHUNK_ENTRIES = 2**24
+_CHUNK_ENTRIES = 2**24  # of float32: 64 MiB
 _OfChunk = Callable[[Tensor, Tensor, float], tuple[Tensor, ...]]
 
 
 def _chunked(
     of_chunk: _OfChunk, logits: Tensor, ids: Tensor, *, temperature: float, chunk_size: int | None
 ) -> tuple[Tensor, ...]:
-    """Work on blocks of at most `chunk_size` tokens: views, where flattening a slice of logits would copy all of it."""
+    """Apply `of_chunk` to blocks of at most `chunk_size` tokens and join the results."""
     if not temperature > 0:
-        raise UserError(f"sampling.temperature: {temperature} is out of range; expected a number > 0")
+        raise UserError(f"temperature: {temperature} is out of range; expected a number > 0")
     if chunk_size is None:
         chunk_size = max(_CHUNK_ENTRIES // logits.shape[-1], 1)
+    # With one block there is nothing to save: its softmax is in memory during backward either way.
     recomputed = torch.is_grad_enabled() and logits.requires_grad and ids.numel() > chunk_size
     bands = []
+    # `split` twice gives views. Flattening rows and steps would copy all logits if they are a slice of a longer tensor.
     for band, band_ids in zip(logits.split(chunk_size), ids.split(chunk_size), strict=True):
         columns = max(chunk_size // max(len(band_ids), 1), 1)
         blocks = zip(band.split(columns, dim=1), band_ids.split(columns, dim=1), strict=True)
-        # recomputed in backward: the float32 softmax of one block at a time is what lives
+        # Recomputed in backward, so that the float32 softmax of only one block exists at a time. There is no dropout in
+        # a block, so the state of the random generator need not be saved.
         parts = [
             checkpoint(of_chunk, block, chosen, temperature, use_reentrant=False, preserve_rng_state=False)
             if recomputed
@@ -103,11 +109,12 @@ def _both_of_chunk_detached(logits: Tensor, ids: Tensor, temperature: float) -> 
 
 
 def _entropy(log_softmax: Tensor) -> Tensor:
-    # filled before the product: 0 * -inf is NaN, and so would be its gradient
+    # Filled before the product: 0 * -inf is NaN, and so is its gradient.
     finite = log_softmax.masked_fill(log_softmax.isneginf(), 0.0)
     return -(log_softmax.exp() * finite).sum(dim=-1)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    # A bfloat16 softmax over a vocabulary has errors as large as the differences between two policies.
     precise = logits if logits.dtype == torch.float64 else logits.float()
     return (precise / temperature).log_softmax(dim=-1)

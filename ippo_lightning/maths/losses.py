@@ -1,4 +1,4 @@
-"""PPO's losses a token, and how tokens become one number with the denominator handed in."""
+"""PPO's losses per step, and their reduction to one number with a denominator that the caller passes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths.masked import masked_row_mean, masked_sum
+from ippo_lightning.maths.masked import masked_row_mean, masked_row_sum, masked_sum
 
 LossReduction = Literal["episode_mean", "token_mean"]
 
 
-def policy_loss_terms(*, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """Return the negative clipped surrogate of each token.
+def policy_loss_terms(
+    *, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """Return the negative clipped surrogate of each step.
 
-    -min(r A, clip(r, 1 - clip_range, 1 + clip_range) A), r = exp(log_probs - old_log_probs).
+    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(log_probs - old_log_probs).
     Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7.
 
     Args:
         log_probs: of the policy under training, nats, shape [rows, steps].
         old_log_probs: of the policy that sampled, nats, shape [rows, steps].
         advantages: shape [rows, steps].
-        clip_range: > 0.
+        clip_low: > 0.
+        clip_high: > 0.
 
     Returns:
         Shape [rows, steps].
     """
     ratio = (log_probs - old_log_probs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
 
 
 def value_loss_terms(*, values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
@@ -54,11 +57,11 @@ def value_loss_terms(*, values: Tensor, old_values: Tensor, returns: Tensor, cli
 def reduce_terms(
     *, terms: Tensor, mask: Tensor, weights: Tensor, reduction: LossReduction, denominator: Tensor | float
 ) -> Tensor:
-    """Return the weighted sum over episodes, divided by a denominator that the caller knows.
+    """Return the weighted sum over rows, divided by a denominator.
 
-    sum_i w_i * (mean over the tokens of i) / denominator for `episode_mean`, the denominator being a number of
-    episodes; sum_i w_i * (sum over the tokens of i) / denominator for `token_mean`, it being a number of tokens. Handed
-    in, so that micro-batches and ranks add up to the undivided minibatch.
+    `episode_mean`: sum_i w_i * (mean over the steps of i) / denominator, a number of rows.
+    `token_mean`: sum_i w_i * (sum over the steps of i) / denominator, a number of steps.
+    The caller passes the denominator, so that micro-batches and ranks add up to the whole minibatch.
 
     Args:
         terms: shape [rows, steps].
@@ -74,32 +77,34 @@ def reduce_terms(
         UserError: another reduction.
     """
     if reduction == "episode_mean":
-        per_episode = masked_row_mean(values=terms, mask=mask)
+        per_row = masked_row_mean(values=terms, mask=mask)
     elif reduction == "token_mean":
-        per_episode = torch.where(mask, terms, torch.zeros_like(terms)).sum(dim=1)
+        per_row = masked_row_sum(values=terms, mask=mask)
     else:
-        raise UserError(f"loss_reduction: '{reduction}' is unknown; expected episode_mean or token_mean")
-    return (weights.to(terms.dtype) * per_episode).sum() / denominator
+        raise UserError(f"reduction: '{reduction}' is unknown; expected episode_mean or token_mean")
+    return (weights.to(terms.dtype) * per_row).sum() / denominator
 
 
 def update_diagnostics(
-    *, log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip_range: float
+    *, log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip_low: float, clip_high: float
 ) -> dict[str, Tensor]:
-    """Return sums over the masked tokens that tell how far the policy has moved; never means, so that they add up.
+    """Return sums over the steps that count, of how far the policy has moved; sums, because means do not add up.
 
     Args:
         log_probs: of the policy under training, nats, shape [rows, steps].
         old_log_probs: of the policy that sampled, nats, shape [rows, steps].
         mask: shape [rows, steps], bool.
-        clip_range: > 0.
+        clip_low: > 0; infinity where nothing is clipped.
+        clip_high: > 0; infinity where nothing is clipped.
 
     Returns:
         `clipped_tokens`, `approx_kl_sum` (k3 form, nats), `ratio_sum`, `tokens`; each [] float.
     """
     log_ratio = torch.where(mask, log_probs - old_log_probs, torch.zeros_like(log_probs))
     ratio = log_ratio.exp()
+    is_clipped = (ratio - 1 > clip_high) | (1 - ratio > clip_low)
     return {
-        "clipped_tokens": masked_sum(values=((ratio - 1).abs() > clip_range).to(ratio.dtype), mask=mask),
+        "clipped_tokens": masked_sum(values=is_clipped.to(ratio.dtype), mask=mask),
         "approx_kl_sum": masked_sum(values=log_ratio.expm1() - log_ratio, mask=mask),
         "ratio_sum": masked_sum(values=ratio, mask=mask),
         "tokens": mask.sum().to(ratio.dtype),

@@ -1,4 +1,4 @@
-"""Sums and means over the tokens that count; what stands in padding never matters, not even NaN."""
+"""Sums and means over the tokens that count. What stands in padding never matters, not even NaN."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ippo_lightning.maths.shapes import AnyFloats, AnyMask, RowFloats, Scalar, StepFloats, StepMask
+
 
 class Moments(NamedTuple):
-    """Sums that ranks can add before anybody divides."""
+    """Sums that ranks can add before the division."""
 
     total: Tensor
     """[] float64, sum of the values."""
     total_of_squares: Tensor
     """[] float64, sum of the squared values."""
-    count: Tensor  # type: ignore[assignment]  # hides the method of tuples, which nobody calls here
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nothing here calls
     """[] float64, number of the values."""
 
 
-def masked_sum(*, values: Tensor, mask: Tensor) -> Tensor:
+def masked_sum(*, values: AnyFloats, mask: AnyMask) -> Scalar:
     """Return the sum of the values under the mask.
 
     Args:
@@ -32,8 +34,8 @@ def masked_sum(*, values: Tensor, mask: Tensor) -> Tensor:
     return _zero_off_mask(values, mask).sum()
 
 
-def masked_mean(*, values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of the values under the mask, 0.0 where the mask is empty.
+def masked_mean(*, values: AnyFloats, mask: AnyMask) -> Scalar:
+    """Return the mean of the values under the mask, 0.0 if the mask is empty.
 
     Args:
         values: any shape, float.
@@ -42,15 +44,29 @@ def masked_mean(*, values: Tensor, mask: Tensor) -> Tensor:
     Returns:
         Shape [].
     """
+    # The clamp gives an empty mask 0 / 1 instead of 0 / 0; a mask with one True or more is not touched.
     return masked_sum(values=values, mask=mask) / mask.sum().clamp(min=1)
 
 
-def masked_row_mean(*, values: Tensor, mask: Tensor) -> Tensor:
+def masked_row_sum(*, values: StepFloats, mask: StepMask) -> RowFloats:
+    """Return each row's sum over the steps that count, 0.0 for a row without any.
+
+    Args:
+        values: shape [rows, steps], float.
+        mask: shape [rows, steps], bool; may have holes.
+
+    Returns:
+        Shape [rows].
+    """
+    return _zero_off_mask(values, mask).sum(dim=1)
+
+
+def masked_row_mean(*, values: StepFloats, mask: StepMask) -> RowFloats:
     """Return each row's mean over its masked tokens, 0.0 for a row without any.
 
     Args:
         values: shape [rows, steps], float.
-        mask: shape [rows, steps], bool.
+        mask: shape [rows, steps], bool, True = counts; it may have holes.
 
     Returns:
         Shape [rows].
@@ -58,40 +74,51 @@ def masked_row_mean(*, values: Tensor, mask: Tensor) -> Tensor:
     return _zero_off_mask(values, mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def masked_moments(*, values: Tensor, mask: Tensor) -> Moments:
-    """Return count, sum and sum of squares in float64, to be added over ranks.
+def masked_moments(*, values: AnyFloats, mask: AnyMask) -> Moments:
+    """Return count, sum and sum of squares in float64, which ranks can add.
 
     Args:
         values: any shape, float.
-        mask: same shape, bool.
+        mask: same shape, bool, True = counts.
+
+    Returns:
+        Three tensors of shape [].
     """
+    # float64 before squaring: the variance is a difference of two large sums, and float32 would lose all of it
     chosen = _zero_off_mask(values.double(), mask)
     return Moments(total=chosen.sum(), total_of_squares=chosen.square().sum(), count=mask.sum().double())
 
 
-def mean_and_variance(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Return mean and population variance, both [] float64; zeros where nothing was counted.
+def mean_and_variance(moments: Moments) -> tuple[Scalar, Scalar]:
+    """Return mean and population variance, both [] float64; zeros if nothing was counted.
 
     Args:
         moments: of all ranks.
     """
     count = moments.count.clamp(min=1)
     mean = moments.total / count
+    # Rounding can make the difference of equal numbers slightly negative, and its square root NaN.
     return mean, (moments.total_of_squares / count - mean.square()).clamp(min=0)
 
 
 def whiten(
-    *, values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, shift_mean: bool = True, epsilon: float = 1e-8
-) -> Tensor:
-    """Scale the masked values to variance 1 and, if asked, shift them to mean 0.
+    *,
+    values: StepFloats,
+    mask: StepMask,
+    mean: Scalar,
+    variance: Scalar,
+    shift_mean: bool = True,
+    epsilon: float = 1e-8,
+) -> StepFloats:
+    """Scale the masked values to variance 1 and, if `shift_mean`, shift them to mean 0.
 
-    (x - mean) / sqrt(variance + epsilon), so that constant values and a single one give zeros.
+    (x - mean) / sqrt(variance + epsilon): constant values, or a single value, give zeros.
 
     Args:
         values: shape [rows, steps], float.
-        mask: shape [rows, steps], bool.
-        mean: shape [], of all that counts on all ranks.
-        variance: shape [], population variance of the same.
+        mask: shape [rows, steps], bool, True = counts.
+        mean: shape [], of all values that count on all ranks.
+        variance: shape [], population variance of the same values.
         shift_mean: False keeps the mean where it was.
         epsilon: added to the variance.
 
@@ -99,10 +126,11 @@ def whiten(
         Shape [rows, steps], 0.0 off the mask.
     """
     scale = torch.rsqrt(variance + epsilon)
+    # Centred first and shifted back after: scaling the values themselves would scale their mean too.
     whitened = (values - mean) * scale + (0.0 if shift_mean else mean)
     return _zero_off_mask(whitened, mask).to(values.dtype)
 
 
 def _zero_off_mask(values: Tensor, mask: Tensor) -> Tensor:
-    # where, not multiplication: NaN times zero is NaN
+    # `where`, not a product: NaN times zero is NaN
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))

@@ -1,4 +1,4 @@
-"""Which episodes are kept and what they weigh: pure rules, with sums handed in where ranks share a mean."""
+"""Which episodes are kept and what they weigh. Numbers of all ranks, such as a mean reward, are arguments."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths.masked import masked_row_mean
+from ippo_lightning.maths.shapes import RowFloats, RowMask, Scalar, StepFloats, StepMask
 
 
-def keep_above(*, scores: Tensor, threshold: float) -> Tensor:
-    """Return which scores lie above the threshold; one equal to it does not.
+def keep_above(*, scores: RowFloats, threshold: float) -> RowMask:
+    """Return which scores lie above the threshold. A score equal to the threshold does not.
 
-    Source: with threshold 0 the filter of Shu et al. 2026, arXiv 2604.01597.
+    Source: with threshold 0, the filter of Shu et al. 2026, arXiv 2604.01597.
 
     Args:
         scores: shape [rows], float.
@@ -24,13 +25,13 @@ def keep_above(*, scores: Tensor, threshold: float) -> Tensor:
     return scores > threshold
 
 
-def keep_random(*, num_episodes: int, num_kept: int, generator: torch.Generator) -> Tensor:
-    """Return a random choice of `num_kept` episodes, every choice as likely.
+def keep_random(*, num_episodes: int, num_kept: int, generator: torch.Generator) -> RowMask:
+    """Return a random choice of `num_kept` episodes; all choices are equally likely.
 
     Args:
-        num_episodes: to choose from.
+        num_episodes: how many there are.
         num_kept: in [0, num_episodes].
-        generator: source of the randomness.
+        generator: on the CPU; ranks that must choose alike use the same seed.
 
     Returns:
         Shape [num_episodes], bool.
@@ -40,25 +41,25 @@ def keep_random(*, num_episodes: int, num_kept: int, generator: torch.Generator)
     return keep
 
 
-def keep_positive_advantage(*, advantages: Tensor, response_mask: Tensor) -> Tensor:
+def keep_positive_advantage(*, advantages: StepFloats, mask: StepMask) -> RowMask:
     """Return which episodes have a mean advantage above 0.
 
     Args:
         advantages: shape [rows, steps].
-        response_mask: shape [rows, steps], bool.
+        mask: shape [rows, steps], bool, True = counts; may have holes.
 
     Returns:
         Shape [rows], bool.
     """
-    return masked_row_mean(values=advantages, mask=response_mask) > 0
+    return masked_row_mean(values=advantages, mask=mask) > 0
 
 
-def keep_above_mean_reward(*, outcome_rewards: Tensor, mean_reward: Tensor) -> Tensor:
-    """Return which episodes were rewarded above the mean.
+def keep_above_mean_reward(*, outcome_rewards: RowFloats, mean_reward: Scalar) -> RowMask:
+    """Return which episodes have a reward above the mean.
 
     Args:
         outcome_rewards: shape [rows].
-        mean_reward: shape [], of the episodes of all ranks.
+        mean_reward: shape [], over the episodes of all ranks.
 
     Returns:
         Shape [rows], bool.
@@ -66,13 +67,15 @@ def keep_above_mean_reward(*, outcome_rewards: Tensor, mean_reward: Tensor) -> T
     return outcome_rewards > mean_reward
 
 
-def keep_at_least(*, scores: Tensor, keep: Tensor, min_keep: int) -> Tensor:
-    """Return `keep` with the highest-scoring dropped episodes added until `min_keep` are kept (ties: first come).
+def keep_at_least(*, scores: RowFloats, keep: RowMask, min_keep: int) -> RowMask:
+    """Return `keep` plus the dropped episodes with the highest scores, until `min_keep` are kept.
+
+    Of equal scores the first comes first.
 
     Args:
         scores: shape [rows].
         keep: shape [rows], bool.
-        min_keep: >= 0; more than there are keeps all.
+        min_keep: >= 0; a number above the number of episodes keeps all.
 
     Returns:
         Shape [rows], bool.
@@ -80,42 +83,45 @@ def keep_at_least(*, scores: Tensor, keep: Tensor, min_keep: int) -> Tensor:
     missing = min(min_keep, len(keep)) - int(keep.sum())
     if missing <= 0:
         return keep
+    # Stable, so that all ranks and all runs break ties alike.
     ranked = scores.masked_fill(keep, -torch.inf).argsort(descending=True, stable=True)
+    # A dropped episode may have the score -inf too, so the kept ones are taken out by name.
     ranked = ranked[~keep[ranked]]
     added = torch.zeros_like(keep)
     added[ranked[:missing]] = True
     return keep | added
 
 
-def score_power(*, scores: Tensor, keep: Tensor, power: float) -> Tensor:
-    """Return score^power on the kept episodes and 0 elsewhere: weights before they are normalised.
+def score_power(*, scores: RowFloats, keep: RowMask, power: float) -> RowFloats:
+    """Return score^power for the kept episodes and 0 for the others: weights before they are normalised.
 
-    A kept episode without a positive score (below 0 by `threshold`, or brought back by `min_keep`) weighs as much as
-    the lightest of those with one, or 1 where nobody has.
+    A kept episode may have no positive score, because the threshold is negative or because too few were kept. It weighs
+    as much as the lightest episode with a positive score, or 1 if there is none.
 
     Args:
         scores: shape [rows], of all ranks.
         keep: shape [rows], bool.
-        power: >= 0; 1 as in Shu et al. 2026, arXiv 2604.01597, 0 gives 1 to every kept episode.
+        power: >= 0; 1 is the weight of Shu et al. 2026, arXiv 2604.01597, and 0 gives 1 to each kept episode.
 
     Returns:
-        Shape [rows], positive where kept.
+        Shape [rows], positive for the kept episodes.
     """
+    # 0 ** 0 is 1 but NaN ** 0 is 1 too: without powers the scores are not read at all.
     raw = torch.ones_like(scores) if power == 0 else scores.clamp(min=0) ** power
-    # a tiny score to a power may be zero in floating point
+    # Compared after the power: a tiny score to a power above 1 can be zero in floating point.
     positive = raw[keep & (raw > 0)]
     least = positive.min() if positive.numel() else torch.ones_like(raw.sum())
     return torch.where(keep, torch.where(raw > 0, raw, least), torch.zeros_like(raw))
 
 
-def normalise_weights(*, raw: Tensor, keep: Tensor, max_weight: float | None = None) -> Tensor:
-    """Return weights with mean 1 over the kept, none above `max_weight`.
+def normalise_weights(*, raw: RowFloats, keep: RowMask, max_weight: float | None = None) -> RowFloats:
+    """Return weights with mean 1 over the kept episodes, none above `max_weight`.
 
-    w_i = raw_i / mean of the kept raw. Where a cap bites, what it takes off goes to the weights below it, in
-    proportion, until the mean is 1 again.
+    w_i = raw_i / (mean of the kept raw). What the cap takes off goes to the weights below the cap, in proportion, until
+    the mean is 1 again.
 
     Args:
-        raw: shape [rows], of all ranks, positive where kept and 0 elsewhere.
+        raw: shape [rows], of all ranks, positive for the kept episodes and 0 for the others.
         keep: shape [rows], bool.
         max_weight: >= 1, or None for no cap.
 
@@ -123,10 +129,11 @@ def normalise_weights(*, raw: Tensor, keep: Tensor, max_weight: float | None = N
         Shape [rows].
 
     Raises:
-        UserError: `max_weight` below 1, with which no mean of 1 is possible.
+        UserError: `max_weight` is below 1, so that no mean of 1 is possible.
     """
     if max_weight is not None and not max_weight >= 1:
         raise UserError(f"max_weight: {max_weight} is out of range; expected a number >= 1")
+    # float64: the mean is 1 to the last digit also for thousands of episodes
     total = raw.double().sum()
     if float(total) <= 0:
         return keep.to(raw.dtype)
@@ -134,10 +141,10 @@ def normalise_weights(*, raw: Tensor, keep: Tensor, max_weight: float | None = N
     return weights if max_weight is None else _capped(weights, max_weight)
 
 
-def effective_sample_size(*, weights: Tensor) -> Tensor:
-    """Return how many equally weighted episodes these weights are worth.
+def effective_sample_size(*, weights: RowFloats) -> Scalar:
+    """Return the number of equally weighted episodes that carry as much information as these weights.
 
-    (sum w)^2 / sum w^2 (Kish 1965); 0 where all weights are 0.
+    (sum w)^2 / sum w^2 (Kish 1965); 0 if all weights are 0.
 
     Args:
         weights: shape [rows], >= 0.
@@ -146,11 +153,12 @@ def effective_sample_size(*, weights: Tensor) -> Tensor:
         Shape [].
     """
     squares = weights.square().sum()
+    # `where` computes both branches: the clamp keeps the one that is not taken from being 0 / 0
     return torch.where(squares > 0, weights.sum().square() / squares.clamp(min=torch.finfo(weights.dtype).tiny), 0.0)
 
 
 def _capped(weights: Tensor, max_weight: float) -> Tensor:
-    """Cut at the cap and spread the rest over what is below it; each round caps at least one more."""
+    """Cut at the cap and spread the rest over the weights below it; each round caps at least one more."""
     wanted = weights.sum()
     capped = torch.zeros_like(weights, dtype=torch.bool)
     for _ in range(len(weights)):
@@ -160,7 +168,7 @@ def _capped(weights: Tensor, max_weight: float) -> Tensor:
         capped = capped | over
         below = torch.where(capped, torch.zeros_like(weights), weights)
         room = wanted - max_weight * int(capped.sum())
-        if float(below.sum()) <= 0 or float(room) <= 0:  # only rounding leads here
+        if float(below.sum()) <= 0 or float(room) <= 0:  # reached only through rounding
             return torch.where(capped, max_weight, below)
         weights = torch.where(capped, torch.full_like(weights, max_weight), below * room / below.sum())
     return weights

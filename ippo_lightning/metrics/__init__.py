@@ -1,9 +1,10 @@
 """Metrics of sampled reasoning: sums and counts that add up over batches and ranks."""
 
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
-from ippo_lightning.metrics.faithfulness import LabelFractions, UnfaithfulFraction
+from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.functional import majority_vote, pass_at_k
-from ippo_lightning.metrics.reasoning import ReasoningMetrics
+from ippo_lightning.metrics.labels import LabelFractions
+from ippo_lightning.metrics.reasoning import ReasoningMetrics, reference_answers
 
 __all__ = [
     "ExactMatch",
@@ -14,4 +15,5 @@ __all__ = [
     "UnfaithfulFraction",
     "majority_vote",
     "pass_at_k",
+    "reference_answers",
 ]

@@ -37,11 +37,11 @@ class ExactMatch(Metric):
         Args:
             correct: shape [prompts, samples], bool.
         """
-        self.num_correct += int(correct.sum())
+        self.num_correct += int(correct.sum())  # grades are on the CPU, the state may be on a GPU
         self.num_responses += correct.numel()
 
     def compute(self) -> Tensor:
-        """Return the fraction, in [0, 1]."""
+        """Return the fraction, in [0, 1], shape []."""
         return fraction(self.num_correct, self.num_responses)
 
 
@@ -84,12 +84,12 @@ class PassAtK(Metric):
         """
         counts = correct.sum(dim=1).tolist()
         num_samples = correct.shape[1]
-        # summed in double precision first: the state has to be single, for devices that know no other
+        # Python adds in double precision; the state has to be single, because some devices have no other
         self.passes += sum(pass_at_k(num_samples=num_samples, num_correct=count, k=self.k) for count in counts)
         self.num_prompts += len(counts)
 
     def compute(self) -> Tensor:
-        """Return the mean probability, in [0, 1]."""
+        """Return the mean probability, in [0, 1], shape []."""
         return fraction(self.passes, self.num_prompts)
 
 
@@ -97,7 +97,8 @@ class MajorityVote(Metric):
     """Fraction of the prompts whose most frequent answer is right; NaN without prompts.
 
     A tie counts with the chance that a draw among the most frequent answers hits the right one. A response without an
-    answer does not vote; a prompt without votes counts as wrong.
+    answer does not vote; a prompt without votes counts as wrong. NaN if the grader reports no answers, which a right
+    response without an answer shows.
 
     Example:
         >>> metric = MajorityVote()
@@ -109,23 +110,33 @@ class MajorityVote(Metric):
     full_state_update = False
     votes: Tensor
     num_prompts: Tensor
+    num_unreported: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("votes", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("num_prompts", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("num_unreported", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, answers: Sequence[Sequence[str | None]], references: Sequence[str]) -> None:
+    def update(
+        self, answers: Sequence[Sequence[str | None]], references: Sequence[str | None], *, num_unreported: int = 0
+    ) -> None:
         """Add prompts.
 
         Args:
             answers: for each prompt, those of its samples, in canonical form; None for none.
-            references: for each prompt, the right answer in the same form.
+            references: for each prompt, the right answer in the same form; None leaves the prompt out.
+            num_unreported: right responses without an answer.
         """
-        pairs = zip(answers, references, strict=True)
+        pairs = [
+            (group, reference) for group, reference in zip(answers, references, strict=True) if reference is not None
+        ]
         self.votes += sum(majority_vote(answers=group, reference=reference) for group, reference in pairs)
-        self.num_prompts += len(references)
+        self.num_prompts += len(pairs)
+        self.num_unreported += num_unreported
 
     def compute(self) -> Tensor:
-        """Return the fraction, in [0, 1]."""
+        """Return the fraction, in [0, 1], shape []."""
+        if self.num_unreported > 0:
+            return torch.full_like(self.votes, torch.nan)
         return fraction(self.votes, self.num_prompts)

@@ -25,12 +25,12 @@ def pass_at_k(*, num_samples: int, num_correct: int, k: int) -> float:
         UserError: fewer samples than k.
     """
     if num_samples < k:
-        raise UserError(f"pass_at_k: k = {k} with {num_samples} samples a prompt; sample at least k")
+        raise UserError(f"pass_at_k: k = {k} with {num_samples} samples per prompt; sample at least k")
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def majority_vote(*, answers: Sequence[str | None], reference: str) -> float:
-    """Return how likely the most frequent answer is the right one, ties broken at random.
+    """Return the probability that the most frequent answer is the right one, with ties broken at random.
 
     Responses without an answer do not vote.
 
@@ -39,7 +39,7 @@ def majority_vote(*, answers: Sequence[str | None], reference: str) -> float:
         reference: the right answer in the same form.
 
     Returns:
-        In [0, 1]; 0.0 where nobody votes.
+        In [0, 1]; 0.0 without votes.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
@@ -50,10 +50,10 @@ def majority_vote(*, answers: Sequence[str | None], reference: str) -> float:
 
 
 def fraction(part: Tensor, whole: Tensor) -> Tensor:
-    """Return part / whole, NaN where there is nothing to divide by.
+    """Return part / whole, NaN for 0 / 0.
 
     Args:
         part: a sum or a count, shape [].
         whole: what it is a part of, shape [].
     """
-    return part / whole  # 0 / 0 is NaN
+    return part / whole

@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
-from ippo_lightning.metrics.faithfulness import LabelFractions, UnfaithfulFraction
+from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
+from ippo_lightning.metrics.labels import LabelFractions
 
 
 class GradedResponse(Protocol):
     """What the metrics read of a grade; `ippo_lightning.tasks.Grade` has it."""
 
     @property
-    def label(self) -> str:
-        """Kind of the reasoning."""
-
-    @property
-    def answer(self) -> str | None:
-        """In canonical form; None for none."""
-
-    @property
     def correct(self) -> bool:
         """Whether the answer is right."""
 
     @property
-    def faithful(self) -> bool:
-        """Whether answer and reasoning are both right."""
+    def label(self) -> str | None:
+        """Any label; None without one."""
+
+    @property
+    def answer(self) -> str | None:
+        """The answer in canonical form; None without one."""
+
+    @property
+    def faithful(self) -> bool | None:
+        """Whether answer and reasoning are both right; None if unknown."""
 
 
 class ReasoningMetrics(nn.Module):
-    """What sampled responses to a set of prompts are worth.
+    """The quality of sampled responses to a set of prompts.
 
-    `exact_match`: fraction of right responses. `majority_vote`: fraction of prompts whose most frequent answer is
-        right.
-    `pass_at_k`: chance that one of k is right. `unfaithful_fraction`: fraction of the right responses whose reasoning
-        is not
-    faithful (NaN without right responses). `label/<name>`: fraction of the responses with that label.
-    The states are sums and counts, so batches and ranks add up to the whole.
+    - `exact_match`: fraction of right responses.
+    - `majority_vote`: fraction of prompts whose most frequent answer is right; NaN if the grades have no answers or
+      the prompts no reference.
+    - `pass_at_k`: chance that one of k samples is right.
+    - `unfaithful_fraction`: fraction of the right responses whose reasoning is not faithful; NaN without right
+      responses, or if the labels say nothing about reasoning.
+    - `label/<name>`: fraction of the responses with that label, for the labels that the grader gives.
+
+    The states are sums and counts, so batches and ranks add up to the result of all of them.
 
     Args:
         k: of pass@k.
 
     Raises:
-        UserError: k below 1; in `update`, fewer samples than k, or not the same number for each prompt.
+        UserError: k is below 1; in `update`, fewer samples than k, or not the same number for each prompt.
     """
 
     def __init__(self, k: int = 1) -> None:
@@ -58,28 +62,31 @@ class ReasoningMetrics(nn.Module):
         self.unfaithful_fraction = UnfaithfulFraction()
         self.label_fractions = LabelFractions()
 
-    def update(self, grades: Sequence[Sequence[GradedResponse]], references: Sequence[str]) -> None:
+    def update(self, grades: Sequence[Sequence[GradedResponse]], references: Sequence[str | None]) -> None:
         """Add prompts.
 
         Args:
-            grades: for each prompt, those of its samples, as many for each.
-            references: for each prompt, the right answer in canonical form.
+            grades: for each prompt, those of its samples, the same number for each.
+            references: for each prompt, the right answer in canonical form; None if there is none.
         """
         sizes = {len(group) for group in grades}
         if len(sizes) > 1:
-            raise UserError(f"metrics.grades: {sorted(sizes)} samples a prompt; expected the same number for each")
+            raise UserError(f"metrics.grades: {sorted(sizes)} samples per prompt; expected the same number for each")
         if not grades:
             return
         correct = torch.tensor([[bool(grade.correct) for grade in group] for group in grades])
         faithful = torch.tensor([[bool(grade.faithful) for grade in group] for group in grades])
+        is_known = torch.tensor([[grade.faithful is not None for grade in group] for group in grades])
+        answers = [[grade.answer for grade in group] for group in grades]
         self.exact_match.update(correct)
-        self.majority_vote.update([[grade.answer for grade in group] for group in grades], references)
+        self.majority_vote.update(answers, references, num_unreported=_num_unreported(grades))
         self.pass_at_k.update(correct)
-        self.unfaithful_fraction.update(correct, faithful)
+        # a response of unknown reasoning counts neither as faithful nor as unfaithful
+        self.unfaithful_fraction.update(correct & is_known, faithful)
         self.label_fractions.update([grade.label for group in grades for grade in group])
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics of all ranks by name; NaN where there is nothing to divide by."""
+        """Return the metrics of all ranks by name; NaN for 0 / 0."""
         return {
             "exact_match": float(self.exact_match.compute()),
             "majority_vote": float(self.majority_vote.compute()),
@@ -89,7 +96,7 @@ class ReasoningMetrics(nn.Module):
         }
 
     def reset(self) -> None:
-        """Start over."""
+        """Forget everything."""
         for metric in (
             self.exact_match,
             self.majority_vote,
@@ -98,3 +105,17 @@ class ReasoningMetrics(nn.Module):
             self.label_fractions,
         ):
             metric.reset()
+
+
+def reference_answers(examples: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """Return the right answer of each example as text, None if it has no `answer`.
+
+    Args:
+        examples: of the prompts.
+    """
+    return [None if example.get("answer") is None else str(example["answer"]) for example in examples]
+
+
+def _num_unreported(grades: Sequence[Sequence[GradedResponse]]) -> int:
+    """Return how many right responses have no answer: a grader that reports answers has one for each."""
+    return sum(bool(grade.correct) and grade.answer is None for group in grades for grade in group)

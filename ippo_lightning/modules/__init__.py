@@ -1,8 +1,9 @@
 """LightningModules: supervised fine-tuning and PPO, under `lightning.Trainer` and under Fabric alike."""
 
+from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
-from ippo_lightning.modules.policy_module import PolicyModule
 from ippo_lightning.modules.ppo import PPOModule
 from ippo_lightning.modules.sft import SFTModule
+from ippo_lightning.modules.text import TextModule
 
-__all__ = ["OptimizerSettings", "PPOModule", "PolicyModule", "SFTModule"]
+__all__ = ["BaseModule", "OptimizerSettings", "PPOModule", "SFTModule", "TextModule"]

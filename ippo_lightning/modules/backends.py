@@ -1,4 +1,4 @@
-"""All that differs between `lightning.Trainer` and Fabric: one adapter for each, and nothing of it anywhere else."""
+"""What differs between `lightning.Trainer` and Fabric: one adapter for each, and nothing of it anywhere else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """Who runs a module, as the module needs it."""
+    """What a module needs of the loop that runs it."""
 
     @property
     def host(self) -> Any:
@@ -31,32 +31,32 @@ class Backend(Protocol):
 
     @property
     def total_iterations(self) -> int | None:
-        """Iterations of the whole run; None where nobody knows."""
+        """Iterations of the run; None if unknown."""
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Leave gradients unaveraged over ranks."""
+        """Do not average gradients over ranks."""
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the module through whatever the strategy wrapped round it (DDP)."""
+        """Call a method of the module through the strategy's wrapper (DDP)."""
 
     def clip_gradients(self, optimizer: Any, *, max_norm: float) -> Tensor | None:
-        """Scale the gradient down to `max_norm`; return its norm before, where the strategy tells."""
+        """Scale the gradient down to `max_norm`; return its norm before, or None if the strategy does not tell."""
 
     @property
     def scaler(self) -> Any:
-        """The gradient scaler of float16, which skips a step that overflows and then scales less; or None."""
+        """The gradient scaler of float16, which skips a step that overflows and then scales less; None without one."""
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
-        """Hand the numbers of an iteration to the loggers."""
+        """Log the numbers of an iteration."""
 
 
 class FabricBackend:
-    """A loop over Fabric.
+    """A loop over Fabric as a backend.
 
     Args:
         module: attached to the loop.
-        loop: has `callbacks` and `max_iterations`, as a `FabricLoop` does; logs what `training_step` returns.
-        wrapper: what `Fabric.setup` returned; None where nothing is trained.
+        loop: has `callbacks` and `max_iterations`, as a `FabricLoop` does; it logs what `training_step` returns.
+        wrapper: what `Fabric.setup` returned; None without training.
     """
 
     def __init__(self, module: LightningModule, loop: Any, wrapper: Any) -> None:
@@ -64,16 +64,16 @@ class FabricBackend:
 
     @property
     def callbacks(self) -> Sequence[Any]:
-        """Those of the loop."""
+        """The loop's callbacks."""
         return list(self.host.callbacks)
 
     @property
     def total_iterations(self) -> int | None:
-        """As the loop was told."""
+        """The loop's setting."""
         return int(self.host.max_iterations)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Fabric's own; none for divided parameters, whose gradients would be held whole in the meantime."""
+        """Fabric's own; nothing for sharded parameters, whose full gradients would stay in memory meanwhile."""
         if self.wrapper is None or self.module.fabric is None or is_sharded(self.module):
             return nullcontext()
         return self.module.fabric.no_backward_sync(self.wrapper)
@@ -83,7 +83,7 @@ class FabricBackend:
         return getattr(self.wrapper or self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Any, *, max_norm: float) -> Tensor | None:
-        """Fabric's own, which knows sharded and scaled gradients."""
+        """Fabric's own, which supports sharded and scaled gradients."""
         if self.wrapper is None or self.module.fabric is None:
             return _clipped(self.module, max_norm)
         norm = self.module.fabric.clip_gradients(self.wrapper, optimizer, max_norm=max_norm, error_if_nonfinite=False)
@@ -91,15 +91,15 @@ class FabricBackend:
 
     @property
     def scaler(self) -> Any:
-        """Of Fabric's precision plugin."""
+        """The scaler of Fabric's precision plugin."""
         return None if self.module.fabric is None else getattr(self.module.fabric.strategy.precision, "scaler", None)
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
-        """Nothing to do: the loop logs."""
+        """Do nothing: the loop logs."""
 
 
 class TrainerBackend:
-    """`lightning.Trainer`.
+    """`lightning.Trainer` as a backend.
 
     Args:
         module: run by its `trainer`.
@@ -109,8 +109,8 @@ class TrainerBackend:
         self.module = module
 
     def require_supported_strategy(self) -> None:
-        """Refuse strategies that sampling and scoring cannot work with; see `require_whole_or_fsdp2`."""
-        require_whole_or_fsdp2(self.host.strategy)
+        """Refuse strategies that do not work with sampling and scoring; see `require_full_or_fsdp2`."""
+        require_full_or_fsdp2(self.host.strategy)
 
     @property
     def host(self) -> Any:
@@ -119,12 +119,12 @@ class TrainerBackend:
 
     @property
     def callbacks(self) -> Sequence[Any]:
-        """Those of the trainer."""
+        """The trainer's callbacks."""
         return list(self.host.callbacks)
 
     @property
     def total_iterations(self) -> int | None:
-        """Batches of all epochs; unknown where `max_steps` ends the run, which counts optimizer steps."""
+        """Batches of all epochs; None if `max_steps` ends the run, because it counts optimizer steps."""
         trainer = self.host
         if trainer.max_steps != -1 or trainer.max_epochs in (None, -1):
             return None
@@ -132,7 +132,7 @@ class TrainerBackend:
         return int(total) if 0 < total < math.inf else None
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """The strategy's own, where it has one."""
+        """The strategy's own, if it has one."""
         block = None if is_sharded(self.module) else getattr(self.host.strategy, "block_backward_sync", None)
         return block() if block is not None else nullcontext()
 
@@ -141,17 +141,17 @@ class TrainerBackend:
         return getattr(self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Any, *, max_norm: float) -> Tensor | None:
-        """Over the trainable parameters; scaled gradients by a scaled norm, since the plugin unscales in its step."""
+        """Clip trained parameters; scaled gradients by a scaled norm, since the plugin unscales in its step."""
         scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
         return _clipped(self.module, max_norm * scale) / scale
 
     @property
     def scaler(self) -> Any:
-        """Of Trainer's precision plugin."""
+        """The scaler of Trainer's precision plugin."""
         return getattr(self.host.precision_plugin, "scaler", None)
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
-        """Log with our own count as the step: Trainer's counts every optimizer step."""
+        """Log with the iteration as the step: Trainer's own step counts every optimizer step."""
         self.module.log("step", float(iteration), on_step=True, on_epoch=False, batch_size=1)
         for name, value in metrics.items():
             self.module.log(
@@ -159,11 +159,11 @@ class TrainerBackend:
             )
 
 
-def require_whole_or_fsdp2(strategy: object) -> None:
-    """Refuse what divides parameters otherwise than Trainer's `ModelParallelStrategy`.
+def require_full_or_fsdp2(strategy: object) -> None:
+    """Refuse strategies that shard parameters otherwise than Trainer's `ModelParallelStrategy`.
 
     Args:
-        strategy: of a Trainer.
+        strategy: the Trainer's.
 
     Raises:
         UserError: it is FSDP1 or DeepSpeed.

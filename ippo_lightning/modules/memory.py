@@ -1,4 +1,4 @@
-"""What memory a rank needs, as numbers for the log."""
+"""The memory of a rank, as numbers for the log."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _MIB = 2**20
 
 
 def memory_of(module: nn.Module, optimizer: Any) -> dict[str, float]:
-    """Return MiB of the rank that holds most.
+    """Return MiB of the rank that uses most.
 
     Args:
-        module: with all its parameters, frozen ones too.
+        module: with all its parameters, also frozen ones.
         optimizer: with its state.
 
     Returns:
-        `memory/parameters_mib`; `memory/optimizer_mib`; `memory/peak_mib`, the most that was in use since the last
-        call: of a GPU what torch had allocated, of a CPU the largest resident size of the process so far.
+        `memory/parameters_mib`; `memory/optimizer_mib`; `memory/peak_mib`, the most in use since the last call:
+        on a GPU what torch allocated, on a CPU the largest resident size of the process so far.
     """
     while not isinstance(optimizer, torch.optim.Optimizer):  # as Lightning or Fabric wrapped it
         optimizer = optimizer.optimizer

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import UserError, require_range
 
 OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW and how its learning rate runs.
+    """AdamW and its learning-rate schedule.
 
     Args:
-        kind: `adamw` is torch's; `adamw_8bit` keeps its moments in 8 bits, `paged_adamw` and `paged_adamw_8bit` let
-            them move to the host's memory where the device's is full (bitsandbytes).
+        kind: `adamw` is torch's; `adamw_8bit` keeps its moments in 8 bits, `paged_adamw` and `paged_adamw_8bit` move
+            them to the host's memory if the device's is full (bitsandbytes).
         learning_rate: peak learning rate.
         value_learning_rate: of the value head or critic; null for the same.
         betas: decay of Adam's first and second moment.
@@ -48,26 +49,24 @@ class OptimizerSettings:
             raise UserError(f"optimizer.kind: {self.kind!r} is unknown; expected one of {kinds}")
         for name in ("learning_rate", "value_learning_rate", "epsilon"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"optimizer.{name}: {value} is out of range; expected a number > 0")
+            if value is not None:
+                require_range(f"optimizer.{name}", value, above=0, below=math.inf)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas: {self.betas} is out of range; expected two numbers in [0, 1)")
         for name in ("weight_decay", "warmup_iterations"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"optimizer.{name}: {getattr(self, name)} is out of range; expected a number >= 0")
+            require_range(f"optimizer.{name}", getattr(self, name), at_least=0)
 
 
-def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> Optimizer:
-    """Return AdamW over the trainable parameters, those of the value head or critic in a group of their own.
+def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
+    """Return AdamW over some parameters, with those of the value head or critic in a group of their own.
 
     Args:
-        module: parameters whose name holds `value` as a path element belong to the critic.
-        settings: see there.
+        trainable: by name; one with `value_head` or `critic` as a part of its path belongs to the critic.
+        settings: see `OptimizerSettings`.
 
     Raises:
-        UserError: nothing is trainable.
+        UserError: there is no parameter.
     """
-    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise UserError("policy: 0 trainable parameters; full fine-tuning or lora has some")
     critic = {name for name in trainable if any(part in _CRITIC_NAMES for part in name.split("."))}
@@ -102,7 +101,7 @@ def learning_rate_factor(settings: OptimizerSettings, *, iteration: int, total: 
     Args:
         settings: warm-up and schedule.
         iteration: counted from 0.
-        total: iterations of the whole run, or None where nobody knows (the rate then stays up).
+        total: iterations of the whole run, or None if unknown (the rate then stays at its peak).
     """
     if iteration < settings.warmup_iterations:
         return (iteration + 1) / (settings.warmup_iterations + 1)

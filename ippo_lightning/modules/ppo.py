@@ -1,106 +1,154 @@
-"""PPO for language models: override one of rollout, reward, advantage or loss and leave the rest."""
+"""PPO for language models: override one of rollout, rewards, advantages or loss, and leave the rest."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import all_reduce_sum
-from ippo_lightning.distributed.dtensor import is_sharded
-from ippo_lightning.engine import PPOSettings, run_iteration
-from ippo_lightning.maths import (
+from ippo_lightning.algorithms import (
+    GAE,
     AdaptiveKLController,
+    AdvantageEstimator,
+    ClippedLoss,
     FixedKLController,
+    PolicyLoss,
+    ValueLoss,
+)
+from ippo_lightning.engine import UpdateSettings, run_iteration
+from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.maths import (
     KLEstimator,
-    Moments,
     kl_estimate,
-    masked_moments,
     masked_row_mean,
-    mean_and_variance,
-    policy_loss_terms,
     reduce_terms,
-    response_gae,
     shape_rewards,
     update_diagnostics,
-    value_loss_terms,
-    whiten,
 )
 from ippo_lightning.modules.optimization import OptimizerSettings
-from ippo_lightning.modules.policy_module import Grader, PolicyModule
-from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
-from ippo_lightning.records import Episodes, Minibatch, UpdateStats
-from ippo_lightning.rewards import call_reward
+from ippo_lightning.modules.text import TextModule
+from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
+from ippo_lightning.records import Minibatch, RolloutPlan, TextEpisodes, UpdateStats
+from ippo_lightning.rewards import HeldReward, Reward, grade_reward
 from ippo_lightning.rollouts import collect_episodes
+from ippo_lightning.tasks import Grader
 
-Reward = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
 
-
-class PPOModule(PolicyModule):
+class PPOModule(TextModule):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a language model.
 
     One `training_step` takes a batch of prompts through a whole iteration: `rollout`, `compute_rewards`,
-    `compute_advantages`, the callbacks' `on_rollout_end`, then epochs of `minibatch_loss`.
+    `compute_advantages`, the callbacks' `on_rollout_end`, then epochs of `minibatch_loss`. The policy loss is defined
+    once, in `loss_terms`: training and influence scores read it there.
 
     Args:
-        policy: see `PolicyModule`; its value head or critic gives the baseline.
-        reward: called with prompts, responses and examples; one finite number an episode.
-        grader: see `PolicyModule`.
+        policy: see `TextModule`; its value head or critic gives the baseline.
+        reward: called with prompts, responses and examples; returns one finite number per episode. None for the
+            grade: 1.0 for a right response, else 0.0.
+        grader: see `TextModule`.
         sampling: how episodes are sampled.
-        evaluation: see `PolicyModule`; by default the same as `sampling`.
-        ppo: the numbers of the update.
-        kl_controller: holds the coefficient of the KL penalty to the reference.
-        kl_estimator: of the penalty: `k1` is the log-ratio itself.
-        optimizer: see `PolicyModule`.
-        evaluation_seed: see `PolicyModule`.
+        evaluation: see `TextModule`; by default the same as `sampling`.
+        update: epochs, sizes, and what filtering does.
+        advantages: the advantage estimator; `GAE` by default.
+        loss: the policy loss; `ClippedLoss` by default.
+        value_loss: the critic's loss.
+        entropy_coef: weight of the entropy bonus, >= 0.
+        missing_eos_penalty: subtracted from the reward of a response that never stopped, >= 0.
+        kl_controller: has the coefficient of the KL penalty to the reference, in the reward.
+        kl_estimator: of that penalty: `k1` is the log-ratio itself.
+        optimizer: see `BaseModule`.
+        evaluation_seed: see `TextModule`.
+
+    Raises:
+        UserError: a number out of its range, or a critic that the advantage estimator does not use.
     """
 
     loss_method = "minibatch_loss"
+    loss_reads: ClassVar[frozenset[str]] = frozenset()
+    """What a subclass's `loss_terms` reads of the output besides `log_probs`: `{"entropy"}`, or nothing."""
 
     def __init__(
         self,
         *,
         policy: CausalLMPolicy,
-        reward: Reward,
+        reward: Reward | None = None,
         grader: Grader | None = None,
         sampling: SamplingSettings | None = None,
         evaluation: SamplingSettings | None = None,
-        ppo: PPOSettings | None = None,
+        update: UpdateSettings | None = None,
+        advantages: AdvantageEstimator | None = None,
+        loss: PolicyLoss | None = None,
+        value_loss: ValueLoss | None = None,
+        entropy_coef: float = 0.0,
+        missing_eos_penalty: float = 0.0,
         kl_controller: FixedKLController | AdaptiveKLController | None = None,
         kl_estimator: KLEstimator = "k1",
         optimizer: OptimizerSettings | None = None,
         evaluation_seed: int = 0,
     ) -> None:
-        self_sampling = sampling or SamplingSettings()
+        own_sampling = sampling or SamplingSettings()
         super().__init__(
             policy=policy,
             grader=grader,
-            evaluation=evaluation or self_sampling,
+            evaluation=evaluation or own_sampling,
             optimizer=optimizer,
             evaluation_seed=evaluation_seed,
         )
-        self.reward = reward
-        self.sampling = self_sampling
-        self.ppo = ppo or PPOSettings()
+        require_range("model.entropy_coef", entropy_coef, at_least=0)
+        require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0)
+        # held by a plain object: a reward that is an nn.Module is neither trained nor saved with the policy
+        self._reward = HeldReward(reward) if reward is not None and not isinstance(reward, HeldReward) else reward
+        self.sampling = own_sampling
+        self.update_settings = update or UpdateSettings()
+        self.advantages = advantages or GAE()
+        self.loss = loss or ClippedLoss()
+        self.value_loss = value_loss or ValueLoss()
+        self.entropy_coef = entropy_coef
+        self.missing_eos_penalty = missing_eos_penalty
         self.kl_controller = kl_controller or FixedKLController(coef=0.05)
         self.kl_estimator: KLEstimator = kl_estimator
         self.last_stats: UpdateStats | None = None
+        if policy.has_values and not self.advantages.needs_values:
+            name = type(self.advantages).__name__
+            raise UserError(f"policy.value: {name} reads no values, and the policy has a critic; set value to none")
+
+    @property
+    def reward(self) -> HeldReward:
+        """The reward function: the one given, else 1.0 for a right response by the grader and 0.0 for a wrong one.
+
+        Raises:
+            UserError: there is neither a reward nor a grader.
+        """
+        if self._reward is None:
+            if self.grader is None:
+                raise UserError("model.reward: null, and there is no grader whose grade could be the reward; set one")
+            self._reward = HeldReward(grade_reward(self.grader))
+        return self._reward
+
+    def use_data(self, datamodule: object) -> None:
+        """Take grader and reward from the data module's task if none was given; see `TextModule.use_data`."""
+        super().use_data(datamodule)
+        if datamodule is not None:
+            _ = self.reward  # a run without any reward stops here, before its first iteration
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, float]:
-        """Run one PPO iteration on a batch of prompts; return numbers for the log."""
+        """Run one iteration on a batch of prompts; return numbers for the log."""
         start = time.perf_counter()
         factor = self.schedule_learning_rate()
         backend = self.backend
         stats = run_iteration(
-            self, batch, settings=self.ppo, iteration=self.iteration, callbacks=backend.callbacks, trainer=backend.host
+            self,
+            batch,
+            settings=self.update_settings,
+            iteration=self.iteration,
+            callbacks=backend.callbacks,
+            trainer=backend.host,
         )
         coef = self.kl_controller.coef
-        num_episodes = int(stats.metrics["rollout/episodes"])
-        self.kl_controller.update(kl=stats.metrics["rollout/kl"], num_episodes=num_episodes)
+        self.kl_controller.update(kl=stats.kl, num_episodes=stats.num_episodes)
         self.last_stats = stats
         return self.finish_iteration(
             {
@@ -109,31 +157,36 @@ class PPOModule(PolicyModule):
                 "update/learning_rate_factor": factor,
                 "time/iteration_seconds": time.perf_counter() - start,
             },
-            episodes=num_episodes,
+            episodes=stats.num_episodes,
             optimizer_steps=stats.optimizer_steps,
-            tokens=int(stats.metrics["update/tokens_trained"]),
+            tokens=stats.tokens_trained,
         )
 
     # --- the stages: override one, leave the rest ----------------------------------------------------
 
-    def rollout(self, batch: Mapping[str, Any]) -> Episodes:
-        """Sample responses to the batch's prompts and score them under policy, reference and critic."""
+    def plan_rollout(self, batch: Mapping[str, Any]) -> RolloutPlan:
+        """Return the plan of a batch of prompts: `sampling.num_responses` for each."""
+        counts = torch.full((len(batch["prompts"]),), self.sampling.num_responses)
+        return RolloutPlan(batch=batch, counts=counts)
+
+    def rollout(self, plan: RolloutPlan) -> TextEpisodes:
+        """Sample the planned responses and score them under policy, reference and critic."""
         return collect_episodes(
             self.policy,
-            prompts=batch["prompts"],
-            examples=batch["examples"],
+            prompts=plan.batch["prompts"],
+            examples=plan.batch["examples"],
+            counts=plan.counts,
             sampling=self.sampling,
-            micro_batch_size=self.ppo.micro_batch_size,
+            micro_batch_size=self.update_settings.micro_batch_size,
         )
 
-    def compute_rewards(self, episodes: Episodes) -> Episodes:
-        """Fill `outcome_rewards` from the reward function and `rewards` with the KL penalty a token taken off."""
-        outcome = call_reward(
-            self.reward,
-            prompts=episodes.prompts,
-            responses=episodes.responses,
-            examples=episodes.examples,
-            allow_nonfinite=self.ppo.on_nonfinite == "skip",
+    def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
+        """Fill `outcome_rewards` from the reward function, and `rewards` with the KL penalty per step subtracted."""
+        outcome = self.reward(
+            episodes.prompts,
+            episodes.responses,
+            episodes.examples,
+            allow_nonfinite=self.update_settings.on_nonfinite == "skip",
         ).to(episodes.log_probs)
         kl = kl_estimate(
             log_probs=episodes.log_probs, ref_log_probs=episodes.ref_log_probs, estimator=self.kl_estimator
@@ -142,114 +195,115 @@ class PPOModule(PolicyModule):
             outcome_rewards=outcome,
             kl=kl,
             kl_coef=self.kl_controller.coef,
-            response_mask=episodes.response_mask,
+            mask=episodes.mask,
             truncated=episodes.truncated,
-            missing_eos_penalty=self.ppo.missing_eos_penalty,
+            missing_eos_penalty=self.missing_eos_penalty,
         )
         return episodes.evolve(outcome_rewards=outcome, rewards=rewards)
 
-    def compute_advantages(self, episodes: Episodes) -> Episodes:
-        """Fill `advantages` (whitened over all ranks, if asked for) and `returns`."""
-        advantages, returns = response_gae(
-            rewards=episodes.rewards,
-            values=episodes.values,
-            response_mask=episodes.response_mask,
-            truncated=episodes.truncated,
-            gamma=self.ppo.gamma,
-            gae_lambda=self.ppo.gae_lambda,
-            bootstrap_truncated=self.ppo.bootstrap_truncated,
+    def compute_advantages(self, episodes: TextEpisodes) -> TextEpisodes:
+        """Fill `advantages` and `returns` by the advantage estimator."""
+        return self.advantages(episodes)
+
+    # --- the loss, defined once ----------------------------------------------------------------------
+
+    def score(
+        self,
+        episodes: TextEpisodes,
+        *,
+        with_values: bool = False,
+        with_entropy: Literal["differentiable", "detached"] | bool = False,
+    ) -> PolicyOutput:
+        """Return what the policy computes for episodes at the current parameters, with its graph.
+
+        Args:
+            episodes: sampled.
+            with_values: also the critic's values.
+            with_entropy: also the entropy: `differentiable` (or True), or the cheaper `detached`.
+        """
+        output: PolicyOutput = self.policy(
+            episodes.prompt_ids,
+            episodes.prompt_mask,
+            episodes.response_ids,
+            episodes.response_mask,
+            temperature=self.sampling.temperature,
+            with_values=with_values,
+            with_entropy=with_entropy,
         )
-        if self.ppo.whiten_advantages:
-            mask = episodes.response_mask
-            moments = all_reduce_sum(torch.stack(masked_moments(values=advantages, mask=mask)))
-            mean, variance = mean_and_variance(Moments(*moments))
-            advantages = whiten(values=advantages, mask=mask, mean=mean, variance=variance)
-        return episodes.evolve(advantages=advantages, returns=returns)
+        return output
+
+    def loss_terms(self, output: PolicyOutput, episodes: TextEpisodes) -> Tensor:
+        """Return the policy loss of each step, shape [rows, steps]: the one method that an algorithm overrides.
+
+        The minibatch loss, the exact scores and the scores of one forward all read it. What it reads of `output`
+        besides `log_probs` must stand in `loss_reads`.
+
+        Args:
+            output: what `score` returned, or what is stored of the rollout.
+            episodes: with `log_probs` of the policy that sampled, `ref_log_probs` and `advantages`.
+        """
+        return self.loss.terms(output, episodes)
 
     def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one micro-batch, shape [], and sums for the log.
 
         Args:
             minibatch: episodes, the weights of their losses, and the denominators of the whole optimizer step, so
-                that micro-batches and ranks add up to the loss of the undivided minibatch.
+                that micro-batches and ranks add up to the loss of the whole minibatch.
         """
-        episodes, settings = minibatch.episodes, self.ppo
-        mask = episodes.response_mask
-        tokens = (episodes.prompt_ids, episodes.prompt_mask, episodes.response_ids, mask)
-        output = self.policy(
-            *tokens,
-            temperature=self.sampling.temperature,
+        episodes: Any = minibatch.episodes
+        mask = episodes.mask
+        needs_gradient = self.entropy_coef > 0 or self._reads_entropy
+        output = self.score(
+            episodes,
             with_values=self.policy.has_values,
-            with_entropy="differentiable" if settings.entropy_coef > 0 else "detached",
+            with_entropy="differentiable" if needs_gradient else "detached",
         )
 
         def reduced(terms: Tensor, weights: Tensor, denominator: float) -> Tensor:
-            return reduce_terms(
-                terms=terms, mask=mask, weights=weights, reduction=settings.loss_reduction, denominator=denominator
-            )
+            reduction = self.update_settings.loss_reduction
+            return reduce_terms(terms=terms, mask=mask, weights=weights, reduction=reduction, denominator=denominator)
 
-        policy_loss = reduced(
-            policy_loss_terms(
-                log_probs=output.log_probs,
-                old_log_probs=episodes.log_probs,
-                advantages=episodes.advantages,
-                clip_range=settings.clip_range,
-            ),
-            minibatch.weights,
-            minibatch.policy_denominator,
-        )
+        policy_loss = reduced(self.loss_terms(output, episodes), minibatch.weights, minibatch.policy_denominator)
+        assert output.entropy is not None, "asked for above"
         entropy = reduced(output.entropy, minibatch.value_weights, minibatch.value_denominator)
         value_loss = torch.zeros_like(policy_loss)
         if output.values is not None:
-            terms = value_loss_terms(
-                values=output.values,
-                old_values=episodes.values,
-                returns=episodes.returns,
-                clip_range=math.inf if settings.value_clip_range is None else settings.value_clip_range,
-            )
+            terms = self.value_loss.terms(output.values, episodes)
             value_loss = reduced(terms, minibatch.value_weights, minibatch.value_denominator)
-        loss = policy_loss + settings.value_coef * value_loss - settings.entropy_coef * entropy
+        loss = policy_loss + self.value_loss.coef * value_loss - self.entropy_coef * entropy
         counted = mask & (minibatch.value_weights > 0)[:, None]
+        low, high = self.loss.bounds
         sums = update_diagnostics(
             log_probs=output.log_probs.detach(),
             old_log_probs=episodes.log_probs,
             mask=counted,
-            clip_range=settings.clip_range,
+            clip_low=low,
+            clip_high=high,
         )
         sums["entropy_sum"] = (output.entropy.detach() * counted).sum()
         return loss, {**sums, "policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
-    # --- what the influence callback scores --------------------------------------------------------
+    # --- what the influence callback scores ----------------------------------------------------------
 
-    def episode_losses(self, episodes: Episodes) -> Tensor:
-        """Return the clipped policy loss of each episode at the current parameters, shape [rows].
+    def episode_losses(self, episodes: TextEpisodes) -> Tensor:
+        """Return the policy loss of each episode at the current parameters, shape [rows], with its graph.
 
-        Reduced as in training: the mean over an episode's tokens, or their sum where `loss_reduction` is `token_mean`.
+        Reduced as in training: the mean over an episode's steps, or their sum if `loss_reduction` is `token_mean`.
         """
-        mask = episodes.response_mask
-        output = self.policy(
-            episodes.prompt_ids,
-            episodes.prompt_mask,
-            episodes.response_ids,
-            mask,
-            temperature=self.sampling.temperature,
-        )
-        terms = policy_loss_terms(
-            log_probs=output.log_probs,
-            old_log_probs=episodes.log_probs,
-            advantages=episodes.advantages,
-            clip_range=self.ppo.clip_range,
-        )
-        means = masked_row_mean(values=terms, mask=mask)
-        return means if self.ppo.loss_reduction == "episode_mean" else means * mask.sum(dim=1)
+        output = self.score(episodes, with_entropy=self._reads_entropy)
+        return self._per_row(self.loss_terms(output, episodes), episodes)
 
-    def rollout_losses(self, episodes: Episodes) -> Tensor:
+    def rollout_losses(self, episodes: TextEpisodes) -> Tensor | None:
         """Return what `episode_losses` is at the parameters that sampled, shape [rows], without a forward.
 
-        The ratio is 1 there, so a token's loss is minus its advantage.
+        Returns:
+            None if `loss_terms` reads the entropy, which a rollout does not store: scores then need one more forward.
         """
-        means = masked_row_mean(values=-episodes.advantages, mask=episodes.response_mask)
-        return means if self.ppo.loss_reduction == "episode_mean" else means * episodes.lengths
+        if self._reads_entropy:
+            return None
+        output = PolicyOutput(log_probs=episodes.log_probs, entropy=None, values=episodes.values)
+        return self._per_row(self.loss_terms(output, episodes), episodes)
 
     def validation_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the SFT loss of good demonstrations, mean over tokens, then over demonstrations, shape []."""
@@ -257,35 +311,25 @@ class PPOModule(PolicyModule):
         output = self.policy(*encoded)
         return -masked_row_mean(values=output.log_probs, mask=encoded.response_mask).mean()
 
-    # --- what the engine calls ------------------------------------------------------------------------
+    @property
+    def _reads_entropy(self) -> bool:
+        return "entropy" in self.loss_reads or "entropy" in self.loss.reads
 
-    def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute `minibatch_loss` through the strategy's wrapper."""
-        loss, sums = self.call_through_wrapper(self.loss_method, minibatch)
-        return loss, sums
+    def _per_row(self, terms: Tensor, episodes: TextEpisodes) -> Tensor:
+        means = masked_row_mean(values=terms, mask=episodes.mask)
+        return means if self.update_settings.loss_reduction == "episode_mean" else means * episodes.lengths
+
+    # --- what the engine calls -----------------------------------------------------------------------
 
     def take_step(self) -> float:
         """Clip, step and clear the gradients; return the gradient norm before clipping."""
-        return self.clip_and_step(self.ppo.max_grad_norm)
-
-    def why_not_finite(self, minibatch: Minibatch) -> str | None:
-        """Return "loss" or "gradient" where that of this minibatch alone is not finite; leave no gradient behind."""
-        loss, _ = self.minibatch_loss(minibatch)
-        if not bool(torch.isfinite(loss)):
-            return "loss"
-        if is_sharded(self):  # the gradient there is that of all ranks
-            return None
-        self.backward_loss(loss)
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
-        self.only_optimizer().zero_grad()
-        return None if is_finite else "gradient"
+        return self.clip_and_step(self.update_settings.max_grad_norm)
 
     def progress_state(self) -> dict[str, Any]:
         """Return counters and the KL controller's state."""
         return {**super().progress_state(), "kl_controller": self.kl_controller.state_dict()}
 
     def load_progress_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `progress_state` returned."""
+        """Continue from what `progress_state` returned."""
         super().load_progress_state(state)
         self.kl_controller.load_state_dict(state["kl_controller"])

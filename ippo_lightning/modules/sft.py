@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_sum, world_size
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import require_range
 from ippo_lightning.maths import reduce_terms
 from ippo_lightning.modules.optimization import OptimizerSettings
-from ippo_lightning.modules.policy_module import Grader, PolicyModule
+from ippo_lightning.modules.text import Grader, TextModule
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
 
 
-class SFTModule(PolicyModule):
+class SFTModule(TextModule):
     """Next-token likelihood of the demonstrations' responses, EOS included; one `training_step` is one optimizer step.
 
     Args:
-        policy: see `PolicyModule`.
-        grader: see `PolicyModule`.
-        evaluation: see `PolicyModule`.
-        optimizer: see `PolicyModule`.
-        evaluation_seed: see `PolicyModule`.
-        micro_batch_size: demonstrations in one forward and backward.
-        max_grad_norm: gradients are scaled down to this norm; null for no clipping.
+        policy: see `TextModule`.
+        grader: see `TextModule`.
+        evaluation: see `TextModule`.
+        optimizer: see `TextModule`.
+        evaluation_seed: see `TextModule`.
+        micro_batch_size: demonstrations per forward and backward.
+        max_grad_norm: gradients are scaled down to this norm; None for no clipping.
     """
 
     loss_method = "demonstration_loss"
@@ -46,8 +46,7 @@ class SFTModule(PolicyModule):
         super().__init__(
             policy=policy, grader=grader, evaluation=evaluation, optimizer=optimizer, evaluation_seed=evaluation_seed
         )
-        if micro_batch_size < 1:
-            raise UserError(f"model.micro_batch_size: {micro_batch_size} is out of range; expected an integer >= 1")
+        require_range("model.micro_batch_size", micro_batch_size, at_least=1, integer=True)
         self.micro_batch_size = micro_batch_size
         self.max_grad_norm = max_grad_norm
 
@@ -58,12 +57,12 @@ class SFTModule(PolicyModule):
         encoded = self.encode_demonstrations(batch)
         local_tokens = encoded.response_mask.sum().double()
         tokens = float(all_reduce_sum(local_tokens))
-        parts = torch.arange(len(encoded.response_ids)).split(self.micro_batch_size)
+        lengths = encoded.response_mask.sum(dim=1)
         total = torch.zeros((), dtype=torch.float64, device=encoded.response_ids.device)
-        for number, (rows, is_real) in enumerate(self.in_step(parts)):
-            part = EncodedResponses(*(tensor[rows] for tensor in encoded))
-            with self.no_sync(number < len(parts) - 1):
-                loss = self.call_through_wrapper(self.loss_method, part, tokens / world_size()) * is_real
+        for one in self.passes(lengths, max_rows=self.micro_batch_size, sort=False):
+            part = EncodedResponses(*(tensor[one.rows] for tensor in encoded))
+            with self.no_sync(not one.is_last):
+                loss = self.call_through_wrapper(self.loss_method, part, tokens / world_size()) * one.is_real
                 self.backward_loss(loss)
             total = total + loss.detach().double()
         norm = self.clip_and_step(self.max_grad_norm)

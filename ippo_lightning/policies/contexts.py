@@ -1,4 +1,4 @@
-"""Put a model, or the random numbers, into a state and bring them back afterwards, also when something fails."""
+"""Change the state of a model or of the random numbers for a block, and restore it also after an error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold every submodule in evaluation mode, then give each its own mode back.
+    """Put every submodule into evaluation mode, then restore the mode of each.
 
     Args:
-        module: its submodules may be in different modes; all are remembered one by one.
+        module: its submodules may be in different modes; each one is restored separately.
     """
+    # module.train(mode) afterwards would set one mode for all, and layers that the user froze would change theirs
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
@@ -29,7 +30,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from a generator started at `seed`, leaving the caller's random numbers untouched.
+    """Draw from a generator that starts at `seed`; the caller's random numbers do not change.
 
     Only the CPU generator is used and restored: new weights are always drawn there.
 
@@ -38,6 +39,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     state = torch.get_rng_state()
     try:
+        # torch.manual_seed would also seed the generators of all GPUs, which are not restored here
         torch.default_generator.manual_seed(seed)
         yield
     finally:
@@ -46,7 +48,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def keeping_trainable_flags(module: nn.Module) -> Iterator[None]:
-    """Give every parameter its `requires_grad` back, whatever the block does to it.
+    """Restore the `requires_grad` of every parameter after the block.
 
     Args:
         module: the parameters' owner.
@@ -62,8 +64,7 @@ def keeping_trainable_flags(module: nn.Module) -> Iterator[None]:
 def disable_dropout(module: nn.Module) -> None:
     """Set every dropout probability in `module` to zero, so that train and evaluation mode agree.
 
-    PPO's ratio compares log-probabilities of two passes; a dropout mask in either makes it noise. Attention layers
-    keep their probability as a plain number, hence the look at attributes.
+    PPO's ratio compares log-probabilities of two passes; a dropout mask in one of them makes the ratio noise.
 
     Args:
         module: changed in place.
@@ -71,6 +72,7 @@ def disable_dropout(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.modules.dropout._DropoutNd):
             child.p = 0.0
+        # attention layers have no dropout module: their probability is a plain number among their attributes
         for name, number in vars(child).items():
             if isinstance(number, float) and ("dropout" in name or "layerdrop" in name or name.endswith("pdrop")):
                 setattr(child, name, 0.0)

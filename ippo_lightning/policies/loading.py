@@ -1,4 +1,4 @@
-"""Load or build language models, tokenizers and adapters; whatever goes wrong is told in one line."""
+"""Load or build language models, tokenizers and adapters; every failure becomes an error of one line."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from ippo_lightning.policies.tokenization import check_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Names that transformers accepts for a configuration and turns into another field.
+# Names that transformers accepts for a configuration and converts to another field.
 _LEGACY_CONFIG_NAMES = frozenset({"rope_theta", "rope_scaling", "model_type"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where a language model comes from; `load` may be called more than once and gives equal weights each time.
+    """Where a language model comes from; every call of `load` returns a new model with equal weights.
 
     Args:
         pretrained: folder or Hub name, or None.
         config: model type and sizes for a new model, or None.
         dtype: "float32", "bfloat16" or "float16".
-        quantization: quantise the weights while loading: "nf4", "fp4" or "int8"; None for not at all.
-        double_quantization: of 4-bit weights, the scales too.
+        quantization: quantise the weights while loading: "nf4", "fp4" or "int8"; None for no quantisation.
+        double_quantization: quantise the scales of 4-bit weights too.
         compute_dtype: of products with 4-bit weights; None for `dtype`.
         attn_implementation: "eager", "sdpa", ...; None for the library's choice.
         trust_remote_code: run code that comes with the model.
         seed: start of the random numbers of a new model's weights.
 
     Raises:
-        UserError: if not exactly one of `pretrained` and `config` is given, or they do not go with the other settings.
+        UserError: not exactly one of `pretrained` and `config` is given, or they contradict the other settings.
     """
 
     pretrained: str | None = None
@@ -91,12 +91,13 @@ class ModelSource:
             tokenizer: gives a new model its vocabulary size and special tokens.
 
         Raises:
-            UserError: if the model cannot be loaded or built, or its embedding is smaller than the vocabulary.
+            UserError: the model cannot be loaded or built, or its embedding is smaller than the vocabulary.
         """
         model = self._from_config(tokenizer) if self.pretrained is None else self._from_pretrained(self.pretrained)
         pin_layers(model)
         embedding: Any = model.get_input_embeddings()
         rows = int(embedding.weight.shape[0])
+        # The largest id, not the number of tokens: ids may have gaps. A padded, larger embedding is fine.
         needed = max(tokenizer.get_vocab().values()) + 1
         if rows < needed:
             raise UserError(f"policy: an embedding of {rows} tokens for a tokenizer of {needed}; use the model's own")
@@ -125,17 +126,19 @@ class ModelSource:
             )
             settings["device_map"] = quantization_device()
         try:
-            with seeded(self.seed):
+            with seeded(self.seed):  # a model without some of its weights draws them; the caller's numbers stay
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     pretrained, trust_remote_code=self.trust_remote_code, output_loading_info=True, **settings
                 )
         except Exception as error:
+            # a damaged folder fails in many ways, in transformers, in safetensors or in the model's own code
             raise UserError(f"policy.pretrained: cannot load {pretrained!r}; {_one_line(error)}") from error
         model: PreTrainedModel = loaded[0]
+        # transformers fills missing weights at random and only warns; training would start from noise
         missing = sorted(loaded[1]["missing_keys"])
         if missing:
             raise UserError(
-                f"policy.pretrained: {pretrained!r} lacks {len(missing)} weights, {missing[0]} among them; "
+                f"policy.pretrained: {pretrained!r} lacks {len(missing)} weights, for example {missing[0]}; "
                 "give a saved causal language model"
             )
         return model
@@ -150,7 +153,7 @@ class ModelSource:
 def load_tokenizer(
     tokenizer: PreTrainedTokenizerBase | str | None, *, pretrained: str | None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer, which must be able to pad and to end a response.
+    """Return the tokenizer; it must have a pad token and an EOS token.
 
     Args:
         tokenizer: an object, a folder or Hub name, or None for the one saved with the model.
@@ -158,7 +161,7 @@ def load_tokenizer(
         trust_remote_code: run code that comes with the tokenizer.
 
     Raises:
-        UserError: if there is none, it cannot be loaded, or it lacks a pad or EOS token.
+        UserError: there is none, it cannot be loaded, or it lacks a pad or EOS token.
     """
     source = pretrained if tokenizer is None else tokenizer
     if source is None:
@@ -174,23 +177,23 @@ def load_tokenizer(
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> PeftModel:
-    """Put a fresh adapter on the model, or the saved one that is to be continued; the base is frozen.
+    """Add a new adapter to the model, or a saved one to continue from; the base is frozen.
 
     Args:
         model: the base, changed in place.
-        settings: the adapter's.
-        seed: start of the random numbers of a fresh adapter.
+        settings: of the adapter.
+        seed: start of the random numbers of a new adapter.
 
     Returns:
         The model with one trainable adapter, its weights in float32 also on a half-precision or 4-bit base.
 
     Raises:
-        UserError: if no module has the wanted names or the saved adapter cannot be loaded.
+        UserError: no module has the given names, or the saved adapter cannot be loaded.
     """
     if settings.adapter_path is not None:
         check_adapter_folder(settings.adapter_path)
         try:
-            with seeded(seed):  # adapters are drawn at random before the saved weights are read
+            with seeded(seed):  # PEFT draws an adapter at random before it reads the saved weights
                 return PeftModel.from_pretrained(
                     model, settings.adapter_path, adapter_name=POLICY_ADAPTER, is_trainable=True
                 )
@@ -198,6 +201,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
             raise UserError(
                 f"policy.lora.adapter_path: cannot load {settings.adapter_path!r}; {_one_line(error)}"
             ) from error
+    # Adapters stay float32 on any base: in half precision, small updates would be rounded away.
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -224,22 +228,22 @@ def merge_adapter(model: PreTrainedModel, adapter_path: str) -> PreTrainedModel:
         adapter_path: folder of the saved adapter.
 
     Raises:
-        UserError: if the folder holds no adapter.
+        UserError: the folder contains no adapter.
     """
     check_adapter_folder(adapter_path)
-    with seeded(0):
+    with seeded(0):  # PEFT draws an adapter at random before it reads the saved weights
         merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter_path).merge_and_unload()
     return merged
 
 
 def check_adapter_folder(path: str) -> None:
-    """Refuse a folder that holds no saved adapter.
+    """Refuse a folder that contains no saved adapter.
 
     Args:
         path: the user's folder.
 
     Raises:
-        UserError: if there is no `adapter_config.json` in it.
+        UserError: there is no `adapter_config.json` in it.
     """
     if not (Path(path) / "adapter_config.json").is_file():
         raise UserError(f"policy.lora.adapter_path: no adapter_config.json in {path!r}; give the folder of the adapter")
@@ -253,14 +257,14 @@ def check_quantization(model: PreTrainedModel, lora: LoraSettings | None) -> Non
         lora: the adapter settings, if any.
 
     Raises:
-        UserError: if there are quantised weights and no adapter.
+        UserError: there are quantised weights and no adapter.
     """
     if lora is None and is_quantized(model):
         raise UserError("policy.pretrained: the saved weights are quantised, which cannot be trained; add lora")
 
 
 def transformers_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Return the transformers model inside a PEFT model, adapters in place, or the model itself.
+    """Return the transformers model inside a PEFT model, with its adapters, or the model itself.
 
     Args:
         model: with or without adapters.
@@ -273,7 +277,7 @@ def transformers_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def _new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    fields = copy.deepcopy(fields)
+    fields = copy.deepcopy(fields)  # the user's own, which the next line changes
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise UserError("policy.config.model_type: none; name an architecture, for instance llama")
@@ -282,6 +286,7 @@ def _new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     except Exception as error:
         raise UserError(f"policy.config.model_type: {model_type!r} is unknown to transformers; try llama") from error
     _check_config_names(fields, default)
+    # The user's fields come after these and win, for example for a larger vocabulary.
     special = {
         "vocab_size": max(tokenizer.get_vocab().values()) + 1,
         "pad_token_id": tokenizer.pad_token_id,
@@ -291,10 +296,11 @@ def _new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     try:
         return AutoConfig.for_model(model_type, **{**special, **fields})
     except Exception as error:
-        raise UserError(f"policy.config: {fields} does not suit {model_type}; {_one_line(error)}") from error
+        raise UserError(f"policy.config: {fields} does not fit {model_type}; {_one_line(error)}") from error
 
 
 def _check_config_names(fields: dict[str, Any], default: PreTrainedConfig) -> None:
+    # transformers stores an unknown field without complaint, so a typing error would silently give the default size
     known = {*default.to_dict(), *default.attribute_map, *_LEGACY_CONFIG_NAMES}
     for name in fields:
         if name not in known:
@@ -304,6 +310,7 @@ def _check_config_names(fields: dict[str, Any], default: PreTrainedConfig) -> No
 
 
 def _check_model_folder(pretrained: str) -> None:
+    # A name without a folder is a Hub name, unless it is written as a path: the Hub's error would not mention folders.
     path = Path(pretrained)
     if not path.exists():
         if pretrained.startswith((".", "/", "~")):
@@ -313,7 +320,7 @@ def _check_model_folder(pretrained: str) -> None:
         return
     if (path / "adapter_config.json").is_file():
         raise UserError(
-            f"policy.pretrained: {pretrained!r} holds an adapter; give its base model here and the folder as "
+            f"policy.pretrained: {pretrained!r} contains an adapter; give its base model here and the folder as "
             "policy.lora.adapter_path"
         )
     inside = f"; did you mean {str(path / 'merged')!r}?" if (path / "merged" / "config.json").is_file() else ""
@@ -323,5 +330,6 @@ def _check_model_folder(pretrained: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
+    # Messages of the libraries can be very long, and the command line prints a user's mistake in one line.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

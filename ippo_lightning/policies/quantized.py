@@ -30,7 +30,7 @@ def quantization_config(
 
     Args:
         kind: 4-bit NormalFloat, 4-bit float, or 8-bit integers with outliers apart.
-        double_quantization: quantise the scales of 4-bit blocks, too: 0.4 bits a weight less.
+        double_quantization: quantise the scales of 4-bit blocks too; it saves 0.4 bits per weight.
         compute_dtype: dtype in which products with 4-bit weights are computed.
     """
     if kind == "int8":
@@ -44,14 +44,15 @@ def quantization_config(
 
 
 def quantization_device() -> dict[str, str]:
-    """Return the device map that quantises on this process's own GPU, or on the CPU where there is none."""
+    """Return the device map that quantises on this process's own GPU, or on the CPU if there is none."""
     if torch.cuda.is_available():
+        # The policy is built before Fabric chooses a device; without LOCAL_RANK all ranks would load onto GPU 0.
         return {"": f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"}
     return {"": "cpu"}
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Tell whether any layer holds 4-bit or 8-bit weights.
+    """Return whether any layer has 4-bit or 8-bit weights.
 
     Args:
         model: any module.
@@ -60,7 +61,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def has_8bit_layers(model: nn.Module) -> bool:
-    """Tell whether any layer holds 8-bit weights.
+    """Return whether any layer has 8-bit weights.
 
     Args:
         model: any module.
@@ -69,12 +70,12 @@ def has_8bit_layers(model: nn.Module) -> bool:
 
 
 def pin_layers(model: nn.Module) -> None:
-    """Keep quantised layers from computing one thing in training and another in evaluation.
+    """Make quantised layers compute the same in evaluation mode as in train mode.
 
     On CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights for inference. A repacked layer returns no input
-    gradient and raises nothing, and going back to train mode does not undo it: one evaluation pass would spoil every
-    later update. An 8-bit layer rounds its products otherwise in evaluation mode, so that policy and reference would
-    differ before the first step.
+    gradient and raises no error, and train mode does not undo it: after one evaluation pass every update would be
+    wrong. An 8-bit layer rounds its products differently in evaluation mode, so policy and reference would differ
+    before the first step.
 
     Args:
         model: changed in place.
@@ -96,13 +97,13 @@ def _forward_as_in_training(layer: Linear8bitLt, inputs: Tensor) -> Tensor:
 
 
 def dequantized_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
-    """Return the weight a quantised layer computes with, as an ordinary matrix.
+    """Return the weight that a quantised layer uses, as an ordinary matrix.
 
     Args:
         layer: a layer with quantised weights.
 
     Returns:
-        Weight, shape [out_features, in_features]; of a 4-bit layer in the dtype it was loaded in, of an 8-bit layer in
+        Weight, shape [out_features, in_features]; of a 4-bit layer in the dtype of loading, of an 8-bit layer in
         float32.
     """
     quantized: Any = layer.weight
@@ -110,14 +111,14 @@ def dequantized_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
         # the first forward moves the scales of the rows from the weight to the layer
         scales = quantized.SCB if quantized.SCB is not None else layer.state.SCB
         return int8_vectorwise_dequant(quantized.data, cast(Tensor, scales))
-    # gathered from the parts of several ranks, the weight has lost its scales, and the layer still has them
+    # A weight gathered from several ranks has lost its scales; the layer still has them.
     state = getattr(quantized, "quant_state", None)
     weight: Tensor = dequantize_4bit(quantized.data, layer.quant_state if state is None else state)
     return weight
 
 
 def dense_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Return an ordinary model that computes with the dequantised weights of `model`.
+    """Return an ordinary model that uses the dequantised weights of `model`.
 
     Args:
         model: a quantised model without adapters.
@@ -125,6 +126,7 @@ def dense_copy(model: PreTrainedModel) -> PreTrainedModel:
     Returns:
         A new model without any quantised layer, its weights in the dtype of the unquantised ones.
     """
+    # transformers marks a model as quantised in many places; only a new model of the same class carries none of them.
     twin = copy.deepcopy(model)
     for name, layer in list(twin.named_modules()):
         if isinstance(layer, QUANTIZED_LAYERS):
@@ -144,7 +146,7 @@ def dense_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def _dense_layer(layer: Linear4bit | Linear8bitLt) -> nn.Linear:
     weight = dequantized_weight(layer)
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
         dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
     dense.weight = nn.Parameter(weight)
     if layer.bias is not None:

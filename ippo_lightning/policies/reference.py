@@ -1,4 +1,4 @@
-"""The frozen reference the policy is compared with: a copy, the base without its adapter, or a second adapter."""
+"""The frozen reference of the KL penalty: a copy, the base without its adapter, or a second adapter."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ REFERENCE_ADAPTER = "reference"
 
 
 def resolve_reference(kind: ReferenceKind, lora: LoraSettings | None) -> ReferenceKind:
-    """Choose the way the reference is kept and refuse one that would not be the starting policy.
+    """Choose the kind of reference and refuse one that would not be the starting policy.
 
     Args:
-        kind: the user's choice; "auto" is a copy for full fine-tuning, the base without the adapter for a fresh
-            adapter, and a second adapter for one that is continued.
+        kind: the user's choice; "auto" is a copy for full fine-tuning, the base without the adapter for a new adapter,
+            and a second adapter if a saved adapter is continued.
         lora: the adapter settings, if any.
 
     Returns:
         Any kind but "auto".
 
     Raises:
-        UserError: if the kind needs an adapter and there is none, or if switching a continued adapter off would leave
-            the base model instead of the model that is continued.
+        UserError: the kind needs an adapter and there is none; or a continued adapter would be switched off, and the
+            reference would then be the base model instead of the starting policy.
     """
     if kind == "auto":
         if lora is None:
             return "copy"
+        # A new adapter starts at B = 0, so the base without it is exactly the starting policy, at no cost in memory.
         return "adapter_off" if lora.adapter_path is None else "adapter_copy"
     if kind not in ("none", "copy", "adapter_off", "adapter_copy"):
         raise UserError(f"policy.reference: {kind!r} is unknown; use auto, none, copy, adapter_off or adapter_copy")
@@ -52,7 +53,7 @@ def resolve_reference(kind: ReferenceKind, lora: LoraSettings | None) -> Referen
 
 
 def prepare_reference(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel | None:
-    """Fix the reference at what the policy is now.
+    """Fix the reference at the policy's present weights.
 
     Args:
         kind: any but "auto".
@@ -68,18 +69,18 @@ def prepare_reference(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -
 
 
 def reference_active(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
-    """Return the context in which the reference can be asked: `model` then is the reference, but for a copy.
+    """Return the context in which `model` computes as the reference; a copy needs no context.
 
     Args:
         kind: any but "auto".
         model: the policy's network.
 
     Raises:
-        UserError: if the kind is "none".
+        UserError: the kind is "none".
     """
     if kind == "none":
-        raise UserError("policy.reference: 'none' has no log-probabilities to give; use auto")
-    if kind == "copy":
+        raise UserError("policy.reference: 'none' gives no log-probabilities; use auto")
+    if kind == "copy":  # a network of its own, which the policy's state does not affect
         return nullcontext()
     assert isinstance(model, PeftModel)
     return adapter_disabled(model) if kind == "adapter_off" else reference_adapter_active(model)
@@ -101,11 +102,12 @@ def add_reference_adapter(model: PeftModel) -> None:
     """Add a second adapter with the weights of the policy's adapter, frozen and inactive.
 
     Args:
-        model: changed in place; the policy's adapter stays the active one.
+        model: changed in place; the policy's adapter stays active.
     """
+    # PEFT's add_adapter and set_adapter switch requires_grad of all adapters, hence the flags are restored.
     weights = get_peft_model_state_dict(model, adapter_name=POLICY_ADAPTER)
     with keeping_trainable_flags(model):
-        with seeded(0):
+        with seeded(0):  # for random weights that are replaced in the next step
             model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
         set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
         model.set_adapter(POLICY_ADAPTER)
@@ -116,10 +118,10 @@ def add_reference_adapter(model: PeftModel) -> None:
 
 @contextmanager
 def reference_adapter_active(model: PeftModel) -> Iterator[None]:
-    """Switch to the reference adapter, and back to the policy's also when the block fails.
+    """Activate the reference adapter for the block, and the policy's adapter afterwards, also after an error.
 
     Args:
-        model: a model that `add_reference_adapter` has prepared.
+        model: prepared by `add_reference_adapter`.
     """
     with keeping_trainable_flags(model):
         try:
@@ -131,10 +133,11 @@ def reference_adapter_active(model: PeftModel) -> Iterator[None]:
 
 @contextmanager
 def adapter_disabled(model: PeftModel) -> Iterator[None]:
-    """Switch the adapter off, and on again also when the block fails.
+    """Switch the adapter off for the block, and on afterwards, also after an error.
 
     Args:
         model: a model with one adapter.
     """
+    # PEFT switches requires_grad together with the adapter; a parameter that the user froze would train afterwards.
     with keeping_trainable_flags(model), model.disable_adapter():
         yield

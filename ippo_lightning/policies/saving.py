@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.distributed.collectives import rank
-from ippo_lightning.distributed.dtensor import full_on_rank_zero, gathered, sharded_like
+from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
+from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.loading import merge_adapter, transformers_model
@@ -28,16 +29,16 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
 ) -> dict[str, Path]:
-    """Save the model and the tokenizer; an adapter alone and merged into its base.
+    """Save the model and the tokenizer; an adapter is saved alone and merged into its base.
 
     Args:
-        model: the policy's network; it is not changed.
+        model: the policy's network; it does not change.
         tokenizer: saved next to every model.
-        folder: created where missing. A full model lies in it directly, an adapter in `adapter` and the merged model in
-            `merged`.
+        folder: created if missing. A model without adapter goes directly into it, an adapter into `adapter` and the
+            merged model into `merged`.
 
     Returns:
-        What was saved, by name ("model", or "adapter" and "merged"), and where.
+        Folders by name: "model", or "adapter" and "merged".
     """
     folder = Path(folder)
     if not isinstance(model, PeftModel):
@@ -48,11 +49,12 @@ def save_model(
 
 
 def full_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel | None:
-    """Return on rank 0 an ordinary copy, on the CPU, of a model whose parameters are divided over ranks.
+    """Return on rank 0 an ordinary copy of a sharded model, on the CPU; None on other ranks.
 
     Args:
-        model: sharded; every rank must call this. 4-bit weights come dequantised.
+        model: sharded; every rank must call this. The copy's weights are dequantised if the model's are 4-bit.
     """
+    # The gathering below is collective, so every rank takes part before all but rank 0 return.
     state = full_on_rank_zero({name: tensor.detach() for name, tensor in model.state_dict().items()})
     network = transformers_model(model)
     config = copy.deepcopy(network.config)
@@ -63,16 +65,17 @@ def full_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel
                 for name, layer in model.named_modules()
                 if isinstance(layer, QUANTIZED_LAYERS) and rank() == 0
             }
-        del config.quantization_config
+        del config.quantization_config  # with it, transformers would load the dense copy as a quantised model
     if rank() != 0:
         return None
-    with seeded(0):
+    with seeded(0):  # for random weights that are replaced below
         copied: Any = type(network)(config)
         copied.to(dtype=network.dtype)
         if isinstance(model, PeftModel):
             copied = get_peft_model(
                 copied, copy.deepcopy(model.peft_config[POLICY_ADAPTER]), adapter_name=POLICY_ADAPTER
             )
+    # assign=True takes over the dtype of each tensor: an adapter stays float32 on a half-precision base.
     copied.load_state_dict({name: state[name] for name in copied.state_dict()}, assign=True)
     transformers_model(copied).generation_config = copy.deepcopy(network.generation_config)
     ordinary: PreTrainedModel | PeftModel = copied
@@ -80,23 +83,31 @@ def full_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel
 
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Save the trained adapter alone, as PEFT reads it, and the tokenizer; return the folder."""
+    """Save the trained adapter alone, in PEFT's format, and the tokenizer; return the folder.
+
+    Args:
+        model: the policy's network.
+        tokenizer: saved next to the adapter.
+        folder: created if missing.
+    """
+    # without the selection, PEFT would save the reference's adapter as well
     model.save_pretrained(str(folder), selected_adapters=[POLICY_ADAPTER])
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def merged_copy(model: PeftModel, adapter_folder: Path) -> PreTrainedModel:
-    """Return an ordinary model with the adapter added into the weights; the live model is not touched.
+    """Return an ordinary model with the adapter added to the weights; the policy's model does not change.
 
-    A 4-bit base is dequantised first: these are the weights the adapter was trained on, so the merged model computes
-    what the policy computes. The original weights before quantisation would not.
+    A 4-bit base is dequantised first. The adapter was trained on these weights, so the merged model computes what the
+    policy computes; the original weights before quantisation would not.
 
     Args:
         model: the adapter and its base.
-        adapter_folder: where the adapter has just been saved.
+        adapter_folder: contains the saved adapter.
     """
     if not is_quantized(model):
+        # a copy, because merging changes the model in place and cannot be undone exactly
         merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload(adapter_names=[POLICY_ADAPTER])
         return merged
     logger.info("The 4-bit base is dequantised to merge the adapter; the merged model is in %s", model.dtype)
@@ -113,11 +124,12 @@ def copy_parameters(parameters: dict[str, nn.Parameter], state: dict[str, Tensor
         state: as many tensors of the same names and shapes.
 
     Raises:
-        UserError: if names or shapes differ; nothing has been copied then.
+        UserError: names or shapes differ; nothing is copied then.
     """
+    # All checks come before the first copy, so that an error leaves no half-loaded policy.
     different = sorted(parameters.keys() ^ state.keys())
     if different:
-        raise UserError(f"policy state: {len(different)} names differ, {different[0]} among them; use equal settings")
+        raise UserError(f"policy state: {len(different)} names differ, for example {different[0]}; use equal settings")
     for name, parameter in parameters.items():
         if parameter.shape != state[name].shape:
             found, expected = tuple(state[name].shape), tuple(parameter.shape)

@@ -1,4 +1,4 @@
-"""Prompt and response as one sequence, and the logits each response token was drawn from."""
+"""Prompt and response as one sequence, and the logits that each response token was sampled from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 
 class Sequences(NamedTuple):
-    """The inputs of one forward pass, under the names transformers gives them."""
+    """The inputs of one forward pass, under transformers' names."""
 
     input_ids: Tensor
-    """[rows, sequence] int64, prompt then response."""
+    """[rows, sequence] int64, first the prompt, then the response."""
     attention_mask: Tensor
     """[rows, sequence] int64, 1 on real tokens."""
     position_ids: Tensor
@@ -28,9 +28,10 @@ def position_ids_of(mask: Tensor) -> Tensor:
         mask: [rows, sequence] bool.
 
     Returns:
-        Positions, shape [rows, sequence], int64, one row an episode (some models sum gradients over a broadcast
-        row, which would mix episodes).
+        Positions, shape [rows, sequence], int64.
     """
+    # One row per episode, never one broadcast row for all: some models sum gradients over a broadcast row, which would
+    # mix the gradients of different episodes.
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
@@ -52,10 +53,10 @@ def join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response
 
 
 def states_before(every: Tensor, num_tokens: int) -> Tensor:
-    """Cut out, for each response token, what was computed at the position before it.
+    """Return, for each response token, the result at the position before it.
 
-    A causal model predicts token t where it reads token t - 1; the first response token is predicted at the last token
-    of the prompt. The position of the last response token predicts nothing that was sampled.
+    A causal model predicts token t at the position of token t - 1, and the first response token at the last token of
+    the prompt. The position of the last response token predicts a token that was never sampled.
 
     Args:
         every: [rows, sequence, ...], at least the last num_tokens + 1 positions of the sequence.
@@ -68,7 +69,9 @@ def states_before(every: Tensor, num_tokens: int) -> Tensor:
 
 
 def response_logits(network: PreTrainedModel, sequences: Sequences, num_tokens: int) -> Tensor:
-    """Return the logits each response token was drawn from, computed for no other position where the model allows.
+    """Return the logits that each response token was sampled from.
+
+    The language-model head runs on these positions only, if the model supports that.
 
     Args:
         network: a causal language model.
@@ -79,6 +82,7 @@ def response_logits(network: PreTrainedModel, sequences: Sequences, num_tokens: 
         Logits, shape [rows, steps, vocab].
     """
     call: Any = network
+    # Logits of a long prompt would take [rows, prompt_tokens, vocab] of memory for nothing.
     takes_limit = "logits_to_keep" in inspect.signature(network.forward).parameters
     limit = {"logits_to_keep": num_tokens + 1} if takes_limit else {}
     logits: Tensor = call(**sequences._asdict(), use_cache=False, **limit).logits

@@ -1,4 +1,4 @@
-"""What a user sets about adapters and about sampling."""
+"""The user's settings of adapters and of sampling."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import UserError, require_range
 
 _SAMPLERS = ("generate", "continuous", "vllm")
 _CACHES = ("dynamic", "static")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class LoraSettings:
     """Low-rank adapters on a frozen base model.
 
@@ -22,12 +22,12 @@ class LoraSettings:
     Args:
         r: rank of the update.
         alpha: numerator of its scale.
-        dropout: probability of dropping an adapter input while training; needs the policy's `keep_dropout`.
+        dropout: probability of dropping an adapter input during training; needs the policy's `keep_dropout`.
         target_modules: "all-linear", a regular expression, or a list of module names.
         adapter_path: folder of a saved PEFT adapter to continue from; its own r, alpha and target_modules are used.
 
     Raises:
-        UserError: if a value is out of range.
+        UserError: a value is out of range.
     """
 
     r: int = 8
@@ -37,38 +37,37 @@ class LoraSettings:
     adapter_path: str | None = None
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise UserError(f"lora.r: {self.r} is not a rank; use 1 or more")
-        if self.alpha <= 0:
-            raise UserError(f"lora.alpha: {self.alpha} would switch the adapter off; use more than 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"lora.dropout: {self.dropout} is not a probability; use 0 <= dropout < 1")
+        require_range("lora.r", self.r, at_least=1, integer=True)
+        # alpha = 0 multiplies the adapter by 0: training would change nothing, without any error
+        require_range("lora.alpha", self.alpha, above=0)
+        require_range("lora.dropout", self.dropout, at_least=0, below=1)
         if not self.target_modules:
             raise UserError(f"lora.target_modules: {self.target_modules!r} names no module; use 'all-linear' or a list")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How responses are drawn from the policy.
+    """How responses are sampled from the policy.
 
     Args:
-        num_responses: responses to each prompt.
-        max_new_tokens: length limit of a response, EOS included.
-        temperature: divides the logits; the log-probabilities PPO uses are taken at the same temperature.
+        num_responses: responses per prompt.
+        max_new_tokens: most tokens per response, EOS included.
+        temperature: divides the logits; PPO's log-probabilities are taken at the same temperature. It must be above 0;
+            for the most likely tokens set `greedy`.
         top_p: keep the smallest set of tokens with this probability; 1.0 keeps all.
-        stop_tokens: strings, each one token of the vocabulary, that end a response besides EOS.
+        stop_tokens: strings that end a response besides EOS; each must be one token of the vocabulary.
         greedy: take the most likely token each time, for evaluation only; temperature and top_p then have no effect.
-        sampler: `generate` is transformers' own loop; `continuous` its continuous batching, where a finished response
-            makes room for the next; `vllm` an engine of its own (the extra `vllm`), which gets the adapter anew for
-            each batch.
+        sampler: `generate` is transformers' own loop; `continuous` is its continuous batching, where a finished
+            response makes room for the next one; `vllm` is an engine of its own (the extra `vllm`), which gets the
+            adapter again for each batch.
         cache: of keys and values, for `generate`: `dynamic` grows with the responses; `static` has its full size from
-            the start, which lets transformers compile the step on a GPU.
-        batch_size: responses drawn side by side, those to prompts of like length together, for `generate` and
-            `continuous`; null for all.
+            the start, so that transformers can compile the step on a GPU.
+        batch_size: responses that are sampled at the same time, those to prompts of similar length together; null for
+            all.
         engine: more arguments of `vllm.LLM`, for example {"gpu_memory_utilization": 0.4}.
 
     Raises:
-        UserError: if a value is out of range.
+        UserError: a value is out of range.
     """
 
     num_responses: int = 4
@@ -84,20 +83,17 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         self._check_sampler()
-        if self.num_responses < 1:
-            raise UserError(f"sampling.num_responses: {self.num_responses} responses to a prompt; use 1 or more")
-        if self.max_new_tokens < 1:
-            raise UserError(f"sampling.max_new_tokens: {self.max_new_tokens} leaves no room to answer; use 1 or more")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise UserError(f"sampling.temperature: {self.temperature} is not above 0; for no chance use greedy: true")
-        if not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"sampling.top_p: {self.top_p} is not a probability above 0; use 0 < top_p <= 1")
+        require_range("sampling.num_responses", self.num_responses, at_least=1, integer=True)
+        require_range("sampling.max_new_tokens", self.max_new_tokens, at_least=1, integer=True)
+        require_range("sampling.temperature", self.temperature, above=0, below=math.inf)
+        require_range("sampling.top_p", self.top_p, above=0, at_most=1)
         if self.stop_tokens is not None and not all(self.stop_tokens):
-            raise UserError(f"sampling.stop_tokens: {self.stop_tokens!r} holds an empty string; remove it")
+            raise UserError(f"sampling.stop_tokens: {self.stop_tokens!r} contains an empty string; remove it")
+        # A warning and no error, because top_p is right for an evaluation.
         if self.top_p < 1.0:
             warnings.warn(
-                f"sampling.top_p: {self.top_p} cuts the distribution that is sampled from, while log-probabilities are "
-                "those of the whole distribution; PPO's ratio is then slightly off",
+                f"sampling.top_p: {self.top_p} cuts the distribution of the samples, while log-probabilities are those "
+                "of the full distribution; PPO's ratio is then slightly wrong",
                 stacklevel=2,
             )
 
@@ -105,7 +101,38 @@ class SamplingSettings:
         for name, known in (("sampler", _SAMPLERS), ("cache", _CACHES)):
             if getattr(self, name) not in known:
                 raise UserError(f"sampling.{name}: {getattr(self, name)!r} is unknown; use {' or '.join(known)}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"sampling.batch_size: {self.batch_size} draws nothing; use 1 or more, or null for all")
+        if self.batch_size is not None:
+            require_range("sampling.batch_size", self.batch_size, at_least=1, integer=True)
+        # An option without effect is a misunderstanding that the user should learn about before a long run.
         if self.engine and self.sampler != "vllm":
             raise UserError(f"sampling.engine: {self.sampler} has no engine; remove it, or set sampler to vllm")
+
+
+def check_policy_settings(
+    *, lora: LoraSettings | None, quantization: str | None, value: str, keep_dropout: bool
+) -> None:
+    """Refuse settings of a policy that contradict each other.
+
+    Args:
+        lora: the adapter's settings, if any.
+        quantization: kind of the base's weights, or None.
+        value: kind of the critic.
+        keep_dropout: whether dropout stays on.
+
+    Raises:
+        UserError: the critic is unknown, quantised weights would have to train, or a dropout has no effect.
+    """
+    if value not in ("none", "head", "separate"):
+        raise UserError(f"policy.value: {value!r} is unknown; use none, head or separate")
+    if quantization and lora is None:
+        raise UserError(f"policy.quantization: {quantization} weights cannot be trained; add lora")
+    if quantization and value == "separate":
+        raise UserError(
+            f"policy.value: 'separate' would train a second model, whose {quantization} weights cannot be trained; "
+            "use head"
+        )
+    # Refused instead of ignored: the user would believe that the adapter is regularised.
+    if lora is not None and lora.dropout > 0 and not keep_dropout:
+        raise UserError(
+            f"policy.lora.dropout: {lora.dropout} has no effect while dropout is off; set keep_dropout: true"
+        )

@@ -1,7 +1,7 @@
-"""Text to token ids and masks: prompts padded on the left, responses on the right.
+"""Text to token ids and masks: prompts are padded on the left, responses on the right.
 
-The tokenizer's own padding is never used, so its `padding_side` has no effect, and masks come from lengths: a pad token
-that is also the EOS token cannot hide a real EOS.
+The tokenizer's own padding is never used, so its `padding_side` has no effect. Masks come from lengths: a
+real EOS counts also if the pad token is the EOS token.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer: the policy's tokenizer.
 
     Raises:
-        UserError: if it has no pad token or no EOS token.
+        UserError: it has no pad token or no EOS token.
     """
+    # No automatic choice: a new pad token needs a larger embedding, and the user should know which token is reused.
     if tokenizer.pad_token_id is None:
         raise UserError("tokenizer.pad_token: none; set one, for instance tokenizer.pad_token = tokenizer.unk_token")
     if tokenizer.eos_token_id is None:
@@ -47,10 +48,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_length: int
 ) -> tuple[Tensor, Tensor]:
-    """Turn prompts into ids padded on the left.
+    """Convert prompts to ids, padded on the left.
 
-    A beginning-of-sequence token is there only if the tokenizer adds one by itself and the text does not begin with it
-    already (chat templates write it out); an EOS that the tokenizer appends by itself is taken off again.
+    A beginning-of-sequence token is added only if the tokenizer adds one itself and the text does not begin with it
+    already (chat templates write it out). An EOS that the tokenizer appends itself is removed.
 
     Args:
         tokenizer: with a pad token.
@@ -61,7 +62,7 @@ def encode_prompts(
         Ids [rows, prompt_tokens] int64 and mask [rows, prompt_tokens] bool, True on real tokens.
 
     Raises:
-        UserError: if there is no prompt, a prompt is empty or longer than `max_length`, or there is no pad token.
+        UserError: there is no prompt, a prompt is empty or longer than `max_length`, or there is no pad token.
     """
     check_tokenizer(tokenizer)
     return _pad(_prompt_rows(tokenizer, prompts, max_length), pad_id=_pad_id(tokenizer), left=True)
@@ -70,23 +71,23 @@ def encode_prompts(
 def encode_demonstrations(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], *, max_length: int
 ) -> EncodedResponses:
-    """Turn prompts and written responses into ids, each response ending in exactly one EOS.
+    """Convert prompts and written responses to ids; each response ends in exactly one EOS.
 
     Args:
         tokenizer: with a pad and an EOS token.
-        prompts: one a response.
-        responses: without special tokens; an EOS written out at the end is not doubled.
+        prompts: one per response.
+        responses: without special tokens; an EOS written out at the end is not added again.
         max_length: longest prompt and response together, in tokens, EOS included.
 
     Returns:
         Ids and masks, prompts padded on the left and responses on the right.
 
     Raises:
-        UserError: if the numbers of prompts and responses differ, or a text is empty or too long.
+        UserError: the numbers of prompts and responses differ, or a text is empty or too long.
     """
     check_tokenizer(tokenizer)
     if len(prompts) != len(responses):
-        raise UserError(f"responses: {len(responses)} for {len(prompts)} prompts; give one response a prompt")
+        raise UserError(f"responses: {len(responses)} for {len(prompts)} prompts; give one response per prompt")
     prompt_rows = _prompt_rows(tokenizer, prompts, max_length)
     response_rows = [_response_tokens(tokenizer, response, index) for index, response in enumerate(responses)]
     for index, (prompt, response) in enumerate(zip(prompt_rows, response_rows, strict=True)):
@@ -109,12 +110,14 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[str
         stop_tokens: strings that are one token each.
 
     Raises:
-        UserError: if a string is not exactly one token.
+        UserError: a string is not exactly one token.
     """
     ids = [int(tokenizer.eos_token_id)]
     vocabulary = tokenizer.get_vocab()
     for text in stop_tokens or ():
+        # The vocabulary comes first: many tokenizers put a space token before a text that stands alone.
         encoded = [vocabulary[text]] if text in vocabulary else _plain_tokens(tokenizer, text)
+        # If the unknown token ended responses, every word outside the vocabulary would.
         if len(encoded) != 1 or encoded[0] == tokenizer.unk_token_id:
             raise UserError(f"sampling.stop_tokens: {text!r} is {len(encoded)} tokens {encoded}; use single tokens")
         ids.extend(token for token in encoded if token not in ids)
@@ -136,10 +139,12 @@ def _prompt_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max
 
 
 def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    # A second BOS would put the prompt outside of what the model saw in training.
     begins_itself = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
     if begins_itself:
         return _plain_tokens(tokenizer, prompt)
     ids = list(tokenizer(prompt)["input_ids"])
+    # A prompt that ends in EOS would tell the model that the text is over.
     if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
         return ids[:-1]
     return ids
@@ -149,6 +154,7 @@ def _response_tokens(tokenizer: PreTrainedTokenizerBase, response: str, index: i
     ids = _plain_tokens(tokenizer, response)
     if not ids:
         raise UserError(f"responses[{index}]: empty; a demonstration needs at least one token before EOS")
+    # Compared as ids, because a tokenizer converts an EOS that is written out to its id.
     eos_id = int(tokenizer.eos_token_id)
     return ids if ids[-1] == eos_id else [*ids, eos_id]
 

@@ -1,21 +1,21 @@
-"""The records that pass between the rooms: episodes, the plan of an update, and what the update did."""
+"""The records that pass between the rooms: episodes, the plans of a rollout and an update, and what the update did."""
 
-from ippo_lightning.records.episodes import (
-    EPISODE_TENSORS,
-    Episodes,
-    Minibatch,
-    Reweighting,
-    UpdatePlan,
-    UpdateStats,
-    concat_episodes,
-)
+from ippo_lightning.records.control import ControlEpisodes
+from ippo_lightning.records.episodes import Episodes
+from ippo_lightning.records.passes import Pass, cut_rows, passes
+from ippo_lightning.records.plans import Minibatch, PlanChange, RolloutPlan, UpdatePlan, UpdateStats
+from ippo_lightning.records.text import TextEpisodes
 
 __all__ = [
-    "EPISODE_TENSORS",
+    "ControlEpisodes",
     "Episodes",
     "Minibatch",
-    "Reweighting",
+    "Pass",
+    "PlanChange",
+    "RolloutPlan",
+    "TextEpisodes",
     "UpdatePlan",
     "UpdateStats",
-    "concat_episodes",
+    "cut_rows",
+    "passes",
 ]

@@ -1,7 +1,6 @@
-"""Reads the folders of runs; writes tables, figures and one HTML page."""
+"""Reads the folders of runs; writes tables, figures and one HTML file."""
 
-from ippo_lightning.report.folders import Comparison, EpisodeRow, Method, Run, gather_runs, read_comparison, read_run
-from ippo_lightning.report.page import report_of, write_report
+from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
 from ippo_lightning.report.plots import (
     plot_effective_sample_size,
     plot_exact_match,
@@ -13,8 +12,11 @@ from ippo_lightning.report.plots import (
     plot_time_parts,
     plot_unfaithful_fraction,
 )
+from ippo_lightning.report.records import Comparison, EpisodeRow, Method, Run
+from ippo_lightning.report.runs import read_run
 from ippo_lightning.report.summary import summarise
 from ippo_lightning.report.tables import results_markdown, results_table
+from ippo_lightning.report.writing import report_of, write_report
 
 __all__ = [
     "Comparison",
@@ -37,5 +39,6 @@ __all__ = [
     "results_markdown",
     "results_table",
     "summarise",
+    "with_roles",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""The look of all figures: size, type, colours, direct labels. No display and no global matplotlib state."""
+"""The look of all figures: size, type, colours, labels at the curves. Needs no display and no global state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ippo_lightning.report.folders import Comparison
+from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.summary import bootstrap_bounds
 
 INK = "#1f2429"
@@ -22,14 +22,18 @@ FAINT = "#d9dee3"
 KEPT_COLOUR = "#0072B2"
 DROPPED_COLOUR = "#E69F00"
 PART_COLOURS = ("#2f4858", "#6b8ba4", "#b4c7d6", "#E69F00", "#e3e7ea")
-"""Stages of an iteration; tints, so that they are not taken for methods."""
-_FIXED_COLOURS = {"sft": "#767676", "ppo": "#0072B2", "ippo": "#D55E00"}
+"""Stages of an iteration: tints, so that a reader does not take them for methods."""
+# Mostly the palette of Okabe and Ito, which colour-blind readers can tell apart. Roles have colours of their own.
+_FEATURED_COLOUR = "#D55E00"
+_BASELINE_COLOUR = "#0072B2"
+_UNTRAINED_COLOUR = "#767676"
 _COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7")
 _WIDTH = 6.4
 _DPI = 150
+# A context, not rcParams: a user's own figures keep their style.
 _STYLE: Any = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same pixels on every machine
     "font.size": 10.5,
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
@@ -46,7 +50,7 @@ _STYLE: Any = {
     "grid.color": FAINT,
     "grid.linewidth": 0.8,
     "text.color": INK,
-    "text.parse_math": False,
+    "text.parse_math": False,  # a "$" in a title is a character, not the start of a formula
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -61,30 +65,48 @@ _STYLE: Any = {
 
 
 def method_colours(comparison: Comparison) -> dict[str, str]:
-    """Return a colour for each method, the same in every figure and on the page; safe for colour-blind readers."""
-    spare = [name for name in comparison.methods if name not in _FIXED_COLOURS]
-    chosen = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(spare)}
-    return {name: _FIXED_COLOURS.get(name) or chosen[name] for name in comparison.methods}
+    """Return a colour for each method, by its role and position; the same in every figure and table.
+
+    The first featured method, the first baseline and the methods without training have colours of their own. All others
+    get the next colour of a palette.
+    """
+    roles: dict[str, str] = {}
+    for method in comparison.methods.values():
+        if method.featured and _FEATURED_COLOUR not in roles.values():
+            roles[method.name] = _FEATURED_COLOUR
+        elif method.name in comparison.baselines[:1]:
+            roles[method.name] = _BASELINE_COLOUR
+        elif method.is_untrained:
+            roles[method.name] = _UNTRAINED_COLOUR
+    others = [name for name in comparison.methods if name not in roles]
+    chosen = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(others)}
+    return {name: roles.get(name) or chosen[name] for name in comparison.methods}
 
 
 @contextmanager
 def canvas(path: Path, *, height: float = 3.7, rows: int = 1, columns: int = 1) -> Iterator[list[list[Axes]]]:
-    """Yield axes `[rows][columns]` of a figure that is written as PNG when the block ends without an error."""
+    """Yield the axes `[rows][columns]` of a figure; write it as PNG if the block ends without an error."""
     with mpl.rc_context(_STYLE):
+        # No pyplot: it keeps every figure alive and picks a window system.
         figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.09, wspace=0.04, hspace=0.06)
         FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False).tolist()
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The software's version and the date would change the file without changing the picture.
+        # The version of matplotlib would change the file without a change of the picture.
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str) -> tuple[float, float] | None:
-    """Draw the mean over seeds with a band, the 95 % bootstrap interval over seeds where there are several.
+    """Draw the mean over seeds and, if there are several, their 95 % bootstrap interval as a band.
+
+    Args:
+        axes: to draw on.
+        series: for each seed a number by iteration.
+        colour: of the line and the band.
 
     Returns:
-        The last point of the mean, where a direct label goes; None where there is nothing to draw.
+        The last point of the mean, where the label goes; None if there is nothing to draw.
     """
     iterations = sorted({iteration for one in series for iteration in one})
     if not iterations:
@@ -94,17 +116,18 @@ def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str
     if any(len(at) > 1 for at in values):
         low, high = zip(*(bootstrap_bounds(at) for at in values), strict=True)
         axes.fill_between(iterations, low, high, color=colour, alpha=0.15, linewidth=0)
+    # A line of one or two points is hard to see.
     marker = "o" if len(iterations) < 3 else None
     axes.plot(iterations, means, color=colour, marker=marker, markersize=5)
     return iterations[-1], means[-1]
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
-    """Write names at the right end of their curves, moved apart where they would overlap.
+    """Write names at the right end of their curves, moved apart if they would overlap.
 
     Args:
-        axes: with its limits settled.
-        ends: text, colour, and the last point of each curve.
+        axes: with final limits, because the distance between labels depends on them.
+        ends: text, colour, and the last point (x, y) of each curve.
     """
     if not ends:
         return
@@ -126,7 +149,16 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
 
 
 def spread(heights: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Move heights apart until neighbours are at least `gap` away, keeping their order and, where it fits, the limits.
+    """Move heights apart until neighbours are at least `gap` away. Their order stays.
+
+    Args:
+        heights: in any order.
+        gap: smallest distance between neighbours.
+        low: lower limit.
+        high: upper limit. If the heights do not fit between the limits, the lowest ones leave the lower limit.
+
+    Returns:
+        The moved heights, in the order of `heights`.
 
     Example:
         >>> [round(height, 3) for height in spread([0.5, 0.5], gap=0.2, low=0.0, high=1.0)]
@@ -134,6 +166,7 @@ def spread(heights: Sequence[float], *, gap: float, low: float, high: float) -> 
     """
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
+    # One pass up moves overlapping labels up; one pass down moves back those beyond the upper limit.
     floor = low
     for index in order:
         moved[index] = max(moved[index], floor)
@@ -146,13 +179,14 @@ def spread(heights: Sequence[float], *, gap: float, low: float, high: float) -> 
 
 
 def percent_formatter() -> FuncFormatter:
-    """Return a formatter of shares as percentages, with decimals only where the tick needs them."""
-    return FuncFormatter(lambda share, _: f"{round(100 * share, 4):g} %")
+    """Return a formatter of fractions as percentages, with decimals only if the tick needs them."""
+    return FuncFormatter(lambda fraction, _: f"{round(100 * fraction, 4):g} %")
 
 
 def percent_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Label shares as percentages, with room around the values but never beyond 0 and 100 %."""
+    """Label fractions as percentages, with room around the values but never beyond 0 and 100 %."""
     low, high = min(values), max(values)
+    # At least two points of room: a flat curve would otherwise show noise as large moves.
     room = max(0.02, 0.08 * (high - low))
     axes.set_ylim(max(-0.005, low - room), min(1.005, high + room))
     axes.yaxis.set_major_formatter(percent_formatter())

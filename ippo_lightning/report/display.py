@@ -1,4 +1,4 @@
-"""How numbers are shown: short, and the same in the table, the markdown and the page."""
+"""How numbers are shown: short, and the same in the table, the markdown and the report."""
 
 from __future__ import annotations
 
@@ -6,37 +6,39 @@ import math
 from typing import Any
 
 MISSING = "\N{EN DASH}"
-"""What stands where a run has no number."""
+"""What is shown if a run has no number."""
 
 _MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number as float, anything else (text, NaN, true, a huge integer) as None."""
+    """Return a finite number as float; None for anything else (text, NaN, true, an integer too large for a float)."""
+    # bool is a subclass of int, but `true` in a file is no measurement.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         converted = float(value)
-    except OverflowError:
+    except OverflowError:  # JSON allows integers of any length
         return None
     return converted if math.isfinite(converted) else None
 
 
-def percent(share: float | None, *, digits: int = 1) -> str:
+def percent(fraction: float | None, *, digits: int = 1) -> str:
     """Return a fraction in [0, 1] as a bare percentage: 0.923 is `92.3`."""
-    return MISSING if share is None else f"{100 * share:.{digits}f}"
+    return MISSING if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
 def points(difference: float | None) -> str:
-    """Return a difference of two shares in percentage points, always with its sign: -0.239 is `−23.9`."""
+    """Return a difference of two fractions in percentage points, always with its sign: -0.239 is `−23.9`."""
     if difference is None:
         return MISSING
     shown = f"{100 * difference:+.1f}"
+    # -0.04 points would show as "-0.0", a sign that the digits do not support.
     return "±0.0" if shown[1:] == "0.0" else shown.replace("-", _MINUS)
 
 
 def unbroken(sentence: str) -> str:
-    """Keep numbers and their units on one line."""
+    """Join numbers and units by spaces that do not break, so that they stay on one line."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace(" s ", "\N{NO-BREAK SPACE}s ")
 
 
@@ -50,5 +52,5 @@ def plain(value: float | None) -> str:
     elif size >= 100 or (size < 10 and value == int(value)):
         shown = f"{value:,.0f}"
     else:
-        shown = f"{value:#.3g}"
+        shown = f"{value:#.3g}"  # "#" keeps trailing zeros: 2.30, so that columns have equal digits
     return shown.replace("-", _MINUS)

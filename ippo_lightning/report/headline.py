@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences that a program can stand by."""
+"""The results in sentences. A sentence claims a direction only if the numbers support it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ippo_lightning.report.display import percent, plain, points
-from ippo_lightning.report.summary import BASELINE, last_third
+from ippo_lightning.report.summary import last_third, pair_key
 from ippo_lightning.report.tables import mean_seconds
 
 FEW_SEEDS = 5
-"""Fewer paired seeds than this cannot carry a finding: of four all fall on one side by chance once in eight."""
+"""Fewer paired seeds than this cannot support a finding: by chance alone, all of four have one sign once in eight."""
 
+# "them" are the right answers: the exact match always comes first.
 _CLAUSES = {
     ("exact_match", "better"): "more right answers",
     ("exact_match", "worse"): "fewer right answers",
@@ -27,65 +28,69 @@ _GOOD_SIGN = {"exact_match": 1, "unfaithful_fraction": -1}
 
 @dataclass(frozen=True)
 class Finding:
-    """One metric of one method against the baseline: `better`, `worse` or `unclear`, and the sentence that says so."""
+    """One metric of one method against its baseline."""
 
     metric: str
     word: str
+    """`better`, `worse` or `unclear`."""
     sentence: str
+    """The same with its numbers."""
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """Return one line: the featured method (`ippo` where present) against the baseline.
+    """Return one line: the featured method against its baseline.
 
     Args:
         results: from `summarise`.
 
     Returns:
-        A line without a full stop. It claims a direction only where the 95 % interval leaves out zero.
+        A line without a full stop. It claims a direction only if the 95 % interval excludes zero.
     """
     featured = _featured(results)
     if featured is None:
         titles = [summary["title"] for summary in results["methods"].values()]
         return f"Results of {_listed(titles)}"
-    pair = f"{results['methods'][featured]['title']} against {results['methods'][BASELINE]['title']}"
+    pair = f"{results['methods'][featured]['title']} against {_baseline(results, featured)['title']}"
     num_seeds = _num_seeds(results, featured)
+    # One seed has no interval, so its headline contains numbers and claims no direction.
     if num_seeds == 1:
         return f"{pair} on one seed: {', '.join(_bare_differences(results, featured))}"
     found = findings(results, featured)
-    if all(finding.word == "unclear" for finding in found):
+    if all(finding.word == "unclear" for finding in found):  # one clause instead of one per metric
         return f"{pair}: no clear difference on {num_seeds} seeds"
     clauses = [_CLAUSES[(finding.metric, finding.word)] for finding in found]
     return f"{pair}: {', '.join(clauses)}{f' ({num_seeds} seeds only)' if num_seeds < FEW_SEEDS else ''}"
 
 
 def lead(results: Mapping[str, Any]) -> list[str]:
-    """Return the sentences under the headline: numbers, costs, and how far they can be trusted.
+    """Return the sentences below the headline: numbers, costs, and how far they can be trusted.
 
     Args:
         results: from `summarise`.
 
     Returns:
-        Whole sentences; empty without a baseline or another method.
+        Complete sentences; empty if no method is compared with another.
     """
     featured = _featured(results)
     if featured is None:
         return []
     sentences = [finding.sentence for finding in findings(results, featured)]
-    sentences += _cost(results["methods"][featured], results["methods"][BASELINE])
+    sentences += _cost(results["methods"][featured], _baseline(results, featured))
+    sentences += _more_pairs(results, featured)
     return [*sentences, *_caution(_num_seeds(results, featured))]
 
 
 def findings(results: Mapping[str, Any], method: str) -> list[Finding]:
-    """Return what can be said of a method against the baseline, metric by metric.
+    """Compare a method with its baseline, metric by metric.
 
     Args:
         results: from `summarise`.
         method: its name, a key of `results["methods"]`.
 
     Returns:
-        One finding a metric that both have, on paired seeds.
+        One finding for each metric that both have on paired seeds.
     """
-    differences = results["differences"].get(f"{method} - {BASELINE}", {})
+    differences = difference_of(results, method) or {}
     return [
         _finding(results, method, metric, difference)
         for metric, difference in differences.items()
@@ -95,14 +100,32 @@ def findings(results: Mapping[str, Any], method: str) -> list[Finding]:
 
 def compared_methods(results: Mapping[str, Any]) -> list[str]:
     """Return the names of the methods that have a paired difference, in display order."""
-    return [name for name in results["methods"] if f"{name} - {BASELINE}" in results["differences"]]
+    return [name for name in results["methods"] if difference_of(results, name) is not None]
+
+
+def difference_of(results: Mapping[str, Any], method: str) -> Mapping[str, Any] | None:
+    """Return a method's paired difference from its baseline, by metric; None if there is none.
+
+    Args:
+        results: from `summarise`.
+        method: its name, a key of `results["methods"]`.
+    """
+    baseline = results["methods"][method]["baseline"]
+    found: Mapping[str, Any] | None = results["differences"].get(pair_key(method, baseline)) if baseline else None
+    return found
+
+
+def _baseline(results: Mapping[str, Any], method: str) -> Mapping[str, Any]:
+    methods: Mapping[str, Mapping[str, Any]] = results["methods"]
+    return methods[methods[method]["baseline"]]
 
 
 def _finding(results: Mapping[str, Any], method: str, metric: str, difference: Mapping[str, Any]) -> Finding:
     interval = difference["interval"]
+    # After the change of sign, positive means better for either metric.
     signed = None if interval is None else sorted(_GOOD_SIGN[metric] * bound for bound in interval)
     word = "unclear" if signed is None else "better" if signed[0] > 0 else "worse" if signed[1] < 0 else "unclear"
-    mine, other = results["methods"][method], results["methods"][BASELINE]
+    mine, other = results["methods"][method], _baseline(results, method)
     spread = "" if interval is None else f" (95 % interval {points(interval[0])} to {points(interval[1])})"
     claim = {
         "better": "is better",
@@ -117,7 +140,7 @@ def _finding(results: Mapping[str, Any], method: str, metric: str, difference: M
 
 
 def _bare_differences(results: Mapping[str, Any], method: str) -> list[str]:
-    differences = results["differences"][f"{method} - {BASELINE}"]
+    differences = difference_of(results, method) or {}
     means = {metric: difference["mean"] for metric, difference in differences.items()}
     return [f"{_NAMES[metric]} {points(mean)} points" for metric, mean in means.items() if mean is not None]
 
@@ -130,7 +153,7 @@ def _cost(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
             f"In the last third of training {mine['title']} updated on {percent(kept, digits=0)} % of its episodes."
         )
     seconds, others = mean_seconds(mine), mean_seconds(other)
-    if seconds is not None and others:
+    if seconds is not None and others:  # an evaluation has no iterations, so no seconds to compare with
         ratio = seconds / others
         change = f"{percent(abs(ratio - 1), digits=0)} % {'more' if ratio > 1 else 'less'}"
         sentences.append(f"An iteration took {plain(seconds)} s against {plain(others)} s, {change}.")
@@ -145,15 +168,26 @@ def _caution(num_seeds: int) -> list[str]:
 
 
 def _num_seeds(results: Mapping[str, Any], method: str) -> int:
-    differences = results["differences"][f"{method} - {BASELINE}"]
+    differences = difference_of(results, method) or {}
+    # The weaker metric counts: a run may have finished without a right answer, so without an unfaithful fraction.
     return min(len(difference["seeds"]) for difference in differences.values() if difference["seeds"])
 
 
 def _featured(results: Mapping[str, Any]) -> str | None:
-    """Choose `ippo`, else the first method that was trained from episodes, else any."""
+    """Choose the first featured method, else the first one that was trained from episodes, else the first one."""
     names = compared_methods(results)
+    featured = [name for name in names if results["methods"][name]["featured"]]
     trained = [name for name in names if results["methods"][name].get("kept_fraction")]
-    return "ippo" if "ippo" in names else next(iter(trained or names), None)
+    return next(iter(featured or trained or names), None)
+
+
+def _more_pairs(results: Mapping[str, Any], shown: str) -> list[str]:
+    """Point to the other featured methods: the headline has room for one."""
+    methods = results["methods"]
+    titles = [
+        methods[name]["title"] for name in compared_methods(results) if methods[name]["featured"] and name != shown
+    ]
+    return [f"The table of differences also compares {_listed(titles)}."] if titles else []
 
 
 def _listed(titles: list[str]) -> str:

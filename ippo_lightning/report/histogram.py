@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ippo_lightning.report.canvas import DROPPED_COLOUR, INK, KEPT_COLOUR, canvas, percent_formatter
 from ippo_lightning.report.display import percent
-from ippo_lightning.report.folders import Comparison, EpisodeRow
+from ippo_lightning.report.records import Comparison, EpisodeRow
 
 _MOST_METHODS = 4
 _BINS = 40
@@ -22,10 +22,10 @@ def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
 
     Args:
         comparison: from `read_comparison`.
-        path: of the PNG.
+        path: the PNG file to write.
 
     Returns:
-        The figure in words, for the alternative text; None where no episode has a score and a weight.
+        The figure in words, for the alternative text; None if no episode has a score and a weight.
     """
     scored = {
         method.title: episodes
@@ -42,7 +42,7 @@ def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
             for panel, part, members in zip(row, ("early", "late"), _thirds(episodes), strict=True):
                 _draw(panel, members, edges)
                 panel.set_title(f"{title}, {part}")
-                words.append(f"{title}, {part}: {percent(_dropped_share(members), digits=0)} % dropped.")
+                words.append(f"{title}, {part}: {percent(_dropped_fraction(members), digits=0)} % dropped.")
             row[1].sharey(row[0])
             row[1].tick_params(labelleft=False)
         for panel in axes[-1]:
@@ -59,18 +59,22 @@ def _thirds(episodes: Sequence[EpisodeRow]) -> tuple[list[EpisodeRow], list[Epis
 
 
 def _edges(scores: Sequence[float]) -> np.ndarray:
-    """Span the middle 96 % of the scores, and zero: tails are long and would flatten the rest."""
+    """Return the borders of the bars, from the 2 % to the 98 % quantile of the scores, with zero among them.
+
+    The tails are long: bars that reach to the extremes would leave a single high bar in the middle.
+    """
     low, high = np.quantile(scores, [0.02, 0.98])
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if high - low <= 0:
         low, high = -1.0, 1.0
     width = (high - low) / _BINS
-    # An edge at zero keeps the drop rule's border between two bars.
+    # The rule drops at zero. A bar across zero would mix kept and dropped episodes.
     below, above = int(np.ceil(-low / width)), int(np.ceil(high / width))
     return width * np.arange(-max(below, 1), max(above, 1) + 1)
 
 
 def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray) -> None:
+    # What lies beyond the outermost borders counts in the outermost bars, so that all fractions add up to one.
     kept = np.clip([e.score or 0.0 for e in episodes if e.kept], edges[0], edges[-1])
     dropped = np.clip([e.score or 0.0 for e in episodes if not e.kept], edges[0], edges[-1])
     weights = [np.full(len(part), 1 / max(1, len(episodes))) for part in (kept, dropped)]
@@ -83,9 +87,10 @@ def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray) -> Non
 
 
 def _name_colours(panel: Axes) -> None:
+    # The bars' orange is too light for text on white; this is the same hue, darker.
     for height, text, colour in ((0.93, "kept", KEPT_COLOUR), (0.81, "dropped", "#a86f00")):
         panel.text(0.99, height, text, color=colour, fontweight="bold", ha="right", transform=panel.transAxes)
 
 
-def _dropped_share(episodes: Sequence[EpisodeRow]) -> float | None:
+def _dropped_fraction(episodes: Sequence[EpisodeRow]) -> float | None:
     return sum(not episode.kept for episode in episodes) / len(episodes) if episodes else None

@@ -1,4 +1,4 @@
-"""Figures of a comparison. Each function writes one PNG, or nothing where the runs hold no data for it."""
+"""Figures of a comparison. Each function writes one PNG, or nothing if the runs contain no data for it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ippo_lightning.report.canvas import (
     percent_formatter,
 )
 from ippo_lightning.report.display import percent, plain
-from ippo_lightning.report.folders import Comparison, Method, Run
 from ippo_lightning.report.histogram import plot_score_histogram
+from ippo_lightning.report.records import Comparison, Method, Run
 from ippo_lightning.report.summary import bootstrap_interval
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "plot_unfaithful_fraction",
 ]
 
+# The first key that a run recorded counts: a run without the influence filter has only the time of all callbacks.
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "rollout": ("time/rollout_seconds",),
     "reward": ("time/reward_seconds",),
@@ -47,18 +48,20 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 }
 _REST = "rest"
 _QUANTILES = ("q10", "q25", "median", "q75", "q90")
-_MOST_PANELS = 3
+_MOST_PANELS = 3  # more would be too narrow to read
 
 
 def plot_results(comparison: Comparison, path: Path) -> str | None:
-    """Draw the final exact match and unfaithful fraction: a dot a seed, the mean, the 95 % interval.
+    """Draw the final exact match and unfaithful fraction: one dot per seed, the mean, the 95 % interval.
+
+    All functions of this module have the same arguments and the same kind of result.
 
     Args:
         comparison: from `read_comparison`.
-        path: of the PNG.
+        path: the PNG file to write.
 
     Returns:
-        The figure in words, for the alternative text; None where there is nothing to draw.
+        The figure in words, for the alternative text; None if there is nothing to draw.
     """
     methods = [method for method in comparison.methods.values() if method.finished]
     if not methods:
@@ -67,6 +70,7 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
     panels = {"exact_match": "Exact match", "unfaithful_fraction": "Unfaithful fraction"}
     with canvas(path, height=1.5 + 0.42 * len(methods), columns=2) as axes:
         for panel, (metric, title), arrow in zip(axes[0], panels.items(), ("→ better", "← better"), strict=True):
+            # The vertical axis counts upwards; reversed, the first method of the tables is at the top here too.
             for height, method in enumerate(reversed(methods)):
                 _draw_result(panel, method, metric, height=height, colour=colours[method.name])
             panel.set_title(title)
@@ -79,67 +83,67 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
             panel.margins(x=0.12)
             panel.xaxis.set_major_locator(MaxNLocator(4))
             panel.xaxis.set_major_formatter(percent_formatter())
-        axes[0][1].set_yticklabels([])
-    return f"Final results a method, with seeds and intervals. {_final_words(methods)}"
+        axes[0][1].set_yticklabels([])  # the panel on the left has the names
+    return f"Final results of each method, with seeds and intervals. {_final_words(methods)}"
 
 
 def plot_exact_match(comparison: Comparison, path: Path) -> str | None:
-    """Draw exact match on the validation prompts over the iterations. Arguments and result as in `plot_results`."""
+    """Draw exact match on the validation prompts over the iterations. See `plot_results`."""
     return _plot_curves(
         comparison,
         path,
         series=lambda run: run.validation("exact_match"),
         title="Exact match on validation prompts",
-        share=True,
+        as_percent=True,
     )
 
 
 def plot_unfaithful_fraction(comparison: Comparison, path: Path) -> str | None:
-    """Draw the fraction of right answers with unfaithful reasoning, validation prompts. As in `plot_results`."""
+    """Draw the fraction of right answers with unfaithful reasoning, on validation prompts. See `plot_results`."""
     return _plot_curves(
         comparison,
         path,
         series=lambda run: run.validation("unfaithful_fraction"),
         title="Unfaithful fraction on validation prompts",
-        share=True,
+        as_percent=True,
     )
 
 
 def plot_kept_fraction(comparison: Comparison, path: Path) -> str | None:
-    """Draw the fraction of episodes that the update used. As in `plot_results`."""
+    """Draw the fraction of episodes that the update used. See `plot_results`."""
     return _plot_curves(
         comparison,
         path,
         series=lambda run: run.series("update/kept_fraction"),
         title="Episodes kept for the update",
-        share=True,
+        as_percent=True,
     )
 
 
 def plot_iteration_seconds(comparison: Comparison, path: Path) -> str | None:
-    """Draw the seconds of each iteration. As in `plot_results`."""
+    """Draw the seconds of each iteration. See `plot_results`."""
     return _plot_curves(
         comparison,
         path,
         series=lambda run: run.series("time/iteration_seconds"),
-        title="Seconds an iteration",
-        share=False,
+        title="Seconds per iteration",
+        as_percent=False,
     )
 
 
 def plot_effective_sample_size(comparison: Comparison, path: Path) -> str | None:
-    """Draw the effective sample size of the weights, (sum w)^2 / sum w^2. As in `plot_results`."""
+    """Draw the effective sample size of the weights, (sum w)^2 / sum w^2. See `plot_results`."""
     return _plot_curves(
         comparison,
         path,
         series=lambda run: run.series("influence/effective_sample_size"),
         title="Effective sample size, episodes",
-        share=False,
+        as_percent=False,
     )
 
 
 def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
-    """Draw how the scores are distributed in each iteration, one panel a method. As in `plot_results`."""
+    """Draw the quantiles of the scores by iteration, one panel per method. See `plot_results`."""
     scored = [
         method
         for method in comparison.methods.values()
@@ -151,6 +155,7 @@ def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
     with canvas(path, height=3.4, columns=len(scored)) as axes:
         for panel, method in zip(axes[0], scored, strict=True):
             fan = {name: _mean_series(method, f"influence/score_{name}") for name in _QUANTILES}
+            # A run may have recorded some quantiles only; a band needs all of them at the same iteration.
             iterations = sorted(set.intersection(*(set(series) for series in fan.values())))
             lines = {name: [series[iteration] for iteration in iterations] for name, series in fan.items()}
             for low, high, strength in (("q10", "q90", 0.18), ("q25", "q75", 0.32)):
@@ -164,11 +169,11 @@ def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
                 last = (plain(lines[name][-1]) for name in ("q10", "median", "q90"))
                 words.append(f"{method.title} at the end: {', '.join(last)}")
         axes[0][0].set_ylabel("influence score")
-    return f"Tenth, median and ninetieth hundredth of the scores by iteration. {'; '.join(words)}."
+    return f"10 % quantile, median and 90 % quantile of the scores by iteration. {'; '.join(words)}."
 
 
 def _mean_series(method: Method, key: str) -> dict[int, float]:
-    """Average a number over the seeds that reached an iteration."""
+    """Return, for each iteration, the mean of a number over the seeds that reached it."""
     series = [run.series(key) for run in method.finished]
     iterations = sorted({iteration for one in series for iteration in one})
     found = {iteration: [one[iteration] for one in series if iteration in one] for iteration in iterations}
@@ -176,7 +181,7 @@ def _mean_series(method: Method, key: str) -> dict[int, float]:
 
 
 def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
-    """Draw where the seconds of an iteration go, one bar a method. As in `plot_results`."""
+    """Draw how the seconds of an iteration are spent, one bar per method. See `plot_results`."""
     times = {method.title: parts for method in comparison.methods.values() if (parts := _time_parts(method))}
     if not times:
         return None
@@ -191,8 +196,9 @@ def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
                 panel.barh(height, width, left=left, color=colour, height=0.62, edgecolor="white", linewidth=0.8)
                 left += width
             panel.text(left + 0.012 * tallest, height, f"{plain(left)} s", va="center", fontsize=9.5)
-        panel.set_title("Where the seconds of an iteration go", pad=28)
+        panel.set_title("Time per iteration by stage", pad=28)
         colours = dict(zip((*_PARTS, _REST), PART_COLOURS, strict=True))
+        # The legend takes its colours from empty bars: the drawn ones may lack a stage.
         swatches = [panel.barh(0, 0, color=colours[name]) for name in names]
         panel.legend(
             swatches,
@@ -220,10 +226,10 @@ def _plot_curves(
     *,
     series: Callable[[Run], Mapping[int, float]],
     title: str,
-    share: bool,
+    as_percent: bool,
 ) -> str | None:
     curves = {name: [series(run) for run in method.finished] for name, method in comparison.methods.items()}
-    curves = {name: found for name, found in curves.items() if any(found)}
+    curves = {name: found for name, found in curves.items() if any(found)}  # without methods that never recorded it
     if not curves:
         return None
     colours = method_colours(comparison)
@@ -235,23 +241,25 @@ def _plot_curves(
             end = draw_curve(panel, found, colour=colours[name])
             if end is not None:
                 ends.append((name, colours[name], *end))
-        if share:
+        if as_percent:
             percent_axis(panel, values)
         else:
+            # From zero, so that a ratio looks like what it is; 1e-9, because matplotlib warns of equal limits.
             panel.set_ylim(0, 1.08 * max([*values, 1e-9]))
         panel.set_title(title)
         panel.set_xlabel("iteration")
         panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         panel.margins(x=0.01)
         label_ends(panel, _merged(ends, comparison))
-    shown = percent if share else plain
-    unit = " %" if share else ""
+    shown = percent if as_percent else plain
+    unit = " %" if as_percent else ""
     last = ", ".join(f"{comparison.methods[name].title} {shown(height)}{unit}" for name, _, _, height in ends)
     return f"{title}, by iteration. At the end: {last}."
 
 
 def _merged(ends: list[tuple[str, str, float, float]], comparison: Comparison) -> list[tuple[str, str, float, float]]:
-    """Give curves that end in exactly the same point one label, in ink."""
+    """Give curves that end in exactly the same point one common label, in the colour of text."""
+    # `label_ends` moves labels apart. Two at one point would look like curves that end in different points.
     merged: list[tuple[str, str, float, float]] = []
     for point, group in groupby(sorted(ends, key=lambda end: end[2:]), key=lambda end: end[2:]):
         members = list(group)
@@ -263,6 +271,7 @@ def _merged(ends: list[tuple[str, str, float, float]], comparison: Comparison) -
 def _draw_result(panel: Axes, method: Method, metric: str, *, height: int, colour: str) -> None:
     values = [value for run in method.finished if (value := run.result(metric)) is not None]
     if not values:
+        # x in parts of the panel: without data the axis has no meaningful position.
         panel.text(0.02, height, "no data", va="center", color=MUTED, fontsize=9, transform=panel.get_yaxis_transform())
         return
     mean = sum(values) / len(values)
@@ -289,7 +298,7 @@ def _final_words(methods: list[Method]) -> str:
 
 
 def _time_parts(method: Method) -> dict[str, float]:
-    """Return mean seconds of each stage, and of what no stage accounts for; empty where no stage was timed."""
+    """Return the mean seconds of each stage, and of the rest; empty if no stage was timed."""
     parts: dict[str, float] = {}
     for name, keys in _PARTS.items():
         seconds = [value for run in method.finished for value in run.series(*keys).values()]
@@ -297,5 +306,6 @@ def _time_parts(method: Method) -> dict[str, float]:
             parts[name] = max(0.0, sum(seconds) / len(seconds))
     totals = [value for run in method.finished for value in run.series("time/iteration_seconds").values()]
     if parts and totals:
+        # Stages and total have clocks of their own; their difference may be slightly negative.
         parts[_REST] = max(0.0, sum(totals) / len(totals) - sum(parts.values()))
     return parts

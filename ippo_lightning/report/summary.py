@@ -1,4 +1,4 @@
-"""From a comparison's runs to the numbers of results.json."""
+"""Computes the numbers of results.json from the runs of a comparison."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ippo_lightning.report.folders import Comparison, Method, Run
+from ippo_lightning.report.records import Comparison, Method, Run
 
 METRICS = ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
 """Final test metrics, in the order of the table."""
-BASELINE = "ppo"
-"""The method that every other one is compared with."""
-_COMPARED = ("exact_match", "unfaithful_fraction")
+COMPARED = ("exact_match", "unfaithful_fraction")
+"""Metrics with a paired difference."""
+# The interval of a table is computed once. A curve has hundreds of points, so it makes do with fewer resamples.
 _RESAMPLES = 9999
 _CURVE_RESAMPLES = 1999
 
 
 def summarise(comparison: Comparison) -> dict[str, Any]:
-    """Return everything that results.json holds; runs that did not finish are named, not averaged.
+    """Return the content of results.json. Runs that did not finish are named, not averaged.
 
     Args:
         comparison: from `read_comparison`.
 
     Returns:
-        `methods`, `differences` (paired by seed, against `ppo`), `unfinished`, `versions`, `command`, `machine`.
-        Shares are in [0, 1]; what is missing is None, never NaN.
+        `methods`, `differences` (paired by seed; a key is "<method> - <baseline>"), `unfinished`, `versions`,
+        `command`, `machine`. Fractions are in [0, 1]; a missing number is None, never NaN.
     """
     return {
         "methods": {name: _summarise_method(method) for name, method in comparison.methods.items()},
@@ -47,21 +47,21 @@ def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
     Resamples the seeds 9999 times with replacement (`scipy.stats.bootstrap`, fixed generator).
 
     Args:
-        values: one a seed; None where a seed has none.
+        values: one per seed; None for a seed without the number.
 
     Returns:
         [low, high], or None with fewer than two values.
     """
     known = np.array([value for value in values if value is not None], dtype=np.float64)
-    if known.size < 2:
+    if known.size < 2:  # resamples of one value all equal it: an interval of no width, which looks like certainty
         return None
     interval = stats.bootstrap(
         (known,),
         np.mean,
         n_resamples=_RESAMPLES,
         confidence_level=0.95,
-        method="percentile",
-        rng=np.random.default_rng(0),
+        method="percentile",  # BCa, the default, divides by zero if all seeds agree
+        rng=np.random.default_rng(0),  # the same runs give the same report
     ).confidence_interval
     return [float(interval.low), float(interval.high)]
 
@@ -69,10 +69,10 @@ def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
 def bootstrap_bounds(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of a mean, for the many points of a curve.
 
-    The resamples are the same for every point, so that a band does not flicker.
+    All points of a curve use the same resamples: independent ones would make the band jagged.
 
     Args:
-        values: one a seed, at least one.
+        values: one per seed, at least one.
 
     Example:
         >>> bootstrap_bounds([0.5])
@@ -91,7 +91,7 @@ def _resamples(count: int) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 
 def last_third(values: Sequence[float | None]) -> float | None:
-    """Return the mean over the last third of the iterations (at least one)."""
+    """Return the mean over the last third of the iterations (at least one); None if there are no iterations."""
     return _mean(values[-max(1, len(values) // 3) :]) if values else None
 
 
@@ -99,6 +99,7 @@ def _summarise_method(method: Method) -> dict[str, Any]:
     runs = method.finished
     per_seed = {metric: [run.result(metric) for run in runs] for metric in METRICS}
     kept_fraction = _mean_by_iteration(runs, "update/kept_fraction")
+    # A method that never updates on episodes (an evaluation, supervised training) has no such curves.
     iterations = (
         {"kept_fraction": kept_fraction, "iteration_seconds": _mean_by_iteration(runs, "time/iteration_seconds")}
         if kept_fraction
@@ -106,6 +107,8 @@ def _summarise_method(method: Method) -> dict[str, Any]:
     )
     return {
         "title": method.title,
+        "baseline": method.baseline,
+        "featured": method.featured,
         **{metric: _mean(values) for metric, values in per_seed.items()},
         "intervals": {metric: bootstrap_interval(values) for metric, values in per_seed.items()},
         "seeds": [run.seed for run in runs],
@@ -117,21 +120,27 @@ def _summarise_method(method: Method) -> dict[str, Any]:
     }
 
 
+def pair_key(method: str, baseline: str) -> str:
+    """Return the key of a paired difference in `differences`."""
+    return f"{method} - {baseline}"
+
+
 def _differences(comparison: Comparison) -> dict[str, Any]:
-    baseline = comparison.methods.get(BASELINE)
-    if baseline is None:
-        return {}
     found: dict[str, Any] = {}
     for name, method in comparison.methods.items():
-        compared = {metric: _paired(method, baseline, metric) for metric in _COMPARED} if name != BASELINE else {}
-        if any(difference["seeds"] for difference in compared.values()):
-            found[f"{name} - {BASELINE}"] = compared
+        if method.baseline is None:
+            continue
+        baseline = comparison.methods[method.baseline]
+        compared = {metric: _paired(method, baseline, metric) for metric in COMPARED}
+        if any(difference["seeds"] for difference in compared.values()):  # no common seed yet: nothing to compare
+            found[pair_key(name, baseline.name)] = compared
     return found
 
 
 def _paired(method: Method, baseline: Method, metric: str) -> dict[str, Any]:
-    """Subtract seed by seed: what the seeds share (data, starting model) cancels."""
+    """Subtract seed by seed. The effect of the seed (data, starting model) is in both numbers and cancels."""
     theirs = {run.seed: run.result(metric) for run in baseline.finished}
+    # A run outside a comparison has no seed in its folder's name. Two such runs still make one pair, under None.
     by_seed: dict[int | None, float] = {}
     for run in method.finished:
         mine, other = run.result(metric), theirs.get(run.seed)
@@ -147,14 +156,14 @@ def _paired(method: Method, baseline: Method, metric: str) -> dict[str, Any]:
 
 
 def _mean_by_iteration(runs: Sequence[Run], key: str) -> list[float]:
-    """Average over the seeds that reached the iteration."""
+    """Return, for each iteration, the mean over the seeds that reached it."""
     series = [run.series(key) for run in runs]
     iterations = sorted({iteration for one in series for iteration in one})
     return [fmean(one[iteration] for one in series if iteration in one) for iteration in iterations]
 
 
 def _total(run: Run, *keys: str) -> float | None:
-    values = run.series(*keys).values()
+    values = run.series(*keys).values()  # empty if the run never recorded it: then None, not a total of zero
     return sum(values) if values else None
 
 

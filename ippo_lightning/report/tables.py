@@ -1,4 +1,4 @@
-"""The results as a table for the terminal and for a markdown page."""
+"""The results as a table for the terminal and as markdown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 from ippo_lightning.report.display import MISSING, percent, plain, points
 from ippo_lightning.report.summary import METRICS, last_third
 
+# Short, because seven columns with intervals must fit 80 characters.
 _HEADINGS = ("EM", "MV", "pass@k", "Unfaithful")
 
 
@@ -22,9 +23,10 @@ def results_table(results: Mapping[str, Any]) -> Table:
         results: from `summarise`.
 
     Returns:
-        One row a method: means over seeds in percent, under each its 95 % interval where there are several seeds; kept
-        share over the last third of training; mean seconds an iteration.
+        One row per method: means over seeds in percent, below each its 95 % interval if there are several seeds; the
+        kept fraction over the last third of training; mean seconds per iteration.
     """
+    # 80 columns is the width of a terminal that nobody widened: padding and box cost as little as possible.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     table.title = "Test results, %"
     table.title_justify = "left"
@@ -33,13 +35,14 @@ def results_table(results: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in results["methods"].values():
         cells = [_stacked(summary[metric], summary["intervals"][metric]) for metric in METRICS]
+        # Text, not str: rich would read "[bold]" in a title as markup.
         table.add_row(Text(summary["title"]), *cells, kept_fraction(summary), seconds_per_iteration(summary))
     table.caption = _caption(results)
     return table
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """Return the results as markdown: the table, the paired differences, and how to get them again.
+    """Return the results as markdown: the table, the paired differences, and the command that made them.
 
     Args:
         results: from `summarise`.
@@ -65,17 +68,17 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 
 def kept_fraction(summary: Mapping[str, Any]) -> str:
-    """Return the fraction of episodes that the update used, last third of training, in percent."""
+    """Return the fraction of episodes that the update used, in the last third of training, in percent."""
     return percent(last_third(summary.get("kept_fraction", [])), digits=0)
 
 
 def seconds_per_iteration(summary: Mapping[str, Any]) -> str:
-    """Return the mean seconds of an iteration."""
+    """Return the mean seconds per iteration, as text."""
     return plain(mean_seconds(summary))
 
 
 def mean_seconds(summary: Mapping[str, Any]) -> float | None:
-    """Return the mean over the iterations of their seconds; None where none were measured."""
+    """Return the mean seconds per iteration; None if none were measured."""
     seconds = summary.get("iteration_seconds") or []
     return sum(seconds) / len(seconds) if seconds else None
 
@@ -92,9 +95,10 @@ def _inline(mean: float | None, interval: list[float] | None) -> str:
 
 
 def _caption(results: Mapping[str, Any]) -> str:
+    # Methods may have different numbers of seeds: an evaluation of the start has one.
     counts = sorted({len(summary["seeds"]) for summary in results["methods"].values()})
     if counts[-1] < 2:
-        seeds = "One seed a method: no intervals."
+        seeds = "One seed per method: no intervals."
     else:
         span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         seeds = f"Mean over {span} seeds; below it the 95 % bootstrap interval."
@@ -123,6 +127,7 @@ def _markdown_origin(results: Mapping[str, Any]) -> list[str]:
     if results.get("unfinished"):
         lines += ["", "Not finished and left out:", "", *(f"- {_escaped(run)}" for run in results["unfinished"])]
     if results["command"]:
+        # Three backticks inside the command would end the code block early.
         lines += ["", "```sh", results["command"].replace("```", "` ` `"), "```"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     origin = "; ".join(part for part in (results["machine"], versions) if part)
@@ -130,7 +135,7 @@ def _markdown_origin(results: Mapping[str, Any]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Keep foreign names from becoming markdown or HTML."""
-    for character in "\\`*_[]<>|":
+    """Escape a name, so that it cannot become markdown or HTML."""
+    for character in "\\`*_[]<>|":  # the backslash first, or it would escape the escapes
         text = text.replace(character, f"\\{character}")
     return text or MISSING

@@ -1,18 +1,19 @@
-"""How far the scores of a run can be trusted, and which parts of the model they come from."""
+"""How far the scores can be trusted, and which parts of the model they come from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import fmean
 
-from ippo_lightning.report.folders import Comparison, Method
+from ippo_lightning.report.records import Comparison, Method
 
 HEALTH = {
     "influence/halves_cosine": "Cosine of the gradients of two halves of the demonstrations",
     "influence/halves_sign_agreement": "Episodes that both halves score with the same sign",
     "influence/sign_certain_fraction": "Episodes whose sign is certain (95 % bootstrap over groups of demonstrations)",
 }
-"""Key in the history to what the page calls it."""
+"""Key in the history to its name in the report."""
+# Both dictionaries are in display order.
 PARTS = {
     "influence/part_attention": "Attention",
     "influence/part_mlp": "MLP",
@@ -27,10 +28,11 @@ def trust(comparison: Comparison, named: Mapping[str, str]) -> dict[str, dict[st
 
     Args:
         comparison: the runs.
-        named: key in the history to its name; one of `HEALTH` and `PARTS`.
+        named: key in the history to its name: `HEALTH` or `PARTS`.
 
     Returns:
-        Name of the number to method name to its mean, None where a method never recorded it; empty where none did.
+        Name of the number to method name to the mean. The mean is None if the method never recorded the number. Numbers
+        and methods without any record are left out.
     """
     methods = {name: method for name, method in comparison.methods.items() if _recorded(method, named)}
     return {
@@ -41,6 +43,7 @@ def trust(comparison: Comparison, named: Mapping[str, str]) -> dict[str, dict[st
 
 
 def _recorded(method: Method, named: Mapping[str, str]) -> bool:
+    # A method without any of the numbers would only add a column of dashes.
     return any(_mean(method, key) is not None for key in named)
 
 

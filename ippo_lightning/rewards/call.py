@@ -1,59 +1,70 @@
-"""A user's reward function, called with care."""
+"""A user's reward, called with care."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.rewards.evaluation_mode import evaluation_mode
+from ippo_lightning.rewards.protocol import Reward
+from ippo_lightning.tasks import callable_name
 
 
 def call_reward(
-    reward: Callable[..., Any],
+    reward: Reward,
     *,
     prompts: Sequence[str],
     responses: Sequence[str],
     examples: Sequence[Mapping[str, Any]],
     allow_nonfinite: bool = False,
 ) -> Tensor:
-    """Return what a reward function says, checked.
+    """Return what a reward returns, checked.
+
+    A reward that is an `nn.Module` (or a method of one) is called in eval mode and without gradients.
 
     Args:
         reward: called as `reward(prompts, responses, examples)`.
-        prompts: one an episode.
-        responses: one an episode.
-        examples: one an episode.
-        allow_nonfinite: whether NaN and infinity are the caller's business.
+        prompts: one per episode.
+        responses: one per episode.
+        examples: one per episode.
+        allow_nonfinite: accept NaN and infinity; the caller then deals with them.
 
     Returns:
         Shape [rows], float32, on the CPU.
 
     Raises:
-        UserError: it raised, gave another number of rewards, or one that is no finite number.
+        UserError: the reward raised, returned another number of values, or one that is not a finite number.
     """
-    name = getattr(reward, "__qualname__", type(reward).__qualname__)
+    name = callable_name(reward)
     try:
-        given = reward(prompts, responses, examples)
-    except Exception as error:  # whatever a user's code throws is reported, with its cause attached
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"model.reward: {name} raised {type(error).__name__}: {said}") from error
+        with evaluation_mode(reward):
+            returned = reward(prompts, responses, examples)
+    except UserError:
+        raise  # already one line for the user, of a grader for example
+    except Exception as error:  # the user's code may raise anything; its cause stays attached
+        message = " ".join(str(error).split())[:200]
+        raise UserError(f"model.reward: {name} raised {type(error).__name__}: {message}") from error
     try:
-        rewards = torch.as_tensor(given, dtype=torch.float32).detach().cpu()
+        rewards = torch.as_tensor(returned, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(
-            f"model.reward: {name} returned {type(given).__name__}; expected {len(prompts)} numbers"
+            f"model.reward: {name} returned {type(returned).__name__}; expected {len(prompts)} numbers"
         ) from error
+    # a reward model's head gives [rows, 1]; [1, rows] is more likely a mistake
     if rewards.shape not in ((len(prompts),), (len(prompts), 1)):
         raise UserError(
             f"model.reward: {name} returned shape {tuple(rewards.shape)}; "
-            f"expected {len(prompts)} numbers, one an episode"
+            f"expected {len(prompts)} numbers, one per episode"
         )
     rewards = rewards.reshape(-1)
     finite = torch.isfinite(rewards)
     if not allow_nonfinite and not bool(finite.all()):
         first = int((~finite).nonzero()[0])
-        raise UserError(f"model.reward: {name} returned {float(rewards[first])} for episode {first}; expected a number")
+        raise UserError(
+            f"model.reward: {name} returned {float(rewards[first])} for episode {first}; expected a finite number"
+        )
     return rewards

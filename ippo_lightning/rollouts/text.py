@@ -1,4 +1,4 @@
-"""Text rollouts: prompts + policy -> episodes, with every log-prob taken by the forward that training uses."""
+"""Text rollouts: prompts + policy -> episodes, with each log-prob computed by the forward that training uses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.dtensor import in_step
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
-from ippo_lightning.records import Episodes
+from ippo_lightning.records import TextEpisodes, passes
 
 
 def collect_episodes(
@@ -21,15 +20,17 @@ def collect_episodes(
     examples: Sequence[Mapping[str, Any]],
     sampling: SamplingSettings,
     micro_batch_size: int,
-) -> Episodes:
+    counts: Tensor | None = None,
+) -> TextEpisodes:
     """Sample responses and score them under policy, reference and critic.
 
     Args:
-        policy: samples and scores; left as it was (mode, gradients).
+        policy: samples and scores; its modes and gradients do not change.
         prompts: the texts to continue.
-        examples: what the data module knows of each prompt, in the same order.
-        sampling: `num_responses` episodes come of each prompt, next to each other.
-        micro_batch_size: episodes in one scoring forward.
+        examples: what the data module knows about each prompt, in the same order.
+        sampling: the responses to one prompt stand next to each other.
+        micro_batch_size: episodes per scoring forward.
+        counts: how many responses each prompt gets, shape [prompts], int64; None for `sampling.num_responses` each.
 
     Returns:
         Episodes whose rewards, advantages and returns are still NaN.
@@ -37,7 +38,7 @@ def collect_episodes(
     Raises:
         UserError: no prompts, or one that with `max_new_tokens` does not fit the context.
     """
-    episodes = sample_episodes(policy, prompts=prompts, examples=examples, sampling=sampling)
+    episodes = sample_episodes(policy, prompts=prompts, examples=examples, sampling=sampling, counts=counts)
     return fill_log_probs(
         policy, episodes=episodes, temperature=sampling.temperature, micro_batch_size=micro_batch_size
     )
@@ -49,10 +50,11 @@ def sample_episodes(
     prompts: Sequence[str],
     examples: Sequence[Mapping[str, Any]],
     sampling: SamplingSettings,
-) -> Episodes:
+    counts: Tensor | None = None,
+) -> TextEpisodes:
     """Sample responses; every other number of the episodes is NaN. Arguments as in `collect_episodes`."""
     if not prompts:
-        raise UserError("rollout: the batch holds 0 prompts; expected at least 1")
+        raise UserError("rollout: the batch has 0 prompts; expected at least 1")
     room = policy.context_length - sampling.max_new_tokens
     try:
         prompt_ids, prompt_mask = encode_prompts(policy.tokenizer, prompts, max_length=room)
@@ -60,15 +62,15 @@ def sample_episodes(
         context = f"a context of {policy.context_length} less sampling.max_new_tokens = {sampling.max_new_tokens}"
         raise UserError(f"{error} (room for a prompt: {context})") from error
     prompt_ids, prompt_mask = prompt_ids.to(policy.device), prompt_mask.to(policy.device)
-    samples = policy.sample(prompt_ids, prompt_mask, sampling)
-    repeats = sampling.num_responses
+    repeats = [sampling.num_responses] * len(prompts) if counts is None else counts.tolist()
+    samples = policy.sample(prompt_ids, prompt_mask, sampling, counts=counts)
     unknown = torch.full(samples.response_ids.shape, torch.nan, device=prompt_ids.device)
-    index = torch.arange(len(prompts), device=prompt_ids.device).repeat_interleave(repeats)
-    return Episodes(
+    index = torch.arange(len(prompts)).repeat_interleave(torch.tensor(repeats)).to(prompt_ids.device)
+    return TextEpisodes(
         prompt_ids=prompt_ids[index],
         prompt_mask=prompt_mask[index],
         response_ids=samples.response_ids,
-        response_mask=samples.response_mask,
+        mask=samples.response_mask,
         truncated=samples.truncated,
         group=index,
         log_probs=unknown,
@@ -78,29 +80,28 @@ def sample_episodes(
         rewards=unknown,
         advantages=unknown,
         returns=unknown,
-        prompts=tuple(prompt for prompt in prompts for _ in range(repeats)),
+        prompts=tuple(prompts[place] for place in index.tolist()),
         responses=decode_responses(policy, samples.response_ids, samples.response_mask),
-        examples=tuple(example for example in examples for _ in range(repeats)),
+        examples=tuple(examples[place] for place in index.tolist()),
     ).trimmed()
 
 
 @torch.no_grad()
 def fill_log_probs(
-    policy: CausalLMPolicy, *, episodes: Episodes, temperature: float, micro_batch_size: int
-) -> Episodes:
+    policy: CausalLMPolicy, *, episodes: TextEpisodes, temperature: float, micro_batch_size: int
+) -> TextEpisodes:
     """Fill `log_probs`, `ref_log_probs` and `values` with what training's own forward gives.
 
     Args:
         policy: see `collect_episodes`.
         episodes: sampled, at least one.
         temperature: of sampling; the log-probs are those of the distribution that was sampled from.
-        micro_batch_size: episodes in one forward.
+        micro_batch_size: episodes per forward.
     """
     log_probs = torch.zeros(episodes.response_ids.shape, device=episodes.response_ids.device)
     ref_log_probs, values = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
-    # neighbours in length share a forward, so that it holds little padding
-    parts = episodes.lengths.argsort(stable=True).split(micro_batch_size)
-    for rows, _ in in_step(parts, module=policy):  # a part that is repeated gets the same numbers again
+    # sorted by the steps of the response; a pass that is repeated for other ranks writes the same numbers again
+    for rows, *_ in passes(episodes.spans, module=policy, max_rows=micro_batch_size):
         part = episodes.select(rows)
         columns = part.response_ids.shape[1]
         tokens = (part.prompt_ids, part.prompt_mask, part.response_ids, part.response_mask)
@@ -112,7 +113,12 @@ def fill_log_probs(
             ref_log_probs[rows, :columns] = policy.reference_log_probs(*tokens, temperature=temperature).float()
         else:
             ref_log_probs[rows, :columns] = output.log_probs.float()
-    return episodes.evolve(log_probs=log_probs, ref_log_probs=ref_log_probs, values=values)
+    off = ~episodes.mask  # what stands between the policy's own tokens was read, but does not count
+    return episodes.evolve(
+        log_probs=log_probs.masked_fill(off, 0.0),
+        ref_log_probs=ref_log_probs.masked_fill(off, 0.0),
+        values=values.masked_fill(off, 0.0),
+    )
 
 
 def decode_responses(policy: CausalLMPolicy, response_ids: Tensor, response_mask: Tensor) -> tuple[str, ...]:
@@ -125,7 +131,7 @@ def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling
     """Return `num_responses` texts for each prompt, for evaluation.
 
     Args:
-        policy: samples; left as it was.
+        policy: samples; it does not change.
         prompts: the texts to continue.
         sampling: how.
     """

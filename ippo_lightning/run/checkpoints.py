@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped."""
+"""Checkpoints: all that a run needs to resume as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.errors import UserError
+from ippo_lightning.modules import BaseModule
 from ippo_lightning.storage.atomic import PARTIAL, link_whole, write_whole
+from ippo_lightning.storage.run_folder import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_PATTERN,
+    LAST_CHECKPOINT,
+    checkpoint_name,
+)
 
 FORMAT = 2
 _SAMPLED = 64  # entries of a frozen tensor that go into the fingerprint
@@ -34,13 +41,13 @@ def checkpoint_state(
     best: Mapping[str, Any],
     config: str,
 ) -> dict[str, Any]:
-    """Return what a checkpoint holds; every rank takes part.
+    """Return the content of a checkpoint; every rank must call this.
 
     Args:
-        module: a `PolicyModule`; its trainable parameters are saved, frozen ones come from their source again.
+        module: a `BaseModule`; its trained parameters are saved; frozen ones are loaded from their source again.
         optimizer: with `state_dict`.
         callbacks: with Lightning's `state_dict`.
-        position: the data loader's epoch and batch.
+        position: epoch and batch of the training data.
         fingerprint: of the frozen parameters, see `frozen_fingerprint`.
         best: the best evaluation so far.
         config: the run's configuration as YAML.
@@ -51,7 +58,7 @@ def checkpoint_state(
         "module": type(module).__name__,
         "reference": module.policy.reference_kind,
         "fingerprint": fingerprint,
-        "parameters": full_on_rank_zero({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}),
+        "parameters": full_on_rank_zero({name: p.detach() for name, p in module.trained_parameters().items()}),
         "optimizer": full_on_rank_zero(optimizer.state_dict()),
         "scaler": module.backend.scaler.state_dict() if module.backend.scaler is not None else {},
         "progress": module.progress_state(),
@@ -72,15 +79,15 @@ def restore_checkpoint(
     optimizer: Any | None = None,
     callbacks: Sequence[Any] | None = None,
 ) -> None:
-    """Take over what `checkpoint_state` returned.
+    """Load what `checkpoint_state` returned.
 
     Args:
         state: as read by `read_checkpoint`.
         source: names the file in errors.
-        module: built as the one that was saved.
+        module: built with the settings of the saved one.
         fingerprint: of the module's frozen parameters.
-        optimizer: null to leave it (for evaluation).
-        callbacks: the same list as when saving; null to leave callbacks and random streams (for evaluation).
+        optimizer: None to leave it out (for evaluation).
+        callbacks: the same list as when saving; None to leave out callbacks and random streams (for evaluation).
 
     Raises:
         UserError: the checkpoint is of another model, module, reference or number of processes.
@@ -107,32 +114,32 @@ def restore_checkpoint(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's content, read without running any code of the file.
+    """Return the content of a checkpoint; no code of the file runs.
 
     Raises:
-        UserError: no such file, not whole, not a checkpoint, or one of another format.
+        UserError: the file does not exist, is incomplete, is no checkpoint, or has another format.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint: {path} is no file; expected a checkpoint that `ippo fit` wrote")
+        raise UserError(f"checkpoint: {path} does not exist; expected a checkpoint that `ippo fit` wrote")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"checkpoint: {path} cannot be read ({reason})") from error
     if not isinstance(state, dict) or "format" not in state:
-        raise UserError(f"checkpoint: {path} is something else; expected a checkpoint that `ippo fit` wrote")
+        raise UserError(f"checkpoint: {path} is no checkpoint; expected one that `ippo fit` wrote")
     if state["format"] != FORMAT:
         written = f"ippo-lightning {state.get('version', 'of another version')} in format {state['format']}"
         raise UserError(
             f"checkpoint: {path} was written by {written}, and {ippo_lightning.__version__} reads format {FORMAT}; "
-            "go on with that version, or train anew"
+            "resume with that version, or train again"
         )
     return state
 
 
-def load_parameters(module: nn.Module, parameters: Mapping[str, Tensor], *, source: Path) -> None:
-    """Copy saved values into the trainable parameters, which must be the same set with the same shapes."""
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+def load_parameters(module: BaseModule, parameters: Mapping[str, Tensor], *, source: Path) -> None:
+    """Copy saved values into the trained parameters, which must have the same names and shapes."""
+    trainable = module.trained_parameters()
     differing = sorted(set(trainable) ^ set(parameters)) or sorted(
         name for name in trainable if trainable[name].shape != parameters[name].shape
     )
@@ -144,26 +151,26 @@ def load_parameters(module: nn.Module, parameters: Mapping[str, Tensor], *, sour
 
 
 def _sharded(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-    """Divide an optimizer's saved tensors over the ranks as its parameters are."""
+    """Shard an optimizer's saved tensors as its parameters are sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     owners = dict(zip(numbers, parameters, strict=True))
 
-    def divided(number: int, entry: Any) -> Any:
+    def sharded(number: int, entry: Any) -> Any:
         is_of_parameter = isinstance(entry, Tensor) and entry.shape == owners[number].shape
         return sharded_like(entry, owners[number]) if is_of_parameter else entry
 
     per_parameter = {
-        number: {name: divided(number, entry) for name, entry in entries.items()}
+        number: {name: sharded(number, entry) for name, entry in entries.items()}
         for number, entries in state["state"].items()
     }
     return {**state, "state": per_parameter}
 
 
 def frozen_fingerprint(module: nn.Module) -> str:
-    """Return a short text that changes when the frozen parameters do: a checkpoint does not hold them.
+    """Return a short text that changes when the frozen parameters change: a checkpoint does not contain them.
 
-    Take it before the first forward: 4-bit weights are stored in another order after one on a CPU.
+    Compute it before the first forward: on a CPU, a forward may store 4-bit weights in another order.
 
     Args:
         module: names, shapes, dtypes and 64 entries of every frozen parameter count.
@@ -181,10 +188,10 @@ def frozen_fingerprint(module: nn.Module) -> str:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run: the newest few, under their iteration and as `last.ckpt`, and the `best.ckpt`.
+    """The checkpoints of one run: the newest few by iteration, the newest also as `last.ckpt`, and `best.ckpt`.
 
     Args:
-        path: made with the first checkpoint.
+        path: created with the first checkpoint.
         keep_last: how many stay.
     """
 
@@ -194,50 +201,50 @@ class CheckpointFolder:
 
     @property
     def last(self) -> Path:
-        """Another name of the newest checkpoint."""
-        return self.path / "last.ckpt"
+        """Second name of the newest checkpoint."""
+        return self.path / LAST_CHECKPOINT
 
     @property
     def best(self) -> Path:
         """The checkpoint of the best evaluation."""
-        return self.path / "best.ckpt"
+        return self.path / BEST_CHECKPOINT
 
     def newest_first(self) -> list[Path]:
-        """Return the checkpoints under their iteration, whole or not."""
-        return sorted(self.path.glob("iteration_*.ckpt"), reverse=True)
+        """Return the checkpoints by iteration, complete or not."""
+        return sorted(self.path.glob(CHECKPOINT_PATTERN), reverse=True)
 
     def read_newest(self) -> tuple[Path, dict[str, Any]]:
-        """Return the newest whole checkpoint; one that cannot be read is passed over with a warning.
+        """Return the newest complete checkpoint; one that cannot be read is skipped with a warning.
 
         Raises:
-            UserError: none can be read.
+            UserError: no checkpoint can be read.
         """
         paths = self.newest_first()
         for path, older in zip(paths, [*paths[1:], None], strict=False):
             state = _read_or_warn(path) if older is not None else read_checkpoint(path)
             if state is not None:
                 return path, state
-        raise UserError(f"checkpoint: {self.path} holds none; expected one that `ippo fit` wrote")
+        raise UserError(f"checkpoint: {self.path} has none; expected one that `ippo fit` wrote")
 
     def write(self, state: Mapping[str, Any], *, iteration: int, is_best: bool) -> None:
-        """Write a checkpoint and let the oldest go; only rank 0 writes.
+        """Write a checkpoint and delete the oldest; only rank 0 writes.
 
         Args:
             state: see `checkpoint_state`.
             iteration: iterations done.
-            is_best: whether it takes the place of `best.ckpt`.
+            is_best: whether it becomes `best.ckpt`.
 
         Raises:
             OSError: it cannot be written; older ones stay.
         """
         if rank() != 0:
             return
-        path = self.path / f"iteration_{iteration:07d}.ckpt"
+        path = self.path / checkpoint_name(iteration)
         try:
             write_whole(path, lambda file: torch.save(dict(state), file))
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
-            raise OSError(f"checkpoint: {path} cannot be written ({reason}); older ones are whole") from error
+            raise OSError(f"checkpoint: {path} cannot be written ({reason}); older ones are complete") from error
         link_whole(path, self.last)
         if is_best:
             link_whole(path, self.best)
@@ -251,7 +258,7 @@ def _read_or_warn(path: Path) -> dict[str, Any] | None:
     try:
         return read_checkpoint(path)
     except UserError as error:
-        warnings.warn(f"{error}; taking an older one", stacklevel=3)
+        warnings.warn(f"{error}; an older one is used", stacklevel=3)
         return None
 
 

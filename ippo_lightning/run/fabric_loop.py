@@ -1,9 +1,9 @@
-"""The Fabric engine: iterations, evaluations, checkpoints, logs and a final model."""
+"""The Fabric loop: iterations, evaluations, checkpoints, logs and a final model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,12 @@ import torch
 from lightning.fabric import Fabric
 
 from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
-from ippo_lightning.distributed.dtensor import in_step, is_sharded
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.engine import call_hook, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
+from ippo_lightning.run.batches import TrainingBatches, quiet_iterator
 from ippo_lightning.run.checkpoints import (
     CheckpointFolder,
     checkpoint_state,
@@ -36,16 +38,16 @@ Split = Literal["validation", "test"]
 
 
 class FabricLoop:
-    """Runs a `PolicyModule` through Fabric. Callbacks see it where they would see `lightning.Trainer`.
+    """Runs a module through Fabric. Callbacks get the loop where they would get `lightning.Trainer`.
 
     Args:
         fabric: with any strategy, precision and loggers.
         module: an `SFTModule`, a `PPOModule`, or a subclass.
         datamodule: text batches, see `ippo_lightning.data`.
-        callbacks: in the order in which they act.
+        callbacks: called in this order.
         settings: see `LoopSettings`.
-        seed: of the training's random streams, another for each rank.
-        config: the whole configuration as YAML, written into the run's folder and its checkpoints.
+        seed: of the random streams of training; each rank has its own.
+        config: the full configuration as YAML, written into the run's folder and its checkpoints.
     """
 
     def __init__(
@@ -69,14 +71,14 @@ class FabricLoop:
         self.folder = RunFolder(self.settings.run_dir)
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, keep_last=self.settings.keep_last_checkpoints)
         self.should_stop = False
-        self.position = {"epoch": 0, "batch": 0}
+        self.batches = TrainingBatches()
         self.best: dict[str, Any] = {}
         self._bar: ProgressBar | None = None
         self._optimizer: Any = None
         self._fingerprint = ""
         self._checkpointed_at: int | None = None
 
-    # --- what callbacks may ask, as of lightning.Trainer ------------------------------------------------
+    # --- what callbacks read, as from lightning.Trainer ------------------------------------------------
 
     @property
     def default_root_dir(self) -> str:
@@ -85,32 +87,32 @@ class FabricLoop:
 
     @property
     def max_iterations(self) -> int:
-        """Iterations of the whole run."""
+        """Iterations of the run, those before a resume included."""
         return self.settings.max_iterations
 
     @property
     def loggers(self) -> list[Any]:
-        """Those of the Fabric."""
+        """The loggers of the Fabric."""
         return list(self.fabric.loggers)
 
     @property
     def console(self) -> Any:
-        """Where to print during a run, so that the progress bar stays in its place; None before it."""
+        """The console that keeps the progress bar in its place while printing; None before the run."""
         return self._bar.console if self._bar is not None else None
 
     @property
     def is_global_zero(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is rank 0, which writes the files."""
         return self.fabric.is_global_zero
 
     # --- the run --------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, float]:
-        """Run to the last iteration, or to where a callback or Ctrl-C stops; return the test metrics (or {}).
+        """Run to the last iteration, or until a callback or a signal stops the run; return the test metrics, or {}.
 
         Raises:
-            UserError: a mistake in settings, data or reward; the last checkpoint stays.
-            Interrupted: after Ctrl-C, SIGTERM or SIGUSR1, once the iteration is finished and its checkpoint written.
+            UserError: wrong settings, data or reward; the last checkpoint stays.
+            Interrupted: after Ctrl-C, SIGTERM or SIGUSR1, when the iteration is done and its checkpoint is written.
             FloatingPointError: NaN or infinity somewhere; the last checkpoint stays.
             OSError: the disk is full; the last checkpoint stays.
         """
@@ -146,12 +148,11 @@ class FabricLoop:
         return results
 
     def set_up(self) -> None:
-        """Launch, build the optimizer, wrap, and go back to the checkpoint of a run that is resumed."""
+        """Launch, build the optimizer, wrap the module, and load the checkpoint if a run is resumed."""
         require_supported(self.fabric.strategy, self.module)
         self._launch()
         resumed = self._begin_folder()
-        self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
+        self._set_up_data("fit")
         self.module.train()
         self._fingerprint = frozen_fingerprint(self.module)
         wrapper, self._optimizer = self._wrapped()
@@ -161,10 +162,19 @@ class FabricLoop:
         if resumed:
             self._resume()
 
+    def _set_up_data(self, stage: str) -> None:
+        """Prepare the data, first in one process per machine: the others then find what it downloaded."""
+        with self.fabric.rank_zero_first(local=True):
+            self.datamodule.prepare_data()
+        self.datamodule.setup(stage)
+        self.module.use_data(self.datamodule)
+
     def _wrapped(self) -> tuple[Any, Any]:
-        """Return module and optimizer as Fabric wraps them."""
+        """Return the module and its optimizer, wrapped by Fabric."""
         quantize_frozen_layers_only(self.fabric.strategy.precision, self.module)
-        if isinstance(self.fabric.strategy, ShardedStrategy):  # the parameters become other objects
+        if isinstance(
+            self.fabric.strategy, ShardedStrategy
+        ):  # sharding replaces the parameters: the optimizer comes after it
             wrapper = self.fabric.setup_module(self.module)
             optimizer = self.fabric.setup_optimizers(self.module.configure_optimizers())
             self.module._fabric_optimizers = [optimizer]  # as `Fabric.setup` does for both together
@@ -173,7 +183,7 @@ class FabricLoop:
         return wrapper, optimizer
 
     def _resume(self) -> None:
-        """Go back to the newest whole checkpoint, and forget what was written after it."""
+        """Load the newest complete checkpoint, and remove the log lines that were written after it."""
         path, state = self.checkpoints.read_newest()
         restore_checkpoint(
             state,
@@ -183,7 +193,7 @@ class FabricLoop:
             optimizer=self._optimizer,
             callbacks=self.callbacks,
         )
-        self.position, self.best = dict(state["position"]), dict(state["best"])
+        self.batches, self.best = TrainingBatches(state["position"]), dict(state["best"])
         self._checkpointed_at = self.module.iteration
         if self.is_global_zero:
             self.folder.forget_after(self.module.iteration)
@@ -194,30 +204,29 @@ class FabricLoop:
             )
 
     def _launch(self) -> None:
-        """Start the other ranks, unless whoever made the Fabric has done so."""
+        """Start the other ranks, unless the caller has already done so."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             self.fabric.launch()
 
     def _begin_folder(self) -> bool:
-        """Let one rank make the folder ready and all hear of it, also of its mistake: nobody waits for a lost rank."""
-        resumed, mistake = False, None
+        """Prepare the folder on rank 0 and tell all ranks, also of an error: no rank waits for one that is gone."""
+        resumed, problem = False, None
         if self.is_global_zero:
             try:
                 resumed = self.folder.begin(resume=self.settings.resume, overwrite=self.settings.overwrite)
                 if self.config:
                     write_text_whole(self.folder.path / CONFIG, self.config)
             except UserError as error:
-                mistake = str(error)
-        resumed, mistake = self.fabric.broadcast((resumed, mistake))
-        if mistake is not None:
-            raise UserError(mistake)
+                problem = str(error)
+        resumed, problem = self.fabric.broadcast((resumed, problem))
+        if problem is not None:
+            raise UserError(problem)
         return resumed
 
     def set_up_evaluation(self, checkpoint: Path | None = None) -> None:
-        """Launch and place the module for `evaluate`, with the parameters of `checkpoint` where one is given."""
+        """Launch and prepare the module for `evaluate`, with the parameters of `checkpoint` if one is given."""
         self._launch()
-        self.datamodule.prepare_data()
-        self.datamodule.setup("test")
+        self._set_up_data("test")
         if checkpoint is not None:
             restore_checkpoint(
                 read_checkpoint(checkpoint),
@@ -229,17 +238,17 @@ class FabricLoop:
         self.module.attach(self)
 
     def evaluate(self, split: Split) -> dict[str, float]:
-        """Return the grader's metrics on one split, over all ranks; training's random stream is left alone.
+        """Return the metrics of one split, over all ranks; the random stream of training does not change.
 
         Raises:
-            UserError: the split holds no prompts.
+            UserError: the split has no prompts.
         """
         loader = self.datamodule.val_dataloader() if split == "validation" else self.datamodule.test_dataloader()
         if len(loader) == 0:
-            raise UserError(f"data: the {split} split holds 0 batches; expected at least 1 prompt")
+            raise UserError(f"data: the {split} split has 0 batches; expected at least 1 prompt")
         self.module.evaluation_metrics.reset()
         with torch.no_grad(), self.fabric.autocast():
-            for (index, batch), is_mine in in_step(list(enumerate(_quiet_iterator(loader))), module=self.module):
+            for (index, batch), is_mine in in_step(list(enumerate(quiet_iterator(loader))), module=self.module):
                 if is_mine:
                     self.module.validation_step(batch, index)
                 else:
@@ -249,7 +258,7 @@ class FabricLoop:
         return metrics
 
     def checkpoint(self) -> None:
-        """Write a checkpoint, unless there is one of this very iteration."""
+        """Write a checkpoint, unless there is one of this iteration."""
         is_best = self.best.get("iteration") == self.module.iteration and not self.best.get("is_written")
         if self._checkpointed_at == self.module.iteration and not is_best:
             return
@@ -259,7 +268,7 @@ class FabricLoop:
             module=self.module,
             optimizer=self._optimizer,
             callbacks=self.callbacks,
-            position=self.position,
+            position=self.batches.position,
             fingerprint=self._fingerprint,
             best=self.best,
             config=self.config,
@@ -270,10 +279,12 @@ class FabricLoop:
     # --- parts of a run -----------------------------------------------------------------------------------
 
     def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
-        if self.settings.evaluate_first and self._checkpointed_at is None:  # a checkpoint of iteration 0 comes after it
+        if (
+            self.settings.evaluate_first and self._checkpointed_at is None
+        ):  # a checkpoint of iteration 0 is written after it
             self._validate(bar)
         bar.update(completed=self.module.iteration, numbers={})
-        batches = self._batches()
+        batches = self.batches.of(self.datamodule.train_dataloader())
         while self.module.iteration < self.max_iterations and not self.should_stop:
             batch = self.fabric.to_device(next(batches))
             iteration = self.module.iteration
@@ -287,21 +298,6 @@ class FabricLoop:
                 self.checkpoint()
             self.should_stop = any_rank(self.should_stop or bool(signals), device=self.fabric.device)
 
-    def _batches(self) -> Iterator[Any]:
-        loader = self.datamodule.train_dataloader()
-        if len(loader) == 0:
-            raise UserError("data: the training split holds 0 batches; expected at least 1 (is batch_size too large?)")
-        skip = self.position["batch"]
-        while True:
-            if hasattr(loader.sampler, "set_epoch"):
-                loader.sampler.set_epoch(self.position["epoch"])
-            for index, batch in enumerate(_quiet_iterator(loader)):
-                if index >= skip:
-                    self.position["batch"] = index + 1
-                    yield batch
-            skip = 0
-            self.position = {"epoch": self.position["epoch"] + 1, "batch": 0}
-
     def _validate(self, bar: ProgressBar) -> None:
         metrics = self.evaluate("validation")
         row = {"iteration": self.module.iteration, "split": "validation", **metrics}
@@ -313,12 +309,12 @@ class FabricLoop:
         self._note_best(metrics)
 
     def _note_best(self, metrics: Mapping[str, float]) -> None:
-        """Remember the best evaluation, and write its checkpoint."""
+        """Keep the best evaluation in mind, and write its checkpoint."""
         name = self.settings.best_metric
         if name is None:
             return
         if name not in metrics:
-            raise UserError(f"loop.best_metric: {name} is not measured; expected one of {', '.join(metrics)}")
+            raise UserError(f"loop.best_metric: {name} is not a metric; expected one of {', '.join(metrics)}")
         if self.settings.is_better(metrics[name], self.best.get("value")):
             self.best = {"metric": name, "value": metrics[name], "iteration": self.module.iteration}
             self.checkpoint()
@@ -339,7 +335,7 @@ class FabricLoop:
         return metrics
 
     def describe_evaluation(self, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """Return metrics together with what they were measured on."""
+        """Return metrics together with the problems and samples behind them."""
         return {
             **metrics,
             "k": self.module.evaluation.num_responses,
@@ -351,14 +347,3 @@ class FabricLoop:
 
 def _is_due(iterations_done: int, every: int) -> bool:
     return every > 0 and iterations_done % every == 0
-
-
-def _quiet_iterator(loader: Any) -> Iterator[Any]:
-    """Begin to load without drawing from torch's random stream, as a data loader does for its workers' seed.
-
-    A resumed run begins again in the middle of an epoch, and must find the stream where the unbroken run had it.
-    """
-    state = torch.get_rng_state()
-    batches = iter(loader)
-    torch.set_rng_state(state)
-    return batches

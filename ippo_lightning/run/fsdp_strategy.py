@@ -15,17 +15,17 @@ NAME = "fsdp2"
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Divides parameters, gradients and optimizer state over all ranks; see `shard_policy`.
+    """Shards parameters, gradients and optimizer state over all ranks; see `shard_policy`.
 
     Args:
-        gather_for_sampling: gather the language model once for a batch of responses; False to gather layer by layer for
-            every token, where a rank cannot hold it whole.
+        gather_for_sampling: gather the language model once per batch of responses; False gathers layer by layer for
+            every token, if the full model does not fit on a rank.
         process_group_backend: as in `ModelParallelStrategy`.
     """
 
     def __init__(self, gather_for_sampling: bool = True, process_group_backend: str | None = None) -> None:
         super().__init__(
-            self._divided,
+            self._sharded,
             data_parallel_size="auto",
             tensor_parallel_size=1,
             process_group_backend=process_group_backend,
@@ -37,28 +37,28 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def _divided(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    def _sharded(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
         policy: Any = getattr(module, "policy", None)
         if policy is None:
-            raise UserError(f"fabric.strategy: {NAME} divides a module's `policy`; {type(module).__name__} has none")
+            raise UserError(f"fabric.strategy: {NAME} shards a module's `policy`; {type(module).__name__} has none")
         shard_policy(policy, mesh["data_parallel"], gather_for_sampling=self.gather_for_sampling)
-        return module.to(self.root_device)  # what no unit holds, for instance the state of metrics
+        return module.to(self.root_device)  # what is not sharded, for instance the state of metrics
 
 
 def require_supported(strategy: object, module: Any) -> None:
-    """Refuse what divides parameters in other ways: sampling and influence scores would not know of it.
+    """Refuse strategies that shard parameters in other ways: sampling and influence scores do not support them.
 
     Args:
         strategy: of the Fabric.
-        module: a `PolicyModule`.
+        module: a `BaseModule`.
 
     Raises:
-        UserError: another sharding strategy than ours, or an optimizer that does not go with it.
+        UserError: another sharding strategy than ours, or an optimizer that does not support sharding.
     """
     if isinstance(strategy, ShardedStrategy):
         if module.optimizer_settings.kind != "adamw":
             raise UserError(
-                f"optimizer.kind: {module.optimizer_settings.kind} does not know divided parameters; use adamw with "
+                f"optimizer.kind: {module.optimizer_settings.kind} does not support sharded parameters; use adamw with "
                 f"fabric.strategy {NAME}"
             )
     elif isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):

@@ -1,4 +1,4 @@
-"""What a resumed run owes its loggers."""
+"""What a resumed run logs again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning.fabric.loggers import CSVLogger
 def log_again(
     loggers: Iterable[Any], *, history: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Give a CSV logger, which begins its file anew, the lines of the run so far; other loggers append by themselves.
+    """Log the lines of the run so far to CSV loggers, which start their file again; other loggers append.
 
     Args:
         loggers: of the run.
-        history: one record an iteration.
-        evaluations: one record an evaluation, with the number of iterations before it.
+        history: one record per iteration.
+        evaluations: one record per evaluation, with the number of iterations before it.
     """
     rows = [(row["iteration"], 1, logged_iteration(row)) for row in history]
     rows += [(row["iteration"], 0, logged_evaluation(row)) for row in evaluations]
@@ -27,10 +27,10 @@ def log_again(
 
 
 def logged_iteration(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what loggers get of an iteration's record."""
+    """Return the numbers of an iteration's record that are logged."""
     return {name: value for name, value in row.items() if name not in ("iteration", "max_iterations")}
 
 
 def logged_evaluation(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what loggers get of an evaluation's record."""
+    """Return the numbers of an evaluation's record that are logged."""
     return {f"eval/{name}": value for name, value in row.items() if name not in ("iteration", "split")}

@@ -1,4 +1,4 @@
-"""The progress bar: how far, how long to go, and the numbers that matter."""
+"""The progress bar: iterations done, time left, and the most important numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# (key of the log, what the bar calls it, format)
+# key of the log, name in the bar, format
 _SHOWN = (
     ("rollout/reward_mean", "reward", "{:.2f}"),
     ("update/kept_fraction", "kept", "{:.0%}"),
@@ -19,12 +19,12 @@ _SHOWN = (
 
 
 class ProgressBar:
-    """A bar that fits 80 columns; silent where it is turned off and where nobody watches.
+    """A bar that fits 80 columns; silent if it is turned off or if the output is no terminal.
 
     Args:
-        enabled: false on all ranks but the first, and where the user wants none.
+        enabled: False on all ranks but the first, and if the user wants none.
         total: iterations of the run.
-        title: in front of the bar.
+        title: text before the bar.
     """
 
     def __init__(self, *, enabled: bool, total: int, title: str) -> None:
@@ -52,21 +52,21 @@ class ProgressBar:
         self.progress.stop()
 
     def update(self, *, completed: int, numbers: Mapping[str, float]) -> None:
-        """Show how many iterations are done, and new values of the numbers that matter.
+        """Show how many iterations are done, and new values of the numbers.
 
         Args:
             completed: iterations done.
-            numbers: any part of the log; what is not shown is ignored.
+            numbers: any part of the log; numbers that the bar does not show are ignored.
         """
         self.numbers.update(numbers)
         self.progress.update(self.task, completed=completed, numbers=summary_line(self.numbers))
 
     def say(self, line: str) -> None:
-        """Print a line, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         self.console.print(line, markup=False, highlight=False)
 
 
 def summary_line(numbers: Mapping[str, float]) -> str:
-    """Return the numbers that matter in a few words, at most 36 columns."""
+    """Return the numbers in a few words, at most 36 columns."""
     words = [f"{word} {form.format(numbers[key])}" for key, word, form in _SHOWN if key in numbers]
     return " ".join(words)

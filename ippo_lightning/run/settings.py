@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import UserError, require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,21 +13,21 @@ class LoopSettings:
     """How long a run is and what it writes.
 
     Args:
-        run_dir: everything the run writes lies in here.
+        run_dir: folder of everything that the run writes.
         max_iterations: iterations (`training_step`s) of the run.
         evaluate_every_n_iterations: on the validation split; 0 for never.
-        evaluate_first: evaluate before the first iteration, too.
+        evaluate_first: also evaluate before the first iteration.
         test_at_end: evaluate on the test split after the last iteration and write `results.json`.
-        checkpoint_every_n_iterations: `checkpoints/iteration_*.ckpt`, the newest also as `last.ckpt`; 0 for only at
-            the end.
-        keep_last_checkpoints: older ones go.
+        checkpoint_every_n_iterations: `checkpoints/iteration_*.ckpt`, the newest also as `last.ckpt`; 0 for one
+            at the end only.
+        keep_last_checkpoints: how many stay; older ones are deleted.
         best_metric: of the validation split, for example `exact_match`; the checkpoint of its best evaluation is
             `checkpoints/best.ckpt`. Null for none.
         best_mode: whether the largest or the smallest value of `best_metric` is best.
         save_model: write the final model for plain transformers to `model/`.
-        resume: go on from the newest whole checkpoint if there is one.
-        overwrite: start anew in a folder that holds a run.
-        progress_bar: show one, where the output is a terminal.
+        resume: resume from the newest complete checkpoint, if there is one.
+        overwrite: start again in a folder that has a run.
+        progress_bar: show one, if the output is a terminal.
 
     Raises:
         UserError: a number out of its range.
@@ -55,12 +55,11 @@ class LoopSettings:
             "keep_last_checkpoints": 1,
         }
         for name, bound in lowest.items():
-            if getattr(self, name) < bound:
-                raise UserError(f"loop.{name}: {getattr(self, name)} is out of range; expected an integer >= {bound}")
+            require_range(f"loop.{name}", getattr(self, name), at_least=bound, integer=True)
         if self.best_metric is not None and self.evaluate_every_n_iterations == 0:
             raise UserError(
-                f"loop.best_metric: {self.best_metric} is never measured with evaluate_every_n_iterations 0; "
-                "expected a number >= 1 there, or null here"
+                f"loop.best_metric: {self.best_metric} needs an evaluation, and evaluate_every_n_iterations is 0; "
+                "set that to 1 or more, or best_metric to null"
             )
 
     def is_better(self, value: float, than: float | None) -> bool:

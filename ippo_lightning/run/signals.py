@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it finishes its iteration, writes a checkpoint and goes."""
+"""Signals that end a run: it finishes its iteration, writes a checkpoint and exits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal ended the run after an iteration; its checkpoint is written.
 
     Args:
-        message: one line that says where the run stands.
+        message: one line on how far the run is.
         number: of the signal.
     """
 
@@ -29,7 +29,7 @@ def finish_on_signal(announce: Callable[[str], None]) -> Iterator[list[int]]:
     """Collect the numbers of the signals that arrive; a second one raises KeyboardInterrupt at once.
 
     Args:
-        announce: told in one line what will happen.
+        announce: called with one line that explains what will happen.
     """
     arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -51,9 +51,8 @@ class Columns:
         """[rows] int64, from the column `lengths`."""
         return self._named("lengths", "normalise: length").long()
 
-    @property
-    def total_lengths(self) -> Tensor:
-        """[rows] int64, what a row takes of `scoring.max_tokens`: its `lengths`, or one."""
+    def cost(self) -> Tensor:
+        """Return [rows] int64, what a row takes of `scoring.max_tokens`: its `lengths`, or one."""
         if isinstance(self.raw, Mapping) and "lengths" in self.raw:
             return self.lengths
         return torch.ones(len(self), dtype=torch.long, device=self.device)
@@ -69,7 +68,7 @@ class Columns:
         return self._named("advantages", "rule: advantage_sign").float().reshape(len(self), -1)
 
     @property
-    def response_mask(self) -> Tensor:
+    def mask(self) -> Tensor:
         """[rows, steps], True everywhere."""
         return torch.ones_like(self.advantages, dtype=torch.bool)
 

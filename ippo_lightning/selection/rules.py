@@ -86,7 +86,7 @@ class Selector:
 
     @staticmethod
     def _has_positive_advantage(episodes: Episodes | Columns) -> Tensor:
-        return keep_positive_advantage(advantages=episodes.advantages, response_mask=episodes.response_mask)
+        return keep_positive_advantage(advantages=episodes.advantages, mask=episodes.mask)
 
     def _keep(self, *, scores: Tensor, rewards: Tensor, positive_advantage: Tensor, iteration: int) -> Tensor:
         """Return a mask [rows], True where the rule keeps the episode; everything is of all ranks."""

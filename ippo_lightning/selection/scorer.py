@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_sum, any_rank, rank, world_size
-from ippo_lightning.distributed.dtensor import full_tensor, in_step, is_sharded
+from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
+from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
     EpisodeScores,
@@ -156,7 +157,7 @@ class Scorer:
             return self._score(pl_module, episodes, direction)
         except torch.OutOfMemoryError:
             # ranks that go together cannot divide their work anew one by one
-            if self._max_tokens <= int(episodes.total_lengths.max()) or is_sharded(pl_module):
+            if self._max_tokens <= int(episodes.cost().max()) or is_sharded(pl_module):
                 raise
         self._max_tokens //= 2
         warnings.warn(
@@ -219,7 +220,7 @@ class Scorer:
         rows, broken = torch.arange(len(episodes), device=device), torch.zeros(len(episodes), dtype=torch.bool)
         while True:
             # the first batch is scored twice, the second time by plain autograd as a check: keep it small
-            lengths = episodes.total_lengths[rows]
+            lengths = episodes.cost()[rows]
             order = batches_by_tokens(lengths, max_tokens=self._max_tokens, first_episodes=_CHECKED)
             batches = [rows[part] for part in order]
             passes = [batch for batch, _ in in_step(batches, module=pl_module)]
@@ -276,7 +277,7 @@ def _lengths_of(part: Any) -> Tensor:
 
 
 def _prompt_of(episodes: Episodes | Columns, row: int) -> str:
-    return f" (prompt {episodes.prompts[row][:60]!r})" if isinstance(episodes, Episodes) else ""
+    return f" ({episodes.describe(row)})" if isinstance(episodes, Episodes) else ""
 
 
 def _full_where_small(pl_module: Any, directions: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

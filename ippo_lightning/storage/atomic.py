@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever interrupts the writing."""
+"""Write files atomically: after an interruption a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from pathlib import Path
 from typing import IO
 
 PARTIAL = ".partial"
-"""Ending of a file under way; one that a crash left behind can go."""
+"""Suffix of an unfinished file; one that remains after a crash can be deleted."""
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under another name, force it to disk, and only then give it its own.
+    """Write a file under another name, force it to disk, and only then rename it.
 
     Args:
-        path: the file; its folder is made.
-        write: puts the content into the open file.
+        path: the file; its folder is created if missing.
+        write: writes the content to the open file.
 
     Raises:
-        OSError: the disk is full or may not be written; an older file of that name is as it was.
+        OSError: the disk is full or read-only; an older file of that name does not change.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:
             write(file)
+            # Without fsync a power failure may keep the new name but lose the content.
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -36,20 +37,21 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a text file in UTF-8 atomically."""
     write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def link_whole(source: Path, path: Path) -> None:
-    """Give a file a second name, in place of whatever has that name; where the disk knows no links, copy it.
+    """Give a file a second name and replace any file of that name; copy it if the file system has no hard links.
 
     Args:
-        source: a whole file in the same folder.
+        source: a complete file in the same folder.
         path: the second name.
     """
     partial = path.with_name(path.name + PARTIAL)
     partial.unlink(missing_ok=True)
     try:
+        # A link under a temporary name, then a rename: os.link itself cannot replace an existing file.
         os.link(source, partial)
     except OSError:
         write_whole(path, lambda file: file.write(source.read_bytes()))
@@ -59,7 +61,7 @@ def link_whole(source: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk, where the system can."""
+    """Force the names in a folder to disk, if the operating system supports that."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,9 +1,10 @@
-"""What a run leaves on disk, line by line, so that a crash loses nothing that was finished."""
+"""The folders that runs, comparisons and reports leave on disk: the one place that knows the names in them."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,23 +18,85 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HISTORY, EVALUATIONS, EPISODES, RESULTS, CONFIG = (
-    "history.jsonl",
-    "evaluations.jsonl",
-    "episodes.jsonl",
-    "results.json",
-    "config.yaml",
-)
+# A run.
+CONFIG = "config.yaml"
+HISTORY = "history.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+EPISODES = "episodes.jsonl"
+RESULTS = "results.json"
+"""Final numbers: of a run, or of a comparison with all its methods."""
 LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_PATTERN = "iteration_*.ckpt"
+LAST_CHECKPOINT = "last.ckpt"
+BEST_CHECKPOINT = "best.ckpt"
+MODEL = "model"
+CSV = "csv"
+COMPLETIONS = "completions"
+READABLE = (CONFIG, HISTORY, EVALUATIONS, EPISODES, RESULTS)
+"""The files of a run that a report reads; at least one of them makes a folder the folder of a run."""
+_APPENDED = (HISTORY, EVALUATIONS, EPISODES)
+"""Files with one line per iteration, episode or evaluation."""
+
+# A comparison: the runs `<method>/seed_<n>`, each with these two beside its own files, and the listing.
+COMPARISON = "comparison.json"
+LOG = "log.txt"
+FINGERPRINT = "fingerprint.txt"
+
+# A report.
+REPORT = "report.html"
+REPORT_FOLDER = "report"
+"""Where the report of a single run goes, inside the run's folder."""
+TABLE = "table.txt"
+RESULTS_MARKDOWN = "results.md"
+FIGURES = "figures"
+
 _HELD: dict[Path, IO[str]] = {}
-"""Folders that this process holds."""
+"""Lock files that this process keeps open, by folder. The lock ends when its file is closed."""
+
+
+def seed_folder(root: Path, *, method: str, seed: int) -> Path:
+    """Return the folder of one run of a comparison.
+
+    Args:
+        root: the comparison's folder.
+        method: the method's name.
+        seed: the run's seed.
+    """
+    return root / method / f"seed_{seed}"
+
+
+def seed_of(folder: Path) -> int | None:
+    """Return the seed of a run of a comparison; None if the folder's name contains none.
+
+    Example:
+        >>> seed_of(Path("runs/demo/ppo/seed_3"))
+        3
+    """
+    found = re.fullmatch(r"seed_(\d+)", folder.name)
+    return int(found[1]) if found else None
+
+
+def checkpoint_name(iteration: int) -> str:
+    """Return the name of an iteration's checkpoint; names sort as their iterations do."""
+    return f"iteration_{iteration:07d}.ckpt"
+
+
+def completions_path(folder: Path, *, iteration: int) -> Path:
+    """Return the parquet file with an iteration's completions.
+
+    Args:
+        folder: the run's folder.
+        iteration: counted from 0.
+    """
+    return folder / COMPLETIONS / f"iteration_{iteration:07d}.parquet"
 
 
 class RunFolder:
     """The folder of one run.
 
     Args:
-        path: made where it is missing.
+        path: `begin` creates it if it is missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,44 +104,50 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
-        return self.path / "checkpoints"
+        """The folder of the checkpoints."""
+        return self.path / CHECKPOINTS
 
     @property
     def model(self) -> Path:
-        """Where the final model lies, loadable with plain transformers."""
-        return self.path / "model"
+        """The folder of the final model, which plain transformers can load."""
+        return self.path / MODEL
 
     def begin(self, *, resume: bool, overwrite: bool) -> bool:
-        """Make the folder ready and lock it; return whether there is a checkpoint to go on from.
+        """Create and lock the folder; return whether it has a checkpoint to resume from.
+
+        Args:
+            resume: continue the run in the folder, if there is one.
+            overwrite: remove the run in the folder, if there is one.
 
         Raises:
-            UserError: the folder holds a run and neither `resume` nor `overwrite` was asked for, a run is under way
-                in it, or it cannot be made.
+            UserError: the folder contains a run and neither `resume` nor `overwrite` is true, another process runs
+                in it, or it cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"loop.run_dir: {self.path} cannot be made ({error.strerror}); name a folder") from error
+            raise UserError(f"loop.run_dir: {self.path} cannot be created ({error.strerror}); name a folder") from error
         self._lock()
-        if resume and any(self.checkpoints.glob("iteration_*.ckpt")):
+        if resume and any(self.checkpoints.glob(CHECKPOINT_PATTERN)):
             return True
         if (self.path / HISTORY).exists() and not (overwrite or resume):
             raise UserError(
-                f"loop.run_dir: {self.path} already holds a run; name another folder, "
+                f"loop.run_dir: {self.path} already contains a run; name another folder, "
                 "or set loop.resume or loop.overwrite to true"
             )
-        if any((self.path / name).exists() for name in (HISTORY, EVALUATIONS, EPISODES)):  # a run cut short too
+        # A run that was killed before its first checkpoint leaves lines that the new run would append to.
+        if any((self.path / name).exists() for name in _APPENDED):
             self.clear()
         return False
 
     def _lock(self) -> None:
-        """Hold the folder against other processes until this one ends, however it ends, or releases it."""
+        """Lock the folder against other processes until this one releases it or ends."""
         self.release()
         if fcntl is None:
             return
         held = (self.path / LOCK).open("w")
         try:
+            # The system drops this lock when the process ends, even after a kill; a file with a process id would stay.
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             held.close()
@@ -86,46 +155,50 @@ class RunFolder:
         _HELD[self.path.resolve()] = held
 
     def release(self) -> None:
-        """Let other processes have the folder."""
+        """Unlock the folder."""
         held = _HELD.pop(self.path.resolve(), None)
         if held is not None:
             held.close()
 
     def clear(self) -> None:
-        """Remove what a run wrote, and nothing else."""
-        for name in (HISTORY, EVALUATIONS, EPISODES, RESULTS):
+        """Remove what a run wrote, and nothing else: a user may keep own files in the folder."""
+        for name in (*_APPENDED, RESULTS):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "completions", "csv", "model"):
+        for name in (CHECKPOINTS, COMPLETIONS, CSV, MODEL):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add one JSON line to file `name`; NaN and infinity become null."""
+        """Append one JSON line to file `name`; NaN and infinity become null."""
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write file `name` as JSON, whole or not at all."""
+        """Write file `name` as JSON, completely or not at all."""
         write_text_whole(self.path / name, json.dumps(finite(content), indent=2) + "\n")
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """Return the whole lines of file `name`, empty where there is none."""
+        """Return the complete lines of file `name`; empty if there is no such file."""
         path = self.path / name
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if math.isfinite(_iteration(line))]
 
     def forget_after(self, iteration: int) -> None:
-        """Drop lines of iterations that a resumed run will do again (those at or after `iteration`)."""
-        for name in (HISTORY, EPISODES, EVALUATIONS):
+        """Remove the lines that a resumed run will write again.
+
+        Args:
+            iteration: the first iteration that the resumed run does.
+        """
+        for name in _APPENDED:
             path = self.path / name
             if path.exists():
-                # an evaluation's number is that of iterations done before it
+                # An evaluation before iteration 5 carries the number 5: it belongs to the five iterations already done.
                 last = iteration if name == EVALUATIONS else iteration - 1
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
                 write_text_whole(path, "".join(line + "\n" for line in lines if _iteration(line) <= last))
 
 
 def finite(value: Any) -> Any:
-    """Return `value` with every float that JSON has no word for as None, at any depth."""
+    """Return a copy of `value` with None for every NaN and infinity, at any depth; JSON has no such numbers."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -139,4 +212,4 @@ def _iteration(line: str) -> float:
     try:
         return float(json.loads(line)["iteration"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that a crash cut off
+        return math.inf  # a crash cut the line off; infinity counts as "after" every iteration

@@ -1,39 +1,40 @@
-"""Text of any origin, made safe to show: short, and nothing in it that hides, reorders or commands."""
+"""Make text of any origin safe to show: short, and without characters that hide, reorder or control text."""
 
 from __future__ import annotations
 
 import unicodedata
 
-_CONTROL_PICTURES = 0x2400
-_LONGEST_COMBINING_RUN = 3
-_MOST_REMEMBERED = 10_000  # characters; a hostile text may hold a million kinds
+_CONTROL_PICTURES = 0x2400  # Unicode block with a picture of each C0 control, in the same order
+_LONGEST_COMBINING_RUN = 3  # longer stacks of marks cover the lines above and below
+_MOST_REMEMBERED = 10_000  # characters; a hostile text may contain a million different ones
 
 
 def cut(text: str, limit: int) -> str:
-    """Shorten a text to `limit` characters and say how many were left out."""
+    """Shorten a text to `limit` characters and append the number of characters removed."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}… (+{len(text) - limit:,} characters)"
 
 
 def visible_text(text: str, *, multiline: bool = False) -> str:
-    r"""Replace every character that could hide, reorder or command by a visible sign.
+    r"""Replace every character that could hide, reorder or control text by a visible sign.
 
-    C0 controls become their control pictures (NUL is shown as ␀, ESC as ␛), a newline becomes ↵ and a newline; format,
-    surrogate, private and unassigned characters become ⟨U+202E⟩. After three in a row,
-    combining marks are shown as codes too.
+    C0 controls become their control pictures (NUL is shown as ␀, ESC as ␛). A newline becomes ↵ and a newline. Format,
+    surrogate, private and unassigned characters become codes such as ⟨U+202E⟩. So do combining marks after three in a
+    row.
 
     Args:
-        text: of any origin.
-        multiline: leave newlines and tabs as they are (settings files).
+        text: text of any origin.
+        multiline: whether to keep newlines and tabs as they are (for settings files).
 
     Returns:
-        Text without control characters other than newline (and tab where `multiline`); always encodable as UTF-8.
+        Text without control characters other than newline (and tab if `multiline`); always encodable as UTF-8.
 
     Example:
         >>> visible_text("a\x00b")
         'a␀b'
     """
+    # Two fast paths: most texts are plain ASCII, and few of the others contain combining marks.
     if text.isascii() and text.isprintable():
         return text
     table = _MULTILINE if multiline else _ONE_LINE
@@ -49,7 +50,7 @@ def visible_text(text: str, *, multiline: bool = False) -> str:
 
 
 class _Visible(dict[int, str]):
-    """Code point to what is shown, filled as characters turn up; there are not many kinds in a text."""
+    """Code point to what is shown; entries are added on first use, as most texts contain few different characters."""
 
     def __missing__(self, code: int) -> str:
         shown = _visible_character(chr(code))

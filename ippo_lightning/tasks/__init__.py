@@ -1,19 +1,42 @@
-"""Text in, grade out: answers, steps, labels. Parses, never evaluates."""
+"""Tasks: rows of prompts and demonstrations, and a grade for each response. Text is parsed, never evaluated."""
 
 from ippo_lightning.tasks.arithmetic.grading import MAX_DIGITS, ArithmeticProblem, Step, grade_arithmetic
+from ippo_lightning.tasks.arithmetic.task import ArithmeticTask
 from ippo_lightning.tasks.arithmetic.unfaithful import UNFAITHFUL_KINDS, unfaithful_response
-from ippo_lightning.tasks.grades import Grade, Label
+from ippo_lightning.tasks.graders import MAX_LABEL_LENGTH, WRONG_LABELS, as_grade, call_grader, check_grader
+from ippo_lightning.tasks.grades import Grade, Label, label_text
 from ippo_lightning.tasks.gsm8k.grading import grade_gsm8k, gsm8k_answer
+from ippo_lightning.tasks.gsm8k.task import GSM8KTask
+from ippo_lightning.tasks.named import TASKS, named_task
+from ippo_lightning.tasks.names import callable_name
+from ippo_lightning.tasks.protocol import Grader, NeedsPreparation, Row, Split, Task, TaskLike
 
 __all__ = [
     "MAX_DIGITS",
+    "MAX_LABEL_LENGTH",
+    "TASKS",
     "UNFAITHFUL_KINDS",
+    "WRONG_LABELS",
     "ArithmeticProblem",
+    "ArithmeticTask",
+    "GSM8KTask",
     "Grade",
+    "Grader",
     "Label",
+    "NeedsPreparation",
+    "Row",
+    "Split",
     "Step",
+    "Task",
+    "TaskLike",
+    "as_grade",
+    "call_grader",
+    "callable_name",
+    "check_grader",
     "grade_arithmetic",
     "grade_gsm8k",
     "gsm8k_answer",
+    "label_text",
+    "named_task",
     "unfaithful_response",
 ]

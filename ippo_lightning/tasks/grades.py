@@ -1,4 +1,4 @@
-"""What a grader says of a response."""
+"""What a grader returns for a response: right or wrong, a label, an answer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import Enum
 
 
 class Label(str, Enum):
-    """The kinds of reasoning; every response has exactly one."""
+    """The labels of this library's own tasks; each response has exactly one. A grader of yours may use any others."""
 
     FAITHFUL = "faithful"
     """Right answer, reached by right steps of this very problem."""
     FALSE_POSITIVE = "false_positive"
-    """Right answer, but a step of the problem is wrong or left out."""
+    """Right answer, but a step of the problem is wrong or missing."""
     SHORTCUT = "shortcut"
     """Right answer without any step."""
     NONSENSE = "nonsense"
@@ -21,18 +21,32 @@ class Label(str, Enum):
     """Wrong answer, or none."""
 
 
+_FAITHFUL = {label.value: label is Label.FAITHFUL for label in Label}
+
+
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """Label, answer and whether the answer is right."""
+    """Whether a response is right, and what else its grader found out.
 
-    label: Label
-    """See `Label`."""
-    answer: str | None
-    """In canonical form; None where the response gives none."""
+    Example:
+        >>> Grade(True, "shortcut").faithful, Grade(True, "polite").faithful
+        (False, None)
+    """
+
     correct: bool
-    """Whether `answer` is the right one."""
+    """Whether the answer is right."""
+    label: str | None = None
+    """The kind of the response, a `Label` or any other short text; None if the grader gives none."""
+    answer: str | None = None
+    """The answer in canonical form, for the majority vote; None if the response contains none."""
 
     @property
-    def faithful(self) -> bool:
-        """Whether answer and reasoning are both right."""
-        return self.label is Label.FAITHFUL
+    def faithful(self) -> bool | None:
+        """Whether answer and reasoning are both right; None if the label says nothing about reasoning."""
+        return None if self.label is None else _FAITHFUL.get(self.label)
+
+
+def label_text(label: str) -> str:
+    """Return a label as plain text, without an enum around it."""
+    # str(label) of an enum is "Label.FAITHFUL", and not the text
+    return str.__str__(label)

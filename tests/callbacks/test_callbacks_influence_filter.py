@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_parts import prepared, same, tiny_data, tiny_loop, tiny_module, trainable
 
-from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, IntrinsicStopping, ScoringSettings
+from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.modules import PPOModule
@@ -194,35 +194,3 @@ def test_a_module_or_data_without_what_it_needs_is_named(module: PPOModule, epis
 def test_a_wrong_option_is_named(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"InfluenceFilter.{next(iter(settings))}"):
         InfluenceFilter(**settings)
-
-
-def test_stopping_waits_for_its_patience_and_goes_on_after_a_checkpoint() -> None:
-    stopping, trainer = IntrinsicStopping(threshold=0.5, patience=2), SimpleNamespace(should_stop=False)
-    decisions = []
-    for iteration, kept_fraction in enumerate([0.4, 0.6, 0.4, 0.4]):
-        if iteration == 3:
-            resumed = IntrinsicStopping(threshold=0.5, patience=2)
-            resumed.load_state_dict(stopping.state_dict())
-            stopping = resumed
-        stopping.on_update_end(trainer, None, SimpleNamespace(kept_fraction=kept_fraction, iteration=iteration))
-        decisions.append(trainer.should_stop)
-    assert decisions == [False, False, False, True]
-
-
-def test_stopping_ends_a_real_run(tmp_path: Path) -> None:
-    module = tiny_module()
-    stopping = IntrinsicStopping(threshold=1.0, patience=1, min_iterations=2)
-    tiny_loop(tmp_path / "run", module, callbacks=[InfluenceFilter(threshold=1e9), stopping], max_iterations=5).fit()
-    assert module.iteration == 2
-
-
-def test_the_episode_log_has_a_line_an_episode(tmp_path: Path) -> None:
-    import json
-
-    module = tiny_module()
-    tiny_loop(tmp_path / "run", module, callbacks=[InfluenceFilter(), EpisodeLog(every_n_iterations=2)]).fit()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "episodes.jsonl").open(encoding="utf-8")]
-    assert len(rows) == 16
-    assert {row["iteration"] for row in rows} == {0}
-    assert all((row["score"] > 0) == (row["weight"] > 0) for row in rows)
-    assert {row["label"] for row in rows} <= {"faithful", "false_positive", "shortcut", "nonsense", "wrong_answer"}

@@ -70,17 +70,22 @@ def experiment(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                     "init_args": {"pretrained": str(tiny_model)},
                 },
                 "sampling": {"num_responses": 2, "max_new_tokens": 8},
-                "ppo": {"minibatch_size": 8, "num_epochs": 2},
+                "update": {"minibatch_size": 8, "num_epochs": 2},
                 "optimizer": {"learning_rate": 1e-3},
             },
         },
         "data": {
-            "class_path": "ippo_lightning.data.ArithmeticDataModule",
+            "class_path": "ippo_lightning.data.TextDataModule",
             "init_args": {
-                "num_train": 32,
-                "num_validation": 4,
-                "num_test": 4,
-                "num_influence_demonstrations": 4,
+                "task": {
+                    "class_path": "ippo_lightning.tasks.ArithmeticTask",
+                    "init_args": {
+                        "num_train": 32,
+                        "num_validation": 4,
+                        "num_test": 4,
+                        "num_influence_demonstrations": 4,
+                    },
+                },
                 "batch_size": 8,
             },
         },

@@ -84,7 +84,7 @@ def test_later_files_and_dotted_keys_win(experiment: dict[str, Any], tmp_path: P
     saved = saved.get("fit", saved)
     assert saved["loop"]["max_iterations"] == 2
     assert not saved["callbacks"]
-    assert saved["model"]["init_args"]["ppo"]["num_epochs"] == 2
+    assert saved["model"]["init_args"]["update"]["num_epochs"] == 2
 
 
 def test_print_config_prints_every_default(
@@ -94,7 +94,15 @@ def test_print_config_prints_every_default(
         main(["fit", "--config", write(experiment, tmp_path), "--print_config"])
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["model"]["init_args"]["ppo"]["clip_range"] == 0.2
+    assert printed["model"]["init_args"]["update"]["max_grad_norm"] == 1.0
+
+
+def test_evaluation_without_a_grader_takes_that_of_the_task(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(experiment, "model.init_args.grader", None)
+    assert main(["evaluate", "--config", write(experiment, tmp_path)]) == 0
+    assert "exact_match" in capsys.readouterr().out
 
 
 def test_evaluate_measures_a_checkpoint(experiment: dict[str, Any], tmp_path: Path) -> None:
@@ -108,16 +116,23 @@ def test_evaluate_measures_a_checkpoint(experiment: dict[str, Any], tmp_path: Pa
     assert {key: measured[key] for key in KEYS} == {key: trained[key] for key in KEYS}
 
 
+@pytest.mark.parametrize("seeds", [[1], pytest.param([1, 2], marks=pytest.mark.slow)])
 def test_compare_makes_one_table_and_one_page(
-    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seeds: list[int], experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment["callbacks"] = [{"class_path": "ippo_lightning.callbacks.EpisodeLog"}]
-    change(experiment, "model.init_args.reward", "ippo_lightning.rewards.arithmetic_reward")
+    reward = {
+        "class_path": "ippo_lightning.rewards.grade_reward",
+        "init_args": {"grader": "ippo_lightning.tasks.grade_arithmetic"},
+    }
+    change(experiment, "model.init_args.reward", reward)
     config = write(experiment, tmp_path)
     root = tmp_path / "compare"
     settings = {
         "run_dir": str(root),
-        "seeds": [1, 2],
+        "baseline": "ppo",
+        "featured": "ippo",
+        "seeds": seeds,
         "jobs": 2,
         "overrides": {"loop.max_iterations": 2},
         "methods": {
@@ -137,13 +152,16 @@ def test_compare_makes_one_table_and_one_page(
     assert all(title in printed for title in ("SFT", "PPO", "I-PPO"))
     results = json.loads((root / "results.json").read_text(encoding="utf-8"))
     assert set(results["methods"]) == {"sft", "ppo", "ippo"}
+    assert set(results["differences"]) == {"sft - ppo", "ippo - ppo"}
+    assert [name for name, method in results["methods"].items() if method["featured"]] == ["ippo"]
     assert all(set(method) >= KEYS for method in results["methods"].values())
     for name in ("ppo", "ippo"):
-        assert len(results["methods"][name]["kept_fraction"]) == 2
+        assert len(results["methods"][name]["kept_fraction"]) == 2  # one mean per iteration
         assert len(results["methods"][name]["iteration_seconds"]) == 2
     assert "</html>" in (root / "report.html").read_text(encoding="utf-8")
 
     stamps = {path: path.stat().st_mtime_ns for path in root.rglob("history.jsonl")}
     assert main(command) == 0
-    assert "5 of 5 runs are finished" in capsys.readouterr().out
+    num_runs = 1 + 2 * len(seeds)  # the start is measured once
+    assert f"{num_runs} of {num_runs} runs are finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in root.rglob("history.jsonl")} == stamps

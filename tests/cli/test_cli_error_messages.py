@@ -21,7 +21,7 @@ USER_ERRORS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "unknown argument of the model": ("model.init_args.bogus", 1, ("model", "bogus", "PPOModule")),
     "unknown argument of the policy": (f"{POLICY}.bogus", 1, ("policy", "bogus", "CausalLMPolicy")),
     "wrong type": ("loop.max_iterations", "many", ("loop.max_iterations", "int", "many")),
-    "number out of range": ("model.init_args.ppo", {"clip_range": -1}, ("ppo.clip_range", "-1", "> 0")),
+    "number out of range": ("model.init_args.update", {"max_grad_norm": -1}, ("update.max_grad_norm", "-1", "> 0")),
     "no iterations": ("loop.max_iterations", 0, ("loop.max_iterations", "0", ">= 1")),
     "unknown class": ("model.class_path", "nowhere.Module", ("model", "nowhere")),
     "unknown reward": ("model.init_args.reward", "nowhere.reward", ("reward", "nowhere")),
@@ -29,10 +29,14 @@ USER_ERRORS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "reward of the wrong number": ("model.init_args.reward", "rewards_for_tests.too_few", ("reward", "15", "16")),
     "reward that is NaN": ("model.init_args.reward", "rewards_for_tests.nan", ("reward", "nan", "episode 15")),
     "reward that is no number": ("model.init_args.reward", "rewards_for_tests.words", ("reward", "words")),
-    "no training data": ("data.init_args.num_train", 0, ("data", "training", "0")),
-    "no validation data": ("data.init_args.num_validation", 0, ("data", "validation", "0")),
-    "more problems than there are": ("data.init_args.max_number", 1, ("data", "problems")),
-    "unfaithful fraction above one": ("data.init_args.unfaithful_fraction", 1.5, ("unfaithful_fraction", "1.5")),
+    "no training data": ("data.init_args.task.init_args.num_train", 0, ("data", "training", "0")),
+    "no validation data": ("data.init_args.task.init_args.num_validation", 0, ("data", "validation", "0")),
+    "more problems than there are": ("data.init_args.task.init_args.max_number", 1, ("task", "problems")),
+    "unfaithful fraction above one": (
+        "data.init_args.task.init_args.unfaithful_fraction",
+        1.5,
+        ("unfaithful_fraction", "1.5"),
+    ),
     "prompt longer than the context": ("model.init_args.sampling.max_new_tokens", 62, ("token", "62")),
     "response longer than the context": ("model.init_args.sampling.max_new_tokens", 640, ("640",)),
     "temperature zero": ("model.init_args.sampling.temperature", 0.0, ("temperature", "0")),
@@ -78,9 +82,13 @@ USER_ERRORS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "neither best nor worst": ("loop.best_mode", "median", ("best_mode", "median")),
     "learning rate below zero": ("model.init_args.optimizer.learning_rate", -1.0, ("learning_rate", "-1", "> 0")),
     "unknown schedule": ("model.init_args.optimizer.schedule", "stairs", ("schedule", "stairs", "cosine")),
-    "unknown reduction": ("model.init_args.ppo.loss_reduction", "sum", ("loss_reduction", "sum", "token_mean")),
-    "discount above one": ("model.init_args.ppo.gamma", 1.5, ("ppo.gamma", "1.5", "<= 1")),
-    "unknown rule for NaN": ("model.init_args.ppo.on_nonfinite", "ignore", ("on_nonfinite", "ignore", "skip")),
+    "unknown reduction": ("model.init_args.update.loss_reduction", "sum", ("loss_reduction", "sum", "token_mean")),
+    "discount above one": (
+        "model.init_args.advantages",
+        {"class_path": "GAE", "init_args": {"gamma": 1.5}},
+        ("gamma", "1.5", "<= 1"),
+    ),
+    "unknown rule for NaN": ("model.init_args.update.on_nonfinite", "ignore", ("on_nonfinite", "ignore", "skip")),
     "top-p of zero": ("model.init_args.sampling.top_p", 0.0, ("top_p", "0")),
     "no responses": ("model.init_args.sampling.num_responses", 0, ("num_responses", "0")),
     "unknown estimator": ("model.init_args.kl_estimator", "k4", ("kl_estimator", "k4")),
@@ -181,8 +189,8 @@ def test_a_malformed_line_of_data_is_named(
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
     experiment["data"] = {
-        "class_path": "ippo_lightning.data.GSM8KDataModule",
-        "init_args": {"path": str(tmp_path)},
+        "class_path": "ippo_lightning.data.TextDataModule",
+        "init_args": {"task": {"class_path": "ippo_lightning.tasks.GSM8KTask", "init_args": {"path": str(tmp_path)}}},
     }
     line = error_line(["fit", "--config", write(experiment, tmp_path)], capsys)
     assert all(word in line for word in words), line
@@ -192,8 +200,10 @@ def test_data_that_are_not_there_are_named(
     experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment["data"] = {
-        "class_path": "ippo_lightning.data.GSM8KDataModule",
-        "init_args": {"path": str(tmp_path / "nothing")},
+        "class_path": "ippo_lightning.data.TextDataModule",
+        "init_args": {
+            "task": {"class_path": "ippo_lightning.tasks.GSM8KTask", "init_args": {"path": str(tmp_path / "nothing")}}
+        },
     }
     assert "nothing" in error_line(["fit", "--config", write(experiment, tmp_path)], capsys)
 
@@ -222,7 +232,7 @@ def test_a_run_that_had_started_keeps_its_last_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(None, "no file"), (b"not a checkpoint", "cannot be read")], ids=["missing", "corrupt"]
+    ("content", "word"), [(None, "does not exist"), (b"not a checkpoint", "cannot be read")], ids=["missing", "corrupt"]
 )
 def test_a_bad_checkpoint_is_one_line(
     content: bytes | None,
@@ -236,13 +246,6 @@ def test_a_bad_checkpoint_is_one_line(
         path.write_bytes(content)
     line = error_line(["evaluate", "--config", write(experiment, tmp_path), "--checkpoint", str(path)], capsys)
     assert word in line
-
-
-def test_evaluation_without_a_grader_is_one_line(
-    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    change(experiment, "model.init_args.grader", None)
-    assert "grader" in error_line(["evaluate", "--config", write(experiment, tmp_path)], capsys)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,7 @@ def test_two_runs_of_one_name_cannot_stand_side_by_side(
     run = str(tmp_path / "run")
     assert "same name" in error_line(["report", run, run], capsys)
     assert "adapter is not possible" in error_line(["export", run, "--form", "adapter"], capsys)
-    assert "no file" in error_line(["export", run, "--checkpoint", "best"], capsys)
+    assert "does not exist" in error_line(["export", run, "--checkpoint", "best"], capsys)
 
 
 def test_a_lost_rank_is_one_line(

@@ -1,4 +1,4 @@
-"""Rows are shared out over ranks: training in equal parts, evaluation without repetition."""
+"""Rows are split over ranks: training in equal parts, evaluation without repetition."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_ranks_evaluate_every_row_exactly_once(as_rank, world: int) -> None:
 
 
 def test_ranks_train_on_parts_of_one_order(as_rank) -> None:
-    whole = prompts(training_loader(ROWS, batch_size=4, seed=1))
+    everything = prompts(training_loader(ROWS, batch_size=4, seed=1))
     parts = []
     for rank in range(2):
         as_rank(rank, 2)
         parts.append(prompts(training_loader(ROWS, batch_size=4, seed=1)))
     assert len(parts[0]) == len(parts[1]) == 6
-    assert [prompt for pair in zip(*parts, strict=True) for prompt in pair][:11] == whole
+    assert [prompt for pair in zip(*parts, strict=True) for prompt in pair][:11] == everything
 
 
 def test_another_seed_is_another_order() -> None:

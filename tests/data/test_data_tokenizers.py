@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer, bpe_tokenizer, byte_tokenizer
+from ippo_lightning.data import arithmetic_tokenizer, bpe_tokenizer, byte_tokenizer
 from ippo_lightning.errors import UserError
+from ippo_lightning.tasks import ArithmeticTask
 
 ARITHMETIC, BYTES = arithmetic_tokenizer(), byte_tokenizer()
 SPECIAL = ("<pad>", "<eos>", "<unk>")
@@ -46,7 +47,7 @@ def test_arithmetic_text_comes_back(text: str) -> None:
 
 
 @pytest.mark.parametrize(("digits_per_token", "num_tokens"), [(1, 8), (2, 7), (3, 6)])
-def test_a_token_holds_so_many_digits(digits_per_token: int, num_tokens: int) -> None:
+def test_a_token_has_at_most_so_many_digits(digits_per_token: int, num_tokens: int) -> None:
     assert len(ids(arithmetic_tokenizer(digits_per_token=digits_per_token), "7+123=-9")) == num_tokens
 
 
@@ -68,9 +69,8 @@ def test_any_text_comes_back_from_a_trained_tokenizer(trained: PreTrainedTokeniz
 
 
 def test_every_demonstration_is_known_to_the_arithmetic_tokenizer() -> None:
-    data = ArithmeticDataModule(stage="sft", num_train=300, num_demonstrations=300, operators="+-*")
-    data.setup()
-    for row in data.splits.demonstrations:
+    task = ArithmeticTask(num_train=300, operators="+-*")
+    for row in task.rows("demonstrations"):
         assert ARITHMETIC.unk_token_id not in ids(ARITHMETIC, row["prompt"] + row["response"])
 
 
@@ -105,7 +105,7 @@ def test_the_smallest_vocabulary_is_that_of_the_bytes(folder: str) -> None:
 
 
 def test_a_missing_folder_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"'/missing' is no folder"):
+    with pytest.raises(UserError, match=r"'/missing' is not a folder"):
         bpe_tokenizer(path="/missing")
 
 

@@ -1,4 +1,4 @@
-"""Without ranks, what is made for divided tensors is ordinary arithmetic; with them, see tests/distributed."""
+"""In one process, functions for sharded tensors are ordinary arithmetic (ranks: test_distributed_sharded_ranks.py)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from torch import nn
 
 from ippo_lightning.distributed.dtensor import (
     full_tensor,
-    gathered,
     have_nonzero,
-    in_step,
     inner_product,
     is_sharded,
     local,
@@ -19,7 +17,7 @@ from ippo_lightning.distributed.dtensor import (
 )
 
 
-def test_an_ordinary_tensor_is_whole_and_local() -> None:
+def test_an_ordinary_tensor_is_both_full_and_local() -> None:
     tensor = torch.randn(3, 2)
     assert full_tensor(tensor) is tensor
     assert local(tensor) is tensor
@@ -33,26 +31,19 @@ def test_products_are_summed_over_all_tensors_in_double_precision() -> None:
     assert inner_product([], []) == 0.0
 
 
-def test_a_tensor_that_is_zero_everywhere_is_told_from_one_that_is_almost() -> None:
+def test_a_tensor_of_zeros_differs_from_a_tensor_that_is_almost_zero() -> None:
     assert have_nonzero([torch.zeros(3), torch.tensor([0.0, 1e-300], dtype=torch.float64)]) == [False, True]
     assert have_nonzero([]) == []
 
 
-def test_bytes_are_counted_by_dtype() -> None:
+def test_bytes_depend_on_the_dtype() -> None:
     assert local_bytes([torch.zeros(3), torch.zeros(2, dtype=torch.bfloat16)]) == 16
     assert local_bytes({"one": torch.zeros(4, dtype=torch.float64)}) == 32
 
 
-def test_alone_every_part_is_ones_own_and_comes_once() -> None:
-    module = nn.Linear(2, 1)
-    assert list(in_step(["a", "b"], module=module)) == [("a", True), ("b", True)]
-    assert list(in_step([], module=module)) == []
-    assert not is_sharded(module)
+def test_an_ordinary_module_is_not_sharded() -> None:
+    assert not is_sharded(nn.Linear(2, 1))
 
 
-def test_gathering_what_is_not_divided_changes_nothing() -> None:
-    module = nn.Linear(2, 1)
-    before = module.weight
-    with gathered(module):
-        assert module.weight is before
+def test_in_one_process_the_mean_over_ranks_is_the_value() -> None:
     assert mean_over_ranks([1.0, 2.0], device=torch.device("cpu")) == [1.0, 2.0]

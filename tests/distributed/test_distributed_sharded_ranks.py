@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning.fabric import Fabric
 from peft import PeftModel
 from training_parts import tiny_loop, tiny_module, tiny_policy, trainable
 from transformers import AutoModelForCausalLM
-from two_sharded_ranks import FOUR_BITS, KINDS, OTHERS, RUN, SCORINGS
+from two_sharded_ranks import FOUR_BITS, KINDS, OTHERS, RUN, SCORINGS, SLOW_FOUR_BITS, SLOW_KINDS
 
 from ippo_lightning.distributed.dtensor import local_bytes
 from ippo_lightning.errors import UserError
@@ -42,13 +43,27 @@ ROWS = ([0, 2, 4, 6, 7], [1, 3, 5])
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return outcome_of(Path(two_sharded_ranks.__file__), tmp_path_factory.mktemp("two_sharded_ranks"))
+    return outcome_of(Path(two_sharded_ranks.__file__), tmp_path_factory)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.fixture(scope="module")
+def slow_outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return outcome_of(Path(two_sharded_ranks.__file__), tmp_path_factory, "slow")
+
+
+def some_slow(kinds: Iterable[str], slow: Collection[str]) -> list[Any]:
+    """Return each kind with the name of the outcome it is in; the slow ones are marked."""
+    return [
+        pytest.param("slow_outcome", kind, marks=pytest.mark.slow) if kind in slow else ("outcome", kind)
+        for kind in kinds
+    ]
+
+
+@pytest.mark.parametrize(("source", "kind"), some_slow(KINDS, SLOW_KINDS))
 def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
-    outcome: Outcome, kind: str, tmp_path: Path
+    request: pytest.FixtureRequest, source: str, kind: str, tmp_path: Path
 ) -> None:
+    outcome: Outcome = request.getfixturevalue(source)
     fabric = Fabric(accelerator="cpu", devices=1)
     loop, module, episodes = two_sharded_ranks.halves(tmp_path, kind, fabric, list(range(8)))
     callback = two_sharded_ranks.InfluenceFilter()
@@ -72,8 +87,11 @@ def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
             torch.testing.assert_close(half[name], parameter, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("kind", FOUR_BITS)
-def test_four_bit_weights_are_divided_too(outcome: Outcome, kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "kind"), some_slow(FOUR_BITS, SLOW_FOUR_BITS))
+def test_four_bit_weights_are_divided_too(
+    request: pytest.FixtureRequest, source: str, kind: str, tmp_path: Path
+) -> None:
+    outcome: Outcome = request.getfixturevalue(source)
     fabric = Fabric(accelerator="cpu", devices=1)
     module = two_sharded_ranks.four_bit_module(kind, tmp_path)
     start = trainable(module)
@@ -114,14 +132,13 @@ def test_a_score_that_is_not_finite_on_one_rank_is_skipped_or_stops_both(outcome
     assert "the score of episode 1 (prompt" in second["stopped"]
 
 
-def test_the_direction_of_an_adapter_is_whole_and_that_of_a_model_divided(outcome: Outcome) -> None:
+@pytest.mark.parametrize(("source", "kind"), some_slow(KINDS, SLOW_KINDS))
+def test_the_direction_of_an_adapter_is_whole_and_that_of_a_model_divided(
+    request: pytest.FixtureRequest, source: str, kind: str
+) -> None:
+    outcome: Outcome = request.getfixturevalue(source)
     for rank in outcome.ranks:
-        assert {kind: rank[f"{kind}.direction_is_divided"] for kind in KINDS} == {
-            "full": True,
-            "critic": True,
-            "lora": False,
-            "adapter_copy": False,
-        }
+        assert rank[f"{kind}.direction_is_divided"] == (kind in ("full", "critic"))
 
 
 def test_a_divided_run_is_evaluated_saved_and_repeats_after_an_interruption(outcome: Outcome) -> None:
@@ -134,24 +151,29 @@ def test_a_divided_run_is_evaluated_saved_and_repeats_after_an_interruption(outc
         assert torch.equal(parameter, first[f"policy.model.{name}"]), name
 
 
-def test_trainer_and_the_loop_give_bit_equal_parameters_also_divided(outcome: Outcome) -> None:
-    assert all(rank["trainer_is_divided"] for rank in outcome.ranks)
-    by_trainer, by_loop = outcome.tensors("trainer")[0], outcome.tensors("loop")[0]
+@pytest.mark.slow
+def test_trainer_and_the_loop_give_bit_equal_parameters_also_divided(slow_outcome: Outcome) -> None:
+    assert all(rank["trainer_is_divided"] for rank in slow_outcome.ranks)
+    by_trainer, by_loop = slow_outcome.tensors("trainer")[0], slow_outcome.tensors("loop")[0]
     assert all(torch.equal(by_trainer[name], by_loop[name]) for name in by_loop)
 
 
-def test_a_checkpoint_of_trainer_goes_on_with_a_divided_policy_as_if_nothing_had_happened(outcome: Outcome) -> None:
-    assert all(rank["trainer_resumes"] for rank in outcome.ranks)
+@pytest.mark.slow
+def test_a_checkpoint_of_trainer_resumes_with_a_divided_policy_as_if_nothing_had_happened(
+    slow_outcome: Outcome,
+) -> None:
+    assert all(rank["trainer_resumes"] for rank in slow_outcome.ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_policies_are_divided_trained_and_saved_as_well(outcome: Outcome, name: str) -> None:
-    assert all(rank[name] for rank in outcome.ranks)
-    folder = outcome.folder / name / "model"
+def test_other_policies_are_divided_trained_and_saved_as_well(slow_outcome: Outcome, name: str) -> None:
+    assert all(rank[name] for rank in slow_outcome.ranks)
+    folder = slow_outcome.folder / name / "model"
     merged = folder / "merged" if "adapter" in name else folder
     model = AutoModelForCausalLM.from_pretrained(merged, dtype="auto")
     assert model.dtype == (torch.bfloat16 if "bfloat16" in name else torch.float32)
-    saved = torch.load(outcome.folder / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"]
+    saved = torch.load(slow_outcome.folder / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"]
     if "adapter" not in name:
         for parameter_name, parameter in model.named_parameters():
             assert torch.equal(parameter, saved[f"policy.model.{parameter_name}"])
@@ -190,8 +212,9 @@ def test_a_divided_policy_is_gathered_twice_a_pass_and_its_gradient_scattered_on
         assert counted["filter"]["all_gather_direction"] == counted["parameters"]["policy"]
 
 
-def test_gathering_once_or_for_every_token_is_the_same_run(outcome: Outcome) -> None:
-    logs = [(outcome.folder / name / "history.jsonl").read_text().splitlines() for name in ("whole", "layerwise")]
+@pytest.mark.slow
+def test_gathering_once_or_for_every_token_is_the_same_run(slow_outcome: Outcome) -> None:
+    logs = [(slow_outcome.folder / name / "history.jsonl").read_text().splitlines() for name in ("whole", "layerwise")]
     for one, other in zip(*logs, strict=True):
         rows = [json.loads(line) for line in (one, other)]
         of_machine = {name for name in rows[0] if name.startswith(("time/", "memory/peak"))}
@@ -200,7 +223,7 @@ def test_gathering_once_or_for_every_token_is_the_same_run(outcome: Outcome) -> 
         }
 
 
-def test_a_rank_whose_responses_have_ended_goes_on_until_the_others_have(outcome: Outcome) -> None:
+def test_a_rank_whose_responses_have_ended_samples_until_the_others_have(outcome: Outcome) -> None:
     first, second = (rank["sampled"] for rank in outcome.ranks)
     assert first["tokens"] != second["tokens"]
     assert max(first["tokens"], second["tokens"]) < 40
@@ -238,7 +261,7 @@ def test_what_cannot_be_divided_is_refused_in_one_line(what: str, tmp_path: Path
         base = two_ranks.nf4_base(tmp_path)
         tokenizer = tiny_policy().tokenizer
         policy = CausalLMPolicy(pretrained=str(base), lora=LoraSettings(r=1), quantization="int8", tokenizer=tokenizer)
-        module, complaint = tiny_module(policy=policy), "fsdp2 cannot divide the 8-bit weights"
+        module, complaint = tiny_module(policy=policy), "fsdp2 cannot shard the 8-bit weights"
     else:
         module = tiny_module(optimizer=OptimizerSettings(kind="adamw_8bit"))
         complaint = "optimizer.kind: adamw_8bit does not know divided parameters; use adamw"

@@ -30,7 +30,7 @@ EXACT = 1e-10
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return outcome_of(Path(two_ranks.__file__), tmp_path_factory.mktemp("two_ranks"))
+    return outcome_of(Path(two_ranks.__file__), tmp_path_factory)
 
 
 def test_where_a_rank_dies_the_others_end_and_say_which(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_ranks_that_keep_different_numbers_take_the_same_steps(
 
 def test_a_mistake_that_only_the_writing_rank_can_see_ends_both(outcome: Outcome) -> None:
     for rank in outcome.ranks:
-        assert "already holds a run" in rank["mistake"]
+        assert "already contains a run" in rank["mistake"]
 
 
 @pytest.mark.parametrize("denominator", ["all", "kept"])

@@ -15,7 +15,7 @@ from training_parts import length_reward, prepared, same, tiny_loop, tiny_module
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.engine import run_update
 from ippo_lightning.modules import PPOModule
-from ippo_lightning.records import Episodes, UpdatePlan
+from ippo_lightning.records import RolloutPlan, TextEpisodes, UpdatePlan
 
 BROKEN = 3
 
@@ -23,8 +23,8 @@ BROKEN = 3
 class BreaksLogProbs(PPOModule):
     """The policy gives a log-prob that is no number, in one episode of every rollout."""
 
-    def rollout(self, batch: Any) -> Episodes:
-        episodes = super().rollout(batch)
+    def rollout(self, plan: RolloutPlan) -> TextEpisodes:
+        episodes = super().rollout(plan)
         log_probs = episodes.log_probs.clone()
         log_probs[BROKEN, 0] = math.nan
         return episodes.evolve(log_probs=log_probs)
@@ -33,13 +33,13 @@ class BreaksLogProbs(PPOModule):
 class BreaksScores(PPOModule):
     """The losses that are scored, and only they, are infinite in one episode."""
 
-    def episode_losses(self, episodes: Episodes) -> torch.Tensor:
+    def episode_losses(self, episodes: TextEpisodes) -> torch.Tensor:
         losses = super().episode_losses(episodes)
         is_broken = torch.tensor([prompt == self.broken_prompt for prompt in episodes.prompts])
         return losses * torch.where(is_broken, math.inf, 1.0)
 
-    def rollout(self, batch: Any) -> Episodes:
-        episodes = super().rollout(batch)
+    def rollout(self, plan: RolloutPlan) -> TextEpisodes:
+        episodes = super().rollout(plan)
         self.broken_prompt = episodes.prompts[BROKEN]
         return episodes
 
@@ -50,9 +50,9 @@ def broken_reward(prompts: Any, responses: Any, examples: Any) -> list[float]:
 
 
 def module_of(kind: type[PPOModule], rule: str, **changes: Any) -> PPOModule:
-    plain = tiny_module(ppo={"on_nonfinite": rule}, **changes)
+    plain = tiny_module(update={"on_nonfinite": rule}, **changes)
     parts = {"grader": plain.grader, "sampling": plain.sampling, "optimizer": plain.optimizer_settings}
-    return kind(policy=plain.policy, reward=plain.reward, ppo=plain.ppo, **parts)
+    return kind(policy=plain.policy, reward=plain.reward, update=plain.update_settings, **parts)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -95,25 +95,25 @@ def broken_plan(module: PPOModule, *, value: float) -> UpdatePlan:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_is_named(tmp_path: Path) -> None:
-    module = tiny_module(ppo={"minibatch_size": 16})
+    module = tiny_module(update={"minibatch_size": 16})
     tiny_loop(tmp_path / "run", module).set_up()
     before = trainable(module)
     with pytest.raises(FloatingPointError, match=rf"loss of episode {BROKEN} "):
-        run_update(module, broken_plan(module, value=math.nan), module.ppo)
+        run_update(module, broken_plan(module, value=math.nan), module.update_settings)
     assert same(before, trainable(module))
 
 
 def test_without_the_broken_episode_the_update_is_that_of_the_others(tmp_path: Path) -> None:
     results = []
     for is_broken in (True, False):
-        module = tiny_module(ppo={"on_nonfinite": "skip", "num_epochs": 2, "minibatch_size": 16})
+        module = tiny_module(update={"on_nonfinite": "skip", "num_epochs": 2, "minibatch_size": 16})
         tiny_loop(tmp_path / str(is_broken), module).set_up()
         torch.manual_seed(0)
         plan = broken_plan(module, value=math.nan if is_broken else 0.0)
         if not is_broken:
             plan = UpdatePlan(episodes=plan.episodes.select([row for row in range(16) if row != BROKEN]))
         torch.manual_seed(1)
-        outcome = run_update(module, plan, module.ppo)
+        outcome = run_update(module, plan, module.update_settings)
         results.append((module, outcome))
     assert results[0][1].metrics["update/nonfinite_episodes"] == 1
     assert results[0][1].optimizer_steps == results[1][1].optimizer_steps == 2

@@ -9,7 +9,8 @@ import pytest
 import torch
 from training_parts import prepared, same, tiny_loop, tiny_module, tiny_policy, trainable
 
-from ippo_lightning.engine import PPOSettings, run_update
+from ippo_lightning.algorithms import GAE, ClippedLoss, ValueLoss
+from ippo_lightning.engine import UpdateSettings, run_update
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import UpdatePlan
 
@@ -18,17 +19,19 @@ FLOAT32_ROUNDING = (
 )
 
 
-def updated(tmp_path: Path, *, weights: torch.Tensor | None = None, ppo: dict[str, Any] | None = None) -> PPOModule:
+def updated(
+    tmp_path: Path, *, weights: torch.Tensor | None = None, update: dict[str, Any] | None = None, **changes: Any
+) -> PPOModule:
     """Run one update from one and the same state and rollout; return the module after it."""
-    module = tiny_module(ppo=ppo)
+    module = tiny_module(update=update, **changes)
     loop = tiny_loop(tmp_path / "run", module, overwrite=True)
     loop.set_up()
     torch.manual_seed(0)
     plan = UpdatePlan(episodes=prepared(module))
     if weights is not None:
-        plan.reweight(weights, reason="test")
+        plan.scale(weights, reason="test")
     torch.manual_seed(1)
-    module.outcome = run_update(module, plan, module.ppo)
+    module.outcome = run_update(module, plan, module.update_settings)
     return module
 
 
@@ -41,13 +44,13 @@ def largest_difference(first: PPOModule, second: PPOModule) -> float:
 @pytest.mark.parametrize("reduction", ["episode_mean", "token_mean"])
 def test_micro_batches_add_up_to_the_minibatch(reduction: str, tmp_path: Path) -> None:
     weights = torch.linspace(0.2, 1.8, 16)
-    one = updated(tmp_path, weights=weights, ppo={"micro_batch_size": 1, "loss_reduction": reduction})
-    whole = updated(tmp_path, weights=weights, ppo={"micro_batch_size": 8, "loss_reduction": reduction})
+    one = updated(tmp_path, weights=weights, update={"micro_batch_size": 1, "loss_reduction": reduction})
+    whole = updated(tmp_path, weights=weights, update={"micro_batch_size": 8, "loss_reduction": reduction})
     assert largest_difference(one, whole) < FLOAT32_ROUNDING
 
 
 def test_the_first_minibatch_finds_the_policy_that_sampled(tmp_path: Path) -> None:
-    module = updated(tmp_path, ppo={"minibatch_size": 16, "micro_batch_size": 3})
+    module = updated(tmp_path, update={"minibatch_size": 16, "micro_batch_size": 3})
     assert abs(module.outcome.metrics["update/approx_kl"]) < 1e-9
     assert abs(module.outcome.metrics["update/ratio_mean"] - 1) < 1e-5
     assert module.outcome.metrics["update/clip_fraction"] == 0
@@ -67,12 +70,12 @@ def test_dropout_in_the_model_leaves_the_ratio_at_one() -> None:
 def test_dropped_episodes_do_not_train(tmp_path: Path) -> None:
     keep = torch.zeros(16)
     keep[:8] = 1
-    filtered = updated(tmp_path, weights=keep, ppo={"minibatch_size": 16})
-    module = tiny_module(ppo={"minibatch_size": 16})
+    filtered = updated(tmp_path, weights=keep, update={"minibatch_size": 16})
+    module = tiny_module(update={"minibatch_size": 16})
     tiny_loop(tmp_path / "run", module, overwrite=True).set_up()
     torch.manual_seed(0)
     plan = UpdatePlan(episodes=prepared(module).select(range(8)))
-    run_update(module, plan, module.ppo)
+    run_update(module, plan, module.update_settings)
     assert largest_difference(filtered, module) < FLOAT32_ROUNDING
 
 
@@ -99,13 +102,13 @@ def test_one_episode_left_gives_one_finite_step(tmp_path: Path) -> None:
 )
 def test_filtering_saves_steps_or_makes_them_smaller(kept: int, rule: str, steps: int, tmp_path: Path) -> None:
     weights = (torch.arange(16) < kept).float()
-    module = updated(tmp_path, weights=weights, ppo={"minibatch_size": 4, "steps_after_filtering": rule})
+    module = updated(tmp_path, weights=weights, update={"minibatch_size": 4, "steps_after_filtering": rule})
     assert module.outcome.optimizer_steps == steps
 
 
 def test_weights_multiply_the_policy_loss_and_leave_the_critics(tmp_path: Path) -> None:
     heavy = torch.full((16,), 3.0)
-    plain, weighted = (updated(tmp_path, weights=weights, ppo={"minibatch_size": 16}) for weights in (None, heavy))
+    plain, weighted = (updated(tmp_path, weights=weights, update={"minibatch_size": 16}) for weights in (None, heavy))
     assert weighted.outcome.metrics["update/policy_loss"] == pytest.approx(
         3 * plain.outcome.metrics["update/policy_loss"], rel=1e-4, abs=1e-6
     )
@@ -116,48 +119,52 @@ def test_dividing_by_all_shrinks_the_loss_by_the_kept_fraction(tmp_path: Path) -
     weights = torch.zeros(16)
     weights[:4] = 1
     losses = [
-        updated(tmp_path, weights=weights, ppo={"denominator": denominator}).outcome.metrics["update/policy_loss"]
+        updated(tmp_path, weights=weights, update={"denominator": denominator}).outcome.metrics["update/policy_loss"]
         for denominator in ("kept", "all")
     ]
     assert losses[1] == pytest.approx(losses[0] / 4, rel=1e-4)
 
 
 def test_the_critic_may_learn_from_what_the_policy_drops(tmp_path: Path) -> None:
-    module = updated(tmp_path, weights=torch.zeros(16), ppo={"train_value_on_dropped": True})
+    module = updated(tmp_path, weights=torch.zeros(16), update={"train_value_on_dropped": True})
     assert module.outcome.optimizer_steps == 2
     assert module.outcome.metrics["update/policy_loss"] == 0
     assert module.outcome.metrics["update/value_loss"] > 0
 
 
-CHANGES: dict[str, Any] = {
-    "num_epochs": 2,
-    "minibatch_size": 4,
-    "clip_range": 1e-4,
-    "value_clip_range": 1e-4,
-    "value_coef": 1.0,
-    "entropy_coef": 0.1,
-    "gamma": 0.5,
-    "gae_lambda": 0.1,
-    "bootstrap_truncated": True,
-    "whiten_advantages": False,
-    "max_grad_norm": 1e-4,
-    "loss_reduction": "token_mean",
-    "missing_eos_penalty": 1.0,
+CHANGES: dict[str, dict[str, Any]] = {
+    "num_epochs": {"update": {"num_epochs": 2}},
+    "minibatch_size": {"update": {"minibatch_size": 4}},
+    "max_grad_norm": {"update": {"max_grad_norm": 1e-4}},
+    "loss_reduction": {"update": {"loss_reduction": "token_mean"}},
+    "low": {"loss": ClippedLoss(low=1e-4, high=0.2)},
+    "high": {"loss": ClippedLoss(low=0.2, high=1e-4)},
+    "value clip_range": {"value_loss": ValueLoss(clip_range=1e-4)},
+    "value coef": {"value_loss": ValueLoss(coef=1.0)},
+    "entropy_coef": {"entropy_coef": 0.1},
+    "missing_eos_penalty": {"missing_eos_penalty": 1.0},
+    "gamma": {"advantages": GAE(gamma=0.5)},
+    "gae_lambda": {"advantages": GAE(gae_lambda=0.1)},
+    "bootstrap_truncated": {"advantages": GAE(bootstrap_truncated=True)},
+    "whiten": {"advantages": GAE(whiten=False)},
 }
+MOVED = {"low", "high", "value clip_range"}
+"""What clips needs a policy that has moved: two epochs, and a critic that is not clipped before."""
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_setting_of_the_update_changes_the_result(name: str, tmp_path: Path) -> None:
-    # two epochs, so that clipping has a policy that moved; large gradients, so that their norm is clipped
-    base = {"num_epochs": 2, "value_clip_range": 10.0} if name in ("clip_range", "value_clip_range") else {}
-    first, second = (updated(tmp_path, ppo={**base, **change}) for change in ({}, {name: CHANGES[name]}))
+    base: dict[str, Any] = {}
+    if name in MOVED:
+        base = {"update": {"num_epochs": 2}, "value_loss": ValueLoss(clip_range=10.0)}
+    first, second = (updated(tmp_path, **{**base, **change}) for change in ({}, CHANGES[name]))
     assert not same(trainable(first), trainable(second))
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    for name, value in {"num_epochs": 0, "clip_range": 0.0, "gamma": 1.5, "gae_lambda": -1, "value_coef": -1}.items():
-        with pytest.raises(ValueError, match=rf"ppo\.{name}: {value}"):
-            PPOSettings(**{name: value})
+    for name, value in {"num_epochs": 0, "minibatch_size": 1.5, "max_grad_norm": 0.0}.items():
+        with pytest.raises(ValueError, match=rf"update\.{name}: {value}"):
+            UpdateSettings(**{name: value})
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:
@@ -167,5 +174,5 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> 
     plan = UpdatePlan(episodes=plan.episodes.evolve(advantages=torch.full_like(plan.episodes.advantages, torch.inf)))
     before = trainable(module)
     with pytest.raises(FloatingPointError, match=r"loss of episode \d+"):
-        run_update(module, plan, module.ppo)
+        run_update(module, plan, module.update_settings)
     assert same(before, trainable(module))

@@ -14,14 +14,15 @@ from ippo_lightning.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2] / "experiments" / "gsm8k"
 POLICY = "model.init_args.policy.init_args"
+TASK = "data.init_args.task.init_args"
 SMALL_DATA = {
     "max_characters": 200,
     "num_train": 64,
     "num_validation": 2,
     "num_test": 4,
     "num_influence_demonstrations": 4,
-    "batch_size": 4,
 }
+BATCH_SIZE = 4
 
 
 def words(settings: dict[str, Any]) -> list[str]:
@@ -37,8 +38,9 @@ def small_run(run_dir: Path, data: Path, sampling: str) -> list[str]:
             "loop.progress_bar": "false",
             f"model.init_args.{sampling}.num_responses": 2,
             f"model.init_args.{sampling}.max_new_tokens": 12,
-            "data.init_args.path": data,
-            **{f"data.init_args.{name}": value for name, value in SMALL_DATA.items()},
+            "data.init_args.batch_size": BATCH_SIZE,
+            f"{TASK}.path": data,
+            **{f"{TASK}.{name}": value for name, value in SMALL_DATA.items()},
         }
     )
 
@@ -53,7 +55,7 @@ def runs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sft, ppo, ippo = (["--config", str(ROOT / f"{name}.yaml")] for name in ("sft", "ppo", "ippo"))
     tiny_model = {
         # one batch, again and again, so that the loss has to fall
-        "data.init_args.num_train": SMALL_DATA["batch_size"],
+        f"{TASK}.num_train": BATCH_SIZE,
         "loop.max_iterations": 6,
         "model.init_args.optimizer.learning_rate": 0.01,
         "model.init_args.optimizer.warmup_iterations": 0,
@@ -95,5 +97,5 @@ def test_plain_ppo_keeps_every_episode_and_the_filter_scores_every_one(runs: Pat
     assert {row["update/kept_fraction"] for row in history(runs / "ppo")} == {1.0}
     assert not [name for row in history(runs / "ppo") for name in row if name.startswith("influence")]
     for row in history(runs / "ippo"):
-        assert row["rollout/episodes"] == SMALL_DATA["batch_size"] * 2
+        assert row["rollout/episodes"] == BATCH_SIZE * 2
         assert [name for name in row if name.startswith("influence")]

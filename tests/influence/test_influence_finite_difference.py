@@ -1,4 +1,4 @@
-"""Scores from forwards alone: close to the exact ones, at a step chosen by themselves, without a trace."""
+"""Finite differences: close to exact scores, with a step chosen automatically, and without side effects."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from ippo_lightning.influence.coverage import active_blocks
 from ippo_lightning.influence.finite_difference import choose_step, displaced
 
 CENTRAL_DOUBLE = 1e-6
-"""fp64, two sides: error of second order in a step of 1e-7; measured below 1e-7."""
+"""Tolerance in float64 with two sides: the error is of second order in the step; measured below 1e-7."""
 CENTRAL_SINGLE = 3e-3
-"""fp32, two sides, at the step chosen beforehand; measured 1e-4 to 1e-3."""
+"""Tolerance in float32 with two sides, at the automatic step; measured 1e-4 to 1e-3."""
 SIGNS = 0.99
-"""Fraction of episodes whose sign one side gets right in fp32; measured 0.996 and more."""
+"""Fraction of episodes with the right sign from one side in float32; measured 0.996 and more."""
 
 
 def a_llama(adapter: str | None) -> nn.Module:
-    """A model wide enough that rounding and curvature are those of real ones."""
+    """Return a model wide enough for realistic rounding and curvature."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 3, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=64, **sizes))
@@ -65,7 +65,7 @@ def target(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("adapter", [None, "fresh", "trained"], ids=["full", "B still zero", "trained adapter"])
-def test_one_forward_finds_the_signs_and_two_the_scores(adapter: str | None) -> None:
+def test_one_forward_gives_the_signs_and_two_forwards_give_the_scores(adapter: str | None) -> None:
     model, batch = a_llama(adapter), many_episodes()
     direction = target(model)
     exact = influence_scores(model, episode_losses, [batch], direction)
@@ -80,8 +80,8 @@ def test_one_forward_finds_the_signs_and_two_the_scores(adapter: str | None) -> 
 
 
 @pytest.mark.parametrize("kind", ["plain", "tied", "lora"])
-def test_in_double_precision_two_sides_are_all_but_exact(kind: str) -> None:
-    # the norms of Llama and its kin round to float32, whatever the model's precision
+def test_in_double_precision_two_sides_are_almost_exact(kind: str) -> None:
+    # GPT-2, because the norms of the other models round to float32 in every precision
     model = language_model("gpt2", tied=kind == "tied")
     model = with_lora(model, "gpt2") if kind == "lora" else model
     batches = [a_batch(3, seed=1), a_batch(4, seed=2)]
@@ -91,18 +91,18 @@ def test_in_double_precision_two_sides_are_all_but_exact(kind: str) -> None:
     assert relative_error(found, exact) <= CENTRAL_DOUBLE
 
 
-def test_terms_of_tokens_sum_to_the_episode() -> None:
+def test_scores_of_tokens_sum_to_the_score_of_the_episode() -> None:
     model, batch = a_llama(None), many_episodes(16)
     direction = target(model)
 
     (tokens,) = token_scores(model, token_losses, [batch], direction, method="finite_difference")
-    whole = influence_scores(model, episode_losses, [batch], direction, method="finite_difference")
+    total = influence_scores(model, episode_losses, [batch], direction, method="finite_difference")
     assert tokens.shape == (16, 9)
     assert not tokens[~batch.response_mask[:, 1:]].any()
-    assert relative_error(tokens.sum(dim=1), whole) <= CENTRAL_SINGLE
+    assert relative_error(tokens.sum(dim=1), total) <= CENTRAL_SINGLE
 
 
-def test_the_step_scales_with_the_parameters_and_against_the_direction() -> None:
+def test_the_step_grows_with_the_parameters_and_shrinks_with_the_direction() -> None:
     model = language_model("llama")
     direction = a_direction(model)
     plain = choose_step(model, active_blocks(model, direction), one_sided=True)
@@ -114,7 +114,7 @@ def test_the_step_scales_with_the_parameters_and_against_the_direction() -> None
     assert choose_step(model, active_blocks(model, direction), one_sided=True) == pytest.approx(3 * plain)
 
 
-def test_a_model_of_zeros_still_has_a_step() -> None:
+def test_the_step_is_positive_for_a_model_of_zeros() -> None:
     model = nn.Linear(2, 1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -122,8 +122,8 @@ def test_a_model_of_zeros_still_has_a_step() -> None:
     assert choose_step(model, active_blocks(model, a_direction(model)), one_sided=False) > 0
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["to its end", "with an error in the middle"])
-def test_everything_is_as_before_to_the_bit(fails: bool) -> None:
+@pytest.mark.parametrize("fails", [False, True], ids=["without error", "with an error in between"])
+def test_afterwards_the_model_is_equal_to_the_bit(fails: bool) -> None:
     model = small_nets.dirty_net()
     direction = a_direction(model)
     before, places = snapshot(model), [parameter.data_ptr() for parameter in model.parameters()]
@@ -155,9 +155,9 @@ def test_a_tied_parameter_moves_once() -> None:
     assert torch.equal(model.lm_head.weight, before)
 
 
-def test_half_precision_is_warned_of_and_full_precision_is_not() -> None:
+def test_half_precision_gives_a_warning_and_full_precision_does_not() -> None:
     model, batch = language_model("llama", dtype=torch.bfloat16), a_batch(3, dtype=torch.bfloat16)
-    with pytest.warns(UserWarning, match="computes in bfloat16 here.*use method='hooks'"):
+    with pytest.warns(UserWarning, match="computes in bfloat16.*use method='hooks'"):
         influence_scores(model, episode_losses, [batch], a_direction(model), method="finite_difference")
     single = a_llama(None)
     with warnings.catch_warnings():
@@ -165,7 +165,7 @@ def test_half_precision_is_warned_of_and_full_precision_is_not() -> None:
         influence_scores(single, episode_losses, [many_episodes(3)], target(single), method="finite_difference")
 
 
-def test_known_losses_that_do_not_fit_are_refused() -> None:
+def test_known_losses_of_a_wrong_shape_are_refused() -> None:
     model, batch = a_net(), small_nets.a_batch()
     with pytest.raises(UserError, match=r"known_losses: returned shape \(2,\) for batch 0, expected \(6,\)"):
         influence_scores(

@@ -1,4 +1,4 @@
-"""Forward-mode scores: exact, by token as well, without a trace, refused where a kernel would lose the derivative."""
+"""Forward-mode scores: exact, also per token, without side effects, refused if a kernel would lose the derivative."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ippo_lightning.influence.coverage import active_blocks
 from ippo_lightning.influence.forward import forward_derivative
 
 EXACT = {torch.float64: 1e-8, torch.float32: 1e-5}
-"""Error as a fraction of the largest score, as for every exact way."""
+"""Tolerance as a fraction of the largest score, as for every exact method."""
 FLOAT_NORMS = 1e-6
-"""fp64 models whose norms round to float32 inside, forward and backward each in its own way; measured 6e-7 at most."""
+"""Tolerance for float64 models with norms in float32, where forward and backward round differently; measured 6e-7."""
 FAMILIES = ["llama", "qwen2", "gemma2", "phi3", "gpt2"]
 
 
@@ -37,21 +37,21 @@ def test_forward_mode_equals_the_definition(family: str, adapted: bool, dtype: t
     model = with_lora(model, family) if adapted else model
     batch, direction = a_batch(dtype=dtype, left_padding=family != "gemma2"), a_direction(model)
     with torch.no_grad():
-        episode_losses(model.eval(), batch)  # a rollout came before
+        episode_losses(model.eval(), batch)  # as in a run, where a rollout comes first
     scores = influence_scores(model, episode_losses, [batch], direction, method="forward", checksum_batches=-1)
     allowed = EXACT[dtype] if family == "gpt2" else max(EXACT[dtype], FLOAT_NORMS)
     assert relative_error(scores, scores_by_definition(model, episode_losses, batch, direction)) <= allowed
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
-def test_tied_weights_and_eager_attention_change_nothing(family: str) -> None:
+def test_scores_are_exact_with_tied_weights_and_eager_attention(family: str) -> None:
     model = language_model(family, tied=True, attention="eager")
     batch, direction = a_batch(left_padding=False), a_direction(model)
     scores = influence_scores(model, episode_losses, [batch], direction, method="forward")
     assert relative_error(scores, scores_by_definition(model, episode_losses, batch, direction)) <= FLOAT_NORMS
 
 
-def test_a_module_called_twice_and_checkpointed_layers_are_no_exception() -> None:
+def test_scores_are_exact_with_a_module_called_twice_and_with_checkpointed_layers() -> None:
     net, pair = small_nets.a_net(), small_nets.a_batch()
     direction = a_direction(net)
     by_forward, by_definition = (
@@ -68,20 +68,20 @@ def test_a_module_called_twice_and_checkpointed_layers_are_no_exception() -> Non
     torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-8)
 
 
-def test_terms_of_tokens_sum_to_the_episode_and_each_is_its_own_derivative() -> None:
+def test_scores_of_tokens_are_derivatives_of_their_terms_and_sum_to_the_score_of_the_episode() -> None:
     model, batches = language_model("llama"), [a_batch(3, seed=1), a_batch(2, seed=2)]
     direction = a_direction(model)
     tokens = token_scores(model, token_losses, batches, direction)
-    whole = influence_scores(model, episode_losses, batches, direction, method="forward")
+    total = influence_scores(model, episode_losses, batches, direction, method="forward")
     assert [part.shape for part in tokens] == [(3, 9), (2, 9)]
-    torch.testing.assert_close(torch.cat([part.sum(dim=1) for part in tokens]), whole, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(torch.cat([part.sum(dim=1) for part in tokens]), total, rtol=1e-9, atol=1e-10)
     first = torch.autograd.grad(token_losses(model, batches[0])[1, 4], list(model.parameters()), allow_unused=True)
     pairs = zip(first, model.named_parameters(), strict=True)
     expected = sum((gradient * direction[name]).sum() for gradient, (name, _) in pairs if gradient is not None)
     torch.testing.assert_close(tokens[0][1, 4], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_value_comes_with_its_derivative() -> None:
+def test_the_value_of_the_function_is_returned_with_its_derivative() -> None:
     model, batch = language_model("llama"), a_batch()
     value, _ = forward_derivative(
         model.eval(), episode_losses, batch, active_blocks(model, a_direction(model)), dtype=torch.float64
@@ -90,8 +90,8 @@ def test_the_value_comes_with_its_derivative() -> None:
     assert not value.requires_grad
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["to its end", "with an error in the middle"])
-def test_everything_is_as_before(fails: bool) -> None:
+@pytest.mark.parametrize("fails", [False, True], ids=["without error", "with an error in between"])
+def test_afterwards_the_model_is_as_before(fails: bool) -> None:
     model = small_nets.dirty_net()
     direction = a_direction(model)
     before, parameters = small_nets.snapshot(model), list(model.named_parameters())
@@ -114,11 +114,11 @@ def test_everything_is_as_before(fails: bool) -> None:
 
 
 class Linear4bit(nn.Linear):
-    """Has the name that a quantised layer has."""
+    """Has the class name of a quantised layer."""
 
 
 class LosesTangents(nn.Module):
-    """A kernel that computes outside of torch's sight."""
+    """Computes a value outside torch, so its tangent is lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,13 +132,13 @@ class LosesTangents(nn.Module):
         return self.last(torch.tanh(hidden)).squeeze(-1)
 
 
-def test_a_tangent_that_got_lost_is_caught() -> None:
+def test_the_checksum_finds_a_lost_tangent() -> None:
     model = small_nets.a_net(LosesTangents())
     with pytest.raises(ChecksumError):
         influence_scores(model, small_nets.squared_errors, [small_nets.a_batch()], a_direction(model), method="forward")
 
 
-def test_what_would_lose_the_derivative_is_refused_by_name() -> None:
+def test_the_error_about_a_kernel_that_loses_the_derivative_names_it() -> None:
     quantised = nn.Sequential(nn.Linear(4, 4), Linear4bit(4, 1))
     with pytest.raises(UserError, match="quantised layer '1'; use 'hooks'"):
         influence_scores(

@@ -1,4 +1,4 @@
-"""On a GPU scores are what they are on the CPU."""
+"""Scores on a GPU equal scores on the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 EXACT = 1e-6
-"""fp64; the norms of Llama round to float32 on either device."""
+"""Tolerance in float64; the norms of Llama round to float32 on both devices."""
 
 
 def on_gpu(batch: Batch) -> Batch:

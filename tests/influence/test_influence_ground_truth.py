@@ -1,4 +1,4 @@
-"""What scores predict is what one real optimizer step does: leave-one-out, half batches, poison, order."""
+"""Scores predict the effect of one real optimizer step: leave-one-out, half batches, poisoned episodes, order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scenes() -> list[Scene]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_small_plain_step_without_an_episode_does_what_its_score_says(scenes: list[Scene], seed: int) -> None:
+def test_a_score_is_the_effect_of_leaving_the_episode_out_of_a_small_plain_step(scenes: list[Scene], seed: int) -> None:
     scene, rate = scenes[seed], 1e-4
     scores = scores_of(scene, kind="raw")
     effects = Steps(scene, optimizer="sgd", learning_rate=rate).leave_one_out()
@@ -38,7 +38,7 @@ def test_a_small_plain_step_without_an_episode_does_what_its_score_says(scenes: 
     assert float((effects.sign() == scores.sign()).double().mean()) >= 0.97
 
 
-def test_an_adam_step_does_what_the_scaled_score_says_and_the_plain_one_says_it_worse(scenes: list[Scene]) -> None:
+def test_scaled_scores_predict_an_adam_step_better_than_plain_scores(scenes: list[Scene]) -> None:
     scaled, raw = [], []
     for scene in scenes:
         effects = Steps(scene, optimizer="adamw", learning_rate=1e-5).leave_one_out()
@@ -51,7 +51,7 @@ def test_an_adam_step_does_what_the_scaled_score_says_and_the_plain_one_says_it_
 @pytest.mark.parametrize(
     ("optimizer", "rate", "kind", "least"), [("sgd", 1e-4, "raw", 0.95), ("adamw", 1e-5, "adam", 0.9)]
 )
-def test_scores_add_up_over_half_batches(
+def test_sums_of_scores_predict_steps_on_half_batches(
     scenes: list[Scene], optimizer: str, rate: float, kind: str, least: float
 ) -> None:
     for scene in scenes:
@@ -60,12 +60,14 @@ def test_scores_add_up_over_half_batches(
         assert rank_correlation(-losses, halves @ scores_of(scene, kind=kind)) >= least
 
 
-def test_episodes_with_flipped_advantages_score_low(scenes: list[Scene]) -> None:
+def test_episodes_with_flipped_advantages_have_low_scores(scenes: list[Scene]) -> None:
     found = [area_under_curve(scores_of(scene, kind="adam"), scene.episodes.poisoned) for scene in scenes]
     assert fmean(found) >= 0.75
 
 
-def test_one_step_on_the_positives_beats_all_and_chance_and_the_negatives_lose(scenes: list[Scene]) -> None:
+def test_one_step_is_best_on_positive_episodes_and_worst_on_negative_ones(
+    scenes: list[Scene],
+) -> None:
     losses: dict[str, list[float]] = {}
     for scene in scenes:
         steps = Steps(scene, optimizer="sgd", learning_rate=1e-3)

@@ -1,4 +1,4 @@
-"""The hooks must agree with one plain backward an episode, for every family of models the project trains."""
+"""Hooks give the scores of one plain backward per episode, for every family of models that the project trains."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ippo_lightning.influence import CoverageError, influence_scores
 
-EXACT = 1e-8  # float64, but the models' norms and softmax compute in float32: same formula, so no more than round-off
-SINGLE = 1e-5  # float32 round-off over some 20 layers' worth of sums
-HALF = 2e-2  # bfloat16 keeps 8 bits; the two ways round in different places; measured 7e-3 at most
+EXACT = 1e-8  # float64, but the models' norms and softmax compute in float32, with the same formula on both sides
+SINGLE = 1e-5  # rounding of float32 over the sums of about 20 layers
+HALF = 2e-2  # bfloat16 has 8 bits, and the two methods round in different places; measured 7e-3 at most
 
 FAMILIES = ["llama", "qwen2", "gemma2", "phi3", "gpt2"]
 GRID = [
@@ -35,7 +35,7 @@ def scores_of(model: nn.Module, direction: dict[str, Tensor], batch: Batch, **op
     return influence_scores(model, episode_losses, [batch], direction, **options)
 
 
-@pytest.mark.parametrize(("family", "attention"), GRID)  # Gemma-2 knows eager attention only
+@pytest.mark.parametrize(("family", "attention"), GRID)  # Gemma-2 supports only eager attention
 @pytest.mark.parametrize("tied", [False, True])
 def test_hooks_equal_the_definition_when_all_parameters_train(family: str, attention: str, tied: bool) -> None:
     model = language_model(family, attention=attention, tied=tied)
@@ -56,7 +56,7 @@ def test_hooks_equal_the_definition_when_adapters_train(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapters", [False, True])
-def test_one_backward_an_episode_equals_the_definition(family: str, adapters: bool) -> None:
+def test_one_backward_per_episode_equals_the_definition(family: str, adapters: bool) -> None:
     model, batch = language_model(family), a_batch(left_padding=family != "gemma2")
     model = with_lora(model, family) if adapters else model
     direction = a_direction(model)
@@ -82,9 +82,9 @@ def test_hooks_equal_the_definition_in_single_precision(family: str, trained: st
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_stays_within_its_own_rounding(family: str, adapters: bool, autocast: bool) -> None:
+def test_scores_in_half_precision_are_within_its_rounding(family: str, adapters: bool, autocast: bool) -> None:
     dtype = torch.float32 if autocast else torch.bfloat16
-    torch.manual_seed(0)  # of the adapters
+    torch.manual_seed(0)  # for the adapters
     model = language_model(family, dtype=dtype)
     model = with_lora(model, family) if adapters else model
     direction = a_direction(model)
@@ -102,7 +102,7 @@ def test_half_precision_stays_within_its_own_rounding(family: str, adapters: boo
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("adapters", [False, True])
-def test_batches_after_the_checked_one_score_alike(family: str, adapters: bool) -> None:
+def test_batches_after_the_checked_one_have_the_same_scores(family: str, adapters: bool) -> None:
     model, batch = language_model(family), a_batch()
     model = with_lora(model, family) if adapters else model
     first, second = influence_scores(model, episode_losses, [batch, batch], a_direction(model)).chunk(2)
@@ -139,7 +139,7 @@ def test_padding_never_changes_a_score(sides: tuple[int, int]) -> None:
     assert relative_error(scores_of(model, direction, padded), scores_of(model, direction, batch)) < EXACT
 
 
-def test_the_padding_row_of_an_embedding_counts_only_through_a_tied_head() -> None:
+def test_the_padding_index_of_an_embedding_counts_only_through_a_tied_head() -> None:
     model, batch = language_model("llama", tied=True), a_batch()
     assert model.get_input_embeddings().padding_idx == 0
     seen = Batch(
@@ -150,7 +150,7 @@ def test_the_padding_row_of_an_embedding_counts_only_through_a_tied_head() -> No
     assert relative_error(scores_of(model, direction, seen), expected) < EXACT
 
 
-def test_frozen_parameters_stay_out() -> None:
+def test_frozen_parameters_do_not_count() -> None:
     model, batch = language_model("llama", tied=False), a_batch()
     direction = a_direction(model)
     for name, parameter in model.named_parameters():
@@ -160,7 +160,7 @@ def test_frozen_parameters_stay_out() -> None:
     assert relative_error(scores_of(model, kept, batch), expected) < EXACT
 
 
-def test_position_embeddings_that_are_broadcast_are_refused() -> None:
+def test_broadcast_position_embeddings_are_refused() -> None:
     model, batch = language_model("gpt2"), a_batch()
 
     def without_positions(module: nn.Module, part: Batch) -> Tensor:
@@ -173,7 +173,7 @@ def test_position_embeddings_that_are_broadcast_are_refused() -> None:
 
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed_models_score_alike(adapters: bool, reentrant: bool) -> None:
+def test_models_with_checkpoints_have_the_same_scores(adapters: bool, reentrant: bool) -> None:
     model, batch = language_model("llama"), a_batch()
     model = with_lora(model, "llama") if adapters else model
     direction = a_direction(model)
@@ -186,7 +186,7 @@ def test_checkpointed_models_score_alike(adapters: bool, reentrant: bool) -> Non
     scores = influence_scores(model, episode_losses, [batch, batch], direction)
     inner.remove()
     assert relative_error(scores, expected.repeat(2)) < EXACT
-    # Twice for each forward where layers were recomputed; reentrant checkpoints are left out while scoring.
+    # A recomputed layer runs twice per forward. Reentrant checkpoints are switched off while scoring.
     assert (len(calls) > 2) is not reentrant
     assert all(module.training for module in model.modules())
 
@@ -200,7 +200,7 @@ def test_dropout_is_off_while_scoring() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_weight_decomposed_adapters_are_refused_by_name(family: str) -> None:
+def test_the_error_about_weight_decomposed_adapters_names_them(family: str) -> None:
     model = with_lora(language_model(family), family, use_dora=True)
     batch, direction = a_batch(), a_direction(model)
     with pytest.raises(CoverageError, match=r"lora_magnitude_vector.* of type DoraLinearLayer"):
@@ -209,7 +209,7 @@ def test_weight_decomposed_adapters_are_refused_by_name(family: str) -> None:
     assert relative_error(scores_of(model, direction, batch, method="per_episode"), expected) < EXACT
 
 
-def test_an_embedding_counts_only_where_it_is_trainable() -> None:
+def test_an_embedding_counts_only_if_it_is_trainable() -> None:
     model, batch = language_model("llama"), a_batch()
     everything = a_direction(model)
     with_embedding = scores_of(model, everything, batch)
@@ -222,7 +222,7 @@ def test_an_embedding_counts_only_where_it_is_trainable() -> None:
     assert bool((only != 0).all())
 
 
-def test_fully_trained_modules_beside_adapters_count() -> None:
+def test_modules_trained_in_full_next_to_adapters_count() -> None:
     model = with_lora(language_model("qwen2"), "qwen2", modules_to_save=["lm_head", "embed_tokens"])
     batch, direction = a_batch(), a_direction(model)
     assert sum("modules_to_save" in name for name in direction) == 2
@@ -230,16 +230,16 @@ def test_fully_trained_modules_beside_adapters_count() -> None:
     assert relative_error(scores_of(model, direction, batch), expected) < EXACT
 
 
-def test_a_reference_pass_with_the_adapter_off_adds_nothing() -> None:
+def test_a_reference_pass_without_the_adapter_does_not_count() -> None:
     model = with_lora(language_model("llama"), "llama")
     batch, direction = a_batch(), a_direction(model)
 
-    def beside_a_reference(module: nn.Module, part: Batch) -> Tensor:
+    def with_reference(module: nn.Module, part: Batch) -> Tensor:
         with torch.no_grad(), module.disable_adapter():
             reference = episode_losses(module, part)
         return episode_losses(module, part) - reference
 
     plain = influence_scores(model, episode_losses, [batch], direction)
     torch.testing.assert_close(
-        influence_scores(model, beside_a_reference, [batch], direction), plain, rtol=1e-8, atol=1e-10
+        influence_scores(model, with_reference, [batch], direction), plain, rtol=1e-8, atol=1e-10
     )

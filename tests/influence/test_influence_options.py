@@ -1,4 +1,4 @@
-"""What can be asked of the scores: several directions, cosines, lengths, packed rows, parts by parameter."""
+"""Options of scoring: several directions, cosines, lengths, packed rows, parts by parameter."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.influence import CoverageError, influence_scores, score_episodes
 
 EXACT = 1e-8
-"""fp64; language models' norms work in float32 inside."""
+"""Tolerance in float64; the norms of language models compute in float32."""
 
 
 def norms_by_definition(model: nn.Module, batch: Batch) -> Tensor:
-    """Length of each episode's gradient, read off `.grad` of a copy."""
+    """Return the norm of each episode's gradient, from `.grad` of a copy."""
     copied = copy.deepcopy(model).eval()
     norms = []
     for row in range(len(batch.ids)):
@@ -48,7 +48,7 @@ MODELS = pytest.mark.parametrize("kind", ["llama", "tied qwen2", "tied gpt2", "l
 
 @pytest.mark.parametrize("method", ["hooks", "per_episode"])
 @MODELS
-def test_several_directions_in_one_pass_score_as_each_alone(kind: str, method: str) -> None:
+def test_several_directions_in_one_pass_give_the_scores_of_each_alone(kind: str, method: str) -> None:
     model = a_model(kind)
     directions = [a_direction(model, seed=seed) for seed in (5, 6, 7)]
     directions[1] = {name: block for number, (name, block) in enumerate(directions[1].items()) if number % 2}
@@ -61,18 +61,16 @@ def test_several_directions_in_one_pass_score_as_each_alone(kind: str, method: s
 
 @pytest.mark.parametrize("method", ["hooks", "per_episode"])
 @MODELS
-def test_cosines_divide_by_the_lengths_of_both_gradients(kind: str, method: str) -> None:
+def test_cosines_are_scores_divided_by_the_norms_of_both_gradients(kind: str, method: str) -> None:
     model, batch = a_model(kind), a_batch(5)
     direction = a_direction(model)
-    length = sum(block.square().sum() for block in direction.values()).sqrt()
-    expected = (
-        scores_by_definition(model, episode_losses, batch, direction) / norms_by_definition(model, batch) / length
-    )
+    norm = sum(block.square().sum() for block in direction.values()).sqrt()
+    expected = scores_by_definition(model, episode_losses, batch, direction) / norms_by_definition(model, batch) / norm
     cosines = influence_scores(model, episode_losses, [batch], direction, method=method, normalise="cosine")
     torch.testing.assert_close(cosines, expected, rtol=1e-6, atol=EXACT)
 
 
-def test_cosines_know_a_module_that_is_called_twice() -> None:
+def test_cosines_are_right_for_a_module_that_is_called_twice() -> None:
     model = small_nets.a_net()
     direction = a_direction(model)
     batch = small_nets.a_batch()
@@ -83,16 +81,16 @@ def test_cosines_know_a_module_that_is_called_twice() -> None:
     torch.testing.assert_close(by_hooks, by_definition, rtol=EXACT, atol=EXACT)
 
 
-def test_a_louder_episode_has_a_larger_score_and_the_same_cosine() -> None:
+def test_an_episode_with_a_larger_loss_has_a_larger_score_and_the_same_cosine() -> None:
     model, batch = language_model("llama"), a_batch(5)
     direction = a_direction(model)
-    louder = Batch(batch.ids, batch.attention_mask, batch.response_mask, 3 * batch.factors)
-    plain, loud = (influence_scores(model, episode_losses, [entry], direction) for entry in (batch, louder))
-    torch.testing.assert_close(loud, 3 * plain, rtol=1e-6, atol=EXACT)
-    cosine, loud_cosine = (
-        influence_scores(model, episode_losses, [entry], direction, normalise="cosine") for entry in (batch, louder)
+    larger = Batch(batch.ids, batch.attention_mask, batch.response_mask, 3 * batch.factors)
+    score, larger_score = (influence_scores(model, episode_losses, [entry], direction) for entry in (batch, larger))
+    torch.testing.assert_close(larger_score, 3 * score, rtol=1e-6, atol=EXACT)
+    cosine, larger_cosine = (
+        influence_scores(model, episode_losses, [entry], direction, normalise="cosine") for entry in (batch, larger)
     )
-    torch.testing.assert_close(loud_cosine, cosine, rtol=1e-6, atol=EXACT)
+    torch.testing.assert_close(larger_cosine, cosine, rtol=1e-6, atol=EXACT)
     assert cosine.abs().max() <= 1
 
 
@@ -104,7 +102,7 @@ def test_an_episode_without_a_gradient_has_cosine_zero() -> None:
     assert (cosines[[0, 2]] != 0).all()
 
 
-def test_scores_by_length_are_divided_by_the_number_of_tokens() -> None:
+def test_normalise_length_divides_scores_by_the_number_of_tokens() -> None:
     model, batches = language_model("llama"), [a_batch(3, seed=1), a_batch(4, seed=2)]
     direction = a_direction(model)
 
@@ -113,18 +111,18 @@ def test_scores_by_length_are_divided_by_the_number_of_tokens() -> None:
 
     plain = influence_scores(model, episode_losses, batches, direction)
     counts = torch.cat([lengths(batch) for batch in batches])
-    divided = influence_scores(model, episode_losses, batches, direction, normalise="length", lengths=lengths)
-    torch.testing.assert_close(divided, plain / counts, rtol=EXACT, atol=EXACT)
+    normalised = influence_scores(model, episode_losses, batches, direction, normalise="length", lengths=lengths)
+    torch.testing.assert_close(normalised, plain / counts, rtol=EXACT, atol=EXACT)
 
 
 @MODELS
-def test_parts_by_parameter_sum_to_the_score_and_are_those_of_their_block(kind: str) -> None:
+def test_parts_by_parameter_sum_to_the_score_and_equal_the_scores_along_single_blocks(kind: str) -> None:
     model, batches = a_model(kind), [a_batch(3, seed=1), a_batch(4, seed=2)]
     direction = a_direction(model)
     parts = score_episodes(model, episode_losses, batches, [direction]).by_parameter
     assert parts.keys() == direction.keys()
-    whole = influence_scores(model, episode_losses, batches, direction)
-    torch.testing.assert_close(torch.stack(list(parts.values())).sum(dim=0)[0], whole, rtol=EXACT, atol=EXACT)
+    total = influence_scores(model, episode_losses, batches, direction)
+    torch.testing.assert_close(torch.stack(list(parts.values())).sum(dim=0)[0], total, rtol=EXACT, atol=EXACT)
     name = list(direction)[1]
     alone = influence_scores(model, episode_losses, batches, {name: direction[name]})
     torch.testing.assert_close(parts[name][0], alone, rtol=EXACT, atol=EXACT)
@@ -132,7 +130,7 @@ def test_parts_by_parameter_sum_to_the_score_and_are_those_of_their_block(kind: 
 
 @dataclass(frozen=True)
 class Packed:
-    """Two rows of tokens; each row holds several episodes one after another, then padding."""
+    """Rows of tokens; each row contains several episodes one after another, then padding."""
 
     ids: Tensor
     segments: Tensor
@@ -170,7 +168,7 @@ def packed_losses(model: nn.Module, packed: Packed, prompt_lengths: Tensor) -> T
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
-def test_packed_rows_score_as_padded_ones(adapted: bool) -> None:
+def test_packed_rows_have_the_scores_of_padded_rows(adapted: bool) -> None:
     model = language_model("llama")
     model = with_lora(model, "llama") if adapted else model
     batch, direction = a_batch(5), a_direction(model)
@@ -196,7 +194,7 @@ def test_segments_that_do_not_fit_are_refused() -> None:
         influence_scores(
             model, episode_losses, [batch], direction, segments=lambda _: torch.zeros(5, 3, dtype=torch.long)
         )
-    with pytest.raises(UserError, match="names episode 5, expected numbers below 5"):
+    with pytest.raises(UserError, match="contains episode 5, expected numbers below 5"):
         influence_scores(model, episode_losses, [batch], direction, segments=lambda _: torch.full((5, 10), 5))
     with pytest.raises(UserError, match="expected \\[rows, tokens\\], integers"):
         influence_scores(model, episode_losses, [batch], direction, segments=lambda _: torch.zeros(5))
@@ -207,11 +205,11 @@ def test_segments_that_do_not_fit_are_refused() -> None:
     [
         ({"normalise": "loud"}, "normalise: got 'loud', expected one of none, cosine, length"),
         ({"normalise": "length"}, "lengths: got None, expected a function of a batch"),
-        ({"normalise": "cosine", "method": "forward"}, "'cosine' needs the episodes' gradients"),
+        ({"normalise": "cosine", "method": "forward"}, "'cosine' requires gradients of single episodes"),
         ({"direction": []}, "direction: got an empty sequence"),
     ],
 )
-def test_options_that_make_no_sense_are_explained(options: dict[str, object], message: str) -> None:
+def test_the_error_about_a_senseless_option_states_what_is_allowed(options: dict[str, object], message: str) -> None:
     model = language_model("llama")
     arguments = {"direction": a_direction(model), **options}
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""4-bit bases must score like a dense copy that holds the dequantised weights, never be compared with themselves."""
+"""4-bit models have the scores of a dense copy with the dequantised weights, an oracle without bitsandbytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SINGLE = 1e-5  # float32 on both sides, weights bit-equal
 
 
 def quantized_model(family: str, folder: Path, *, tied: bool = False, width: int = 64) -> nn.Module:
-    """A model with NF4 linear layers and LoRA, in train mode, as bitsandbytes leaves it."""
+    """Return a model with NF4 linear layers and LoRA, in training mode, with bitsandbytes' default flags."""
     language_model(family, dtype=torch.float32, width=width, tied=tied).save_pretrained(folder)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(
@@ -38,7 +38,7 @@ def quantized_model(family: str, folder: Path, *, tied: bool = False, width: int
 
 @pytest.fixture
 def quantized(tmp_path: Path) -> nn.Module:
-    return quantized_model("llama", tmp_path, width=128)  # repacking takes whole blocks of outputs
+    return quantized_model("llama", tmp_path, width=128)  # bitsandbytes repacks only full blocks of outputs
 
 
 def linear4bit_layers(model: nn.Module) -> list[Linear4bit]:
@@ -69,7 +69,7 @@ def roll_out(model: nn.Module) -> None:
     ("family", "tied"),
     [("llama", False), ("llama", True), ("qwen2", False), ("gemma2", True), ("phi3", False), ("gpt2", True)],
 )
-def test_a_4bit_base_scores_like_its_dense_copy_after_a_rollout(family: str, tied: bool, tmp_path: Path) -> None:
+def test_a_4bit_base_has_the_scores_of_its_dense_copy_after_a_rollout(family: str, tied: bool, tmp_path: Path) -> None:
     quantized = quantized_model(family, tmp_path, tied=tied)
     dense = dense_copy(quantized)
     assert len(linear4bit_layers(quantized)) == {"phi3": 8, "gpt2": 8}.get(family, 14)

@@ -1,4 +1,4 @@
-"""Where a score could not be trusted there must be an error that says why."""
+"""Scoring raises an explained error if a score could not be trusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXACT = 1e-10  # float64 throughout, two orders of summation
 
 
 class Bypassed(nn.Module):
-    """Uses a layer's weight without calling the layer, as fused kernels do."""
+    """Uses a layer's weight without a call of the layer, as fused kernels do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Bypassed(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Lets every episode see the others."""
+    """The output of each episode depends on all episodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Mixing(nn.Module):
 
 
 class TokensFirst(nn.Module):
-    """Keeps tokens on the first axis; with as many tokens as episodes no shape gives it away."""
+    """Has the tokens on the first axis; with as many tokens as episodes, no shape is wrong."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TokensFirst(nn.Module):
 
 
 @pytest.mark.parametrize("module", [Bypassed, Mixing])
-def test_what_the_hooks_cannot_see_is_caught_by_the_checksum(module: type[nn.Module]) -> None:
+def test_the_checksum_finds_what_the_hooks_cannot_see(module: type[nn.Module]) -> None:
     model = a_net(module())
     with pytest.raises(ChecksumError, match="plain autograd"):
         influence_scores(model, squared_errors, [a_batch()], a_direction(model))
@@ -61,7 +61,7 @@ def test_what_the_hooks_cannot_see_is_caught_by_the_checksum(module: type[nn.Mod
     assert relative_error(scores, expected) < EXACT
 
 
-def test_scores_credited_to_the_wrong_episodes_are_caught_by_the_checksum() -> None:
+def test_the_checksum_finds_scores_credited_to_the_wrong_episodes() -> None:
     model = a_net(TokensFirst())
     with pytest.raises(ChecksumError):
         influence_scores(model, squared_errors, [a_batch(6, tokens=(6,))], a_direction(model))
@@ -69,7 +69,7 @@ def test_scores_credited_to_the_wrong_episodes_are_caught_by_the_checksum() -> N
         influence_scores(model, squared_errors, [a_batch(6, tokens=(5,))], a_direction(model))
 
 
-def test_the_checksum_looks_at_later_batches_when_told() -> None:
+def test_the_checksum_checks_later_batches_on_request() -> None:
     model = a_net(Bypassed())
 
     def fused_later(module: nn.Module, batch: Batch) -> Tensor:
@@ -99,7 +99,7 @@ def test_losses_without_a_graph_score_zero() -> None:
         assert torch.equal(scores, torch.zeros(6, dtype=torch.float64))
 
 
-def test_a_score_that_is_not_finite_names_its_episode() -> None:
+def test_the_error_about_a_score_that_is_not_finite_names_its_episode() -> None:
     model = a_net().eval()
 
     def losses(module: nn.Module, batch: Batch) -> Tensor:
@@ -113,7 +113,7 @@ def test_a_score_that_is_not_finite_names_its_episode() -> None:
 
 
 class WithRawParameter(Net):
-    """Owns a parameter that no module of its own stands for."""
+    """Owns a parameter directly, outside any known kind of module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class WithRawParameter(Net):
 
 
 class OtherLinear(nn.Linear):
-    """Looks like a linear layer and computes something else."""
+    """Is a linear layer by class, but computes something else."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs).square()
@@ -133,13 +133,13 @@ class OtherLinear(nn.Linear):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (WithRawParameter(), r"'gain' is trainable but lies in '\(the model itself\)' of type WithRawParameter"),
-        (nn.Sequential(OtherLinear(4, 1), nn.Flatten(0)), r"'0\.weight' .* in '0' of type OtherLinear"),
+        (WithRawParameter(), r"'gain' belongs to '\(the model itself\)' of type WithRawParameter"),
+        (nn.Sequential(OtherLinear(4, 1), nn.Flatten(0)), r"'0\.weight' belongs to '0' of type OtherLinear"),
         (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 1)), nn.Flatten(0)), "ParametrizationList"),
     ],
     ids=["raw parameter", "overridden forward", "parametrized"],
 )
-def test_a_parameter_that_no_hook_covers_is_named(module: nn.Module, message: str) -> None:
+def test_the_error_about_a_parameter_without_hook_names_it(module: nn.Module, message: str) -> None:
     model, batch = a_net(module), a_batch()
     direction = a_direction(model)
     with pytest.raises(CoverageError, match=message):
@@ -149,7 +149,7 @@ def test_a_parameter_that_no_hook_covers_is_named(module: nn.Module, message: st
     assert relative_error(scores, expected) < EXACT
 
 
-def test_an_uncovered_parameter_is_no_obstacle_where_the_direction_is_zero() -> None:
+def test_an_uncovered_parameter_is_allowed_if_the_direction_is_zero_on_it() -> None:
     model = a_net(WithRawParameter())
     direction = a_direction(model)
     direction["gain"].zero_()
@@ -164,7 +164,7 @@ def test_a_parameter_with_a_second_name_in_its_module_is_refused() -> None:
         influence_scores(model, squared_errors, [a_batch()], a_direction(model))
 
 
-def test_a_direction_that_no_episode_moves_along_passes_the_checksum() -> None:
+def test_a_direction_orthogonal_to_all_gradients_passes_the_checksum() -> None:
     model = a_net().eval()
     episodes = a_batch()
     gradients = []
@@ -183,7 +183,7 @@ def test_a_direction_that_no_episode_moves_along_passes_the_checksum() -> None:
     direction = {name: part.float() for name, part in zip(names, parts, strict=True)}
     model.float()
     scores = influence_scores(model, squared_errors, [tuple(part.float() for part in episodes)], direction)
-    # What is left is rounding, which two orders of summation do not share: no relative error could be asked of it.
+    # The scores are only rounding errors, which depend on the order of summation, so a relative error has no meaning.
     assert scores.abs().max() < 1e-5 * torch.stack(gradients).norm(dim=1).max()
 
 
@@ -193,7 +193,7 @@ def test_a_direction_that_no_episode_moves_along_passes_the_checksum() -> None:
         ({"nobody": torch.ones(1)}, "'nobody' is no parameter"),
         ({"norm.weight": torch.ones(6)}, r"'norm\.weight' is frozen"),
         ({"first.bias": torch.ones(1)}, r"'first\.bias' has shape \(1,\), expected \(6,\)"),
-        ({"first.bias": torch.full((6,), torch.nan)}, r"'first\.bias' holds NaN"),
+        ({"first.bias": torch.full((6,), torch.nan)}, r"'first\.bias' contains NaN"),
     ],
 )
 def test_a_wrong_direction_is_explained(change: dict[str, Tensor], message: str) -> None:

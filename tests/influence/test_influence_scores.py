@@ -1,4 +1,4 @@
-"""Scores of any module: against the definition, by hand, and by what a small step really does."""
+"""Scores of any module equal their definition, values computed by hand, and the effect of a small step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_module_that_is_called_twice_counts_twice() -> None:
     assert relative_error(later, expected) < EXACT
 
 
-def test_a_score_can_be_worked_out_by_hand() -> None:
+def test_a_score_equals_a_value_computed_by_hand() -> None:
     model = nn.Linear(2, 1, bias=False).double()
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0]]))
@@ -52,7 +52,7 @@ def test_an_episode_that_is_the_validation_set_scores_its_squared_gradient_norm(
     torch.testing.assert_close(negated, -score, rtol=1e-12, atol=0)
 
 
-def test_a_small_step_on_an_episode_changes_the_validation_loss_as_its_score_says() -> None:
+def test_a_small_step_on_an_episode_changes_the_validation_loss_by_its_score() -> None:
     model, episodes, validation = a_net().eval(), a_batch(6), a_batch(8, seed=2)
 
     def validation_loss(module: nn.Module, batch: Batch) -> Tensor:
@@ -67,7 +67,7 @@ def test_a_small_step_on_an_episode_changes_the_validation_loss_as_its_score_say
         with torch.no_grad():
             for parameter in moved.parameters():
                 parameter.sub_(step * parameter.grad)
-        # First order in the step: the error is of the order of the step times the curvature.
+        # The score is the first order in the step, so the relative error is about the step times the curvature.
         change = (validation_loss(moved, validation) - before).item()
         assert change == pytest.approx(-step * float(score), rel=1e-2, abs=step * float(scores.abs().max()) * 1e-3)
 
@@ -91,7 +91,7 @@ def test_scores_add_up_over_blocks_and_a_missing_block_counts_as_zero() -> None:
     assert relative_error(torch.stack(parts).sum(0), total) < EXACT
 
 
-def test_there_is_one_score_an_episode_in_the_order_of_the_batches() -> None:
+def test_there_is_one_score_per_episode_in_the_order_of_the_batches() -> None:
     model = a_net()
     direction = a_direction(model)
     batches = [a_batch(2, seed=3), a_batch(0), a_batch(5, seed=4)]
@@ -103,7 +103,7 @@ def test_there_is_one_score_an_episode_in_the_order_of_the_batches() -> None:
 
 
 @pytest.mark.parametrize("method", ["hooks", "per_episode"])
-def test_scores_take_the_dtype_of_the_direction(method: str) -> None:
+def test_scores_have_the_dtype_of_the_direction(method: str) -> None:
     model = Net().float()
     batch = tuple(part.float() for part in a_batch())
     direction = a_direction(model)
@@ -113,7 +113,7 @@ def test_scores_take_the_dtype_of_the_direction(method: str) -> None:
 
 
 class Checkpointed(Net):
-    """Recomputes everything but its last layer."""
+    """Recomputes all layers but the last."""
 
     reentrant = False
 
@@ -122,7 +122,7 @@ class Checkpointed(Net):
         return self.last(checkpoint(body, inputs, use_reentrant=self.reentrant)).squeeze(-1)
 
 
-def test_a_checkpointed_forward_scores_alike() -> None:
+def test_a_forward_with_checkpoints_has_the_same_scores() -> None:
     model, batch = a_net(Checkpointed()), a_batch()
     direction = a_direction(model)
     expected = scores_by_definition(model, squared_errors, batch, direction)
@@ -130,7 +130,7 @@ def test_a_checkpointed_forward_scores_alike() -> None:
     assert relative_error(scores, expected.repeat(2)) < EXACT
 
 
-def test_a_checkpoint_keeps_its_promise_about_memory() -> None:
+def test_scoring_keeps_no_activations_that_a_checkpoint_frees() -> None:
     model, batch = a_net(Checkpointed()), a_batch()
     seen: list[StorageWeakRef] = []
     model.shared.register_forward_pre_hook(lambda _, args: seen.append(StorageWeakRef(args[0].untyped_storage())))
@@ -146,7 +146,7 @@ def test_a_checkpoint_keeps_its_promise_about_memory() -> None:
     assert alive == [0, 0]
 
 
-def test_a_forward_without_gradients_in_between_adds_nothing() -> None:
+def test_a_forward_without_gradients_in_between_does_not_count() -> None:
     model, batch = a_net(), a_batch()
     direction = a_direction(model)
 
@@ -161,7 +161,7 @@ def test_a_forward_without_gradients_in_between_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_scoring_works_where_gradients_are_switched_off(context: Callable[[], object]) -> None:
+def test_scoring_works_inside_no_grad_and_inference_mode(context: Callable[[], object]) -> None:
     model, batch = a_net(), a_batch()
     direction = a_direction(model)
     expected = influence_scores(model, squared_errors, [batch], direction)
@@ -169,7 +169,7 @@ def test_scoring_works_where_gradients_are_switched_off(context: Callable[[], ob
         assert torch.equal(influence_scores(model, squared_errors, [batch], direction), expected)
 
 
-def test_the_hooks_see_a_module_before_hooks_of_others_change_its_output() -> None:
+def test_hooks_of_scoring_run_before_other_hooks_change_the_output() -> None:
     model, batch = a_net(), a_batch()
     model.shared.register_forward_hook(lambda _, __, output: output.sin())
     direction = a_direction(model)
@@ -188,7 +188,7 @@ def test_a_module_that_is_called_by_keyword_counts() -> None:
     assert relative_error(influence_scores(model, squared_errors, [batch], direction), expected) < EXACT
 
 
-def test_autocast_around_the_call_never_rounds_the_sums() -> None:
+def test_autocast_around_the_call_does_not_round_the_sums() -> None:
     model = Net().float()
     batch = tuple(part.float() for part in a_batch())
     direction = a_direction(model)

@@ -1,4 +1,4 @@
-"""Targets of IIF: by hand, and with the sign that scores expect."""
+"""Targets of IIF equal values computed by hand, and have the sign that scores expect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADVANTAGES = torch.tensor([[0.5, -1.0, 9.0], [2.0, 9.0, 9.0]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
 
-def test_the_targets_by_hand() -> None:
+def test_the_targets_equal_values_computed_by_hand() -> None:
     # -(-1 * 0.5 + -2 * -1 + -3 * 2) / 3
     assert return_target(log_probs=LOG_PROBS, advantages=ADVANTAGES, mask=MASK).item() == pytest.approx(1.5)
     # -((-1 - 2) * -1 + -3 * 2) / 2
@@ -30,7 +30,7 @@ def test_the_targets_by_hand() -> None:
     assert action_target(log_probs=LOG_PROBS, chosen=chosen).item() == pytest.approx(2.5)
 
 
-def test_padding_may_hold_anything() -> None:
+def test_padding_may_contain_anything() -> None:
     poisoned = LOG_PROBS.masked_fill(~MASK, torch.nan)
     for target in (
         return_target(log_probs=poisoned, advantages=ADVANTAGES, mask=MASK),
@@ -40,8 +40,8 @@ def test_padding_may_hold_anything() -> None:
         assert torch.isfinite(target)
 
 
-def test_nothing_chosen_is_named() -> None:
-    with pytest.raises(UserError, match="chosen: True nowhere"):
+def test_a_target_without_actions_is_refused() -> None:
+    with pytest.raises(UserError, match=r"chosen: all of \[2, 3\] are False"):
         action_target(log_probs=LOG_PROBS, chosen=torch.zeros_like(MASK))
 
 
@@ -57,12 +57,13 @@ def test_an_episode_that_raises_the_targets_probability_scores_above_zero() -> N
     chosen = torch.tensor([[True], [False], [False]])
     direction = target_gradient(model, lambda m, _: action_target(log_probs=log_probs(m), chosen=chosen), [None])
     scores = influence_scores(model, lambda m, _: -advantages * log_probs(m).squeeze(1), [None], direction)
-    # the same action in the same state helps, another one there hurts, another state does not matter
+    # The same action in the same state raises the probability, another action there lowers it, another state does not
+    # change it.
     assert scores[0] > 0 > scores[1]
     assert scores[2] == 0
 
 
-def test_a_buffer_that_is_its_own_target_scores_its_good_episodes_above_zero_on_the_whole() -> None:
+def test_the_mean_score_of_a_buffer_that_is_its_own_target_is_above_zero() -> None:
     torch.manual_seed(0)
     model, states = nn.Linear(4, 3), torch.randn(32, 4)
     actions, advantages = torch.randint(3, (32,)), torch.randn(32)
@@ -75,6 +76,6 @@ def test_a_buffer_that_is_its_own_target_scores_its_good_episodes_above_zero_on_
         model, lambda m, _: return_target(log_probs=log_probs(m), advantages=advantages[:, None], mask=mask), [None]
     )
     scores = influence_scores(model, lambda m, _: -advantages * log_probs(m).squeeze(1), [None], direction)
-    # their mean is the squared length of the target's gradient
-    length = sum(float(block.square().sum()) for block in direction.values())
-    assert float(scores.mean()) == pytest.approx(length, rel=1e-4)
+    # The mean score is the squared norm of the target's gradient.
+    squared_norm = sum(float(block.square().sum()) for block in direction.values())
+    assert float(scores.mean()) == pytest.approx(squared_norm, rel=1e-4)

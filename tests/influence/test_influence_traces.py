@@ -1,4 +1,4 @@
-"""Scoring must leave a model, and the memory, exactly as it found them."""
+"""Scoring leaves the model's state and the memory as they were."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ippo_lightning.influence.model_state import undisturbed
 
 
 @pytest.mark.parametrize("method", ["hooks", "per_episode"])
-@pytest.mark.parametrize("failing", [None, 0, 1], ids=["all well", "first batch raises", "second batch raises"])
+@pytest.mark.parametrize("failing", [None, 0, 1], ids=["without error", "first batch raises", "second batch raises"])
 def test_scoring_leaves_everything_as_it_was(method: str, failing: int | None) -> None:
     model = dirty_net()
     before, calls = snapshot(model), []
@@ -24,7 +24,7 @@ def test_scoring_leaves_everything_as_it_was(method: str, failing: int | None) -
         calls.append(module.training)
         result = squared_errors(module, batch)
         if failing == len(calls) - 1:
-            raise KeyError("the middle of scoring")
+            raise KeyError("an error while scoring")
         return result
 
     if failing is None:
@@ -49,7 +49,7 @@ def test_an_error_in_the_backward_leaves_everything_as_it_was() -> None:
     torch.testing.assert_close(snapshot(model), before, rtol=0, atol=0)
 
 
-def test_nothing_of_a_batch_survives_its_scoring() -> None:
+def test_scoring_frees_all_memory_of_a_batch() -> None:
     model = a_net()
     alive: list[int] = []
     seen: list[StorageWeakRef] = []
@@ -60,13 +60,13 @@ def test_nothing_of_a_batch_survives_its_scoring() -> None:
         return squared_errors(module, batch)
 
     influence_scores(model, losses, [a_batch(seed=seed) for seed in range(5)], a_direction(model))
-    # Without the garbage collector's help: no reference cycle may hold a batch's activations either.
+    # Checked without a run of the garbage collector: a reference cycle would keep a batch's activations for a while.
     assert alive == [0] * 5
     assert len(seen) == 5
     assert all(storage.expired() for storage in seen)
 
 
-def test_the_parameters_take_no_gradient_after_the_checked_batches() -> None:
+def test_the_parameters_require_no_gradient_after_the_checked_batches() -> None:
     model, flags = a_net(), []
 
     def losses(module: nn.Module, batch: Batch) -> Tensor:
@@ -78,7 +78,7 @@ def test_the_parameters_take_no_gradient_after_the_checked_batches() -> None:
     assert flags == [True, False, False, True, True, False, *[True] * 6]
 
 
-def test_the_surroundings_come_back_when_a_mode_was_changed_inside() -> None:
+def test_the_model_state_is_restored_after_changes_inside_the_block() -> None:
     model = dirty_net()
     before = snapshot(model)
     with undisturbed(model):

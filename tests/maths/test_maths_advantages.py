@@ -114,12 +114,12 @@ def responses(lengths: tuple[int, ...] = (4, 1, 6, 0), truncated: tuple[int, ...
     mask = torch.arange(6) < torch.tensor(lengths)[:, None]
     rewards, values = torch.randn(2, len(lengths), 6, dtype=torch.float64) * mask
     cut = torch.tensor(truncated, dtype=torch.bool)
-    return {"rewards": rewards, "values": values, "response_mask": mask, "truncated": cut}
+    return {"rewards": rewards, "values": values, "mask": mask, "truncated": cut}
 
 
 def rows_of(batch: dict[str, Tensor]) -> list[tuple[list[float], list[float], bool]]:
     """Rewards and values of each episode as short as the response is, and whether it was cut."""
-    lengths = batch["response_mask"].sum(dim=1).tolist()
+    lengths = batch["mask"].sum(dim=1).tolist()
     rows = zip(batch["rewards"].tolist(), batch["values"].tolist(), batch["truncated"].tolist(), lengths, strict=True)
     return [(rewards[:length], values[:length], cut) for rewards, values, cut, length in rows]
 
@@ -171,7 +171,7 @@ def test_only_a_cut_response_bootstraps_and_only_when_asked_to() -> None:
     bootstrapped, _ = response_gae(**batch, gamma=1.0, gae_lambda=1.0, bootstrap_truncated=True)
     # with gamma = lambda = 1 every token of a cut response gains the value at its last token
     gain = torch.tensor([0.0, batch["values"][1, 0], batch["values"][2, 5], 0.0], dtype=torch.float64)
-    torch.testing.assert_close(bootstrapped - plain, gain[:, None] * batch["response_mask"], **EXACT)
+    torch.testing.assert_close(bootstrapped - plain, gain[:, None] * batch["mask"], **EXACT)
     assert gain.abs().max() > 0
     batch["truncated"] = torch.zeros(4, dtype=torch.bool)
     never_cut, _ = response_gae(**batch, gamma=1.0, gae_lambda=1.0, bootstrap_truncated=True)
@@ -182,11 +182,11 @@ def test_only_a_cut_response_bootstraps_and_only_when_asked_to() -> None:
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_padding_of_responses_never_matters(garbage: float, bootstrap: bool) -> None:
     batch = responses()
-    filled = batch | {name: batch[name].masked_fill(~batch["response_mask"], garbage) for name in ("rewards", "values")}
+    filled = batch | {name: batch[name].masked_fill(~batch["mask"], garbage) for name in ("rewards", "values")}
     settings = {"gamma": 0.9, "gae_lambda": 0.8, "bootstrap_truncated": bootstrap}
     found, expected = response_gae(**filled, **settings), response_gae(**batch, **settings)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert all(tensor[~batch["response_mask"]].eq(0).all() for tensor in found)
+    assert all(tensor[~batch["mask"]].eq(0).all() for tensor in found)
 
 
 @given(extra=st.integers(0, 4), bootstrap=st.booleans())

@@ -19,6 +19,13 @@ GARBAGE = [math.nan, math.inf, -math.inf, 1e30, -7.0]
 REDUCTIONS = ["episode_mean", "token_mean"]
 
 
+def clip(both: float) -> dict[str, float]:
+    return {"clip_low": both, "clip_high": both}
+
+
+CLIP = clip(0.2)
+
+
 def random_batch(episodes: int = 4, tokens: int = 6) -> dict[str, Tensor]:
     log_probs, old_log_probs = -torch.rand(2, episodes, tokens, dtype=torch.float64)
     return {
@@ -51,7 +58,7 @@ def one_token(ratio: float, advantage: float) -> dict[str, Tensor]:
 def test_the_clipped_surrogate_by_hand(ratio: float, advantage: float, loss: float, slope: float) -> None:
     numbers = one_token(ratio, advantage)
     numbers["log_probs"].requires_grad_()
-    terms = policy_loss_terms(**numbers, clip_range=0.2)
+    terms = policy_loss_terms(**numbers, **CLIP)
     terms.sum().backward()
     assert terms.item() == pytest.approx(loss, rel=1e-12)
     assert numbers["log_probs"].grad.item() == pytest.approx(slope, rel=1e-12, abs=1e-15)
@@ -59,7 +66,7 @@ def test_the_clipped_surrogate_by_hand(ratio: float, advantage: float, loss: flo
 
 def test_the_clipped_surrogate_is_that_of_a_loop() -> None:
     numbers = random_batch()
-    found = policy_loss_terms(**numbers, clip_range=0.1)
+    found = policy_loss_terms(**numbers, **clip(0.1))
     expected = []
     for new, old, advantage in zip(*(numbers[name].flatten().tolist() for name in numbers), strict=True):
         ratio = math.exp(new - old)
@@ -71,7 +78,7 @@ def test_the_clipped_surrogate_is_that_of_a_loop() -> None:
 def test_at_the_policy_that_sampled_the_gradient_is_that_of_the_policy_gradient() -> None:
     numbers = random_batch()
     log_probs = numbers["old_log_probs"].clone().requires_grad_()
-    terms = policy_loss_terms(**numbers | {"log_probs": log_probs}, clip_range=0.2)
+    terms = policy_loss_terms(**numbers | {"log_probs": log_probs}, **CLIP)
     assert torch.equal(terms, -numbers["advantages"])
     terms.sum().backward()
     torch.testing.assert_close(log_probs.grad, -numbers["advantages"], **EXACT)
@@ -81,9 +88,9 @@ def test_a_wide_clip_range_is_no_clipping_and_the_way_there_is_continuous() -> N
     numbers = random_batch()
     unclipped = -(numbers["log_probs"] - numbers["old_log_probs"]).exp() * numbers["advantages"]
     for clip_range in (1e3, 1e9, math.inf):
-        torch.testing.assert_close(policy_loss_terms(**numbers, clip_range=clip_range), unclipped, **EXACT)
-    assert not torch.allclose(policy_loss_terms(**numbers, clip_range=0.1), unclipped)
-    near, nearer = (policy_loss_terms(**numbers, clip_range=0.1 + step) for step in (0.0, 1e-9))
+        torch.testing.assert_close(policy_loss_terms(**numbers, **clip(clip_range)), unclipped, **EXACT)
+    assert not torch.allclose(policy_loss_terms(**numbers, **clip(0.1)), unclipped)
+    near, nearer = (policy_loss_terms(**numbers, **clip(0.1 + step)) for step in (0.0, 1e-9))
     assert (near - nearer).abs().max() <= 1e-8
 
 
@@ -202,7 +209,7 @@ def test_padding_of_the_inputs_changes_neither_loss_nor_gradient(reduction: str,
         filled[name] = filled[name].masked_fill(~MASK, fill)
         log_probs = filled["log_probs"].requires_grad_()
         loss = reduce_terms(
-            terms=policy_loss_terms(**filled, clip_range=0.2),
+            terms=policy_loss_terms(**filled, **CLIP),
             mask=MASK,
             weights=WEIGHTS,
             reduction=reduction,
@@ -238,13 +245,13 @@ def test_one_episode_that_is_left_has_a_finite_loss(reduction: str) -> None:
 
 
 def test_an_unknown_reduction_is_refused() -> None:
-    with pytest.raises(UserError, match=r"loss_reduction: 'mean' is unknown; expected episode_mean or token_mean"):
+    with pytest.raises(UserError, match=r"reduction: 'mean' is unknown; expected episode_mean or token_mean"):
         reduce_terms(terms=terms_to_reduce(), mask=MASK, weights=WEIGHTS, reduction="mean", denominator=1.0)
 
 
 def test_an_unmoved_policy_has_ratio_1_divergence_0_and_nothing_clipped() -> None:
     log_probs = random_batch(4, 4)["log_probs"]
-    found = update_diagnostics(log_probs=log_probs, old_log_probs=log_probs.clone(), mask=MASK, clip_range=0.2)
+    found = update_diagnostics(log_probs=log_probs, old_log_probs=log_probs.clone(), mask=MASK, **CLIP)
     expected = {"clipped_tokens": 0.0, "approx_kl_sum": 0.0, "ratio_sum": 8.0, "tokens": 8.0}
     assert {name: number.item() for name, number in found.items()} == expected
 
@@ -254,7 +261,7 @@ def test_diagnostics_are_those_of_a_loop() -> None:
     # ratios from 0.5 to 2 across each row, so that some are clipped
     numbers["log_probs"] = numbers["old_log_probs"] + torch.linspace(-0.7, 0.7, 16, dtype=torch.float64).view(4, 4).T
     found = update_diagnostics(
-        log_probs=numbers["log_probs"], old_log_probs=numbers["old_log_probs"], mask=MASK, clip_range=0.2
+        log_probs=numbers["log_probs"], old_log_probs=numbers["old_log_probs"], mask=MASK, **CLIP
     )
     pairs = zip(numbers["log_probs"][MASK].tolist(), numbers["old_log_probs"][MASK].tolist(), strict=True)
     ratios = [math.exp(new - old) for new, old in pairs]
@@ -269,7 +276,7 @@ def test_diagnostics_are_those_of_a_loop() -> None:
 @given(shift=st.floats(-5, 5))
 def test_the_divergence_of_a_moved_policy_is_never_negative(shift: float) -> None:
     old = -torch.rand(4, 4, dtype=torch.float64)
-    found = update_diagnostics(log_probs=old + shift, old_log_probs=old, mask=MASK, clip_range=0.2)
+    found = update_diagnostics(log_probs=old + shift, old_log_probs=old, mask=MASK, **CLIP)
     # 8 tokens, each rounded at the last bit of numbers near 1
     assert found["approx_kl_sum"].item() >= -8 * 5e-16
 
@@ -277,7 +284,7 @@ def test_the_divergence_of_a_moved_policy_is_never_negative(shift: float) -> Non
 @pytest.mark.parametrize("shift", [-1e-3, 1e-3])
 def test_single_precision_sees_a_policy_that_has_hardly_moved(shift: float) -> None:
     log_probs = torch.full((4, 4), shift)
-    found = update_diagnostics(log_probs=log_probs, old_log_probs=torch.zeros(4, 4), mask=MASK, clip_range=0.2)
+    found = update_diagnostics(log_probs=log_probs, old_log_probs=torch.zeros(4, 4), mask=MASK, **CLIP)
     # 8 tokens of x^2 / 2 = 5e-7, which the last bit of 1 (6e-8) would blur; the next term is a third of the shift
     assert found["approx_kl_sum"].item() == pytest.approx(8 * shift**2 / 2, rel=1e-3)
 
@@ -288,20 +295,20 @@ def test_padding_never_reaches_the_log(name: str, garbage: float) -> None:
     numbers = random_batch(4, 4)
     del numbers["advantages"]
     filled = numbers | {name: numbers[name].masked_fill(~MASK, garbage)}
-    found = update_diagnostics(**filled, mask=MASK, clip_range=0.2)
-    torch.testing.assert_close(found, update_diagnostics(**numbers, mask=MASK, clip_range=0.2), rtol=0, atol=0)
+    found = update_diagnostics(**filled, mask=MASK, **CLIP)
+    torch.testing.assert_close(found, update_diagnostics(**numbers, mask=MASK, **CLIP), rtol=0, atol=0)
 
 
 def test_diagnostics_of_two_halves_add_up_and_of_nothing_are_zero() -> None:
     numbers = random_batch(4, 4)
     del numbers["advantages"]
-    whole = update_diagnostics(**numbers, mask=MASK, clip_range=0.2)
+    whole = update_diagnostics(**numbers, mask=MASK, **CLIP)
     halves = [
-        update_diagnostics(**{n: t[rows] for n, t in numbers.items()}, mask=MASK[rows], clip_range=0.2)
+        update_diagnostics(**{n: t[rows] for n, t in numbers.items()}, mask=MASK[rows], **CLIP)
         for rows in (slice(0, 1), slice(1, 4))
     ]
     torch.testing.assert_close({name: halves[0][name] + halves[1][name] for name in whole}, whole, **EXACT)
-    nothing = update_diagnostics(**numbers, mask=torch.zeros_like(MASK), clip_range=0.2)
+    nothing = update_diagnostics(**numbers, mask=torch.zeros_like(MASK), **CLIP)
     assert [number.item() for number in nothing.values()] == [0.0] * 4
 
 
@@ -309,7 +316,7 @@ def test_the_clip_range_changes_what_counts_as_clipped() -> None:
     numbers = random_batch(4, 4)
     del numbers["advantages"]
     counts = [
-        update_diagnostics(**numbers, mask=MASK, clip_range=clip_range)["clipped_tokens"].item()
+        update_diagnostics(**numbers, mask=MASK, **clip(clip_range))["clipped_tokens"].item()
         for clip_range in (0.0, 0.2, math.inf)
     ]
     assert counts == sorted(counts, reverse=True)

@@ -68,7 +68,7 @@ def test_the_sign_of_an_advantage_is_that_of_its_mean_over_the_response() -> Non
     # means 1/2, -1/2 (the 9 is padding), 0, and no token at all
     advantages = torch.tensor([[2.0, -1.0, math.nan], [-0.5, 9.0, 9.0], [1.0, -1.0, 0.0], [1.0, 1.0, 1.0]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
-    assert keep_positive_advantage(advantages=advantages, response_mask=mask).tolist() == [True, False, False, False]
+    assert keep_positive_advantage(advantages=advantages, mask=mask).tolist() == [True, False, False, False]
 
 
 def test_a_reward_has_to_lie_above_the_mean() -> None:

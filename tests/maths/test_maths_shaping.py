@@ -19,7 +19,7 @@ def batch() -> dict[str, Tensor]:
     return {
         "outcome_rewards": torch.tensor([1.0, 0.5, -2.0, 7.0], dtype=torch.float64),
         "kl": torch.randn(4, 4, dtype=torch.float64),
-        "response_mask": torch.arange(4) < torch.tensor([3, 1, 4, 0])[:, None],
+        "mask": torch.arange(4) < torch.tensor([3, 1, 4, 0])[:, None],
         "truncated": torch.tensor([False, True, True, False]),
     }
 
@@ -30,7 +30,7 @@ def test_by_hand() -> None:
         outcome_rewards=torch.tensor([1.0, 4.0]),
         kl=torch.tensor([[2.0, 4.0, 6.0], [2.0, 99.0, 99.0]]),
         kl_coef=0.5,
-        response_mask=torch.tensor([[True, True, True], [True, False, False]]),
+        mask=torch.tensor([[True, True, True], [True, False, False]]),
         truncated=torch.tensor([False, True]),
         missing_eos_penalty=3.0,
     )
@@ -64,10 +64,10 @@ def test_an_empty_response_has_no_place_for_its_outcome() -> None:
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e300, -7.0])
 def test_the_divergence_in_padding_never_matters(garbage: float) -> None:
     numbers = batch()
-    filled = numbers | {"kl": numbers["kl"].masked_fill(~numbers["response_mask"], garbage)}
+    filled = numbers | {"kl": numbers["kl"].masked_fill(~numbers["mask"], garbage)}
     shaped = shape_rewards(**filled, kl_coef=0.1, missing_eos_penalty=1.0)
     assert torch.equal(shaped, shape_rewards(**numbers, kl_coef=0.1, missing_eos_penalty=1.0))
-    assert shaped[~numbers["response_mask"]].eq(0).all()
+    assert shaped[~numbers["mask"]].eq(0).all()
 
 
 def test_only_cut_responses_pay_for_the_missing_end() -> None:
@@ -82,4 +82,4 @@ def test_only_cut_responses_pay_for_the_missing_end() -> None:
 def test_a_policy_that_leaves_the_reference_is_paid_less() -> None:
     numbers = batch() | {"kl": torch.ones(4, 4, dtype=torch.float64)}
     shaped = [shape_rewards(**numbers, kl_coef=coef, missing_eos_penalty=0.0) for coef in (0.1, 0.2)]
-    assert (shaped[1] - shaped[0])[numbers["response_mask"]].lt(0).all()
+    assert (shaped[1] - shaped[0])[numbers["mask"]].lt(0).all()

@@ -1,4 +1,4 @@
-"""Exact match, pass@k, majority vote, unfaithful and label shares against counting by hand."""
+"""Exact match, pass@k, majority vote and unfaithful fraction against counting by hand."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from hypothesis import strategies as st
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import (
     ExactMatch,
-    LabelFractions,
     MajorityVote,
     PassAtK,
     UnfaithfulFraction,
     majority_vote,
     pass_at_k,
 )
-from ippo_lightning.tasks import Label
 
 SINGLE_PRECISION = 1e-6  # the states are float32
 
 
 @given(st.integers(1, 8), st.data())
-def test_pass_at_k_is_the_share_of_all_choices_of_k_samples_that_hold_a_right_one(num_samples: int, data) -> None:
+def test_pass_at_k_is_the_fraction_of_all_choices_of_k_samples_that_contain_a_right_one(num_samples: int, data) -> None:
     num_correct = data.draw(st.integers(0, num_samples))
     k = data.draw(st.integers(1, num_samples))
     samples = [True] * num_correct + [False] * (num_samples - num_correct)
@@ -52,7 +50,7 @@ def test_pass_at_1_is_exact_match() -> None:
 
 
 def test_fewer_samples_than_k_are_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"k = 3 with 2 samples a prompt"):
+    with pytest.raises(UserError, match=r"k = 3 with 2 samples per prompt"):
         PassAtK(3).update(torch.ones(4, 2, dtype=torch.bool))
     with pytest.raises(UserError, match=r"metrics\.k: 0 is out of range"):
         PassAtK(0)
@@ -103,16 +101,17 @@ def test_the_unfaithful_fraction_counts_right_answers_only() -> None:
     assert float(metric.compute()) == 0.5
 
 
-def test_label_shares_add_up_to_one() -> None:
-    metric = LabelFractions()
-    metric.update([Label.FAITHFUL, "faithful", Label.SHORTCUT, "wrong_answer"])
-    shares = {name: float(share) for name, share in metric.compute().items()}
-    assert shares == {"faithful": 0.5, "false_positive": 0.0, "shortcut": 0.25, "nonsense": 0.0, "wrong_answer": 0.25}
+def test_a_prompt_without_a_reference_is_left_out_of_the_vote() -> None:
+    metric = MajorityVote()
+    metric.update([["1", "1"], ["2", "2"], ["3"]], ["1", None, "4"])
+    assert float(metric.compute()) == 0.5
 
 
-def test_an_unknown_label_is_named() -> None:
-    with pytest.raises(UserError, match=r"metrics\.labels: 'typo' is unknown"):
-        LabelFractions().update(["typo"])
+def test_a_grader_that_reports_no_answers_has_no_vote() -> None:
+    metric = MajorityVote()
+    metric.update([["1"]], ["1"])
+    metric.update([[None]], ["1"], num_unreported=1)
+    assert math.isnan(float(metric.compute()))
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")

@@ -14,7 +14,7 @@ EPISODES, MICRO_BATCH, RESPONSE = 32, 4, 8
 
 
 def test_no_stage_makes_logits_of_more_than_a_micro_batch(tmp_path: Path) -> None:
-    module = tiny_module(ppo={"minibatch_size": 16, "micro_batch_size": MICRO_BATCH})
+    module = tiny_module(update={"minibatch_size": 16, "micro_batch_size": MICRO_BATCH})
     positions: list[int] = []
     head = module.policy.language_model.get_output_embeddings()
     head.register_forward_hook(lambda layer, inputs, output: positions.append(output.shape[:-1].numel()))

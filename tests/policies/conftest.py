@@ -15,7 +15,7 @@ from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, encode_dem
 
 CHARACTERS = "0123456789+-*=?;# abcxyz\n"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
-# The usual 0.02 makes models of this size predict every token alike; nothing could then be told apart.
+# With the usual 0.02, models of this size predict all tokens with nearly the same probability.
 SHARP = {"initializer_range": 0.2}
 GROUPED = {"intermediate_size": 64, "num_key_value_heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def make_policy(tokenizer: PreTrainedTokenizerFast) -> Callable[..., CausalLMPol
 
 @pytest.fixture
 def demonstrations(tokenizer: PreTrainedTokenizerFast) -> EncodedResponses:
-    """Three prompts and three responses, every one of another length."""
+    """Three prompts and three responses, all of different lengths."""
     return encode_demonstrations(tokenizer, PROMPTS, RESPONSES, max_length=64)
 
 
@@ -84,7 +84,7 @@ def base_folder(make_policy: Callable[..., CausalLMPolicy], tmp_path: Path) -> s
 
 @pytest.fixture
 def adapter_folder(base_folder: str, tmp_path: Path) -> str:
-    """An adapter on that model that has learnt something."""
+    """A saved adapter on that model, with B unequal to 0."""
     from ippo_lightning.policies import LoraSettings
 
     policy = CausalLMPolicy(pretrained=base_folder, lora=LoraSettings(r=4), value="none")

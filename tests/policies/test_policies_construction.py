@@ -1,4 +1,4 @@
-"""A policy is built the same from the same settings, and wrong settings are told in one line."""
+"""Equal settings build equal policies, and wrong settings give an error of one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVERYTHING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("arguments", EVERYTHING)
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+def test_equal_seeds_give_equal_weights_and_different_seeds_different_ones(
     make_policy: Callable[..., CausalLMPolicy], arguments: dict[str, Any]
 ) -> None:
     first = make_policy(**arguments, seed=4)
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
 
 @pytest.mark.parametrize("arguments", EVERYTHING)
-def test_building_a_policy_leaves_the_callers_random_numbers_alone(
+def test_building_a_policy_does_not_change_the_callers_random_numbers(
     make_policy: Callable[..., CausalLMPolicy], arguments: dict[str, Any]
 ) -> None:
     before = torch.get_rng_state()
@@ -47,7 +47,7 @@ def test_building_a_policy_leaves_the_callers_random_numbers_alone(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_loading_a_policy_leaves_the_callers_random_numbers_alone(base_folder: str, adapter_folder: str) -> None:
+def test_loading_a_policy_does_not_change_the_callers_random_numbers(base_folder: str, adapter_folder: str) -> None:
     before = torch.get_rng_state()
     CausalLMPolicy(pretrained=base_folder, lora=LoraSettings(adapter_path=adapter_folder), value="separate")
     assert torch.equal(torch.get_rng_state(), before)
@@ -144,7 +144,7 @@ def refused(pretrained: str | Path, tokenizer: PreTrainedTokenizerFast) -> str:
     return str(caught.value)
 
 
-def test_a_folder_that_is_not_there_or_empty_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_missing_or_empty_folder_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     assert "no folder" in refused(tmp_path / "missing", tokenizer)
     assert "no config.json" in refused(tmp_path, tokenizer)
 

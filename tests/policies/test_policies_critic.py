@@ -1,4 +1,4 @@
-"""The critic reads what the language-model head reads, starts as said, and shares what it should."""
+"""The critic reads the language-model head's input, starts with the given spread, and shares only what it should."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, LoraSettings
 from ippo_lightning.policies.critic import ValueHead
 
-# a sample's standard deviation has one of its own, 1 / sqrt(2 * 4096) = 1.1 % of it
+# the standard error of a standard deviation is 1 / sqrt(2 * 4096) = 1.1 % of it; this is more than four of them
 SPREAD_OF_4096_DRAWS = 0.05
 
 
 @pytest.mark.parametrize(("std", "expected"), [(None, 1 / math.sqrt(4097)), (0.3, 0.3), (0.0, 0.0)])
-def test_a_head_starts_with_the_wanted_spread_and_no_bias(std: float | None, expected: float) -> None:
+def test_a_head_starts_with_the_given_spread_and_no_bias(std: float | None, expected: float) -> None:
     head = ValueHead(4096, init_std=std)
     assert head.linear.weight.std().item() == pytest.approx(expected, rel=SPREAD_OF_4096_DRAWS)
     assert head.linear.bias.item() == 0.0
@@ -28,7 +28,7 @@ def test_a_negative_spread_is_refused() -> None:
         ValueHead(8, init_std=-1)
 
 
-def test_values_start_at_zero_where_asked(
+def test_values_start_at_zero_if_the_initial_spread_is_zero(
     make_policy: Callable[..., CausalLMPolicy], demonstrations: EncodedResponses
 ) -> None:
     assert (make_policy(value_init_std=0.0)(*demonstrations, with_values=True).values == 0).all()
@@ -87,7 +87,7 @@ def test_a_critic_next_to_a_continued_adapter_starts_from_the_continued_model(
     assert (of_critic - of_base).abs().max() > 0.1
 
 
-def test_parameters_are_split_between_policy_and_critic_without_remainder(
+def test_every_trainable_parameter_belongs_to_either_the_policy_or_the_critic(
     make_policy: Callable[..., CausalLMPolicy],
 ) -> None:
     for value in ("none", "head", "separate"):

@@ -1,4 +1,4 @@
-"""Lightning's own quantisation keeps to frozen layers, and is refused where transformers does it better."""
+"""Lightning's own quantisation converts frozen layers only, and is refused for models of transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ippo_lightning.policies.quantized import dequantized_weight
 
 
 class Actor(nn.Module):
-    """A policy for control: no model of transformers."""
+    """A policy for control, which is not a model of transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,24 +57,24 @@ def test_only_frozen_layers_are_converted() -> None:
     assert not any(kinds[name.rpartition(".")[0]] for name in trainable)
 
 
-def test_without_care_the_plugin_quantises_adapters() -> None:
+def test_the_plugin_alone_quantises_adapters() -> None:
     actor = adapted_actor()
     BitsandbytesPrecision("nf4", dtype=torch.float32).convert_module(actor)
     assert any(isinstance(child, Linear4bit) for name, child in actor.named_modules() if "lora_A" in name)
 
 
-def test_a_module_in_which_all_is_trained_is_refused() -> None:
+def test_a_module_without_frozen_layers_is_refused() -> None:
     with pytest.raises(UserError, match="finds no frozen linear layer to quantise"):
         quantize_frozen_layers_only(BitsandbytesPrecision("nf4"), Actor())
 
 
-def test_other_precisions_are_left_alone() -> None:
+def test_other_precisions_do_not_change() -> None:
     precision = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed").strategy.precision
     quantize_frozen_layers_only(precision, Actor())
     assert not hasattr(precision, "ignore_modules")
 
 
-def test_a_language_model_is_sent_to_its_own_quantisation() -> None:
+def test_a_language_model_is_refused_and_the_message_names_its_own_quantisation() -> None:
     with pytest.raises(UserError, match=r"remove it and set policy\.quantization to nf4, fp4 or int8"):
         quantize_frozen_layers_only(BitsandbytesPrecision("nf4"), tiny_module())
 

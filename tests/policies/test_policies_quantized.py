@@ -1,4 +1,4 @@
-"""A quantised policy trains its adapter as a dense model with the dequantised weights would."""
+"""A quantised policy trains its adapter like a dense model with the dequantised weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, LoraSettin
 from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dense_copy, is_quantized, pin_layers
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 
-# float32 on both sides, the products run in another order; int8 also rounds activations to eight bits
+# float32 on both sides, with the products in another order; int8 also rounds activations to eight bits
 ROUNDING = {"nf4": 1e-4, "fp4": 1e-4, "int8": 3e-2}
 
 
@@ -64,7 +64,7 @@ def test_the_linear_layers_are_quantised_and_the_head_is_not(policy: CausalLMPol
     assert not isinstance(policy.language_model.get_output_embeddings(), QUANTIZED_LAYERS)
 
 
-def test_scales_and_products_are_as_asked_for(base_folder: str) -> None:
+def test_double_quantisation_and_compute_dtype_have_an_effect(base_folder: str) -> None:
     settings: dict[str, Any] = {"pretrained": base_folder, "lora": LoraSettings(r=4), "quantization": "nf4"}
     policy = CausalLMPolicy(**settings, double_quantization=False, compute_dtype="bfloat16")
     layers = [module for module in policy.modules() if isinstance(module, Linear4bit)]
@@ -79,13 +79,13 @@ def test_scales_and_products_are_as_asked_for(base_folder: str) -> None:
         ({"quantization": "nf4", "compute_dtype": "fp8"}, r"policy\.compute_dtype: 'fp8' is unknown"),
     ],
 )
-def test_what_does_not_exist_is_refused(base_folder: str, settings: dict[str, Any], words: str) -> None:
+def test_an_unknown_quantisation_or_dtype_is_refused(base_folder: str, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         CausalLMPolicy(pretrained=base_folder, lora=LoraSettings(), **settings)
 
 
-def test_reference_and_value_head_share_the_one_base(policy: CausalLMPolicy) -> None:
-    """No frozen matrix of the model's size but the quantised ones and the embeddings."""
+def test_policy_reference_and_value_head_use_the_same_base(policy: CausalLMPolicy) -> None:
+    """The frozen memory is that of one quantised base, its embeddings and its norms."""
     frozen = {p.data_ptr(): p.numel() * p.element_size() for p in policy.parameters() if not p.requires_grad}
     named = list(policy.named_parameters())
     embeddings = sum(p.numel() * p.element_size() for name, p in named if "embed" in name or "lm_head" in name)
@@ -142,7 +142,7 @@ def test_training_lowers_the_loss_moves_the_adapter_and_keeps_base_and_reference
     assert torch.equal(policy.reference_log_probs(*demonstrations), reference)
 
 
-def test_the_ratio_is_one_before_the_first_update_and_the_reference_is_the_start(
+def test_the_ratio_is_one_before_the_first_update_and_the_reference_equals_the_policy(
     policy: CausalLMPolicy, demonstrations: EncodedResponses
 ) -> None:
     old = policy.eval()(*demonstrations).log_probs
@@ -164,7 +164,7 @@ def test_greedy_samples_are_the_likeliest_tokens_by_the_policys_own_scores(
     assert scored[:, -1].argmax() == last
 
 
-def test_adapter_and_merged_model_come_back(
+def test_a_saved_adapter_and_a_saved_merged_model_compute_the_same_again(
     policy: CausalLMPolicy,
     base_folder: str,
     tmp_path: Path,

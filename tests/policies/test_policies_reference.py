@@ -1,4 +1,4 @@
-"""The reference is the policy at its start, and stays that whatever happens to the policy."""
+"""The reference is the policy at its start, and does not change when the policy does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = [
 def policy(
     request: pytest.FixtureRequest, make_policy: Callable[..., CausalLMPolicy], base_folder: str
 ) -> CausalLMPolicy:
-    """A policy of the parametrised kind of reference; a continued adapter has learnt something already."""
+    """A policy of the parametrised kind of reference; a continued adapter has B unequal to 0."""
     kind, arguments = request.param
     if arguments.get("continued"):
         folder = request.getfixturevalue("adapter_folder")
@@ -71,7 +71,7 @@ def test_the_reference_has_no_trainable_parameter(policy: CausalLMPolicy) -> Non
 
 
 @pytest.mark.parametrize("policy", KINDS, indirect=True)
-def test_asking_the_reference_changes_no_mode_no_flag_and_no_adapter(
+def test_scoring_with_the_reference_changes_no_mode_no_flag_and_no_adapter(
     policy: CausalLMPolicy, demonstrations: EncodedResponses, move_weights: Callable[..., None]
 ) -> None:
     move_weights(policy)
@@ -89,7 +89,7 @@ def test_asking_the_reference_changes_no_mode_no_flag_and_no_adapter(
 
 
 @pytest.mark.parametrize("policy", KINDS, indirect=True)
-def test_asking_the_reference_between_forward_and_backward_changes_no_gradient(
+def test_scoring_with_the_reference_between_forward_and_backward_changes_no_gradient(
     policy: CausalLMPolicy, demonstrations: EncodedResponses, move_weights: Callable[..., None]
 ) -> None:
     move_weights(policy)
@@ -142,7 +142,7 @@ def test_a_reference_that_would_be_another_model_is_refused(
     assert all(word in str(caught.value) for word in words)
 
 
-def test_a_policy_without_reference_says_so(
+def test_reference_log_probs_without_a_reference_are_refused(
     make_policy: Callable[..., CausalLMPolicy], demonstrations: EncodedResponses
 ) -> None:
     policy = make_policy(reference="none")

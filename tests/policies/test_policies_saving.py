@@ -1,4 +1,4 @@
-"""What is saved loads with plain transformers and PEFT, and computes what the policy computes."""
+"""A saved policy loads with plain transformers and PEFT, and computes the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gemma2"])
-def test_a_fully_trained_model_comes_back_as_it_was(
+def test_a_saved_model_loads_with_the_same_weights(
     make_policy: Callable[..., CausalLMPolicy], move_weights: Callable[..., None], tmp_path: Path, architecture: str
 ) -> None:
     policy = make_policy(architecture, fields={"attn_pdrop": 0.25} if architecture == "gpt2" else {})
@@ -35,7 +35,7 @@ def test_a_fully_trained_model_comes_back_as_it_was(
 
 
 @pytest.mark.parametrize("reference", ["adapter_off", "adapter_copy", "copy"])
-def test_an_adapter_comes_back_alone_and_merged(
+def test_a_saved_adapter_loads_alone_and_merged(
     make_policy: Callable[..., CausalLMPolicy],
     move_weights: Callable[..., None],
     base_folder: str,
@@ -58,7 +58,7 @@ def test_an_adapter_comes_back_alone_and_merged(
         assert AutoTokenizer.from_pretrained(folder).pad_token == "<pad>"
 
 
-def test_saving_does_not_disturb_the_live_policy(
+def test_saving_does_not_change_the_policy(
     make_policy: Callable[..., CausalLMPolicy],
     move_weights: Callable[..., None],
     demonstrations: EncodedResponses,

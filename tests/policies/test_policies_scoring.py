@@ -23,7 +23,7 @@ def precise(policy: CausalLMPolicy) -> CausalLMPolicy:
 
 
 def one_token_at_a_time(policy: CausalLMPolicy, encoded: EncodedResponses, temperature: float) -> dict[str, Tensor]:
-    """The oracle: read the text before each token, without padding, masks or positions, and look at the last place."""
+    """The independent source: one forward per token over the text before it, without padding, masks or positions."""
     shape = encoded.response_ids.shape
     found = {name: torch.zeros(shape, dtype=torch.float64) for name in ("log_probs", "entropy", "values")}
     for row in range(shape[0]):
@@ -50,7 +50,7 @@ def test_padding_changes_no_number_and_each_token_is_scored_before_it_is_read(
     make_policy: Callable[..., CausalLMPolicy], demonstrations: EncodedResponses, architecture: str, value: str
 ) -> None:
     policy = precise(make_policy(architecture, value=value, value_init_std=0.5, seed=3))
-    if policy.critic is not None:  # so that it is another model than the policy
+    if policy.critic is not None:  # so that the critic differs from the policy
         with torch.no_grad():
             for parameter in policy.critic.trunk.parameters():
                 parameter.mul_(1.3)
@@ -83,7 +83,8 @@ def test_more_padding_of_any_content_changes_nothing(
     )
     narrow = policy(*demonstrations, with_values=True, with_entropy=True)
     wide = policy(*wider, with_values=True, with_entropy=True)
-    for before, after in zip(narrow, wide, strict=True):
+    for name in ("log_probs", "entropy", "values"):
+        before, after = getattr(narrow, name), getattr(wide, name)
         torch.testing.assert_close(after[:, :-5], before, rtol=0, atol=TOLERANCE[policy.language_model.dtype])
         assert (after[:, -5:] == 0).all()
 
@@ -141,7 +142,7 @@ def test_the_ratio_is_one_in_train_mode_although_the_model_has_dropout(
         {"lora": LoraSettings(dropout=0.5)},
     ],
 )
-def test_dropout_stays_where_it_is_asked_for(
+def test_keep_dropout_keeps_the_dropout(
     make_policy: Callable[..., CausalLMPolicy],
     demonstrations: EncodedResponses,
     move_weights: Callable[..., None],
@@ -183,7 +184,7 @@ def test_recomputing_activations_changes_no_gradient(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-10)
 
 
-def test_nothing_more_is_computed_than_asked_for(
+def test_entropy_and_values_are_none_if_not_requested(
     make_policy: Callable[..., CausalLMPolicy], demonstrations: EncodedResponses
 ) -> None:
     output = make_policy()(*demonstrations)

@@ -1,4 +1,4 @@
-"""Ids and masks come from lengths, whatever the tokenizer's own padding would do."""
+"""Ids and masks come from lengths; the tokenizer's own padding has no effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_prompts_are_padded_on_the_left_whatever_the_tokenizer_says(
+def test_prompts_are_padded_on_the_left_for_every_padding_side_of_the_tokenizer(
     tokenizer: PreTrainedTokenizerFast, side: str
 ) -> None:
     tokenizer.padding_side = side
@@ -36,7 +36,7 @@ def test_responses_are_padded_on_the_right_and_end_in_one_eos(tokenizer: PreTrai
     assert encoded.response_mask.tolist() == [[True, True, True], [True, True, False]]
 
 
-def test_the_real_eos_counts_also_when_it_is_the_pad_token(
+def test_the_real_eos_counts_also_if_it_is_the_pad_token(
     make_tokenizer: Callable[..., PreTrainedTokenizerFast],
 ) -> None:
     tokenizer = make_tokenizer(pad_token="</s>")
@@ -66,7 +66,7 @@ def test_a_prompt_begins_with_one_bos_and_does_not_end_in_eos(
     assert ids.tolist() == [[1, *ids_of(begins_and_ends, "1?")]]
 
 
-def test_no_bos_is_added_where_the_tokenizer_adds_none(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_no_bos_is_added_if_the_tokenizer_adds_none(tokenizer: PreTrainedTokenizerFast) -> None:
     assert encode_prompts(tokenizer, ["1?"], max_length=2)[0].tolist() == [ids_of(tokenizer, "1?")]
 
 
@@ -83,9 +83,7 @@ def test_a_response_never_begins_with_bos(begins_and_ends: PreTrainedTokenizerFa
         ([], ["prompts: none"]),
     ],
 )
-def test_a_prompt_that_cannot_be_used_is_named(
-    tokenizer: PreTrainedTokenizerFast, prompts: list[str], words: list[str]
-) -> None:
+def test_an_unusable_prompt_is_named(tokenizer: PreTrainedTokenizerFast, prompts: list[str], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         encode_prompts(tokenizer, prompts, max_length=5)
     assert all(word in str(caught.value) for word in words)
@@ -104,7 +102,7 @@ def test_the_longest_text_that_fits_is_accepted(tokenizer: PreTrainedTokenizerFa
         (["1", "2"], ["responses: 2 for 1 prompts"]),
     ],
 )
-def test_a_response_that_cannot_be_used_is_named(
+def test_an_unusable_response_is_named(
     tokenizer: PreTrainedTokenizerFast, responses: list[str], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -119,7 +117,7 @@ def test_a_tokenizer_that_cannot_pad_or_stop_is_refused(tokenizer: PreTrainedTok
         check_tokenizer(tokenizer)
 
 
-def test_stop_tokens_come_after_eos_without_doubles(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_stop_tokens_come_after_eos_and_appear_once(tokenizer: PreTrainedTokenizerFast) -> None:
     expected = [2, *ids_of(tokenizer, "\n;")]
     assert stop_token_ids(tokenizer, ["\n", "</s>", ";"]) == expected
     assert stop_token_ids(tokenizer, None) == [2]

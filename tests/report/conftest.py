@@ -48,7 +48,13 @@ class FolderMaker:
         listed = {}
         for method in methods:
             used = [1] if method == "sft" else list(range(1, seeds + 1))
-            listed[method] = {"title": TITLES[method], "seeds": used}
+            baseline = "ppo" if "ppo" in methods and method != "ppo" else None
+            listed[method] = {
+                "title": TITLES[method],
+                "seeds": used,
+                "baseline": baseline,
+                "featured": method == "ippo",
+            }
             for seed in used:
                 if method == "sft":
                     self._sft(seed)
@@ -87,14 +93,14 @@ class FolderMaker:
         }
 
     def _iteration(self, generator, method, iteration, iterations, kept) -> dict:
-        share = kept - (0.15 * iteration / iterations if method == "ippo" else 0.0)
-        update = 1.6 * share
+        fraction = kept - (0.15 * iteration / iterations if method == "ippo" else 0.0)
+        update = 1.6 * fraction
         row = {
             "iteration": iteration,
             "time/iteration_seconds": 0.7 + update + (0.25 if method == "ippo" else 0.0),
-            "update/kept_fraction": share,
+            "update/kept_fraction": fraction,
             "update/optimizer_steps": 16,
-            "update/tokens_trained": 5120.0 * share,
+            "update/tokens_trained": 5120.0 * fraction,
             "rollout/reward_mean": 0.8,
             "time/rollout_seconds": 0.6,
             "time/reward_seconds": 0.03,
@@ -102,7 +108,7 @@ class FolderMaker:
             "time/plan_seconds": 0.25 if method == "ippo" else 0.0001,
         }
         if method == "ippo":
-            row["influence/effective_sample_size"] = 90 * share * math.exp(generator.gauss(0, 0.1))
+            row["influence/effective_sample_size"] = 90 * fraction * math.exp(generator.gauss(0, 0.1))
             for name, place in {"q10": -1.0, "q25": -0.3, "median": 0.05, "q75": 0.5, "q90": 1.4}.items():
                 row[f"influence/score_{name}"] = place * (1.5 - iteration / iterations)
         return row
@@ -137,6 +143,8 @@ class FolderMaker:
                     "advantage": generator.gauss(0, 1),
                     "score": score,
                     "weight": weight,
+                    "reasons": [] if weight == 1 else ["random" if score is None else "influence"],
+                    "factors": [] if weight == 1 else [weight],
                 }
             )
         return rows

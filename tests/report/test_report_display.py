@@ -82,6 +82,6 @@ def test_plain_numbers_have_three_digits(value, shown):
     assert plain(value) == shown
 
 
-def test_shares_are_shown_in_percent():
+def test_fractions_are_shown_in_percent():
     assert percent(0.923) == "92.3"
     assert percent(None) == "\N{EN DASH}"

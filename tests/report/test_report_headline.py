@@ -17,10 +17,11 @@ def results_with(*, match, unfaithful, seeds=5, baseline=True, seconds=(1.0, 2.0
     def summary(title, took):
         return {
             "title": title, "exact_match": 0.9, "unfaithful_fraction": 0.4, "kept_fraction": [1.0, 1.0, 0.4],
-            "iteration_seconds": [took],
+            "iteration_seconds": [took], "baseline": None, "featured": False,
         }  # fmt: skip
 
     methods = {"ppo": summary("PPO", seconds[1]), "ippo": summary("I-PPO", seconds[0])}
+    methods["ippo"] |= {"baseline": "ppo" if baseline else None, "featured": True}
     found = {"exact_match": difference(match), "unfaithful_fraction": difference(unfaithful)}
     return {
         "methods": methods if baseline else {"ippo": methods["ippo"]},
@@ -41,7 +42,7 @@ def test_the_headline_claims_only_what_the_interval_carries(match, unfaithful, e
     assert headline(results_with(match=match, unfaithful=unfaithful)) == f"I-PPO against PPO: {expected}"
 
 
-def test_few_seeds_are_said_in_the_headline_and_below():
+def test_few_seeds_are_stated_in_the_headline_and_below_it():
     results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(-0.2, -0.3, -0.1), seeds=3)
     assert headline(results).endswith("(3 seeds only)")
     assert lead(results)[-1].startswith("3 seeds only")
@@ -72,3 +73,34 @@ def test_without_a_baseline_nothing_is_claimed():
     results = results_with(match=(0.1,), unfaithful=(0.1,), baseline=False)
     assert headline(results) == "Results of I-PPO"
     assert lead(results) == []
+
+
+def with_one_more_pair(results):
+    """Add a second task: a baseline and a featured method of its own."""
+    methods = results["methods"]
+    methods["base"] = {**methods["ppo"], "title": "Base"}
+    methods["new"] = {**methods["ippo"], "title": "New", "baseline": "base"}
+    results["differences"]["new - base"] = results["differences"]["ippo - ppo"]
+    return results
+
+
+def test_the_headline_is_about_the_featured_method_whatever_its_name():
+    results = with_one_more_pair(results_with(match=(0.02, 0.01, 0.03), unfaithful=(-0.2, -0.3, -0.1)))
+    results["methods"]["ippo"]["featured"] = False
+    assert headline(results) == "New against Base: more right answers, fewer of them unfaithful"
+
+
+def test_without_a_featured_method_the_headline_is_about_the_first_that_was_trained_on_episodes():
+    results = with_one_more_pair(results_with(match=(0.02, 0.01, 0.03), unfaithful=(-0.2, -0.3, -0.1)))
+    for summary in results["methods"].values():
+        summary["featured"] = False
+    results["methods"]["ippo"]["kept_fraction"] = []
+    assert headline(results).startswith("New against Base")
+
+
+def test_each_method_is_compared_with_its_own_baseline():
+    results = with_one_more_pair(results_with(match=(0.02, 0.01, 0.03), unfaithful=(-0.2, -0.3, -0.1)))
+    results["methods"]["base"]["exact_match"] = 0.5
+    assert "90.0 % against 50.0 %" in findings(results, "new")[0].sentence
+    assert "90.0 % against 90.0 %" in findings(results, "ippo")[0].sentence
+    assert lead(results)[-1] == "The table of differences also compares New."

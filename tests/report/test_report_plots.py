@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import matplotlib.image
 import pytest
@@ -79,6 +80,24 @@ def test_drawing_again_gives_the_same_file(three_seeds, tmp_path):
 
 def test_methods_have_different_colours(three_seeds):
     assert len(set(method_colours(three_seeds).values())) == len(three_seeds.methods)
+
+
+def test_colours_follow_roles_and_not_names(three_seeds):
+    usual = {"sft": "#767676", "ppo": "#0072B2", "random": "#009E73", "ippo": "#D55E00"}
+    assert method_colours(three_seeds) == usual
+    swapped = report.with_roles(three_seeds, baseline="random", featured="ppo")
+    assert method_colours(swapped) == {"sft": "#767676", "ppo": "#D55E00", "random": "#0072B2", "ippo": "#009E73"}
+    without = report.with_roles(three_seeds, baseline="sft")
+    assert method_colours(without)["sft"] == "#0072B2"
+
+
+def test_a_second_baseline_and_a_second_featured_method_stay_apart_from_the_first(three_seeds):
+    methods = dict(three_seeds.methods)
+    methods |= {f"other {name}": replace(methods[name], name=f"other {name}") for name in ("ppo", "ippo")}
+    methods["other ippo"] = replace(methods["other ippo"], baseline="other ppo")
+    colours = method_colours(replace(three_seeds, methods=methods))
+    assert len(set(colours.values())) == 6
+    assert (colours["ppo"], colours["ippo"]) == ("#0072B2", "#D55E00")
 
 
 def test_labels_are_moved_apart_in_order_and_within_the_limits():

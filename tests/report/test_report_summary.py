@@ -18,8 +18,8 @@ def results(folders):
 def test_results_have_the_agreed_keys(results):
     assert list(results) == ["methods", "differences", "unfinished", "versions", "command", "machine"]
     shared = {
-        "title", "exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction", "intervals", "seeds", "per_seed",
-        "optimizer_steps", "tokens_trained", "effective_sample_size",
+        "title", "baseline", "featured", "exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction",
+        "intervals", "seeds", "per_seed", "optimizer_steps", "tokens_trained", "effective_sample_size",
     }  # fmt: skip
     assert set(results["methods"]["sft"]) == shared
     assert set(results["methods"]["ippo"]) == shared | {"kept_fraction", "iteration_seconds"}
@@ -68,7 +68,7 @@ def test_a_seed_that_only_one_method_finished_is_not_compared(folders):
     assert results["unfinished"] == ["PPO, seed 2: stopped after iteration 1, no final results"]
 
 
-def test_without_the_baseline_there_are_no_differences(folders):
+def test_without_a_baseline_there_are_no_differences(folders):
     results = summarise(read_comparison(folders.comparison(seeds=2, methods=("random", "ippo"), iterations=2)))
     assert results["differences"] == {}
 
@@ -108,3 +108,17 @@ def test_seeds_that_stopped_early_count_as_far_as_they_got(folders):
     summary = summarise(read_comparison(folders.root))["methods"]["ppo"]
     assert summary["kept_fraction"] == [1.0] * 4
     assert summary["optimizer_steps"] == 16 * 3
+
+
+def test_each_method_may_have_a_baseline_of_its_own_with_any_name(folders):
+    folders.comparison(seeds=2, iterations=2)
+    roles = {"sft": None, "ppo": None, "random": "sft", "ippo": "random"}
+    folders.list_methods({name: {"seeds": [1, 2], "baseline": baseline} for name, baseline in roles.items()})
+    differences = summarise(read_comparison(folders.root))["differences"]
+    assert list(differences) == ["random - sft", "ippo - random"]
+    first, second = (
+        json.loads((folders.root / name / "seed_2" / "results.json").read_text())["exact_match"]
+        for name in ("ippo", "random")
+    )
+    assert differences["ippo - random"]["exact_match"]["per_seed"][1] == pytest.approx(first - second, abs=1e-12)
+    assert differences["random - sft"]["exact_match"]["seeds"] == [1]

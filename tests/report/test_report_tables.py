@@ -45,7 +45,7 @@ def test_a_title_is_no_markup(folders):
     assert r"\[bold\]P\|P\<b\>" in results_markdown(results)
 
 
-def test_unfinished_runs_are_told(folders):
+def test_unfinished_runs_are_named(folders):
     folders.comparison(seeds=2, iterations=2)
     (folders.root / "ippo" / "seed_2" / "results.json").unlink()
     results = summarise(read_comparison(folders.root))

@@ -1,4 +1,4 @@
-"""The page says how far scores can be trusted and which part of the model they come from."""
+"""The report shows how far scores can be trusted and which part of the model they come from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from ippo_lightning.report import write_report
-from ippo_lightning.report.folders import read_comparison
+from ippo_lightning.report import read_comparison, write_report
 from ippo_lightning.report.trust import HEALTH, PARTS, trust
 
 
@@ -24,9 +23,9 @@ def test_numbers_are_averaged_over_the_iterations_and_seeds_that_have_them(folde
     health = trust(comparison, HEALTH)
     assert health == {HEALTH["influence/halves_cosine"]: {"ippo": pytest.approx(0.5)}}
     assert trust(comparison, PARTS) == {"Attention": {"ippo": pytest.approx(0.75)}}
-    page = write_report(root).read_text()
-    assert "Cosine of the gradients of two halves" in page
-    assert "<td>50.0</td>" in page
+    html = write_report(root).read_text()
+    assert "Cosine of the gradients of two halves" in html
+    assert "<td>50.0</td>" in html
 
 
 def test_runs_that_recorded_nothing_show_nothing(folders) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.rewards import call_reward
@@ -34,8 +36,9 @@ def returning(value: Any):
         [torch.tensor(0.0), torch.tensor(1.0), torch.tensor(2.5)],
         [[0.0], [1.0], [2.5]],
     ],
+    ids=["list", "tuple", "array", "column", "tensor", "tensor column", "list of tensors", "list of lists"],
 )
-def test_one_number_an_episode_in_any_container_is_taken(value: Any) -> None:
+def test_one_number_per_episode_in_any_container_is_taken(value: Any) -> None:
     rewards = call_reward(returning(value), **TEXTS)
     assert rewards.dtype == torch.float32
     assert not rewards.requires_grad
@@ -66,22 +69,41 @@ def test_the_reward_gets_prompts_responses_and_examples_in_this_order() -> None:
         ([1.0, [1.0], 1.0], r"returned list; expected 3 numbers"),
         ({"a": 1.0}, r"returned dict; expected 3 numbers"),
         ([1.0, 10**400, 1.0], r"returned list; expected 3 numbers"),
-        ((number for number in range(3)), r"returned generator; expected 3 numbers"),
+        # An id of its own: a generator prints its address, and parallel workers must collect the same names.
+        pytest.param((number for number in range(3)), r"returned generator; expected 3 numbers", id="generator"),
         ([1.0, float("nan"), 1.0], r"returned nan for episode 1"),
         ([1.0, 1.0, -float("inf")], r"returned -inf for episode 2"),
         ([1.0, 1e39, 1.0], r"returned inf for episode 1"),
     ],
-    ids=str,
+    ids=[
+        "too few",
+        "too many",
+        "none at all",
+        "one number",
+        "two columns",
+        "one row",
+        "None",
+        "text",
+        "list of text",
+        "list with None",
+        "ragged list",
+        "dict",
+        "integer too large",
+        "generator",
+        "nan",
+        "infinity",
+        "beyond float32",
+    ],
 )
 def test_anything_else_is_one_line_for_the_user(value: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         call_reward(returning(value), **TEXTS)
     assert str(caught.value).startswith("model.reward: ")
-    assert "some_reward" in str(caught.value)
+    assert f"{__name__}.returning.<locals>.some_reward returned" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_reward_that_raises_is_named_with_the_beginning_of_what_it_said() -> None:
+def test_a_reward_that_raises_is_named_with_the_beginning_of_its_message() -> None:
     def broken(prompts, responses, examples):
         raise KeyError("first line\nsecond line " + "x" * 1000)
 
@@ -107,5 +129,80 @@ def test_an_object_and_a_partial_have_a_name_too() -> None:
 
     with pytest.raises(UserError, match=r"LengthReward returned NoneType"):
         call_reward(LengthReward(), **TEXTS)
-    with pytest.raises(UserError, match=r"partial returned NoneType"):
+    with pytest.raises(UserError, match=r"partial of .*some_reward returned NoneType"):
         call_reward(functools.partial(returning(None)), **TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["function", "lambda", "object", "method", "module", "partial"])
+def test_no_message_contains_an_address(kind: str) -> None:
+    class Model(nn.Module):
+        def forward(self, prompts, responses, examples):
+            return None
+
+    made = {
+        "function": returning(None),
+        "lambda": lambda prompts, responses, examples: None,
+        "object": Model(),
+        "method": Model().forward,
+        "module": Model(),
+        "partial": functools.partial(returning(None)),
+    }
+    with pytest.raises(UserError) as caught:
+        call_reward(made[kind], **TEXTS)
+    assert not re.search(r"0x[0-9a-f]+| at ", str(caught.value))
+
+
+# --- models as rewards -----------------------------------------------------------------------------------
+
+
+class RewardModel(nn.Module):
+    """Notes how it is called; dropout makes it random in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.frozen = nn.BatchNorm1d(4)
+        self.net = nn.Linear(4, 1)
+        self.frozen.eval()
+        self.seen: list[tuple[bool, bool]] = []
+
+    def forward(self, prompts, responses, examples):
+        self.seen.append((any(part.training for part in self.modules()), torch.is_grad_enabled()))
+        return self.net(self.frozen(self.dropout(torch.ones(len(responses), 4))))
+
+    def score(self, prompts, responses, examples):
+        return self(prompts, responses, examples)
+
+
+@pytest.mark.parametrize("as_method", [False, True], ids=["module", "method"])
+def test_a_model_is_called_in_eval_mode_without_gradients_and_left_as_it_was(as_method: bool) -> None:
+    model = RewardModel()
+    before = [part.training for part in model.modules()]
+    reward = model.score if as_method else model
+    first, second = call_reward(reward, **TEXTS), call_reward(reward, **TEXTS)
+    assert model.seen == [(False, False)] * 2
+    assert torch.equal(first, second)
+    assert [part.training for part in model.modules()] == before == [True, True, False, True]
+    assert torch.is_grad_enabled()
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_that_raises_is_left_as_it_was_too() -> None:
+    class Broken(RewardModel):
+        def forward(self, prompts, responses, examples):
+            raise KeyError("nothing")
+
+    model = Broken()
+    with pytest.raises(UserError, match=r"Broken raised KeyError"):
+        call_reward(model, **TEXTS)
+    assert model.training
+    assert torch.is_grad_enabled()
+
+
+def test_a_function_may_use_gradients() -> None:
+    def trains(prompts, responses, examples):
+        weight = torch.ones(3, requires_grad=True)
+        weight.sum().backward()
+        return weight.grad
+
+    assert call_reward(trains, **TEXTS).tolist() == [1.0] * 3

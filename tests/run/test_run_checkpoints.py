@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,21 +161,18 @@ def test_a_folder_that_holds_no_run_keeps_what_is_in_it(tmp_path: Path) -> None:
     assert all((tmp_path / name / "mine").exists() for name in ("model", "csv", "checkpoints"))
 
 
-def _hold(path: str, ready: Any, done: Any) -> None:
-    RunFolder(path).begin(resume=False, overwrite=False)
-    ready.set()
-    done.wait(20)
-
-
 def test_two_processes_cannot_write_the_same_run(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(tmp_path), ready, done))
-    other.start()
-    assert ready.wait(30)
-    with pytest.raises(UserError, match="a run is under way"):
-        RunFolder(tmp_path).begin(resume=False, overwrite=False)
-    done.set()
-    other.join()
+    program = (
+        "import sys; from pathlib import Path; from ippo_lightning.storage.run_folder import RunFolder\n"
+        "folder = RunFolder(Path(sys.argv[1])); folder.begin(resume=False, overwrite=False)\n"
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(UserError, match="a run is under way"):
+            RunFolder(tmp_path).begin(resume=False, overwrite=False)
+        other.communicate()  # closes its input, by which it ends
     RunFolder(tmp_path).begin(resume=False, overwrite=False)
     RunFolder(tmp_path).release()

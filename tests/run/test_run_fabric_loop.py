@@ -15,16 +15,16 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy
 from training_parts import same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
+from ippo_lightning.algorithms import AdaptiveKLController
 from ippo_lightning.callbacks import InfluenceFilter
-from ippo_lightning.data import ArithmeticDataModule
-from ippo_lightning.engine import PPOSettings
+from ippo_lightning.data import TextDataModule
+from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths import AdaptiveKLController
 from ippo_lightning.modules import OptimizerSettings, PPOModule, SFTModule
 from ippo_lightning.modules.optimization import build_optimizer, learning_rate_factor
 from ippo_lightning.policies import LoraSettings, SamplingSettings
-from ippo_lightning.records import Episodes
-from ippo_lightning.tasks import grade_arithmetic
+from ippo_lightning.records import TextEpisodes
+from ippo_lightning.tasks import ArithmeticTask, grade_arithmetic
 
 
 def test_evaluation_under_trainer_logs_the_metrics(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_evaluation_under_trainer_logs_the_metrics(tmp_path: Path) -> None:
 
 def test_the_kept_policy_gets_better_at_an_easy_reward(tmp_path: Path) -> None:
     module = tiny_module(
-        ppo={"num_epochs": 4, "minibatch_size": 16},
+        update={"num_epochs": 4, "minibatch_size": 16},
         optimizer=OptimizerSettings(learning_rate=1e-2),
         reward=lambda prompts, responses, examples: [float(text.count("7")) for text in responses],
     )
@@ -55,9 +55,8 @@ def test_sft_learns_its_demonstrations(tmp_path: Path) -> None:
         optimizer=OptimizerSettings(learning_rate=1e-2, schedule="cosine", warmup_iterations=2),
         micro_batch_size=5,
     )
-    data = ArithmeticDataModule(
-        stage="sft", num_train=64, num_demonstrations=64, num_validation=4, num_test=4, batch_size=16
-    )
+    task = ArithmeticTask(num_train=64, num_demonstrations=64, num_validation=4, num_test=4)
+    data = TextDataModule(task, stage="sft", batch_size=16)
     tiny_loop(tmp_path / "run", module, max_iterations=20, data=data).fit()
     losses = [json.loads(line)["sft/loss"] for line in (tmp_path / "run" / "history.jsonl").open(encoding="utf-8")]
     assert losses[-1] < 0.8 * losses[0]
@@ -65,13 +64,13 @@ def test_sft_learns_its_demonstrations(tmp_path: Path) -> None:
 
 def test_a_subclass_that_changes_one_stage_is_used(tmp_path: Path) -> None:
     class NoReward(PPOModule):
-        def compute_rewards(self, episodes: Episodes) -> Episodes:
+        def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
             nothing = torch.zeros_like(episodes.log_probs)
             return episodes.evolve(outcome_rewards=torch.zeros(len(episodes)), rewards=nothing)
 
     plain = tiny_module()
     module = NoReward(
-        policy=tiny_policy(), reward=plain.reward, sampling=plain.sampling, ppo=PPOSettings(minibatch_size=8)
+        policy=tiny_policy(), reward=plain.reward, sampling=plain.sampling, update=UpdateSettings(minibatch_size=8)
     )
     tiny_loop(tmp_path / "run", module).fit()
     assert module.last_stats is not None
@@ -134,7 +133,7 @@ def test_ctrl_c_finishes_the_iteration_and_writes_a_checkpoint(tmp_path: Path) -
 def test_a_strategy_that_shards_parameters_is_refused_in_one_line(tmp_path: Path) -> None:
     strategy = ModelParallelStrategy(lambda model, mesh: model)
     fabric = Fabric(accelerator="cpu", devices=1, strategy=strategy)
-    with pytest.raises(UserError, match=r"ModelParallelStrategy divides the parameters.*use fsdp2, or ddp"):
+    with pytest.raises(UserError, match=r"ModelParallelStrategy shards the parameters.*use fsdp2, or ddp"):
         tiny_loop(tmp_path / "run", tiny_module(), fabric=fabric).fit()
 
 
@@ -142,7 +141,7 @@ def test_the_optimizer_has_the_settings_it_was_given() -> None:
     settings = OptimizerSettings(
         learning_rate=3e-4, value_learning_rate=2e-3, betas=(0.8, 0.9), epsilon=1e-5, weight_decay=0.1
     )
-    optimizer = build_optimizer(tiny_module(), settings)
+    optimizer = build_optimizer(tiny_module().trained_parameters(), settings)
     assert [group["lr"] for group in optimizer.param_groups] == [3e-4, 2e-3]
     assert all(
         (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-5, 0.1)

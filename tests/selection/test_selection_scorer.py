@@ -199,5 +199,5 @@ def test_a_number_out_of_its_range_is_named(options: dict[str, int]) -> None:
 
 
 def test_a_pattern_that_fits_nothing_is_named(module: PPOModule, episodes: Episodes) -> None:
-    with pytest.raises(UserError, match="exclude: '\\*typo\\*' fits no parameter"):
+    with pytest.raises(UserError, match="exclude: '\\*typo\\*' matches no parameter"):
         scored(module, episodes, exclude=["*typo*"])

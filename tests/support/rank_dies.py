@@ -15,7 +15,7 @@ import torch
 from lightning.fabric import Fabric
 from training_parts import tiny_loop, tiny_module
 
-from ippo_lightning.distributed.collectives import says_rank_was_lost
+from ippo_lightning.distributed.collectives import is_lost_rank_error
 
 
 class Dies:
@@ -39,5 +39,5 @@ if __name__ == "__main__":
     try:
         loop.fit()
     except RuntimeError as error:
-        print(f"rank {fabric.global_rank} lost another: {says_rank_was_lost(error)}", flush=True)
+        print(f"rank {fabric.global_rank} lost another: {is_lost_rank_error(error)}", flush=True)
         raise

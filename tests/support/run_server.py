@@ -18,7 +18,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)  # no thread pool that a fork would lose
-    from ippo_lightning import parsers
+    from ippo_lightning.cli import parsers
     from ippo_lightning.cli.main import main as ippo
 
     parsers.build_parser()

@@ -1,4 +1,4 @@
-"""A small network with the awkward parts of real ones, and a loss an episode, for the tests of this folder."""
+"""A small network with the difficult parts of real ones, and one loss per row, for tests of the influence room."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Net(nn.Module):
-    """A bit of everything: an in-place activation after a hooked module, dropout, buffers, a module called twice."""
+    """Has an in-place activation after a hooked module, dropout, buffers, and a module that is called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def snapshot(model: nn.Module) -> dict[str, object]:
 
 
 def dirty_net() -> nn.Module:
-    """A model in the middle of training: gradients there, a frozen part, mixed modes, somebody's hook."""
+    """Return a model as in the middle of training: with gradients, a frozen part, mixed modes and another hook."""
     model = a_net()
     model.train()
     model.norm.eval()

@@ -1,4 +1,4 @@
-"""Tiny language models with random weights, and a policy-like loss, for the tests of this folder."""
+"""Tiny language models with random weights and a loss like that of a policy, for tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LORA_TARGETS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Episodes, padded on the left (prompts) and on the right (responses), and the factor of each one's loss."""
+    """Episodes with padding on the left (prompts) and on the right (responses), and one factor per loss."""
 
     ids: Tensor
     attention_mask: Tensor
@@ -70,7 +70,7 @@ def language_model(
 
 
 def scrambled(model: nn.Module) -> nn.Module:
-    """Move every parameter off its special initial value: biases and LoRA's B from zero, norms from one."""
+    """Add noise to every parameter, because zeros (biases, LoRA's B) and ones (norms) would hide errors."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -96,10 +96,10 @@ def with_lora(model: nn.Module, family: str, **options: object) -> nn.Module:
 def a_batch(
     episodes: int = 5, *, seed: int = 11, dtype: torch.dtype = torch.float64, left_padding: bool = True
 ) -> Batch:
-    """Prompts of up to 4 tokens and responses of up to 6, padded on both sides, losses of both signs.
+    """Return prompts of up to 4 tokens and responses of up to 6, padded on both sides, with losses of both signs.
 
-    Without left padding all prompts have 4 tokens: eager attention in float64 needs that, because its mask's float64
-    minimum is minus infinity in the float32 softmax, so that a row that may look at nothing is NaN.
+    Without left padding all prompts have 4 tokens. Eager attention in float64 requires that: the float64 minimum in its
+    mask becomes minus infinity in the float32 softmax, so a row that attends to nothing is NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCAB, (episodes, 10), generator=generator)
@@ -113,7 +113,7 @@ def a_batch(
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """The terms, by predicted token, that sum to the loss of each episode."""
+    """Return the terms of each episode's loss, one per predicted token."""
     position_ids = (batch.attention_mask.cumsum(1) - 1).clamp_min(0)
     logits = model(
         input_ids=batch.ids, attention_mask=batch.attention_mask.long(), position_ids=position_ids, use_cache=False
@@ -124,7 +124,7 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def episode_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """A factor times the mean negative log-likelihood of each response."""
+    """Return a factor times the mean negative log-likelihood of each response."""
     return token_losses(model, batch).sum(1)
 
 
@@ -133,7 +133,7 @@ def validation_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def a_direction(model: nn.Module, *, seed: int = 5) -> dict[str, Tensor]:
-    """A random direction, so that every trainable parameter counts in every test."""
+    """Return a random direction, so that every trainable parameter counts in every test."""
     generator = torch.Generator().manual_seed(seed)
     double = {torch.float64: torch.float64}
     return {
@@ -144,7 +144,7 @@ def a_direction(model: nn.Module, *, seed: int = 5) -> dict[str, Tensor]:
 
 
 def scores_by_definition(model: nn.Module, losses: object, batch: object, direction: dict[str, Tensor]) -> Tensor:
-    """Plain `.backward()` on a copy, one episode at a time, read off `.grad`: no code of the library takes part."""
+    """Return scores from plain `.backward()` on a copy, one row at a time, without code of the library."""
     scores = []
     copied = copy.deepcopy(model).eval()
     for row in range(len(losses(copied, batch))):
@@ -156,5 +156,5 @@ def scores_by_definition(model: nn.Module, losses: object, batch: object, direct
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest error as a fraction of the largest score."""
+    """Return the largest error as a fraction of the largest score."""
     return float((actual - expected).abs().max() / expected.abs().max())

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from ippo_lightning.data import ArithmeticDataModule, arithmetic_tokenizer
+from ippo_lightning.data import TextDataModule, arithmetic_tokenizer
 from ippo_lightning.distributed.dtensor import full_tensor
-from ippo_lightning.engine import PPOSettings
+from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.modules import OptimizerSettings, PPOModule
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
-from ippo_lightning.records import Episodes
+from ippo_lightning.records import TextEpisodes
 from ippo_lightning.run.fabric_loop import FabricLoop, LoopSettings
-from ippo_lightning.tasks import grade_arithmetic
+from ippo_lightning.tasks import ArithmeticTask, grade_arithmetic
 
 TINY = {
     "model_type": "llama",
@@ -38,7 +38,7 @@ def tiny_policy(**changes: Any) -> CausalLMPolicy:
 
 
 def tiny_module(
-    *, policy: CausalLMPolicy | None = None, ppo: dict[str, Any] | None = None, **changes: Any
+    *, policy: CausalLMPolicy | None = None, update: dict[str, Any] | None = None, **changes: Any
 ) -> PPOModule:
     settings: dict[str, Any] = {
         "reward": length_reward,
@@ -46,13 +46,14 @@ def tiny_module(
         "sampling": SamplingSettings(num_responses=2, max_new_tokens=8),
         "optimizer": OptimizerSettings(learning_rate=1e-3),
     }
-    numbers = {"num_epochs": 1, "minibatch_size": 8, "micro_batch_size": 8, **(ppo or {})}
-    return PPOModule(policy=policy or tiny_policy(), ppo=PPOSettings(**numbers), **{**settings, **changes})
+    numbers = {"num_epochs": 1, "minibatch_size": 8, "micro_batch_size": 8, **(update or {})}
+    return PPOModule(policy=policy or tiny_policy(), update=UpdateSettings(**numbers), **{**settings, **changes})
 
 
-def tiny_data(**changes: Any) -> ArithmeticDataModule:
-    settings = {"num_train": 32, "num_validation": 4, "num_test": 4, "num_influence_demonstrations": 6, "batch_size": 8}
-    return ArithmeticDataModule(**{**settings, **changes})
+def tiny_data(*, batch_size: int = 8, **changes: Any) -> TextDataModule:
+    own = {name: changes.pop(name) for name in ("stage", "evaluation_batch_size") if name in changes}
+    sizes = {"num_train": 32, "num_validation": 4, "num_test": 4, "num_influence_demonstrations": 6}
+    return TextDataModule(ArithmeticTask(**{**sizes, **changes}), batch_size=batch_size, **own)
 
 
 def tiny_loop(folder: Path, module: PPOModule, **changes: Any) -> FabricLoop:
@@ -75,14 +76,14 @@ def tiny_loop(folder: Path, module: PPOModule, **changes: Any) -> FabricLoop:
     )
 
 
-def prepared(module: PPOModule, *, num_prompts: int = 8) -> Episodes:
+def prepared(module: PPOModule, *, num_prompts: int = 8) -> TextEpisodes:
     """Roll out until the responses differ in length, and go as far as the advantages."""
     data = tiny_data(batch_size=num_prompts)
     data.setup()
     batch = next(iter(data.train_dataloader()))
-    episodes = module.rollout(batch)
+    episodes = module.rollout(module.plan_rollout(batch))
     while len(episodes.lengths.unique()) < 2:
-        episodes = module.rollout(batch)
+        episodes = module.rollout(module.plan_rollout(batch))
     return module.compute_advantages(module.compute_rewards(episodes))
 
 

@@ -24,7 +24,7 @@ from ippo_lightning.engine.update import run_update
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings, PPOModule, SFTModule
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
-from ippo_lightning.records import Episodes, UpdatePlan
+from ippo_lightning.records import TextEpisodes, UpdatePlan
 from ippo_lightning.selection.scorer import ScoringSettings
 
 NUM_PROMPTS = 4
@@ -41,47 +41,47 @@ class KeepByRank(Callback):
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         rows = torch.arange(len(plan.episodes))
-        plan.reweight((rows < self.counts[trainer.fabric.global_rank]).float(), reason="by rank")
+        plan.scale((rows < self.counts[trainer.fabric.global_rank]).float(), reason="by rank")
 
 
 def exact_module(**ppo: Any) -> PPOModule:
     """A module in fp64 whose update is one minibatch over everything, in micro-batches of two."""
-    module = tiny_module(ppo={"minibatch_size": 64, "micro_batch_size": 2, "num_epochs": 2, **ppo})
+    module = tiny_module(update={"minibatch_size": 64, "micro_batch_size": 2, "num_epochs": 2, **ppo})
     module.double()
     return module
 
 
-def whole_buffer(module: PPOModule) -> Episodes:
+def whole_buffer(module: PPOModule) -> TextEpisodes:
     """Eight episodes with rewards but no advantages, the same in every process."""
     data = tiny_data(batch_size=NUM_PROMPTS)
     data.setup()
     rows = data.train_dataloader().dataset.rows[:NUM_PROMPTS]
     batch = {"prompts": [row["prompt"] for row in rows], "examples": [row["example"] for row in rows]}
     torch.manual_seed(11)
-    return module.compute_rewards(module.rollout(batch))
+    return module.compute_rewards(module.rollout(module.plan_rollout(batch)))
 
 
 def update_rows(
-    module: PPOModule, buffer: Episodes, rows: list[int], *, keep_all: bool = False
+    module: PPOModule, buffer: TextEpisodes, rows: list[int], *, keep_all: bool = False
 ) -> dict[str, torch.Tensor]:
     """Whiten, weight and update on the given rows of the buffer; return advantages and parameters."""
     return update_episodes(module, module.compute_advantages(buffer.select(rows)), rows, keep_all=keep_all)
 
 
 def update_episodes(
-    module: PPOModule, episodes: Episodes, rows: list[int], *, keep_all: bool = False
+    module: PPOModule, episodes: TextEpisodes, rows: list[int], *, keep_all: bool = False
 ) -> dict[str, torch.Tensor]:
     """Update on episodes that have their advantages, weighted, or all alike as in plain PPO."""
     plan = UpdatePlan(episodes=episodes)
     if not keep_all:
-        plan.reweight(torch.tensor(KEPT_WEIGHTS)[rows], reason="given")
+        plan.scale(torch.tensor(KEPT_WEIGHTS)[rows], reason="given")
     plan.sealed = True
-    run_update(module, plan, module.ppo)
+    run_update(module, plan, module.update_settings)
     total = episodes.advantages.sum(dim=1)
     return {"advantage_sums": total, **trainable(module)}
 
 
-def filter_rows(loop: Any, module: PPOModule, buffer: Episodes, rows: list[int]) -> torch.Tensor:
+def filter_rows(loop: Any, module: PPOModule, buffer: TextEpisodes, rows: list[int]) -> torch.Tensor:
     """Return the weights that the influence filter gives to the given rows of the buffer."""
     plan = UpdatePlan(episodes=module.compute_advantages(buffer.select(rows)))
     InfluenceFilter(max_weight=1.5).on_rollout_end(loop, module, plan)
@@ -113,7 +113,7 @@ def policy_of(kind: str, folder: Path, **settings: Any) -> CausalLMPolicy:
 def adapter_module(kind: str, folder: Path) -> PPOModule:
     """As `exact_module`, with another kind of policy."""
     ppo = {"minibatch_size": 64, "micro_batch_size": 2, "num_epochs": 2}
-    return tiny_module(policy=policy_of(kind, folder), ppo=ppo)
+    return tiny_module(policy=policy_of(kind, folder), update=ppo)
 
 
 def sft_step(folder: Path, fabric: Fabric, rows: list[int], *, kind: str = "full") -> dict[str, torch.Tensor]:
@@ -128,16 +128,16 @@ def sft_step(folder: Path, fabric: Fabric, rows: list[int], *, kind: str = "full
     return trainable(module)
 
 
-def count_communication(loop: Any, module: PPOModule, episodes: Episodes, rows: list[int]) -> dict[str, Any]:
+def count_communication(loop: Any, module: PPOModule, episodes: TextEpisodes, rows: list[int]) -> dict[str, Any]:
     """Filter and update; return the bytes of each, and what they are compared with."""
     plan = UpdatePlan(episodes=episodes)
     with CommunicationCount() as filtering:
         InfluenceFilter(scoring=ScoringSettings(health_every_n_iterations=0)).on_rollout_end(loop, module, plan)
     plan = UpdatePlan(episodes=episodes)
-    plan.reweight(torch.tensor(KEPT_WEIGHTS)[rows], reason="given")
+    plan.scale(torch.tensor(KEPT_WEIGHTS)[rows], reason="given")
     plan.sealed = True
     with CommunicationCount() as updating:
-        run_update(module, plan, module.ppo)
+        run_update(module, plan, module.update_settings)
     return {"filter": filtering.bytes, "update": updating.bytes, "parameters": bytes_of(module)}
 
 
@@ -188,7 +188,7 @@ def main(folder: Path) -> None:
 
     # ranks that keep different numbers, or nothing
     for counts in ((3, 0), (0, 0), (1, 16)):
-        module = tiny_module(ppo={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2})
+        module = tiny_module(update={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2})
         before = trainable(module)
         name = f"kept_{counts[0]}_{counts[1]}"
         tiny_loop(folder / name, module, fabric=fabric, callbacks=[KeepByRank(counts)], max_iterations=1).fit()
@@ -221,7 +221,7 @@ def main(folder: Path) -> None:
             torch.save(results, folder / f"halves.{reduction}.{denominator}.rank{rank}.pt")
             numbers["gradients"] = {
                 **counted,
-                "steps": module.ppo.num_epochs,
+                "steps": module.update_settings.num_epochs,
                 "parameter_bytes": sum(p.numel() * p.element_size() for p in trainable(module).values()),
             }
     module = exact_module()

@@ -1,12 +1,13 @@
 """What each of two processes does with a policy that is divided over them (FSDP2).
 
-python -m torch.distributed.run --nproc_per_node 2 two_sharded_ranks.py FOLDER
+python -m torch.distributed.run --nproc_per_node 2 two_sharded_ranks.py FOLDER [slow]
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapter_copy": {"lora": LoraSettings(r=1), "reference": "adapter_copy"},
 }
 """Policies that are divided."""
+SLOW_KINDS = ("critic", "adapter_copy")
+"""Those that only the slow tests look at."""
 OTHERS: dict[str, dict[str, Any]] = {
     "bfloat16 under an adapter": {"dtype": "bfloat16", "lora": LoraSettings(r=1)},
     "bfloat16 with a critic": {"dtype": "bfloat16", "value": "separate"},
@@ -45,6 +48,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 """Policies that are divided, filtered, trained and saved."""
 FOUR_BITS = ("nf4", "fp4")
+SLOW_FOUR_BITS = ("fp4",)
 SCORINGS: dict[str, ScoringSettings] = {
     "hooks": ScoringSettings(),
     "small batches": ScoringSettings(max_tokens=30),
@@ -60,7 +64,7 @@ NO_GROUPS = ScoringSettings(health_every_n_iterations=0)
 def exact_module(kind: str) -> PPOModule:
     """A module in fp64 whose update is one minibatch over everything, in micro-batches of three."""
     ppo = {"minibatch_size": 64, "micro_batch_size": 3, "num_epochs": 2}
-    return tiny_module(policy=tiny_policy(config={**TINY, "num_hidden_layers": 2}, **KINDS[kind]), ppo=ppo).double()
+    return tiny_module(policy=tiny_policy(config={**TINY, "num_hidden_layers": 2}, **KINDS[kind]), update=ppo).double()
 
 
 def scores_of(
@@ -136,7 +140,7 @@ def four_bit_module(kind: Any, folder: Path) -> PPOModule:
     policy = CausalLMPolicy(
         pretrained=base, lora=LoraSettings(r=2), quantization=kind, tokenizer=tiny_policy().tokenizer
     )
-    return tiny_module(policy=policy, ppo={"minibatch_size": 64, "micro_batch_size": 3, "num_epochs": 2})
+    return tiny_module(policy=policy, update={"minibatch_size": 64, "micro_batch_size": 3, "num_epochs": 2})
 
 
 def sharded(**options: Any) -> Fabric:
@@ -166,20 +170,15 @@ def trainer_of(folder: Path, *, max_epochs: int) -> Trainer:
 
 def one_run(folder: Path, fabric: Fabric, **changes: Any) -> dict[str, Any]:
     """Run with the filter; return metrics and all parameters."""
-    module = tiny_module(ppo={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 3})
+    module = tiny_module(update={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 3})
     metrics = tiny_loop(folder, module, fabric=fabric, callbacks=[InfluenceFilter()], **{**RUN, **changes}).fit()
     return {"metrics": metrics, "parameters": trainable(module)}
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="fsdp2")
-    fabric.launch()
+def compare_halves(folder: Path, fabric: Fabric, numbers: dict[str, Any], kinds: Iterable[str]) -> None:
+    """Score halves of one buffer in every way, weight them, and update."""
     rank = fabric.global_rank
-    numbers: dict[str, Any] = {}
-
-    # halves of one buffer: scores of every kind, the filter's weights, and an update
-    for kind in KINDS:
+    for kind in kinds:
         loop, module, episodes = halves(folder, kind, fabric, [0, 2, 4, 6, 7] if rank == 0 else [1, 3, 5])
         assert is_sharded(module)
         direction = InfluenceFilter().scorer.direction(module, loop.datamodule.influence_dataloader(), iteration=0).mean
@@ -197,35 +196,25 @@ def main(folder: Path) -> None:
         load_balancing._TOLERATED = 1.1
         torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
 
-    # four bits
+
+def compare_four_bits(folder: Path, fabric: Fabric, numbers: dict[str, Any], kinds: Iterable[str]) -> None:
+    """Score and update halves of one buffer with an adapter on four-bit weights."""
+    rank = fabric.global_rank
     if rank == 0:
         two_ranks.nf4_base(folder)
     fabric.barrier()
     rows = [0, 2, 4, 6, 7] if rank == 0 else [1, 3, 5]
-    for kind in FOUR_BITS:
+    for kind in kinds:
         module = four_bit_module(kind, folder)
         loop, episodes = set_up(folder, module, fabric, rows)
         results = {"scores": scores_of(loop, module, episodes, SCORINGS["hooks"])}
         results |= two_ranks.update_episodes(module, episodes, rows)
         torch.save(results, folder / f"halves.{kind}.rank{rank}.pt")
         numbers[f"{kind}.bytes"] = local_bytes(list(module.policy.model.parameters()))
-    module = four_bit_module("nf4", folder)
-    tiny_loop(folder / "four bits", module, fabric=fabric, callbacks=[InfluenceFilter()], save_model=True).fit()
 
-    rows = [0, 2, 4, 6] if rank == 0 else [1, 3, 5, 7]
-    loop, module, episodes = halves(folder, "full", fabric, rows)
-    numbers["communication"] = two_ranks.count_communication(loop, module, episodes, rows)
 
-    # a run from end to end; another that does not gather for sampling; one that is broken off and goes on
-    whole_run = one_run(folder / "whole", fabric)
-    assert one_run(folder / "layerwise", sharded(gather_for_sampling=False))["parameters"].keys()
-    numbers["sampled"] = sampled_both_ways(folder, sharded(gather_for_sampling=False))
-    one_run(folder / "resumed", fabric, max_iterations=2)
-    resumed = one_run(folder / "resumed", fabric, resume=True)
-    for name, run in (("whole", whole_run), ("resumed", resumed)):
-        torch.save(run["parameters"], folder / f"{name}.rank{rank}.pt")
-        numbers[name] = run["metrics"]
-
+def train_others(folder: Path, fabric: Fabric, numbers: dict[str, Any]) -> None:
+    """Filter, train and save the other policies; record whether they changed."""
     for name, settings in OTHERS.items():
         module = tiny_module(policy=tiny_policy(**settings))
         before = trainable(module)
@@ -233,7 +222,10 @@ def main(folder: Path) -> None:
         loop.fit()
         numbers[name] = not all(torch.equal(before[key], value) for key, value in trainable(module).items())
 
-    # the same run by Trainer and by the loop
+
+def compare_with_trainer(folder: Path, fabric: Fabric, numbers: dict[str, Any]) -> None:
+    """Make the same run by Trainer and by the loop, and one by Trainer with an interruption."""
+    rank = fabric.global_rank
     seed_everything(5, verbose=False)
     by_trainer = tiny_module()
     trainer = trainer_of(folder, max_epochs=1)
@@ -253,9 +245,49 @@ def main(folder: Path) -> None:
         torch.equal(value, trainable(resumed_by_trainer)[name]) for name, value in trainable(unbroken).items()
     )
 
+
+def main(folder: Path, part: str = "") -> None:
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="fsdp2")
+    fabric.launch()
+    rank = fabric.global_rank
+    numbers: dict[str, Any] = {}
+    if part == "slow":
+        compare_halves(folder, fabric, numbers, SLOW_KINDS)
+        compare_four_bits(folder, fabric, numbers, SLOW_FOUR_BITS)
+        one_run(folder / "whole", fabric)
+        one_run(folder / "layerwise", sharded(gather_for_sampling=False))
+        train_others(folder, fabric, numbers)
+        compare_with_trainer(folder, fabric, numbers)
+    else:
+        compare_halves(folder, fabric, numbers, [kind for kind in KINDS if kind not in SLOW_KINDS])
+        compare_four_bits(folder, fabric, numbers, [kind for kind in FOUR_BITS if kind not in SLOW_FOUR_BITS])
+        other_scenarios(folder, fabric, numbers)
+    (folder / f"rank{rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
+
+
+def other_scenarios(folder: Path, fabric: Fabric, numbers: dict[str, Any]) -> None:
+    """Count what is sent, run from end to end, resume, keep different numbers per rank, and train supervised."""
+    rank = fabric.global_rank
+    module = four_bit_module("nf4", folder)
+    tiny_loop(folder / "four bits", module, fabric=fabric, callbacks=[InfluenceFilter()], save_model=True).fit()
+
+    rows = [0, 2, 4, 6] if rank == 0 else [1, 3, 5, 7]
+    loop, module, episodes = halves(folder, "full", fabric, rows)
+    numbers["communication"] = two_ranks.count_communication(loop, module, episodes, rows)
+
+    # a run from end to end; another that does not gather for sampling; one that is broken off and resumes
+    whole_run = one_run(folder / "whole", fabric)
+    numbers["sampled"] = sampled_both_ways(folder, sharded(gather_for_sampling=False))
+    one_run(folder / "resumed", fabric, max_iterations=2)
+    resumed = one_run(folder / "resumed", fabric, resume=True)
+    for name, run in (("whole", whole_run), ("resumed", resumed)):
+        torch.save(run["parameters"], folder / f"{name}.rank{rank}.pt")
+        numbers[name] = run["metrics"]
+
     # ranks that keep different numbers, or nothing
     for counts in ((3, 0), (0, 0), (1, 16)):
-        module = tiny_module(ppo={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2})
+        module = tiny_module(update={"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 2})
         before = trainable(module)
         name = f"kept_{counts[0]}_{counts[1]}"
         keep = two_ranks.KeepByRank(counts)
@@ -268,8 +300,7 @@ def main(folder: Path) -> None:
 
     rows = list(range(7)) if rank == 0 else list(range(7, 10))
     torch.save(two_ranks.sft_step(folder / "unused", fabric, rows), folder / f"sft.rank{rank}.pt")
-    (folder / f"rank{rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

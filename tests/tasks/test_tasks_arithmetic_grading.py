@@ -77,7 +77,7 @@ def by_python(problem: ArithmeticProblem) -> int:
         ("", Label.WRONG_ANSWER),
     ],
 )
-def test_the_verdict_on(response: str, label: Label) -> None:
+def test_the_label_of(response: str, label: Label) -> None:
     grade = grade_arithmetic(PROMPT, response, {})
     assert grade.label is label
     assert grade.correct == (label is not Label.WRONG_ANSWER)

@@ -1,4 +1,4 @@
-"""Problems are drawn without repetition, and demonstrations are what their label says."""
+"""Problems are drawn without repetition, and demonstrations are of the kind of their label."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_problem_of_a_small_space_can_be_drawn_and_no_more() -> None:
     total = small.size(2) + small.size(3)
     assert total == 8 + 32
     assert len(set(small.draw(total, random.Random(0)))) == total
-    with pytest.raises(UserError, match=r"41 different problems are asked for, and only 40 exist"):
+    with pytest.raises(UserError, match=r"41 different problems are needed, and only 40 exist"):
         small.draw(total + 1, random.Random(0))
 
 
@@ -45,7 +45,7 @@ def test_the_number_of_terms_is_uniform_until_the_short_problems_run_out() -> No
     assert all(abs(count - 400) < 5 * math.sqrt(1200 * 2 / 9) for count in lengths.values())  # five standard deviations
     lengths = Counter(len(problem.terms) for problem in space().draw(6000, random.Random(0)))
     assert 700 < lengths[2] <= 800
-    assert abs(lengths[3] - lengths[4]) < 5 * math.sqrt(5200) + 100  # a few problems of three terms are drawn anew
+    assert abs(lengths[3] - lengths[4]) < 5 * math.sqrt(5200) + 100  # a few problems of three terms are drawn again
 
 
 def test_a_seed_draws_the_same_problems_in_every_release() -> None:
@@ -78,20 +78,20 @@ def test_problems_stay_within_their_bounds() -> None:
     ],
 )
 def test_a_wrong_bound_is_named(changes: dict[str, object], field: str) -> None:
-    with pytest.raises(UserError, match=rf"^data\.{field}: ") as caught:
+    with pytest.raises(UserError, match=rf"^task\.{field}: ") as caught:
         space(**changes)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.4, 1.0])
-def test_demonstrations_are_what_their_label_says_and_unfaithful_to_the_share(share: float) -> None:
+@pytest.mark.parametrize("unfaithful_fraction", [0.0, 0.25, 0.4, 1.0])
+def test_demonstrations_have_the_kind_of_their_label_and_the_fraction_is_exact(unfaithful_fraction: float) -> None:
     problems = space().draw(600, random.Random(0))
     rows = demonstration_rows(
-        problems, unfaithful_fraction=share, unfaithful_kinds=read_kinds(None), generator=random.Random(0)
+        problems, unfaithful_fraction=unfaithful_fraction, unfaithful_kinds=read_kinds(None), generator=random.Random(0)
     )
     labels = [grade_arithmetic(row["prompt"], row["response"], row["example"]).label for row in rows]
     assert labels == [row["example"]["label"] for row in rows]
-    assert sum(label is not Label.FAITHFUL for label in labels) == round(600 * share)
+    assert sum(label is not Label.FAITHFUL for label in labels) == round(600 * unfaithful_fraction)
     assert [row["prompt"] for row in rows] == [problem.prompt for problem in problems]
 
 
@@ -116,5 +116,5 @@ def test_without_weights_all_kinds_are_equal() -> None:
     "kinds", [{}, {"faithful": 1.0}, {"typo": 1.0}, {"shortcut": -1.0}, {"shortcut": 0.0}, {"shortcut": math.nan}]
 )
 def test_wrong_kinds_are_the_users_mistake(kinds: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"^data\.unfaithful_kinds: "):
+    with pytest.raises(UserError, match=r"^task\.unfaithful_kinds: "):
         read_kinds(kinds)

@@ -208,7 +208,7 @@ def test_equal_numbers_have_one_form(number: object) -> None:
         ("", Label.WRONG_ANSWER),
     ],
 )
-def test_the_verdict_on(response: str, label: Label) -> None:
+def test_the_label_of(response: str, label: Label) -> None:
     grade = grade_gsm8k("", response, {"answer": "72"})
     assert grade.label is label
     assert grade.correct == (label is not Label.WRONG_ANSWER)
@@ -237,7 +237,7 @@ def test_more_than_16384_characters_are_a_wrong_answer() -> None:
 
 
 def test_an_example_without_reference_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"example\.answer: None is no text"):
+    with pytest.raises(UserError, match=r"example\.answer: None is not text"):
         grade_gsm8k("", "#### 72", {})
 
 

@@ -11,11 +11,12 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.tasks.grades import Grade, Label
 
 MAX_LENGTH = 4096
-"""Characters; a longer response is not read and counts as a wrong answer."""
+"""Characters of a response; a longer one is not read and counts as a wrong answer."""
 
 MAX_DIGITS = 18
-"""Digits of a number; always fits 64 bits, and keeps every conversion short."""
+"""Digits of a number; fits into 64 bits and bounds the time of each conversion."""
 
+# [0-9] and not \d, which also matches digits of other scripts; a bounded number of them, so that int() is quick
 _DIGITS = rf"[0-9]{{1,{MAX_DIGITS}}}"
 _NUMBER = rf"-?{_DIGITS}"
 _ANSWER_LENGTH = MAX_DIGITS + len("#-")
@@ -36,7 +37,7 @@ class Step:
 
     @property
     def is_right(self) -> bool:
-        """Whether the result is that of the operation."""
+        """Whether the result is right."""
         return apply_operator(self.left, self.operator, self.right) == self.result
 
     def __str__(self) -> str:
@@ -45,7 +46,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class ArithmeticProblem:
-    """A chain of operations, worked from left to right.
+    """A chain of operations, applied from left to right.
 
     Example:
         >>> problem = ArithmeticProblem((7, 12, 5), ("+", "-"))
@@ -60,10 +61,10 @@ class ArithmeticProblem:
 
     @classmethod
     def parse(cls, prompt: str) -> ArithmeticProblem:
-        """Return the problem that a prompt states.
+        """Return the problem of a prompt.
 
         Raises:
-            UserError: not of the form `7+12-5?`.
+            UserError: the prompt is not of the form `7+12-5?`.
         """
         text = prompt.strip()[:MAX_LENGTH]
         first = _FIRST.match(text)
@@ -81,11 +82,11 @@ class ArithmeticProblem:
 
     @property
     def answer(self) -> int:
-        """The result of the whole chain."""
+        """The result of the last step."""
         return self.steps()[-1].result
 
     def steps(self) -> tuple[Step, ...]:
-        """Return the right steps, each starting from the result before it."""
+        """Return the right steps; each starts from the result of the one before."""
         steps, running = [], self.terms[0]
         for operator, term in zip(self.operators, self.terms[1:], strict=True):
             result = apply_operator(running, operator, term)
@@ -94,7 +95,7 @@ class ArithmeticProblem:
         return tuple(steps)
 
     def faithful_response(self) -> str:
-        """Return the worked answer."""
+        """Return the right steps and the answer."""
         return write_response(self.steps(), self.answer)
 
 
@@ -111,42 +112,43 @@ def write_response(steps: tuple[Step, ...], answer: int) -> str:
 
 
 def grade_arithmetic(prompt: str, response: str | bytes, example: Mapping[str, Any]) -> Grade:
-    """Label a response to an arithmetic chain, in time linear in its length.
+    """Grade a response to an arithmetic chain, in time linear in its length.
 
-    The answer is the number after `#` at the very end. With a right answer the text before it decides:
+    The answer is the number after `#` at the end. If it is right, the text before it decides about the label:
 
-    - nothing at all: shortcut;
+    - no text: shortcut;
     - exactly the problem's steps, all right: faithful;
     - steps that each continue the problem (operator and right operand are the problem's next ones, in order; the left
       operand is the first term, later the result written in the step before), but a result is wrong, or steps at the
       end are missing: false positive;
-    - anything else, be it steps of another problem, a step left out before the last one, more steps than the problem
-      has, or text that is no step: nonsense.
+    - anything else, such as steps of another problem, a missing step before the last one, more steps than the problem
+      has, or text that is not a step: nonsense.
 
     Numbers are compared as numbers, so `07+12=19` is the step `7+12=19`.
 
     Args:
         prompt: the problem, `7+12-5?`.
         response: any text; bytes are read as Latin-1. More than 4,096 characters are a wrong answer.
-        example: not needed; the prompt says all.
+        example: ignored; the prompt contains the problem.
 
     Returns:
         Label, answer and whether it is right.
     """
     problem = ArithmeticProblem.parse(prompt)
     text = response.decode("latin-1") if isinstance(response, bytes) else response
+    # the answer is at the end, so a search of the last characters costs the same for each response
     found = _ANSWER.search(text[-_ANSWER_LENGTH:]) if len(text) <= MAX_LENGTH else None
     if found is None:
-        return Grade(Label.WRONG_ANSWER, None, False)
+        return Grade(False, Label.WRONG_ANSWER, None)
     answer = int(found.group(1))
     if answer != problem.answer:
-        return Grade(Label.WRONG_ANSWER, str(answer), False)
+        return Grade(False, Label.WRONG_ANSWER, str(answer))
     body = text[: len(text) - len(found.group())]
-    return Grade(_label_steps(problem, body), str(answer), True)
+    return Grade(True, _label_steps(problem, body), str(answer))
 
 
 def _label_steps(problem: ArithmeticProblem, body: str) -> Label:
-    """Label what stands before a right answer."""
+    """Return the label of the text before a right answer."""
     if not body:
         return Label.SHORTCUT
     steps = _parse_steps(body)
@@ -157,12 +159,12 @@ def _label_steps(problem: ArithmeticProblem, body: str) -> Label:
         if (step.left, step.operator, step.right) != (running, operator, term):
             return Label.NONSENSE
         running = step.result
-    is_whole = len(steps) == len(problem.operators)
-    return Label.FAITHFUL if is_whole and all(step.is_right for step in steps) else Label.FALSE_POSITIVE
+    is_complete = len(steps) == len(problem.operators)
+    return Label.FAITHFUL if is_complete and all(step.is_right for step in steps) else Label.FALSE_POSITIVE
 
 
 def _parse_steps(body: str) -> list[Step] | None:
-    """Return the steps, each closed by `;`, or None if anything in the text is no step."""
+    """Return the steps, each with `;` at its end, or None if a part of the text is not a step."""
     if not body.endswith(";"):
         return None
     steps = []

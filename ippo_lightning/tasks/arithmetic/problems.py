@@ -1,4 +1,4 @@
-"""Drawing arithmetic problems and demonstrations, by seed, no problem twice."""
+"""Arithmetic problems and demonstrations, drawn by seed, no problem twice."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks import MAX_DIGITS, UNFAITHFUL_KINDS, ArithmeticProblem, Label, unfaithful_response
+from ippo_lightning.tasks.arithmetic.grading import MAX_DIGITS, ArithmeticProblem
+from ippo_lightning.tasks.arithmetic.unfaithful import UNFAITHFUL_KINDS, unfaithful_response
+from ippo_lightning.tasks.grades import Label
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSpace:
-    """Which problems there are.
+    """The problems that can be drawn.
 
     Args:
         min_terms: at least 2.
@@ -24,7 +26,8 @@ class ProblemSpace:
         operators: any of `+`, `-`, `*`.
 
     Raises:
-        UserError: bounds the wrong way round, an unknown operator or one given twice, or results beyond 18 digits.
+        UserError: a lower bound is above its upper bound, an operator is unknown or given twice, or results may have
+            more than 18 digits.
     """
 
     min_terms: int
@@ -35,14 +38,14 @@ class ProblemSpace:
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_terms <= self.max_terms:
-            raise UserError(f"data.min_terms: {self.min_terms} is wrong; expected 2 <= min_terms <= max_terms")
+            raise UserError(f"task.min_terms: {self.min_terms} is wrong; expected 2 <= min_terms <= max_terms")
         if not 0 <= self.min_number <= self.max_number:
-            raise UserError(f"data.min_number: {self.min_number} is wrong; expected 0 <= min_number <= max_number")
+            raise UserError(f"task.min_number: {self.min_number} is wrong; expected 0 <= min_number <= max_number")
         if not self.operators or set(self.operators) - set("+-*") or len(set(self.operators)) < len(self.operators):
-            raise UserError(f"data.operators: {self.operators!r} is wrong; expected some of + - *, each once")
+            raise UserError(f"task.operators: {self.operators!r} is wrong; expected some of + - *, each once")
         if self._largest_result() >= 10**MAX_DIGITS:
             raise UserError(
-                f"data.max_number: {self.max_number} allows results of more than {MAX_DIGITS} digits, which the grader "
+                f"task.max_number: {self.max_number} allows results of more than {MAX_DIGITS} digits, which the grader "
                 "does not read; make it or max_terms smaller"
             )
 
@@ -52,15 +55,16 @@ class ProblemSpace:
         return self.max_number * self.max_terms
 
     def size(self, num_terms: int) -> int:
-        """Return how many different problems with so many terms there are."""
+        """Return how many different problems with this number of terms exist."""
+        # 3+4 and 4+3 count as two: their steps differ
         numbers = self.max_number - self.min_number + 1
         return int(numbers**num_terms * len(self.operators) ** (num_terms - 1))
 
     def draw(self, count: int, generator: random.Random) -> list[ArithmeticProblem]:
         """Return `count` different problems.
 
-        The number of terms is drawn uniformly; a problem that is there already is drawn anew, number of terms and all,
-        so the short ones, of which there are few, become rarer as they run out.
+        The number of terms is drawn uniformly. A problem that was drawn before is replaced by another draw, of the
+        number of terms too, so short problems become rarer as they run out.
 
         Raises:
             UserError: fewer problems exist.
@@ -69,11 +73,12 @@ class ProblemSpace:
         left = {length: self.size(length) for length in lengths}
         if sum(left.values()) < count:
             raise UserError(
-                f"data: {count} different problems are asked for, and only {sum(left.values())} exist; "
-                "ask for fewer, or widen min_terms..max_terms or min_number..max_number"
+                f"task: {count} different problems are needed, and only {sum(left.values())} exist; "
+                "use fewer, or widen min_terms..max_terms or min_number..max_number"
             )
-        chosen: dict[ArithmeticProblem, None] = {}  # keeps the order
+        chosen: dict[ArithmeticProblem, None] = {}  # a set would not keep the order of drawing
         while len(chosen) < count:
+            # without lengths that ran out: with few problems left, most draws would otherwise be repetitions
             length = generator.choice([length for length in lengths if left[length] > 0])
             problem = ArithmeticProblem(
                 tuple(generator.randint(self.min_number, self.max_number) for _ in range(length)),
@@ -86,7 +91,7 @@ class ProblemSpace:
 
 
 def prompt_row(problem: ArithmeticProblem) -> dict[str, Any]:
-    """Return a problem as a prompt with its answer."""
+    """Return the row of a problem: prompt and answer."""
     return {"prompt": problem.prompt, "example": {"problem": problem.prompt, "answer": str(problem.answer)}}
 
 
@@ -97,14 +102,17 @@ def demonstration_rows(
     unfaithful_kinds: Mapping[Label, float],
     generator: random.Random,
 ) -> list[dict[str, Any]]:
-    """Return one demonstration a problem, a given fraction of them unfaithful, exactly but for rounding.
+    """Return one demonstration per problem, a given fraction of them unfaithful.
+
+    The number of unfaithful ones is exact, up to rounding.
 
     Args:
         problems: at least one.
         unfaithful_fraction: in [0, 1].
         unfaithful_kinds: weight of each kind among them.
-        generator: decides which and how.
+        generator: decides which are unfaithful, and how.
     """
+    # which ones first, then each one's kind and response in order: published rows depend on this order of draws
     kinds, weights = list(unfaithful_kinds), list(unfaithful_kinds.values())
     unfaithful = set(generator.sample(range(len(problems)), round(unfaithful_fraction * len(problems))))
     rows = []
@@ -125,7 +133,7 @@ def read_kinds(given: Mapping[str, float] | None) -> dict[Label, float]:
         given: weights by name; None for equal ones of all kinds.
 
     Raises:
-        UserError: an unknown kind, a negative weight, or none above 0.
+        UserError: a kind is unknown, a weight is negative, or none is above 0.
     """
     if given is None:
         return dict.fromkeys(UNFAITHFUL_KINDS, 1.0)
@@ -133,9 +141,9 @@ def read_kinds(given: Mapping[str, float] | None) -> dict[Label, float]:
     unknown = sorted(set(given) - set(known))
     if unknown or not given:
         raise UserError(
-            f"data.unfaithful_kinds: {unknown or 'nothing'} is unknown; expected some of {', '.join(known)}"
+            f"task.unfaithful_kinds: {unknown or 'nothing'} is unknown; expected some of {', '.join(known)}"
         )
     weights = [float(weight) for weight in given.values()]
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-        raise UserError(f"data.unfaithful_kinds: {dict(given)} is wrong; expected weights >= 0, one of them above 0")
+        raise UserError(f"task.unfaithful_kinds: {dict(given)} is wrong; expected weights >= 0, one of them above 0")
     return dict(zip((known[name] for name in given), weights, strict=True))

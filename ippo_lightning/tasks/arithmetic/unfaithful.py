@@ -1,4 +1,4 @@
-"""Demonstrations with the right answer and the wrong reasoning, by kind."""
+"""Responses with the right answer and the wrong reasoning, by kind."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def unfaithful_response(problem: ArithmeticProblem, kind: Label, generator: rand
     """Return a response with the right answer and reasoning of the given kind.
 
     Args:
-        problem: what is answered.
+        problem: the one that is answered.
         kind: false positive, shortcut or nonsense.
         generator: source of the randomness.
 
     Raises:
-        UserError: another kind.
+        UserError: the kind is another one.
     """
     if kind is Label.SHORTCUT:
         return write_response((), problem.answer)
@@ -30,12 +30,12 @@ def unfaithful_response(problem: ArithmeticProblem, kind: Label, generator: rand
     if kind is Label.NONSENSE:
         return write_response(_of_another_problem(problem, generator), problem.answer)
     raise UserError(
-        f"unfaithful_kinds: '{kind.value}' is no unfaithful kind; expected false_positive, shortcut, nonsense"
+        f"unfaithful_kinds: '{kind.value}' is not an unfaithful kind; expected false_positive, shortcut, nonsense"
     )
 
 
 def _with_a_wrong_result(problem: ArithmeticProblem, generator: random.Random) -> tuple[Step, ...]:
-    """One result is off by 1 to 9; the steps after it carry the slip along."""
+    """Return the steps with one result wrong by 1 to 9; the steps after it continue from the wrong result."""
     wrong = generator.randrange(len(problem.operators))
     slip = generator.choice((-1, 1)) * generator.randint(1, 9)
     steps, running = [], problem.terms[0]
@@ -49,7 +49,8 @@ def _with_a_wrong_result(problem: ArithmeticProblem, generator: random.Random) -
 
 
 def _of_another_problem(problem: ArithmeticProblem, generator: random.Random) -> tuple[Step, ...]:
-    """Right steps, as many, of a problem that starts with another number."""
+    """Return right steps, the same number, of a problem that starts with another number."""
+    # terms of the same size as the problem's own, so that length and digits do not give the kind away
     lowest, highest = min(problem.terms), max(*problem.terms, min(problem.terms) + 9)
     first = generator.choice([number for number in range(lowest, highest + 1) if number != problem.terms[0]])
     others = (first, *(generator.randint(lowest, highest) for _ in problem.terms[1:]))

@@ -1,4 +1,4 @@
-"""A small calculator over exact fractions: it parses and never evaluates, within fixed bounds."""
+"""A small calculator with exact fractions. It parses within fixed bounds and never evaluates text as code."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from fractions import Fraction
 MAX_LENGTH = 200
 """Characters of an expression; a longer one is not read."""
 MAX_DEPTH = 20
-"""Open brackets and signs in front of one number."""
+"""Open brackets and signs before one number; bounds the recursion."""
 
+# a bounded number of digits: products of 200 characters of them stay small enough to be exact and quick
 _NUMBER = r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}"
 _TOKEN = re.compile(rf"\s*({_NUMBER}|//|[+\-*/()])")
 _PLAIN_NUMBER = re.compile(rf"\s*[+\-]?(?:{_NUMBER})\s*\Z")
 
 
 class ExpressionError(ValueError):
-    """The text is no expression, or goes beyond the bounds."""
+    """The text is not an expression, or is beyond the bounds."""
 
 
 def calculate(text: str) -> Fraction | None:
@@ -29,7 +30,7 @@ def calculate(text: str) -> Fraction | None:
         The value, or None for a division by zero.
 
     Raises:
-        ExpressionError: no such expression.
+        ExpressionError: the text is not such an expression.
     """
     if len(text) > MAX_LENGTH:
         raise ExpressionError("too long")
@@ -40,7 +41,7 @@ def calculate(text: str) -> Fraction | None:
 
 
 def decimals(text: str) -> int | None:
-    """Return how many decimals a number is written with, or None if the text is more than a number."""
+    """Return the number of decimals of a number as it is written, or None if the text is not just a number."""
     if not _PLAIN_NUMBER.match(text):
         return None
     return len(text.strip().partition(".")[2])

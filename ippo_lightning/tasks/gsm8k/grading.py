@@ -1,4 +1,4 @@
-"""Grade-school word problems: the number after `####`, and whether the `<<48/2=24>>` annotations are right."""
+"""Grades of word problems: the number after `####`, and whether the `<<48/2=24>>` annotations are right."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ippo_lightning.tasks.grades import Grade, Label
 from ippo_lightning.tasks.gsm8k.expressions import ExpressionError, calculate, decimals
 
 MAX_LENGTH = 16384
-"""Characters; a longer response is not read and counts as a wrong answer."""
+"""Characters of a response; a longer one is not read and counts as a wrong answer."""
 
 _MARK = "####"
-_AFTER_MARK = 80
+_AFTER_MARK = 80  # bounds the time of the regular expression below
 _NUMBER = re.compile(
     r"\s*([+\-]?)\s*\$?\s*([+\-]?)((?=\.?[0-9])[0-9,]{0,40}(?:\.[0-9]{0,30})?)"
-    r"(?![.,]?[0-9])"  # 1.2.3, or more digits than the bounds allow
-    r"(?!\s*[/^]\s*[0-9]|[eE][+\-]?[0-9])"  # 1/2, 2^3, 1e3: the number goes on
+    r"(?![.,]?[0-9])"  # neither 1.2.3 nor more digits than the bounds allow
+    r"(?!\s*[/^]\s*[0-9]|[eE][+\-]?[0-9])"  # nor 1/2, 2^3, 1e3, where the number has not ended
 )
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 
@@ -28,14 +28,14 @@ _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 def gsm8k_answer(text: str) -> str | None:
     """Return the number after the last `####`, in canonical form.
 
-    Commas, a dollar sign, a plus and what follows the number are left out; `1,000.50` becomes `1000.5`.
+    Commas, a dollar sign, a plus and the text after the number are left out; `1,000.50` becomes `1000.5`.
 
     Args:
         text: a response or a reference solution.
 
     Returns:
-        Digits without leading zeros, decimals only where they are not zero; None without `####` or without a number
-        right after it. Of the text after `####` at most 80 characters are read.
+        Digits without leading zeros, decimals only if they are not zero; None without `####` or without a number
+        directly after it. At most 80 characters after `####` are read.
     """
     _, mark, tail = text.rpartition(_MARK)
     found = _NUMBER.match(tail[:_AFTER_MARK]) if mark else None
@@ -47,7 +47,7 @@ def gsm8k_answer(text: str) -> str | None:
 
 
 def grade_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) -> Grade:
-    """Label a response to a word problem, in time linear in its length.
+    """Grade a response to a word problem, in time linear in its length.
 
     The answer is the number after the last `####`, and is right if it equals the reference exactly. With a right answer
     the annotations `<<expression=result>>` decide: none is a shortcut; all arithmetically right is faithful; one that
@@ -55,7 +55,7 @@ def grade_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) 
     the problem is not graded.
 
     Args:
-        prompt: not looked at.
+        prompt: ignored.
         response: any text; bytes are read as Latin-1. More than 16,384 characters are a wrong answer.
         example: `answer` is the reference, in the form of `gsm8k_answer`.
 
@@ -63,22 +63,22 @@ def grade_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) 
         Label, answer and whether it is right.
 
     Raises:
-        UserError: the example has no `answer` of text.
+        UserError: the example has no `answer`, or one that is not text.
     """
     reference = example.get("answer")
     if not isinstance(reference, str):
-        raise UserError(f"example.answer: {reference!r} is no text; expected the reference number, such as '72'")
+        raise UserError(f"example.answer: {reference!r} is not text; expected the reference number, such as '72'")
     text = response.decode("latin-1") if isinstance(response, bytes) else response
     answer = gsm8k_answer(text) if len(text) <= MAX_LENGTH else None
     if answer is None or answer != reference:
-        return Grade(Label.WRONG_ANSWER, answer, False)
-    return Grade(_label_annotations(text), answer, True)
+        return Grade(False, Label.WRONG_ANSWER, answer)
+    return Grade(True, _label_annotations(text), answer)
 
 
 def _label_annotations(text: str) -> Label:
-    """Label the annotations before a right answer."""
+    """Return the label of the annotations before a right answer."""
     annotations = _ANNOTATION.findall(text)
-    if max(text.count("<<"), text.count(">>")) > len(annotations):  # one was not closed, or not opened
+    if max(text.count("<<"), text.count(">>")) > len(annotations):  # one is not closed, or not opened
         return Label.NONSENSE
     if not annotations:
         return Label.SHORTCUT
@@ -90,10 +90,10 @@ def _label_annotations(text: str) -> Label:
 
 
 def _is_right(annotation: str) -> bool:
-    """Whether `expression=result` holds, exactly or, for a result with decimals, rounded to those.
+    """Return whether `expression=result` is true, exactly, or rounded to the decimals of the result.
 
     Raises:
-        ExpressionError: not of that form.
+        ExpressionError: the annotation is not of that form.
     """
     expression, equals, result = annotation.partition("=")
     if not equals:
@@ -102,5 +102,6 @@ def _is_right(annotation: str) -> bool:
     if value is None or given is None:
         return False
     places = decimals(result)
+    # people write 2/3 = 0.67; without decimals the result has to be exact
     half_a_unit = Fraction(1, 2 * 10**places) if places else Fraction(0)
     return abs(value - given) <= half_a_unit

@@ -1,0 +1,16 @@
+"""An algorithm is an advantage estimator and a policy loss, with a penalty for leaving the reference."""
+
+from ippo_lightning.algorithms.advantages import GAE, AdvantageEstimator, GroupBaseline
+from ippo_lightning.algorithms.kl import AdaptiveKLController, FixedKLController
+from ippo_lightning.algorithms.losses import ClippedLoss, PolicyLoss, ValueLoss
+
+__all__ = [
+    "GAE",
+    "AdaptiveKLController",
+    "AdvantageEstimator",
+    "ClippedLoss",
+    "FixedKLController",
+    "GroupBaseline",
+    "PolicyLoss",
+    "ValueLoss",
+]

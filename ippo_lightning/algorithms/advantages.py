@@ -1,0 +1,136 @@
+"""Advantage estimators: from rewards, and perhaps values, to what each step is worth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar, get_args
+
+import torch
+
+from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.maths import (
+    Moments,
+    gae,
+    group_advantages,
+    masked_moments,
+    masked_row_sum,
+    mean_and_variance,
+    response_gae,
+    whiten,
+)
+from ippo_lightning.records import ControlEpisodes, Episodes
+
+Record = TypeVar("Record", bound=Episodes)
+Scale = Literal["group", "batch", "none"]
+
+
+class AdvantageEstimator(ABC):
+    """Fills `advantages` and `returns` of episodes whose rewards are known."""
+
+    needs_values: ClassVar[bool] = False
+    """Whether it reads the critic's values; without it, a policy needs no critic and may not have one."""
+
+    @abstractmethod
+    def __call__(self, episodes: Record) -> Record:
+        """Return the episodes with `advantages` and `returns` filled, 0.0 off the mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GAE(AdvantageEstimator):
+    """Generalised advantage estimation, for responses and for environments.
+
+    Source: Schulman et al. 2016, arXiv 1506.02438.
+
+    Args:
+        gamma: discount per step, in [0, 1].
+        gae_lambda: trace decay per step, in [0, 1].
+        bootstrap_truncated: whether a response cut by the length limit counts as unfinished. Environments say so
+            themselves.
+        whiten: whether advantages get mean 0 and variance 1 over all steps of all ranks, before any callback filters.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    bootstrap_truncated: bool = False
+    whiten: bool = True
+
+    needs_values: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "gae_lambda"):
+            require_range(f"advantages.{name}", getattr(self, name), at_least=0, at_most=1)
+
+    def __call__(self, episodes: Record) -> Record:
+        """Return the episodes with `advantages` and `returns` (advantages + values before whitening)."""
+        if isinstance(episodes, ControlEpisodes):
+            advantages = gae(
+                rewards=episodes.rewards,
+                values=episodes.values,
+                next_values=episodes.next_values,
+                terminated=episodes.terminated,
+                done=episodes.done,
+                mask=episodes.mask,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+            )
+            returns = torch.where(episodes.mask, advantages + episodes.values, torch.zeros_like(advantages))
+        else:
+            advantages, returns = response_gae(
+                rewards=episodes.rewards,
+                values=episodes.values,
+                mask=episodes.mask,
+                truncated=episodes.truncated,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+                bootstrap_truncated=self.bootstrap_truncated,
+            )
+        if self.whiten:
+            # over all ranks: with the moments of one rank, the same episode would weigh differently on each
+            moments = all_reduce_sum(torch.stack(masked_moments(values=advantages, mask=episodes.mask)))
+            mean, variance = mean_and_variance(Moments(*moments))
+            advantages = whiten(values=advantages, mask=episodes.mask, mean=mean, variance=variance)
+        return episodes.evolve(advantages=advantages, returns=returns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupBaseline(AdvantageEstimator):
+    """The reward of a response against those of the other responses to its prompt, the same for all its steps.
+
+    A_i = (r_i - mean of its group) / (std + 1e-4), r_i the sum of the row's rewards, std unbiased.
+    Source: Shao et al. 2024, GRPO, arXiv 2402.03300; `none` as in Dr. GRPO, Liu et al. 2025, arXiv 2503.20783.
+
+    Args:
+        scale: whose standard deviation divides: that of the `group`, of the whole `batch` of all ranks, or `none`.
+
+    Raises:
+        UserError: another scale.
+    """
+
+    scale: Scale = "group"
+
+    def __post_init__(self) -> None:
+        if self.scale not in get_args(Scale):
+            raise UserError(
+                f"advantages.scale: {self.scale!r} is unknown; expected one of {', '.join(get_args(Scale))}"
+            )
+
+    def __call__(self, episodes: Record) -> Record:
+        """Return the episodes with `advantages`, and `returns` equal to the row's reward."""
+        totals = masked_row_sum(values=episodes.rewards, mask=episodes.mask)
+        advantages = group_advantages(rewards=totals, group=episodes.group, scale=self.scale == "group")
+        if self.scale == "batch":
+            every = torch.ones_like(totals, dtype=torch.bool)
+            moments = Moments(*all_reduce_sum(torch.stack(masked_moments(values=totals, mask=every))))
+            _, variance = mean_and_variance(moments)
+            unbiased = variance * moments.count / (moments.count - 1).clamp(min=1)
+            advantages = advantages / (unbiased.sqrt().to(advantages) + 1e-4)
+        zero = torch.zeros_like(episodes.rewards)
+        return episodes.evolve(
+            advantages=torch.where(episodes.mask, advantages[:, None], zero),
+            returns=torch.where(episodes.mask, totals[:, None], zero),
+        )

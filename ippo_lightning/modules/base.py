@@ -1,0 +1,213 @@
+"""What all modules share: the backend that runs them, the optimizer, and counters that a checkpoint keeps."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.engine import random_states, restore_random_states, seed_training
+from ippo_lightning.modules.backends import Backend, FabricBackend, TrainerBackend
+from ippo_lightning.modules.memory import memory_of
+from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
+from ippo_lightning.records import Minibatch, Pass, passes
+
+
+class BaseModule(LightningModule):
+    """A module under manual optimisation: one `training_step` is one iteration.
+
+    Args:
+        optimizer: AdamW and its schedule.
+    """
+
+    loss_method: ClassVar[str]
+    """Name of the method whose loss goes through the strategy's wrapper."""
+
+    def __init__(self, *, optimizer: OptimizerSettings | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.iteration = 0
+        self.episodes_seen = 0
+        self.optimizer_steps = 0
+        self.tokens_trained = 0
+        self._random_states: Any = None
+
+    # --- the backend: Fabric or Trainer -----------------------------------------------------------
+
+    def attach(self, loop: object, *, wrapper: Any = None) -> None:
+        """Tie the module to a loop other than `lightning.Trainer`.
+
+        Args:
+            loop: has `callbacks`, `should_stop` and `max_iterations`, as a `FabricLoop` does.
+            wrapper: what `Fabric.setup` returned; losses are computed through it, so that DDP takes part.
+        """
+        # not through nn.Module.__setattr__: the wrapper contains this module and would become its child
+        self.__dict__["_backend"] = FabricBackend(self, loop, wrapper)
+
+    def setup(self, stage: str) -> None:
+        """Leave a loop that `attach` tied the module to: from here on `lightning.Trainer` runs it.
+
+        Raises:
+            UserError: the strategy does not work with sampling and scoring.
+        """
+        self.__dict__["_backend"] = None
+        self._fabric = None
+        TrainerBackend(self).require_supported_strategy()
+
+    @property
+    def backend(self) -> Backend:
+        """The adapter to the `FabricLoop` or `lightning.Trainer` that runs the module."""
+        attached: Backend | None = self.__dict__.get("_backend")
+        return attached if attached is not None else TrainerBackend(self)
+
+    # --- optimisation -----------------------------------------------------------------------------
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what the optimizer changes and a checkpoint contains, by name in `named_parameters()`."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over the trained parameters."""
+        return build_optimizer(self.trained_parameters(), self.optimizer_settings)
+
+    def schedule_learning_rate(self) -> float:
+        """Set the learning rate of this iteration in every parameter group; return its fraction of the peak."""
+        factor = learning_rate_factor(
+            self.optimizer_settings, iteration=self.iteration, total=self.backend.total_iterations
+        )
+        for group in self.only_optimizer().param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return factor
+
+    def only_optimizer(self) -> Any:
+        """Return the one optimizer, as Trainer or Fabric wrapped it."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list), "configure_optimizers returns one optimizer"
+        return optimizer
+
+    def backward_loss(self, loss: Tensor) -> None:
+        """Add to the gradients, through the precision plugin and the strategy."""
+        self.manual_backward(loss)
+
+    def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
+        """Do not average gradients over ranks while more of the same step follows."""
+        return self.backend.no_sync() if enabled else nullcontext()
+
+    def passes(self, costs: Tensor, *, max_rows: int, sort: bool = True) -> Iterator[Pass]:
+        """Divide rows into passes through this module; see `ippo_lightning.records.passes`."""
+        return passes(costs, module=self, max_rows=max_rows, sort=sort)
+
+    def clip_and_step(self, max_grad_norm: float | None) -> float:
+        """Clip the gradient, take one optimizer step, clear the gradient.
+
+        Args:
+            max_grad_norm: the gradient is scaled down to this norm; None for no clipping.
+
+        Returns:
+            The gradient's norm before clipping.
+
+        Raises:
+            FloatingPointError: the norm is not finite; no step was taken.
+        """
+        optimizer = self.only_optimizer()
+        norm = self.backend.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
+        if norm is not None and not bool(torch.isfinite(norm)) and not self._scaler_can_help():
+            optimizer.zero_grad()
+            raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(norm) if norm is not None else math.nan
+
+    def _scaler_can_help(self) -> bool:
+        """Return whether a gradient scaler will skip the step and scale less; below 1 it cannot help any more."""
+        return self.backend.scaler is not None and float(self.backend.scaler.get_scale()) >= 1.0
+
+    def call_through_wrapper(self, method: str, *arguments: Any) -> Any:
+        """Call one of this module's methods so that the strategy's wrapper (DDP) takes part in the forward."""
+        return self.backend.call(method, *arguments)
+
+    def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a minibatch, and sums for the log, through the strategy's wrapper."""
+        loss, sums = self.call_through_wrapper(self.loss_method, minibatch)
+        return loss, sums
+
+    def why_not_finite(self, minibatch: Minibatch) -> str | None:
+        """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind."""
+        loss, _ = getattr(self, self.loss_method)(minibatch)
+        if not bool(torch.isfinite(loss)):
+            return "loss"
+        if is_sharded(self):  # the gradient there is that of all ranks
+            return None
+        self.backward_loss(loss)
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        self.only_optimizer().zero_grad()
+        return None if is_finite else "gradient"
+
+    # --- counters and checkpoints -----------------------------------------------------------------
+
+    def finish_iteration(
+        self, metrics: Mapping[str, float], *, episodes: int, optimizer_steps: int, tokens: int
+    ) -> dict[str, float]:
+        """Count an iteration, log it, and return all its numbers.
+
+        Args:
+            metrics: of this iteration.
+            episodes: sampled (or demonstrations read) in this iteration, on all ranks.
+            optimizer_steps: taken in this iteration.
+            tokens: response tokens that took part in an optimizer step, each epoch counted, on all ranks.
+        """
+        iteration = self.iteration
+        self.iteration += 1
+        self.episodes_seen += episodes
+        self.optimizer_steps += optimizer_steps
+        self.tokens_trained += tokens
+        numbers = {
+            **metrics,
+            **memory_of(self, self.only_optimizer()),
+            "progress/iterations": self.iteration,
+            "progress/episodes": self.episodes_seen,
+            "progress/optimizer_steps": self.optimizer_steps,
+            "progress/tokens_trained": self.tokens_trained,
+        }
+        self.backend.log(numbers, iteration=iteration)
+        return numbers
+
+    def progress_state(self) -> dict[str, Any]:
+        """Return counters and controllers as plain numbers, for a checkpoint."""
+        return {name: getattr(self, name) for name in _COUNTERS}
+
+    def load_progress_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `progress_state` returned."""
+        for name in _COUNTERS:
+            setattr(self, name, int(state[name]))
+
+    def on_train_start(self) -> None:
+        """Start the random stream of this rank, or continue that of the checkpoint (under `lightning.Trainer`)."""
+        if self._random_states is not None:
+            restore_random_states(self._random_states, source="ckpt_path")
+            self._random_states = None
+        else:
+            seed_training(int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add counters, controllers and random streams to a checkpoint of `lightning.Trainer`."""
+        checkpoint[_CHECKPOINT_KEY] = {"progress": self.progress_state(), "random": random_states()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from what `on_save_checkpoint` added."""
+        saved = checkpoint[_CHECKPOINT_KEY]
+        self.load_progress_state(saved["progress"])
+        self._random_states = saved["random"]
+
+
+_CHECKPOINT_KEY = "ippo_lightning"
+_COUNTERS = ("iteration", "episodes_seen", "optimizer_steps", "tokens_trained")

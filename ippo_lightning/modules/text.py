@@ -1,0 +1,168 @@
+"""What SFT and PPO of language models share: a policy, and its evaluation by a grader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from ippo_lightning.data import Splits
+from ippo_lightning.distributed.collectives import rank
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.errors import UserError
+from ippo_lightning.metrics import ReasoningMetrics
+from ippo_lightning.modules.base import BaseModule
+from ippo_lightning.modules.optimization import OptimizerSettings
+from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
+from ippo_lightning.policies.sharding import shard_policy
+from ippo_lightning.rewards import HeldGrader
+from ippo_lightning.rollouts import sample_responses
+from ippo_lightning.tasks import Grader, Row
+
+
+class TextModule(BaseModule):
+    """A language model under training.
+
+    Args:
+        policy: the language model with its tokenizer.
+        grader: called with a prompt, a response and its example; its grades make the metrics. None for that of the
+            data module's task.
+        evaluation: how responses are sampled for evaluation; `num_responses` is the k of pass@k and of the vote.
+        optimizer: AdamW and its schedule.
+        evaluation_seed: evaluation samples from a random stream of its own and does not touch that of training.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: CausalLMPolicy,
+        grader: Grader | None = None,
+        evaluation: SamplingSettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        evaluation_seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer=optimizer)
+        self.policy = policy
+        # held by a plain object: a grader that is an nn.Module must not become a part of this one
+        self._grader = HeldGrader(grader) if grader is not None and not isinstance(grader, HeldGrader) else grader
+        self.evaluation = evaluation or SamplingSettings()
+        self.evaluation_seed = evaluation_seed
+        self.evaluation_metrics = ReasoningMetrics(k=self.evaluation.num_responses)
+
+    @property
+    def grader(self) -> HeldGrader | None:
+        """The grader: the one given, else that of the data module's task; None without either."""
+        return self._grader
+
+    def setup(self, stage: str) -> None:
+        """Let `lightning.Trainer` run the module from here on, and use its data module's task."""
+        super().setup(stage)
+        self.use_data(getattr(self.trainer, "datamodule", None))
+
+    def use_data(self, datamodule: object) -> None:
+        """Take the grader from the data module's task if none was given, and try it on two rows.
+
+        Args:
+            datamodule: after its `setup`; any object, or None.
+
+        Raises:
+            UserError: the grader raised, or returned something that is no grade.
+        """
+        grade = getattr(getattr(datamodule, "task", None), "grade", None)
+        if self._grader is None and callable(grade):
+            self._grader = HeldGrader(grade)
+        if self._grader is not None:
+            self._grader.check(_sample_rows(datamodule))
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the policy's and the critic's trainable parameters; other modules of a subclass do not train."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad and name.startswith("policy.")}
+
+    def configure_model(self) -> None:
+        """Shard the policy if `lightning.Trainer` runs its `ModelParallelStrategy` (FSDP2).
+
+        Raises:
+            UserError: the mesh has a tensor-parallel dimension, which the policy does not support.
+        """
+        mesh = self.device_mesh
+        if mesh is None or is_sharded(self):
+            return
+        tensor_parallel = mesh["tensor_parallel"].size()
+        if tensor_parallel > 1:
+            raise UserError(
+                f"Trainer.strategy: tensor_parallel_size {tensor_parallel} is not supported; set it to 1, and "
+                "data_parallel_size to the number of ranks"
+            )
+        shard_policy(self.policy, mesh["data_parallel"])
+
+    # --- demonstrations ---------------------------------------------------------------------------
+
+    def encode_demonstrations(self, batch: Mapping[str, Any]) -> EncodedResponses:
+        """Return the batch's prompts and responses as ids on the policy's device, with EOS appended."""
+        encoded = encode_demonstrations(
+            self.policy.tokenizer, batch["prompts"], batch["responses"], max_length=self.policy.context_length
+        )
+        return EncodedResponses(*(tensor.to(self.policy.device) for tensor in encoded))
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    def sample(self, batch: Mapping[str, Any]) -> list[list[str]]:
+        """Return `evaluation.num_responses` texts for each prompt of the batch."""
+        return sample_responses(self.policy, prompts=batch["prompts"], sampling=self.evaluation)
+
+    def evaluate_batch(self, batch: Mapping[str, Any], batch_index: int) -> None:
+        """Sample, grade, and add the grades to `evaluation_metrics`."""
+        if self.grader is None:
+            raise UserError("model.grader: null, and the data has no task with a grade; evaluation needs a grader")
+        with self._evaluation_stream(batch_index):
+            responses = self.sample(batch)
+        grades = [
+            [self.grader(prompt, response, example) for response in group]
+            for prompt, group, example in zip(batch["prompts"], responses, batch["examples"], strict=True)
+        ]
+        self.evaluation_metrics.update(grades, references=_references(batch["examples"]))
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Evaluate one batch of prompts."""
+        self.evaluate_batch(batch, batch_idx)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Evaluate one batch of prompts."""
+        self.evaluate_batch(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation set (under `lightning.Trainer`)."""
+        self._log_evaluation("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test set (under `lightning.Trainer`)."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        self.log_dict({f"{_SPLITS[split]}/{name}": value for name, value in self.evaluation_metrics.compute().items()})
+        self.evaluation_metrics.reset()
+
+    @contextmanager
+    def _evaluation_stream(self, batch_index: int) -> Iterator[None]:
+        with isolate_rng():
+            torch.manual_seed(self.evaluation_seed + 7919 * batch_index + 104729 * rank())
+            yield
+
+
+_SPLITS = {"validation": "eval", "test": "test"}
+
+
+def _references(examples: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    return [str(example["answer"]) if "answer" in example else None for example in examples]
+
+
+def _sample_rows(datamodule: object) -> Sequence[Row]:
+    """Return rows to try a grader on, demonstrations if there are some; none from a foreign data module."""
+    splits = getattr(datamodule, "splits", None)
+    if not isinstance(splits, Splits):
+        return ()
+    return next((rows for rows in (splits.demonstrations, splits.validation, splits.prompts) if len(rows)), ())

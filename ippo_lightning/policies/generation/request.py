@@ -1,0 +1,143 @@
+"""What a sampler gets and returns, and how one request is drawn in several batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies.settings import SamplingSettings
+from ippo_lightning.policies.tokenization import stop_token_ids
+from ippo_lightning.records import passes
+
+
+class Samples(NamedTuple):
+    """Responses in the order of the prompts: all rows of the first prompt, then all of the second, and so on."""
+
+    response_ids: Tensor
+    """[rows, steps] int64, padded on the right."""
+    response_mask: Tensor
+    """[rows, steps] bool, True up to and including the first stop token."""
+    truncated: Tensor
+    """[rows] bool, True if the length limit came before a stop token."""
+
+
+class Request(NamedTuple):
+    """Prompts to answer, one row per response."""
+
+    prompt_ids: Tensor
+    """[rows, prompt_tokens] int64, padded on the left."""
+    prompt_mask: Tensor
+    """[rows, prompt_tokens] bool."""
+    settings: SamplingSettings
+    stop_ids: list[int]
+    """Ids that end a response."""
+    pad_id: int
+    """Id that fills a row after its end."""
+
+
+def build_request(
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    settings: SamplingSettings,
+    counts: Tensor | None,
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+) -> Request:
+    """Repeat each prompt once per response and check that prompt and response fit the context.
+
+    Args:
+        prompt_ids: [prompts, prompt_tokens] int64, padded on the left.
+        prompt_mask: [prompts, prompt_tokens] bool.
+        settings: how to sample.
+        counts: [prompts] int64, responses per prompt; None for `settings.num_responses` each.
+        tokenizer: of the policy.
+        context_length: most tokens, prompt and response together.
+
+    Raises:
+        UserError: prompt and response do not fit the context, a stop token is not one token, or the counts are wrong.
+    """
+    rows = _prompt_rows(len(prompt_ids), num_responses=settings.num_responses, counts=counts, device=prompt_ids.device)
+    request = Request(
+        prompt_ids=prompt_ids[rows],
+        prompt_mask=prompt_mask[rows],
+        settings=settings,
+        stop_ids=stop_token_ids(tokenizer, settings.stop_tokens),
+        pad_id=int(tokenizer.pad_token_id),
+    )
+    longest = int(request.prompt_mask.sum(dim=1).max())
+    if longest + settings.max_new_tokens > context_length:
+        raise UserError(
+            f"sampling.max_new_tokens: {settings.max_new_tokens} after a prompt of {longest} tokens exceeds the "
+            f"model's context of {context_length}; shorten one of them"
+        )
+    return request
+
+
+def _prompt_rows(num_prompts: int, *, num_responses: int, counts: Tensor | None, device: torch.device) -> Tensor:
+    """Return [rows] int64, in ascending order: the index of the prompt that each response answers."""
+    prompts = torch.arange(num_prompts, device=device)
+    if counts is None:
+        return prompts.repeat_interleave(num_responses)
+    if counts.shape != (num_prompts,) or counts.dtype != torch.int64:
+        raise UserError(
+            f"sampling counts: shape {tuple(counts.shape)} of {counts.dtype}; expected ({num_prompts},) of torch.int64"
+        )
+    if bool((counts < 0).any()) or int(counts.sum()) == 0:
+        raise UserError(f"sampling counts: {counts.tolist()}; expected integers >= 0, at least one of them > 0")
+    return prompts.repeat_interleave(counts.to(device))
+
+
+def sample_in_batches(request: Request, draw: Callable[[Request], Tensor], *, network: nn.Module) -> Samples:
+    """Sample one response per row, at most `settings.batch_size` rows at a time.
+
+    Args:
+        request: all rows.
+        draw: returns response ids [rows, tokens] for a part of the rows; it may write anything after a stop token.
+        network: what `draw` runs; ranks that hold parts of it make the same number of draws.
+    """
+    batch_size = request.settings.batch_size
+    response_ids = draw(request) if batch_size is None else _drawn_in_batches(request, draw, batch_size, network)
+    response_mask, truncated = response_mask_of(response_ids, stop_ids=request.stop_ids)
+    return Samples(response_ids.masked_fill(~response_mask, request.pad_id), response_mask, truncated)
+
+
+def _drawn_in_batches(
+    request: Request, draw: Callable[[Request], Tensor], batch_size: int, network: nn.Module
+) -> Tensor:
+    lengths = request.prompt_mask.sum(dim=1)
+    responses: list[Tensor] = [lengths] * len(lengths)
+    # Prompts of similar length share a batch, so that it contains little padding. The sort is stable: the order of the
+    # rows decides which random number each of them gets.
+    for rows, is_new, _ in passes(lengths, module=network, max_rows=batch_size):
+        columns = slice(request.prompt_ids.shape[1] - int(lengths[rows].max()), None)
+        prompt_ids, prompt_mask = request.prompt_ids[rows, columns], request.prompt_mask[rows, columns]
+        drawn = draw(request._replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask))
+        if is_new:
+            for row, response in zip(rows.tolist(), drawn, strict=True):
+                responses[row] = response
+    # All rows of a narrower batch have stopped, so this padding stands after a stop token and is masked.
+    return pad_sequence(responses, batch_first=True, padding_value=request.pad_id)
+
+
+def response_mask_of(response_ids: Tensor, *, stop_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Find the end of each response.
+
+    Args:
+        response_ids: [rows, steps] int64.
+        stop_ids: ids that end a response.
+
+    Returns:
+        Mask [rows, steps] bool, True up to and including the first stop token; and truncated [rows] bool, True for a
+        response without a stop token.
+    """
+    stops = torch.isin(response_ids, torch.tensor(stop_ids, device=response_ids.device))
+    # Counts the stop tokens before each position. Without the subtraction, the stop token itself would not count.
+    stops_before = stops.long().cumsum(dim=1) - stops.long()
+    return stops_before == 0, ~stops.any(dim=1)

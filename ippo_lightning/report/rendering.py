@@ -1,0 +1,156 @@
+"""Renders the HTML of a report: one file with all figures inside and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ippo_lightning.report.canvas import method_colours
+from ippo_lightning.report.display import percent, plain, points, unbroken
+from ippo_lightning.report.evidence import extremes, label_meanings, label_table
+from ippo_lightning.report.headline import compared_methods, difference_of, findings, headline, lead
+from ippo_lightning.report.plan_changes import plan_changes
+from ippo_lightning.report.records import Comparison, Method
+from ippo_lightning.report.summary import COMPARED, METRICS
+from ippo_lightning.report.tables import kept_fraction, seconds_per_iteration
+from ippo_lightning.report.trust import HEALTH, PARTS, trust
+from ippo_lightning.storage.untrusted_text import visible_text
+
+# The other figures have places of their own in the template.
+_TRAINING_FIGURES = (
+    "exact_match", "unfaithful_fraction", "kept_fraction", "effective_sample_size", "iteration_seconds", "time_parts",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One PNG and the texts that go with it."""
+
+    name: str
+    caption: str
+    alternative: str
+    """The figure in words, for readers who cannot see it."""
+    data_uri: str
+    """The PNG itself, so that the report needs no other file."""
+
+
+def render_html(
+    comparison: Comparison, results: Mapping[str, Any], figures: Mapping[str, Figure], *, skipped: Sequence[str]
+) -> str:
+    """Return the report as HTML.
+
+    Args:
+        comparison: the runs.
+        results: from `summarise`.
+        figures: by name.
+        skipped: names of the figures that have no data.
+
+    Returns:
+        One HTML file. Every text from a run is escaped: a model may have written HTML.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        # A misspelt name in the template is an error, not an empty cell.
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, plain=plain, points=points, visible=visible_text, unbroken=unbroken)
+    methods = comparison.methods.values()
+    # A control that drops at random has weights and labels but no scores, so no extremes.
+    scored = [method for method in methods if any(episode.score is not None for episode in method.episodes)]
+    labelled = {method.name: found for method in methods if (found := label_table(method)) is not None}
+    return environment.get_template("report.html.j2").render(
+        comparison=comparison,
+        results=results,
+        figures=figures,
+        training_figures=[figures[name] for name in _TRAINING_FIGURES if name in figures],
+        skipped=[name.replace("_", " ") for name in skipped],
+        colours=method_colours(comparison),
+        headline=headline(results),
+        lead=lead(results),
+        compared=[_compared(results, name) for name in compared_methods(results)],
+        baselines=comparison.baselines,
+        metrics=METRICS,
+        metric_names=_metric_names(comparison),
+        sampling=_sampling(comparison),
+        scope=_scope(comparison),
+        kept_fraction=kept_fraction,
+        seconds_per_iteration=seconds_per_iteration,
+        label_table=labelled,
+        plan_changes={method.name: changes for method in methods if (changes := plan_changes(method))},
+        trust_tables={
+            "How far the scores can be trusted, mean over the iterations that measured it": trust(comparison, HEALTH),
+            "Which part of the model the scores come from, fraction of absolute parts": trust(comparison, PARTS),
+        },
+        label_meanings=label_meanings({label for found in labelled.values() for label in found.fractions}),
+        extremes=[_extremes(method) for method in scored],
+        unreadable={f"{run.folder.parent.name}/{run.folder.name}": run.unreadable_lines
+                    for method in methods for run in method.runs if run.unreadable_lines},
+    )  # fmt: skip
+
+
+def _compared(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Collect one row of the table of differences."""
+    return {
+        "name": name,
+        "title": results["methods"][name]["title"],
+        "baseline_title": results["methods"][results["methods"][name]["baseline"]]["title"],
+        "differences": {metric: (difference_of(results, name) or {})[metric] for metric in COMPARED},
+        "words": {finding.metric: finding.word for finding in findings(results, name)},
+    }
+
+
+def _extremes(method: Method) -> dict[str, Any]:
+    ends = {
+        "Most positive": extremes(method, most_positive=True),
+        "Most negative": extremes(method, most_positive=False),
+    }
+    return {"method": method, "ends": ends}
+
+
+def _metric_names(comparison: Comparison) -> dict[str, str]:
+    k = _common_result(comparison, "k")
+    return {
+        "exact_match": "Exact match",
+        "majority_vote": "Majority vote",
+        "pass_at_k": "Pass@k" if k is None else f"Pass@{k}",
+        "unfaithful_fraction": "Unfaithful fraction",
+    }
+
+
+def _sampling(comparison: Comparison) -> str:
+    """Return the size of the test, as far as all runs agree on it."""
+    prompts, samples = _common_result(comparison, "num_prompts"), _common_result(comparison, "samples_per_prompt")
+    parts = [f"{prompts:,} test prompts"] if prompts is not None else []
+    parts += [f"{samples} sampled responses per prompt"] if samples is not None else []
+    return ", ".join(parts)
+
+
+def _common_result(comparison: Comparison, key: str) -> int | None:
+    found = {run.result(key) for method in comparison.methods.values() for run in method.finished}
+    # Runs that disagree cannot be summed up in one number, so the report shows none.
+    value = found.pop() if len(found) == 1 else None
+    return None if value is None else int(value)
+
+
+def _scope(comparison: Comparison) -> str:
+    methods = comparison.methods.values()
+    seeds = {run.seed for method in methods for run in method.finished}
+    iterations = [
+        len(run.history) for method in methods for run in method.finished if run.series("update/kept_fraction")
+    ]
+    parts = [_count(len(comparison.methods), "method"), _count(len(seeds), "seed")]
+    if iterations:
+        span = f"{min(iterations)} to {max(iterations)}" if min(iterations) < max(iterations) else str(max(iterations))
+        parts.append(f"{span} iterations")
+    return " · ".join(parts)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,144 @@
+"""Reads the folder of one run. The report trusts nothing in it: files may be missing, cut off or hostile."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.report.display import number
+from ippo_lightning.report.json_lines import read_rows
+from ippo_lightning.report.records import EpisodeRow, Run
+from ippo_lightning.storage.run_folder import CONFIG, EPISODES, EVALUATIONS, HISTORY, READABLE, RESULTS, seed_of
+from ippo_lightning.storage.untrusted_text import cut, visible_text
+
+_LOG = logging.getLogger(__name__)
+
+LONGEST_TEXT = 600
+"""Characters kept of a prompt or a response."""
+LONGEST_SETTINGS = 50_000
+"""Characters kept of a settings file."""
+_MOST_CHANGES = 32
+"""Changes read from one episode; a plan has one per callback."""
+
+
+def read_run(folder: Path | str) -> Run:
+    """Read one run's folder, finished or not.
+
+    Args:
+        folder: contains at least one of config.yaml, history.jsonl, evaluations.jsonl, episodes.jsonl, results.json.
+
+    Returns:
+        What the folder contains; `results` is None if the run did not finish.
+
+    Raises:
+        UserError: the folder does not exist or contains none of these files.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in READABLE):
+        raise UserError(
+            f"folder: '{folder}' is not the folder of a run; expected one that contains at least one of "
+            f"{', '.join(READABLE)}"
+        )
+    history, broken_history = read_rows(folder / HISTORY)
+    evaluations, broken_evaluations = read_rows(folder / EVALUATIONS)
+    episodes, broken_episodes = read_rows(folder / EPISODES)
+    seed = seed_of(folder)
+    return Run(
+        folder=folder,
+        method=folder.name if seed is None else folder.parent.name,
+        seed=seed,
+        history=_latest(history),
+        evaluations=tuple(evaluations),
+        episodes=tuple(_episode(row) for row in episodes),
+        results=_read_results(folder / RESULTS),
+        config=_read_settings(folder / CONFIG),
+        unreadable_lines=broken_history + broken_evaluations + broken_episodes,
+    )
+
+
+def why_unfinished(run: Run) -> str:
+    """Return how far a run without final results got, in words."""
+    if run.history:
+        return f"stopped after iteration {run.history[-1]['iteration']}, no final results"
+    return "no final results" if run.config or run.evaluations else "nothing recorded"
+
+
+def short_text(value: Any, *, limit: int = 60) -> str:
+    """Return a name or remark on one line, cut to `limit` characters, with hidden characters made visible."""
+    return visible_text(cut(str(value or ""), limit)).replace("\n", " ")
+
+
+def settings_text(text: str) -> str:
+    """Return a settings file's text, cut to `LONGEST_SETTINGS` characters, with hidden characters made visible."""
+    return visible_text(cut(text, LONGEST_SETTINGS), multiline=True)
+
+
+def _read_results(path: Path) -> Mapping[str, Any] | None:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError):
+        _LOG.warning("%s is not readable; the run counts as unfinished", path)
+        return None
+    return results if isinstance(results, dict) else None
+
+
+def _read_settings(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        # More than the limit, so that the text states that it is cut; a bound, because the file may be of any size.
+        return settings_text(handle.read(2 * LONGEST_SETTINGS))
+
+
+def _latest(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Order rows by iteration. A resumed run may repeat iterations; the last row of each counts."""
+    by_iteration = {row["iteration"]: row for row in rows}
+    return tuple(by_iteration[iteration] for iteration in sorted(by_iteration))
+
+
+def _episode(row: Mapping[str, Any]) -> EpisodeRow:
+    return EpisodeRow(
+        iteration=row["iteration"],
+        prompt=cut(_text(row.get("prompt")), LONGEST_TEXT),
+        response=cut(_text(row.get("response")), LONGEST_TEXT),
+        label=_label(row),
+        reward=number(row.get("reward")),
+        advantage=number(row.get("advantage")),
+        score=number(row.get("score")),
+        weight=number(row.get("weight")),
+        changes=_changes(row.get("reasons"), row.get("factors")),
+    )
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """Return the label of an episode; a grader without labels leaves only whether the answer is right."""
+    label = _text(row.get("label"))
+    if label:
+        # 100 characters are more than `_short_label` keeps; more would fill its cache with whole responses.
+        return _short_label(label[:100])
+    correct = row.get("correct")
+    return {True: "right", False: "wrong"}[correct] if isinstance(correct, bool) else ""
+
+
+def _changes(reasons: Any, factors: Any) -> tuple[tuple[str, float], ...] | None:
+    if not isinstance(reasons, list) or not isinstance(factors, list) or len(reasons) != len(factors):
+        return None
+    pairs = zip(reasons[:_MOST_CHANGES], factors[:_MOST_CHANGES], strict=True)
+    return tuple(
+        (_short_label(_text(reason)[:100]), value) for reason, factor in pairs if (value := number(factor)) is not None
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+@lru_cache(maxsize=1024)
+def _short_label(text: str) -> str:
+    # The same few labels stand in thousands of rows.
+    return short_text(text, limit=40)

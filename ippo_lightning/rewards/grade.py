@@ -1,0 +1,49 @@
+"""The default reward: the grade of a response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ippo_lightning.rewards.held import HeldGrader
+from ippo_lightning.tasks import Grader, callable_name
+
+
+class GradeReward:
+    """1.0 for a right response, 0.0 for a wrong one, whatever its label.
+
+    Args:
+        grader: called as `grader(prompt, response, example)`; see `ippo_lightning.tasks.as_grade`.
+
+    Example:
+        >>> from ippo_lightning.tasks import grade_arithmetic
+        >>> GradeReward(grade_arithmetic)(["7+5?"] * 2, ["7+5=12;#12", "#13"], [{}] * 2)
+        [1.0, 0.0]
+    """
+
+    def __init__(self, grader: Grader) -> None:
+        self.grader = grader if isinstance(grader, HeldGrader) else HeldGrader(grader)
+        self.__qualname__ = f"GradeReward({callable_name(grader)})"  # the name in messages
+
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[str], examples: Sequence[Mapping[str, Any]]
+    ) -> list[float]:
+        """Return 1.0 or 0.0 per response.
+
+        Args:
+            prompts: one per episode.
+            responses: one per episode.
+            examples: one per episode.
+
+        Raises:
+            UserError: the grader raised, or returned something else than a grade.
+        """
+        return [
+            float(self.grader(prompt, response, example).correct)
+            for prompt, response, example in zip(prompts, responses, examples, strict=True)
+        ]
+
+
+def grade_reward(grader: Grader) -> GradeReward:
+    """Return the reward that a grader implies, see `GradeReward`."""
+    return GradeReward(grader)

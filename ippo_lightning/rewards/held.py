@@ -1,0 +1,81 @@
+"""Rewards and graders outside of the module tree: what they contain is neither trained nor saved with the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.rewards.call import call_reward
+from ippo_lightning.rewards.evaluation_mode import evaluation_mode
+from ippo_lightning.rewards.protocol import Reward
+from ippo_lightning.tasks import Grade, Grader, Row, call_grader, callable_name, check_grader
+
+
+class HeldReward:
+    """Keeps a reward for a LightningModule, and calls it with `call_reward`.
+
+    torch registers every `nn.Module` that is set as an attribute: its parameters would be in the optimizer and in each
+    checkpoint, `train()` would switch its dropout on, and DDP would wait for its gradients. This is a plain class, so
+    torch does not look inside. A reward model therefore also stays on the device where you put it.
+
+    Args:
+        reward: a function, an object, or an `nn.Module`.
+
+    Raises:
+        UserError: not callable.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        if not callable(reward):
+            name = callable_name(reward)
+            raise UserError(f"model.reward: {name} is not callable; expected reward(prompts, responses, examples)")
+        self.reward = reward
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        examples: Sequence[Mapping[str, Any]],
+        *,
+        allow_nonfinite: bool = False,
+    ) -> Tensor:
+        """Return one reward per episode, shape [rows], float32, on the CPU; see `call_reward`."""
+        return call_reward(
+            self.reward, prompts=prompts, responses=responses, examples=examples, allow_nonfinite=allow_nonfinite
+        )
+
+
+class HeldGrader:
+    """Keeps a grader for a LightningModule, as `HeldReward` keeps a reward; a call returns a `Grade`.
+
+    Args:
+        grader: a function, an object, or an `nn.Module`.
+
+    Raises:
+        UserError: not callable.
+    """
+
+    def __init__(self, grader: Grader) -> None:
+        if not callable(grader):
+            name = callable_name(grader)
+            raise UserError(f"model.grader: {name} is not callable; expected grader(prompt, response, example)")
+        self.grader = grader
+        # messages name the user's grader, whatever holds it
+        self.__qualname__, self.__module__ = callable_name(grader).rpartition(".")[::-2]
+
+    def __call__(self, prompt: str, response: str, example: Mapping[str, Any]) -> Grade:
+        """Return the grade of one response.
+
+        Raises:
+            UserError: the grader raised, or returned something else than a grade.
+        """
+        with evaluation_mode(self.grader):
+            return call_grader(self.grader, prompt, response, example)
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """Call the grader on the first two rows, see `check_grader`."""
+        with evaluation_mode(self.grader):
+            check_grader(self.grader, rows)

@@ -1,0 +1,21 @@
+"""Names of a user's functions and objects for messages."""
+
+from __future__ import annotations
+
+import functools
+
+
+def callable_name(given: object) -> str:
+    """Return where a function, a method or the class of an object is defined, such as `my_rewards.by_length`.
+
+    The text of an object contains its address in memory, which differs from run to run, so it is never used.
+
+    Example:
+        >>> callable_name(callable_name), callable_name(functools.partial(print))
+        ('ippo_lightning.tasks.names.callable_name', 'partial of builtins.print')
+    """
+    if isinstance(given, functools.partial):
+        return f"partial of {callable_name(given.func)}"
+    # an object has no __qualname__ unless it sets one; its class always has
+    named = given if getattr(given, "__qualname__", None) else type(given)
+    return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]

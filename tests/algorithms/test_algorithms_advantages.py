@@ -1,0 +1,116 @@
+"""Estimators against plain loops: responses with holes, fragments of environments, groups of responses."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+from small_episodes import make_episodes
+from torch import Tensor
+
+from ippo_lightning.algorithms import GAE, GroupBaseline
+from ippo_lightning.errors import UserError
+from ippo_lightning.records import TextEpisodes
+
+# fp64, sums of a few terms
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def dialogues() -> TextEpisodes:
+    """Three rows in fp64; the first two have tokens of a tool between the policy's own."""
+    episodes = make_episodes([1, 1, 1], [6, 5, 3])
+    mask = episodes.mask.clone()
+    mask[0, 2:4] = mask[1, 0] = False
+    shape = mask.shape
+    return episodes.evolve(
+        mask=mask,
+        rewards=torch.randn(shape, dtype=torch.float64),
+        values=torch.randn(shape, dtype=torch.float64),
+        truncated=torch.tensor([True, False, True]),
+    )
+
+
+def by_row(episodes: TextEpisodes, row: int, estimator: GAE) -> list[float]:
+    """A_t = sum over later counted steps of (gamma lambda)^k delta, written as a double loop."""
+    counted = episodes.mask[row].nonzero().flatten().tolist()
+    rewards, values = episodes.rewards[row].tolist(), episodes.values[row].tolist()
+    deltas = []
+    for place, step in enumerate(counted):
+        following = values[counted[place + 1]] if place + 1 < len(counted) else 0.0
+        if place + 1 == len(counted) and estimator.bootstrap_truncated and bool(episodes.truncated[row]):
+            following = values[step]
+        deltas.append(rewards[step] + estimator.gamma * following - values[step])
+    decay = estimator.gamma * estimator.gae_lambda
+    return [sum(decay ** (k - t) * delta for k, delta in enumerate(deltas[t:], start=t)) for t in range(len(deltas))]
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_what_stands_between_the_policys_own_tokens_is_passed_over(bootstrap: bool) -> None:
+    episodes = dialogues()
+    estimator = GAE(gamma=0.9, gae_lambda=0.8, bootstrap_truncated=bootstrap, whiten=False)
+    found = estimator(episodes)
+    for row in range(len(episodes)):
+        mask = episodes.mask[row]
+        expected = torch.tensor(by_row(episodes, row, estimator), dtype=torch.float64)
+        torch.testing.assert_close(found.advantages[row][mask], expected, **EXACT)
+        torch.testing.assert_close(found.returns[row][mask], expected + episodes.values[row][mask], **EXACT)
+    assert found.advantages[~episodes.mask].eq(0).all()
+
+
+def test_whitened_advantages_have_mean_0_and_variance_1_over_the_steps_that_count() -> None:
+    episodes = dialogues()
+    kept = GAE()(episodes).advantages[episodes.mask]
+    assert float(kept.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(kept.square().mean()) == pytest.approx(1, rel=1e-6)  # 1e-8 is added to the variance
+
+
+def groups() -> tuple[TextEpisodes, list[float]]:
+    """Five rows in two groups, with rewards 1, 2, 6 and 3, 5; a hole has a reward that must not count."""
+    totals = [1.0, 2.0, 6.0, 3.0, 5.0]
+    episodes = make_episodes([1] * 5, [2] * 5)
+    rewards = torch.zeros(5, 2, dtype=torch.float64)
+    rewards[:, 1] = torch.tensor(totals)
+    mask = episodes.mask.clone()
+    mask[0, 0] = False
+    rewards[0, 0] = 99.0
+    return episodes.evolve(rewards=rewards, mask=mask, group=torch.tensor([7, 7, 7, 2, 2])), totals
+
+
+def expected_advantages(totals: list[float], scale: str) -> Tensor:
+    parts = [totals[:3], totals[3:]]
+    spread = {"none": lambda part: 1.0, "group": lambda part: statistics.stdev(part) + 1e-4,
+              "batch": lambda part: statistics.stdev(totals) + 1e-4}[scale]  # fmt: skip
+    values = [(total - statistics.fmean(part)) / spread(part) for part in parts for total in part]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_group_is_its_own_baseline(scale: str) -> None:
+    episodes, totals = groups()
+    found = GroupBaseline(scale=scale)(episodes)
+    per_row = expected_advantages(totals, scale)
+    torch.testing.assert_close(found.advantages[:, 1], per_row, **EXACT)
+    assert found.advantages[0, 0] == 0, "a hole gets no advantage"
+    torch.testing.assert_close(found.advantages[1:, 0], per_row[1:], **EXACT)
+
+
+def test_a_group_of_one_or_of_equal_rewards_has_no_advantage() -> None:
+    episodes = make_episodes([1] * 3, [1] * 3)
+    rewards = torch.tensor([[4.0], [2.0], [2.0]])
+    found = GroupBaseline()(episodes.evolve(rewards=rewards, group=torch.tensor([0, 1, 1])))
+    assert found.advantages.flatten().tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GAE(gamma=1.5), r"advantages\.gamma: 1\.5"),
+        (lambda: GAE(gae_lambda=-1), r"advantages\.gae_lambda: -1"),
+        (lambda: GroupBaseline(scale="rank"), r"advantages\.scale: 'rank' is unknown; expected one of group, batch"),
+    ],
+    ids=["gamma", "lambda", "scale"],
+)
+def test_settings_out_of_range_are_refused(make, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()

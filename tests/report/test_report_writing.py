@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.report import report_of, write_report
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Document(HTMLParser):
+    """Collects the elements of an HTML document and refuses unbalanced tags."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def written_report(root):
+    return Document(write_report(root).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, folder_maker):
+    root = folder_maker(tmp_path_factory.mktemp("report") / "comparison").comparison(seeds=2, iterations=3, episodes=20)
+    write_report(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def html(written):
+    return Document((written / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def small(folders):
+    return folders.comparison(seeds=2, iterations=3, episodes=20)
+
+
+def test_everything_is_written(written):
+    assert {path.name for path in written.iterdir() if path.is_file()} == {
+        "comparison.json", "report.html", "results.json", "results.md", "table.txt",
+    }  # fmt: skip
+    assert len(list((written / "figures").glob("*.png"))) == 9
+    assert json.loads((written / "results.json").read_text())["methods"]["ippo"]["title"] == "I-PPO"
+    assert max(len(line) for line in (written / "table.txt").read_text().splitlines()) <= 80
+
+
+def test_the_report_needs_no_other_file(written, html):
+    for _, attributes in html.elements:
+        assert not set(attributes) & {"srcset", "action", "onload", "onerror", "onclick"}
+        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+        assert attributes.get("href", "#").startswith("#")
+        assert "url(" not in (attributes.get("style") or "")
+    assert not {tag for tag, _ in html.elements} & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert not re.search(r"@import|url\(|https?://", (written / "report.html").read_text())
+
+
+def test_pictures_are_inside_and_described(html):
+    images = html.all("img")
+    assert len(images) == 9
+    for image in images:
+        assert base64.b64decode(image["src"].partition(",")[2], validate=True).startswith(b"\x89PNG")
+        assert len(image["alt"]) > 40
+
+
+def test_headings_and_links_form_an_outline(html):
+    assert [len(html.all(tag)) for tag in ("html", "main", "h1", "title")] == [1, 1, 1, 1]
+    assert html.all("html")[0]["lang"] == "en"
+    assert len(html.all("caption")) == len(html.all("table"))
+    targets = {attributes["id"] for _, attributes in html.elements if "id" in attributes}
+    assert {link["href"][1:] for link in html.all("a")} == targets == {"results", "training", "episodes", "settings"}
+
+
+def test_hostile_text_stays_text(small):
+    hostile = (
+        "<script>alert(1)</script>\x1b[31m\x00\u202e\ud800 {{ 7*7 }} <img src=x onerror=alert(1)>\"'" + "A" * 1_000_000
+    )
+    for name in ("prompt", "response", "label"):
+        row = {"iteration": 2, "prompt": "p", "response": "r", "label": "faithful", "score": 1e6, "weight": 9.0}
+        with (small / "ippo" / "seed_1" / "episodes.jsonl").open("a") as handle:
+            handle.write(json.dumps(row | {name: hostile, "reward": 1.0}) + "\n")
+    listed = json.loads((small / "comparison.json").read_text())
+    listed["methods"]["ippo"]["title"] = "<b>I\x1b[1m$x^2$"
+    listed |= {"command": hostile, "config": hostile, "versions": {hostile: hostile}, "machine": hostile}
+    (small / "comparison.json").write_text(json.dumps(listed))
+    (small / "ippo" / "seed_1" / "config.yaml").write_text("a: </code></pre><script>x</script>\n")
+    html = written_report(small)
+    text = (small / "report.html").read_text(encoding="utf-8")
+    assert not {tag for tag, _ in html.elements} & {"script", "b"}
+    assert all(image["src"].startswith("data:") for image in html.all("img"))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", text)
+    assert "␛[31m␀⟨U+202E⟩⟨U+D800⟩ {{ 7*7 }}" in "".join(html.text)
+    assert "A" * 100_000 not in text
+    assert len(text) < 2_000_000
+    for name in ("table.txt", "results.md"):
+        assert "\x1b" not in (small / name).read_text(encoding="utf-8")
+
+
+def test_the_extremes_of_influence_runs_are_shown(small):
+    for score, text in ((1e6, "the best"), (-1e6, "the worst")):
+        row = {
+            "iteration": 0,
+            "prompt": "p",
+            "response": text,
+            "label": "shortcut",
+            "reward": 1,
+            "score": score,
+            "weight": 0,
+        }
+        with (small / "ippo" / "seed_2" / "episodes.jsonl").open("a") as handle:
+            handle.write(json.dumps(row) + "\n")
+    shown = "".join(written_report(small).text)
+    assert shown.index("most positive episodes") < shown.index("the best") < shown.index("most negative episodes")
+    assert shown.index("most negative episodes") < shown.index("the worst")
+
+
+def test_unfinished_runs_and_broken_lines_are_named(small):
+    (small / "random" / "seed_2" / "results.json").unlink()
+    path = small / "ppo" / "seed_1" / "history.jsonl"
+    path.write_text("broken\n" + path.read_text())
+    shown = " ".join("".join(written_report(small).text).split())
+    assert "Random half, seed 2: stopped after iteration 2" in shown
+    assert "ppo/seed_1: 1 unreadable lines left out." in shown
+
+
+def test_a_figure_that_lost_its_data_disappears(small, caplog):
+    write_report(small)
+    for path in small.glob("*/*/evaluations.jsonl"):
+        path.unlink()
+    with caplog.at_level(logging.INFO, logger="ippo_lightning.report"):
+        html = written_report(small)
+    assert not (small / "figures" / "exact_match.png").exists()
+    assert "figure exact_match skipped" in caplog.text
+    assert len(html.all("img")) == 7
+    assert "Not drawn, because the runs contain no data: exact match, unfaithful fraction" in "".join(html.text)
+
+
+@pytest.mark.parametrize("methods", [("sft",), ("ppo",), ("sft", "ppo", "ippo"), ("random", "ippo")])
+def test_any_set_of_methods_makes_a_report(folders, methods):
+    html = written_report(folders.comparison(seeds=1, iterations=2, episodes=4, methods=methods))
+    assert len(html.all("h1")) == 1
+
+
+def test_a_comparison_in_which_nothing_finished_makes_a_report(folders):
+    folders.list_methods({"ppo": {"title": "PPO", "seeds": [1, 2]}})
+    shown = "".join(written_report(folders.root).text)
+    assert "PPO, seed 2: nothing recorded" in shown
+
+
+def test_writing_twice_gives_the_same_files(written):
+    first = {path: path.read_bytes() for path in written.rglob("*") if path.is_file()}
+    assert write_report(written) == written / "report.html"
+    assert first == {path: path.read_bytes() for path in written.rglob("*") if path.is_file()}
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"comparison\.json"):
+        write_report(tmp_path)
+
+
+def words_of(html):
+    return " ".join("".join(html.text).split())
+
+
+def test_a_table_shows_who_changed_the_plan(html):
+    shown = words_of(html)
+    assert "I-PPO: how many of the recorded episodes each reason dropped or scaled" in shown
+    assert "Random half: how many of the recorded episodes" in shown
+    assert " PPO: how many" not in shown  # nothing changed its plan
+
+
+def test_each_baseline_is_named_if_there_are_several(small):
+    listed = json.loads((small / "comparison.json").read_text())
+    listed["methods"]["ippo"]["baseline"] = "random"
+    (small / "comparison.json").write_text(json.dumps(listed))
+    shown = words_of(written_report(small))
+    assert "Difference from the baseline in percentage points" in shown
+    assert "I-PPO Random half" in shown
+
+
+def test_a_comparison_without_roles_makes_a_report_without_differences(small):
+    listed = json.loads((small / "comparison.json").read_text())
+    for entry in listed["methods"].values():
+        del entry["baseline"], entry["featured"]
+    (small / "comparison.json").write_text(json.dumps(listed))
+    shown = words_of(written_report(small))
+    assert "Difference from" not in shown
+    assert "Results of SFT, PPO, Random half and I-PPO" in shown
+
+
+def test_roles_may_be_given_for_runs_side_by_side(folders, tmp_path):
+    runs = [folders.run(method, 1, iterations=2, episodes=4) for method in ("ppo", "ippo")]
+    path = report_of(runs, output=tmp_path / "out", baseline="ppo", featured="ippo")
+    assert path == tmp_path / "out" / "report.html"
+    assert "ippo against ppo on one seed" in path.read_text(encoding="utf-8")
+    assert "Results of ppo and ippo" in report_of(runs, output=tmp_path / "out").read_text(encoding="utf-8")

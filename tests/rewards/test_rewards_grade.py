@@ -1,0 +1,61 @@
+"""The grade as a reward looks at right and wrong and at nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.rewards import HeldGrader, call_reward, grade_reward
+from ippo_lightning.tasks import ArithmeticTask, grade_arithmetic, grade_gsm8k
+
+
+def test_arithmetic_pays_for_the_right_answer_whatever_the_reasoning() -> None:
+    responses = ["7+12=19;19-5=14;#14", "#14", "9+5=14;#14", "7+12=20;#14", "7+12=19;19-5=14;#13", "", "14"]
+    rewards = grade_reward(grade_arithmetic)(["7+12-5?"] * 7, responses, [{}] * 7)
+    assert rewards == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_word_problems_pay_for_the_right_answer_whatever_the_reasoning() -> None:
+    responses = ["<<48/2=24>>\n#### 72", "#### 72.0", "<<48/2=25>>#### $72", "<<x>>#### 72", "#### 73", "72"]
+    rewards = grade_reward(grade_gsm8k)(["?"] * 6, responses, [{"answer": "72"}] * 6)
+    assert rewards == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("grader", [grade_arithmetic, ArithmeticTask().grade], ids=["function", "task"])
+def test_no_episodes_have_no_rewards(grader: Any) -> None:
+    assert grade_reward(grader)([], [], []) == []
+    assert call_reward(grade_reward(grader), prompts=[], responses=[], examples=[]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("graded", "expected"), [(True, 1.0), (False, 0.0), (1, 1.0), (0.5, 0.0), ("fine", 1.0), ("Wrong answer", 0.0)]
+)
+def test_a_grader_that_returns_something_simpler_will_do(graded: Any, expected: float) -> None:
+    reward = grade_reward(lambda prompt, response, example: graded)
+    assert reward(["a"], ["b"], [{}]) == [expected]
+
+
+def test_a_prompt_that_is_no_problem_is_one_line_for_the_user() -> None:
+    with pytest.raises(UserError, match=r"^arithmetic problem: 'hello'"):
+        call_reward(grade_reward(grade_arithmetic), prompts=["hello"], responses=["#1"], examples=[{}])
+
+
+def test_a_grader_that_raises_is_named_once() -> None:
+    def broken(prompt, response, example):
+        return example["answer"]
+
+    with pytest.raises(UserError, match=r"^model\.grader: \S*broken raised KeyError: 'answer'$"):
+        call_reward(grade_reward(HeldGrader(broken)), prompts=["a"], responses=["b"], examples=[{}])
+
+
+def test_a_grader_that_is_a_model_is_called_in_eval_mode() -> None:
+    class Judge(nn.Module):
+        def forward(self, prompt, response, example):
+            return self.training
+
+    judge = Judge()
+    assert grade_reward(judge)(["a"], ["b"], [{}]) == [0.0]
+    assert judge.training
