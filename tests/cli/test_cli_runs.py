@@ -125,7 +125,7 @@ def test_the_card_says_where_a_model_comes_from(run: Path, tiny_model: Path) -> 
     assert "PPOModule" in card
     assert "4 iterations" in card
     config = card.split("```yaml\n")[1].split("```")[0]
-    assert yaml.safe_load(config)["data"]["init_args"]["num_train"] == 32
+    assert yaml.safe_load(config)["data"]["init_args"]["task"]["init_args"]["num_train"] == 32
 
 
 def test_another_precision_and_the_best_checkpoint_can_be_had(run: Path, tmp_path: Path) -> None:
