@@ -94,7 +94,15 @@ def test_print_config_prints_every_default(
         main(["fit", "--config", write(experiment, tmp_path), "--print_config"])
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["model"]["init_args"]["value_loss"]["clip_range"] == 0.2
+    assert printed["model"]["init_args"]["update"]["max_grad_norm"] == 1.0
+
+
+def test_evaluation_without_a_grader_takes_that_of_the_task(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(experiment, "model.init_args.grader", None)
+    assert main(["evaluate", "--config", write(experiment, tmp_path)]) == 0
+    assert "exact_match" in capsys.readouterr().out
 
 
 def test_evaluate_measures_a_checkpoint(experiment: dict[str, Any], tmp_path: Path) -> None:
