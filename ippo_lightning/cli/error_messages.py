@@ -56,10 +56,10 @@ def one_line(message: str, *, limit: int = 400) -> str:
     inside = f" (in {owner})" if owner else ""
     text = " ".join(parts) or "is not valid"
     if parts and all(part.startswith("expected") for part in parts) and "Got value" not in text:
-        # if no alternative fits, the report gives the value only once
-        given = re.search(r"Given value: (.{1,60})", message)
-        alternatives = " or ".join(part.removeprefix("expected ") for part in parts)
-        text = f"expected {alternatives}" + (f". Got value: {given[1]}" if given else "")
+        given = re.search(
+            r"Given value: (.{1,60})", message
+        )  # if no alternative fits, the value stands once in the report
+        text = " or ".join(parts) + (f". Got value: {given[1]}" if given else "")
     return (f"{field}: {text}{inside}" if field else f"{text}{inside}")[:limit]
 
 
@@ -67,7 +67,8 @@ def _plain(line: str) -> str:
     """Return a line of the parser with types in plain words."""
     line = re.sub(r"^Expected a <class '([^']*)'>", lambda match: f"expected {_article(match.group(1))}", line)
     line = re.sub(r"^Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", line)
-    line = re.sub(r"^Expected a dot import path string: .*$", "expected a class path", line)
+    # a word that is no short name of a rule or task is tried as a class_path, too
+    line = re.sub(r"^Expected a dot import path string: .*", "expected a class_path", line)
     return line.replace("typing.", "")
 
 
