@@ -56,10 +56,10 @@ def one_line(message: str, *, limit: int = 400) -> str:
     inside = f" (in {owner})" if owner else ""
     text = " ".join(parts) or "is not valid"
     if parts and all(part.startswith("expected") for part in parts) and "Got value" not in text:
-        given = re.search(
-            r"Given value: (.{1,60})", message
-        )  # if no alternative fits, the value stands once in the report
-        text = " or ".join(parts) + (f". Got value: {given[1]}" if given else "")
+        # if no alternative fits, the report gives the value only once
+        given = re.search(r"Given value: (.{1,60})", message)
+        alternatives = " or ".join(part.removeprefix("expected ") for part in parts)
+        text = f"expected {alternatives}" + (f". Got value: {given[1]}" if given else "")
     return (f"{field}: {text}{inside}" if field else f"{text}{inside}")[:limit]
 
 
