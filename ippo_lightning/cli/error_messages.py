@@ -50,8 +50,8 @@ def one_line(message: str, *, limit: int = 400) -> str:
             line = match.group(1)
         if line:
             parts.append(_plain(line))
-    # of several alternatives, the reason why one failed says more than the types of the others
-    parts = [words for words in parts if not words.startswith("expected")] or parts
+    # of several alternatives, the reason why one failed helps more than the types of the others
+    parts = [part for part in parts if not part.startswith("expected")] or parts
     field = ".".join(keys)
     inside = f" (in {owner})" if owner else ""
     text = " ".join(parts) or "is not valid"
