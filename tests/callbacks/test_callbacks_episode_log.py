@@ -6,7 +6,7 @@ import json
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,19 +15,17 @@ from training_parts import tiny_loop, tiny_module
 from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter
 from ippo_lightning.callbacks.episode_log import MAX_TEXT, episode_rows, factors_of, reasons_of
 from ippo_lightning.errors import UserError
+from ippo_lightning.records import PlanChange
 
 
 class Kind(str, Enum):
     LUCKY = "lucky"
 
 
-def change(reason: str, factors: list[float] | None, scores: list[float] | None = None) -> Any:
-    return SimpleNamespace(
-        reason=reason,
-        kind="note",
-        factors=None if factors is None else torch.tensor(factors),
-        scores=None if scores is None else torch.tensor(scores),
-    )
+def change(reason: str, factors: list[float], scores: list[float] | None = None) -> PlanChange:
+    kind: Literal["scale", "note"] = "note" if set(factors) == {1} else "scale"
+    found = None if scores is None else torch.tensor(scores)
+    return PlanChange(reason=reason, kind=kind, factors=torch.tensor(factors), scores=found)
 
 
 def stats(*history: Any, response: str = "r") -> Any:
@@ -58,9 +56,7 @@ def test_the_log_has_one_line_per_episode(tmp_path: Path) -> None:
 
 
 def test_each_row_names_the_changes_that_touched_it() -> None:
-    plan = stats(
-        change("length", [1.0, 0.5]), change("looked", None), change("influence", [0.0, 3.0]), change("nothing", [1, 1])
-    ).plan
+    plan = stats(change("length", [1.0, 0.5]), change("influence", [0.0, 3.0]), change("looked", [1, 1])).plan
     assert reasons_of(plan) == [["influence"], ["length", "influence"]]
     assert factors_of(plan) == [[0.0], [0.5, 3.0]]
 
