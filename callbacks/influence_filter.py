@@ -8,9 +8,9 @@ from typing import Any, Literal, cast
 
 from lightning import Callback
 
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.errors import require_range
 from ippo_lightning.records import Episodes, UpdatePlan
-from ippo_lightning.selection import BufferView, Demonstrations, ScoringSettings, SelectionRule, Target
+from ippo_lightning.selection import BufferView, ScoringSettings, SelectionRule, Target
 from ippo_lightning.selection.accumulation import Accumulation
 from ippo_lightning.selection.buffer_watch import BufferWatch
 from ippo_lightning.selection.module_interface import (
@@ -22,6 +22,7 @@ from ippo_lightning.selection.module_interface import (
 )
 from ippo_lightning.selection.rules import RuleName, build_rule
 from ippo_lightning.selection.selector import OnEmpty, Selector, SelectorSettings
+from ippo_lightning.selection.targets import build_target
 
 
 class InfluenceFilter(Callback):
@@ -95,7 +96,7 @@ class InfluenceFilter(Callback):
         interface = ModuleInterface(episode_losses=episode_losses, buffer=buffer)
         self.selector = Selector(
             rule=build_rule(rule, threshold=threshold, power=power, seed=seed),
-            target=_target(target, demonstrations=demonstrations, validation_loss=validation_loss),
+            target=build_target(target, demonstrations=demonstrations, validation_loss=validation_loss),
             settings=SelectorSettings(
                 max_weight=max_weight,
                 min_keep=min_keep,
@@ -185,7 +186,7 @@ class InfluenceFilter(Callback):
         return self.accumulation.together(plan.metrics, weights, rows=len(plan.weights))
 
     def _filter_buffer(self, trainer: Any, pl_module: Any, view: BufferView) -> UpdatePlan:
-        self._require_outlet(view)
+        self.selector.require_outlet(view)
         plan = UpdatePlan(episodes=cast(Any, view))  # it has what a plan needs of episodes
         rows = len(view)
         metrics = self._change(trainer, pl_module, plan)
@@ -196,35 +197,3 @@ class InfluenceFilter(Callback):
     def _log(self, pl_module: Any, metrics: dict[str, float], *, rows: int) -> None:
         if trainer_of(pl_module) is not None:
             pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=rows)
-
-    def _require_outlet(self, view: BufferView) -> None:
-        """Check that a buffer of this kind has room for what the settings may decide."""
-        rule, settings = self.selector.rule, self.selector.settings
-        if view.has_weights or settings.monitor_only:
-            return
-        if rule.scales:
-            power = getattr(rule, "power", None)
-            what = f"power: {power:g}" if power is not None else f"rule: {rule.name}"
-            raise UserError(
-                f"InfluenceFilter.{what} weights rows, and the buffer has no column 'weights' for the loss to read; "
-                "add one, or set power to 0"
-            )
-        if settings.on_empty == "skip" and settings.min_keep == 0:
-            raise UserError(
-                "InfluenceFilter.on_empty: skip would leave an empty buffer; add a column 'weights', set min_keep to 1 "
-                "or more, or on_empty to keep_all"
-            )
-
-
-def _target(
-    target: Target | None, *, demonstrations: Sequence[Any] | None, validation_loss: ValidationLoss | None
-) -> Target:
-    if target is None:
-        return Demonstrations(batches=demonstrations, validation_loss=validation_loss)
-    for name, value in {"demonstrations": demonstrations, "validation_loss": validation_loss}.items():
-        if value is not None:
-            kind = type(target).__name__
-            raise UserError(
-                f"InfluenceFilter.{name}: it is for the default target, and target is a {kind}; leave it out"
-            )
-    return target

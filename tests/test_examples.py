@@ -18,6 +18,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 SAYS = {
     "noisy_labels": lambda said: numbers(said, "filtered") > numbers(said, "plain") + 5,
+    "own_rule": lambda said: 25 <= numbers(said, "kept") < 100,
     "own_loop": lambda said: numbers(said, "iteration 39") > 3 * numbers(said, "iteration 7"),
     "reinforce_gymnasium": lambda said: "filtered: return" in said,
 }

@@ -50,16 +50,16 @@ def one_line(message: str, *, limit: int = 400) -> str:
             line = match.group(1)
         if line:
             parts.append(_plain(line))
-    # of several alternatives, the reason why one failed says more than the types of the others
-    parts = [words for words in parts if not words.startswith("expected")] or parts
+    # of several alternatives, the reason why one failed helps more than the types of the others
+    parts = [part for part in parts if not part.startswith("expected")] or parts
     field = ".".join(keys)
     inside = f" (in {owner})" if owner else ""
     text = " ".join(parts) or "is not valid"
     if parts and all(part.startswith("expected") for part in parts) and "Got value" not in text:
-        given = re.search(
-            r"Given value: (.{1,60})", message
-        )  # if no alternative fits, the value stands once in the report
-        text = " or ".join(parts) + (f". Got value: {given[1]}" if given else "")
+        # if no alternative fits, the report gives the value only once
+        given = re.search(r"Given value: (.{1,60})", message)
+        alternatives = " or ".join(part.removeprefix("expected ") for part in parts)
+        text = f"expected {alternatives}" + (f". Got value: {given[1]}" if given else "")
     return (f"{field}: {text}{inside}" if field else f"{text}{inside}")[:limit]
 
 
@@ -67,6 +67,7 @@ def _plain(line: str) -> str:
     """Return a line of the parser with types in plain words."""
     line = re.sub(r"^Expected a <class '([^']*)'>", lambda match: f"expected {_article(match.group(1))}", line)
     line = re.sub(r"^Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", line)
+    line = re.sub(r"^Expected a dot import path string: .*$", "expected a class path", line)
     return line.replace("typing.", "")
 
 

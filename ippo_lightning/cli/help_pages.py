@@ -19,7 +19,7 @@ COMMANDS = {
     "export": "write a run's model for transformers, PEFT and vLLM",
     "report": "write the report of one run, or of several side by side",
 }
-KINDS = {"model": "PolicyModule", "data": "LightningDataModule", "callbacks": "Callback"}
+KINDS = {"model": "BaseModule", "data": "LightningDataModule", "callbacks": "Callback"}
 """Base class of what each section takes."""
 _WIDTH = 80
 _ARGUMENT = re.compile(r"^(\w+): (.*)$")

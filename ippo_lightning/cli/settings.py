@@ -40,7 +40,7 @@ class CompareSettings:
         methods: more columns, by name, for what the axes cannot state. They come first in the table.
         titles: of methods, as the table shows them.
         baseline: the method or column that differences are taken against; null for none.
-        featured: the method or column that the report is about; null for none.
+        featured: the method or column that the headline of the report is about; null for the first one.
         seeds: every column runs once with each.
         overrides: dotted keys and values for all columns.
         jobs: runs at a time; they divide the cores of the processor among them.

@@ -13,6 +13,7 @@ from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
 from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.records import UpdatePlan
+from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.module_interface import ModuleInterface
 from ippo_lightning.selection.rules import Influence, Random, SelectionRule, decide
 from ippo_lightning.selection.score_health import health_of, part_fractions
@@ -116,6 +117,30 @@ class Selector:
             self.gradients.release()
         return factors
 
+    def require_outlet(self, view: BufferView) -> None:
+        """Check that a foreign buffer has room for what the settings may decide.
+
+        Args:
+            view: of the buffer.
+
+        Raises:
+            UserError: weights without a column for them, or a buffer that may become empty.
+        """
+        if view.has_weights or self.settings.monitor_only:
+            return
+        if self.rule.scales:
+            power = getattr(self.rule, "power", None)
+            what = f"rule: {self.rule.name}" if power is None else f"power: {power:g}"
+            raise UserError(
+                f"InfluenceFilter.{what} weights rows, and the buffer has no column 'weights' for the loss to read; "
+                "add one, or set power to 0"
+            )
+        if self.settings.on_empty == "skip" and self.settings.min_keep == 0:
+            raise UserError(
+                "InfluenceFilter.on_empty: skip would leave an empty buffer; add a column 'weights', set min_keep to 1 "
+                "or more, or on_empty to keep_all"
+            )
+
     def take_gradients(
         self, plan: UpdatePlan, *, module: Any, trainer: Any, iteration: int, part: int | None = None
     ) -> TargetGradients:
@@ -150,7 +175,8 @@ class Selector:
     ) -> None:
         reason = f"InfluenceFilter({self.rule.name})"
         if self.settings.monitor_only:
-            plan.note(reason=reason, scores=torch.zeros_like(plan.weights) if scores is None else scores)
+            if scores is not None:
+                plan.note(reason=reason, scores=scores)
             return
         # decided over all ranks: a rank that keeps nothing while others keep something just has no rows to train on
         if not bool((factors > 0).any()):

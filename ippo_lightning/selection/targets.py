@@ -118,6 +118,30 @@ class ReturnOfBuffer(Target):
         return TargetLoss(_minus_return, batches, weight=_num_actions, is_of_rank=True)
 
 
+def build_target(
+    target: Target | None, *, demonstrations: Sequence[Any] | None, validation_loss: ValidationLoss | None
+) -> Target:
+    """Return the target, by default `Demonstrations`.
+
+    Args:
+        target: an object, or None.
+        demonstrations: `batches` of the default target.
+        validation_loss: of the default target.
+
+    Raises:
+        UserError: an argument of the default target beside an object.
+    """
+    if target is None:
+        return Demonstrations(batches=demonstrations, validation_loss=validation_loss)
+    for name, value in {"demonstrations": demonstrations, "validation_loss": validation_loss}.items():
+        if value is not None:
+            kind = type(target).__name__
+            raise UserError(
+                f"InfluenceFilter.{name}: it is for the default target, and target is a {kind}; leave it out"
+            )
+    return target
+
+
 def _validation_loss(module: Any, batch: Any) -> Tensor:
     loss: Tensor = module.validation_loss(batch)
     return loss

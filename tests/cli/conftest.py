@@ -70,7 +70,7 @@ def experiment(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                     "init_args": {"pretrained": str(tiny_model)},
                 },
                 "sampling": {"num_responses": 2, "max_new_tokens": 8},
-                "ppo": {"minibatch_size": 8, "num_epochs": 2},
+                "update": {"minibatch_size": 8, "num_epochs": 2},
                 "optimizer": {"learning_rate": 1e-3},
             },
         },

@@ -137,17 +137,20 @@ def test_short_names_work_everywhere(experiment: dict[str, Any], tmp_path: Path)
         "init_args": {"config": {"model_type": "llama"}, "tokenizer": {"class_path": "arithmetic_tokenizer"}},
     }
     arguments.update(
-        reward="arithmetic_reward",
         grader="grade_arithmetic",
+        reward={"class_path": "grade_reward", "init_args": {"grader": "grade_arithmetic"}},
+        advantages={"class_path": "GAE", "init_args": {"gamma": 0.9}},
         kl_controller={"class_path": "FixedKLController", "init_args": {"coef": 0.1}},
     )
-    experiment["data"]["class_path"] = "ArithmeticDataModule"
+    experiment["data"] = {"class_path": "TextDataModule", "init_args": {"task": {"class_path": "ArithmeticTask"}}}
     config = write(experiment, tmp_path)
     words = ["--callbacks+=IntrinsicStopping", "--callbacks+=[{class_path: InfluenceFilter}]"]
-    settings = parsed("--config", config, *words, "--model.init_args.reward", "gsm8k_reward")
+    settings = parsed("--config", config, *words, "--model.init_args.grader", "grade_gsm8k")
     assert settings.model.class_path.startswith("ippo_lightning.")
-    assert settings.model.init_args.reward.__name__ == "gsm8k_reward"
-    assert settings.model.init_args.grader.__name__ == "grade_arithmetic"
+    assert settings.model.init_args.reward.class_path == "ippo_lightning.rewards.grade_reward"
+    assert settings.data.init_args.task.class_path.startswith("ippo_lightning.tasks.")
+    assert settings.model.init_args.advantages.init_args.gamma == 0.9
+    assert settings.model.init_args.grader.__name__ == "grade_gsm8k"
     assert settings.model.init_args.kl_controller.init_args.coef == 0.1
     assert callbacks(settings) == ["InfluenceFilter", "IntrinsicStopping", "InfluenceFilter"]
 

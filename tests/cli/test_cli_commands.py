@@ -84,7 +84,7 @@ def test_later_files_and_dotted_keys_win(experiment: dict[str, Any], tmp_path: P
     saved = saved.get("fit", saved)
     assert saved["loop"]["max_iterations"] == 2
     assert not saved["callbacks"]
-    assert saved["model"]["init_args"]["ppo"]["num_epochs"] == 2
+    assert saved["model"]["init_args"]["update"]["num_epochs"] == 2
 
 
 def test_print_config_prints_every_default(
@@ -94,7 +94,15 @@ def test_print_config_prints_every_default(
         main(["fit", "--config", write(experiment, tmp_path), "--print_config"])
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["model"]["init_args"]["ppo"]["clip_range"] == 0.2
+    assert printed["model"]["init_args"]["update"]["max_grad_norm"] == 1.0
+
+
+def test_evaluation_without_a_grader_takes_that_of_the_task(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(experiment, "model.init_args.grader", None)
+    assert main(["evaluate", "--config", write(experiment, tmp_path)]) == 0
+    assert "exact_match" in capsys.readouterr().out
 
 
 def test_evaluate_measures_a_checkpoint(experiment: dict[str, Any], tmp_path: Path) -> None:

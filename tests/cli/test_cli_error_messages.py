@@ -21,7 +21,7 @@ USER_ERRORS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "unknown argument of the model": ("model.init_args.bogus", 1, ("model", "bogus", "PPOModule")),
     "unknown argument of the policy": (f"{POLICY}.bogus", 1, ("policy", "bogus", "CausalLMPolicy")),
     "wrong type": ("loop.max_iterations", "many", ("loop.max_iterations", "int", "many")),
-    "number out of range": ("model.init_args.ppo", {"clip_range": -1}, ("ppo.clip_range", "-1", "> 0")),
+    "number out of range": ("model.init_args.update", {"max_grad_norm": -1}, ("update.max_grad_norm", "-1", "> 0")),
     "no iterations": ("loop.max_iterations", 0, ("loop.max_iterations", "0", ">= 1")),
     "unknown class": ("model.class_path", "nowhere.Module", ("model", "nowhere")),
     "unknown reward": ("model.init_args.reward", "nowhere.reward", ("reward", "nowhere")),
@@ -82,9 +82,13 @@ USER_ERRORS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "neither best nor worst": ("loop.best_mode", "median", ("best_mode", "median")),
     "learning rate below zero": ("model.init_args.optimizer.learning_rate", -1.0, ("learning_rate", "-1", "> 0")),
     "unknown schedule": ("model.init_args.optimizer.schedule", "stairs", ("schedule", "stairs", "cosine")),
-    "unknown reduction": ("model.init_args.ppo.loss_reduction", "sum", ("loss_reduction", "sum", "token_mean")),
-    "discount above one": ("model.init_args.ppo.gamma", 1.5, ("ppo.gamma", "1.5", "<= 1")),
-    "unknown rule for NaN": ("model.init_args.ppo.on_nonfinite", "ignore", ("on_nonfinite", "ignore", "skip")),
+    "unknown reduction": ("model.init_args.update.loss_reduction", "sum", ("loss_reduction", "sum", "token_mean")),
+    "discount above one": (
+        "model.init_args.advantages",
+        {"class_path": "GAE", "init_args": {"gamma": 1.5}},
+        ("gamma", "1.5", "<= 1"),
+    ),
+    "unknown rule for NaN": ("model.init_args.update.on_nonfinite", "ignore", ("on_nonfinite", "ignore", "skip")),
     "top-p of zero": ("model.init_args.sampling.top_p", 0.0, ("top_p", "0")),
     "no responses": ("model.init_args.sampling.num_responses", 0, ("num_responses", "0")),
     "unknown estimator": ("model.init_args.kl_estimator", "k4", ("kl_estimator", "k4")),
@@ -228,7 +232,7 @@ def test_a_run_that_had_started_keeps_its_last_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(None, "no file"), (b"not a checkpoint", "cannot be read")], ids=["missing", "corrupt"]
+    ("content", "word"), [(None, "does not exist"), (b"not a checkpoint", "cannot be read")], ids=["missing", "corrupt"]
 )
 def test_a_bad_checkpoint_is_one_line(
     content: bytes | None,
@@ -242,13 +246,6 @@ def test_a_bad_checkpoint_is_one_line(
         path.write_bytes(content)
     line = error_line(["evaluate", "--config", write(experiment, tmp_path), "--checkpoint", str(path)], capsys)
     assert word in line
-
-
-def test_evaluation_without_a_grader_is_one_line(
-    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    change(experiment, "model.init_args.grader", None)
-    assert "grader" in error_line(["evaluate", "--config", write(experiment, tmp_path)], capsys)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +281,7 @@ def test_two_runs_of_one_name_cannot_stand_side_by_side(
     run = str(tmp_path / "run")
     assert "same name" in error_line(["report", run, run], capsys)
     assert "adapter is not possible" in error_line(["export", run, "--form", "adapter"], capsys)
-    assert "no file" in error_line(["export", run, "--checkpoint", "best"], capsys)
+    assert "does not exist" in error_line(["export", run, "--checkpoint", "best"], capsys)
 
 
 def test_a_lost_rank_is_one_line(

@@ -139,7 +139,7 @@ def test_words_of_every_form_pass(experiment: dict[str, Any], tmp_path: Path) ->
     from ippo_lightning.cli.parsers import build_parser
 
     words = [
-        "--model.init_args.ppo.clip_range=0.3",
+        "--model.init_args.update.max_grad_norm=0.3",
         "--model.policy.lora.r",
         "3",
         "--callbacks.init_args.power=0.5",
@@ -147,7 +147,7 @@ def test_words_of_every_form_pass(experiment: dict[str, Any], tmp_path: Path) ->
         "--callbacks+={class_path: ippo_lightning.callbacks.EpisodeLog}",
         "--loop.run_dir",
         "a: b: c",
-        "--data.init_args.operators",
+        "--data.init_args.task.init_args.operators",
         "[",
     ]
     line = read_command_line(["fit", "--config", write(experiment, tmp_path), *words])
@@ -165,8 +165,9 @@ def test_a_value_that_a_later_file_replaces_is_left_to_the_parser(tmp_path: Path
 
 
 def test_another_class_takes_no_arguments_of_the_one_before(experiment: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "data_for_tests.py").touch()
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("data: {class_path: GSM8KDataModule, init_args: {path: x}}", encoding="utf-8")
+    overlay.write_text("data: {class_path: data_for_tests.Module, init_args: {task: gsm8k}}", encoding="utf-8")
     check(["fit", "--config", write(experiment, tmp_path), "--config", str(overlay)])
 
 
@@ -180,7 +181,7 @@ def test_another_class_takes_no_arguments_of_the_one_before(experiment: dict[str
         ("--model.init_args.policy.init_args.lora={r: some}", "model.policy.lora.r: expected an int. Got value: some"),
         ("--fabric.precision=fp7", "Got value: fp7"),
         ("--model.init_args.sampling={stop_tokens: 3}", "expected a list"),
-        ("--data.init_args.unfaithful_kinds={shortcut: lots}", "expected a float. Got value: lots"),
+        ("--data.init_args.task.init_args.unfaithful_kinds={shortcut: lots}", "expected a float. Got value: lots"),
     ],
 )
 def test_an_error_names_what_was_meant(word: str, said: str, experiment: dict[str, Any], tmp_path: Path) -> None:

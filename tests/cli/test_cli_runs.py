@@ -84,7 +84,7 @@ def test_a_printed_configuration_makes_the_same_run(
 
 def test_any_value_of_any_object_can_be_overridden(experiment: dict[str, Any], tmp_path: Path) -> None:
     words = [
-        "--model.init_args.ppo.clip_range=0.3",
+        "--model.init_args.update.max_grad_norm=0.3",
         f"--{POLICY}.lora.r=3",
         "--data.init_args.batch_size=4",
         '--callbacks=[{"class_path": "ippo_lightning.callbacks.InfluenceFilter", "init_args": {"power": 0.5}}]',
@@ -93,7 +93,7 @@ def test_any_value_of_any_object_can_be_overridden(experiment: dict[str, Any], t
     assert main(["fit", "--config", write(experiment, tmp_path), *words]) == 0
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
     arguments = saved["model"]["init_args"]
-    assert arguments["ppo"]["clip_range"] == 0.3
+    assert arguments["update"]["max_grad_norm"] == 0.3
     assert arguments["policy"]["init_args"]["lora"]["r"] == 3
     assert saved["data"]["init_args"]["batch_size"] == 4
     assert saved["callbacks"][0]["init_args"]["power"] == 0.5
@@ -125,7 +125,7 @@ def test_the_card_says_where_a_model_comes_from(run: Path, tiny_model: Path) -> 
     assert "PPOModule" in card
     assert "4 iterations" in card
     config = card.split("```yaml\n")[1].split("```")[0]
-    assert yaml.safe_load(config)["data"]["init_args"]["num_train"] == 32
+    assert yaml.safe_load(config)["data"]["init_args"]["task"]["init_args"]["num_train"] == 32
 
 
 def test_another_precision_and_the_best_checkpoint_can_be_had(run: Path, tmp_path: Path) -> None:

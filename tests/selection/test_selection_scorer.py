@@ -65,6 +65,42 @@ def test_every_way_gives_the_scores_of_the_hooks(method: str, module: PPOModule,
     assert float((found - exact).abs().max() / exact.abs().max()) <= allowed
 
 
+def count_forwards(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls, honest = [], module.episode_losses
+
+    def counted(part: Any) -> torch.Tensor:
+        calls.append(len(part))
+        return honest(part)
+
+    monkeypatch.setattr(module, "episode_losses", counted)
+    return calls
+
+
+@pytest.mark.parametrize(("known", "num_forwards"), [(True, 1), (False, 2)])
+def test_a_module_that_cannot_know_its_losses_gets_two_sided_differences(
+    known: bool, num_forwards: int, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = scores_of(scored(module, episodes))
+    if not known:
+        monkeypatch.setattr(module, "rollout_losses", lambda episodes: None)
+    calls = count_forwards(module, monkeypatch)
+    found = scores_of(scored(module, episodes, method="finite_difference", health_every_n_iterations=0))
+    assert sum(calls) == num_forwards * len(episodes)
+    assert float((found - exact).abs().max() / exact.abs().max()) <= 2e-2
+
+
+def test_stored_losses_do_not_belong_to_a_function_that_replaces_the_modules_own(
+    module: PPOModule, episodes: Episodes
+) -> None:
+    def doubled(module: PPOModule, part: Any) -> torch.Tensor:
+        return 2 * module.episode_losses(part) + 1
+
+    scoring = ScoringSettings(method="finite_difference", health_every_n_iterations=0)
+    callback = InfluenceFilter(scoring=scoring, episode_losses=doubled)
+    exact, found = scores_of(scored(module, episodes)), scores_of(scored(module, episodes, callback=callback))
+    assert float((found - 2 * exact).abs().max() / exact.abs().max()) <= 4e-2
+
+
 @pytest.mark.parametrize(
     "options",
     [

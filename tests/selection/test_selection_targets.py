@@ -9,10 +9,11 @@ import pytest
 import torch
 from training_parts import prepared, tiny_data, tiny_module
 
+from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import Episodes, UpdatePlan
-from ippo_lightning.selection import Demonstrations, ReturnOfBuffer, Target
+from ippo_lightning.selection import Demonstrations, ReturnOfBuffer, Target, TargetLoss
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.target_gradients import TargetGradientCache, take_gradients
 
@@ -86,8 +87,8 @@ def test_demonstrations_come_from_the_data_module_or_from_the_user(module: PPOMo
 
 
 def test_micro_batches_of_one_optimizer_step_share_a_gradient(module: PPOModule, episodes: Episodes) -> None:
-    cache, plan, calls = TargetGradientCache(ScoringSettings(health_every_n_iterations=0)), None, []
-    plan = UpdatePlan(episodes=episodes)
+    cache = TargetGradientCache(ScoringSettings(health_every_n_iterations=0))
+    plan, calls = UpdatePlan(episodes=episodes), []
 
     def target() -> Any:
         calls.append(1)
@@ -97,3 +98,18 @@ def test_micro_batches_of_one_optimizer_step_share_a_gradient(module: PPOModule,
     assert again is first
     cache.take(module, target, iteration=1, part=0)
     assert len(calls) == 2
+
+
+def test_a_target_of_ones_own_returns_a_loss_and_batches(module: PPOModule, episodes: Episodes) -> None:
+    class LikeTheFirst(Target):
+        def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
+            first = plan.episodes.select([0])
+            return TargetLoss(lambda module, rows: -module.score(rows).log_probs[rows.mask].mean(), [first])
+
+    plan = UpdatePlan(episodes=episodes)
+    InfluenceFilter(target=LikeTheFirst(), monitor_only=True).on_rollout_end(None, module, plan)
+    scores = plan.history[0].scores
+    assert scores is not None
+    # the first row's loss is its mean advantage times that target, so its score has the sign of its advantage
+    advantage = float(episodes.advantages[0].sum())
+    assert float(scores[0]) * advantage > 0

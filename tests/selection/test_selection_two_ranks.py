@@ -1,0 +1,29 @@
+"""Two ranks decide what one process decides, whatever the rule and the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+import two_ranks_select
+from two_ranks_select import COUNT, RULES
+
+FLOAT32 = 1e-6
+Weights = list[dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    folder = tmp_path_factory.mktemp("two_ranks")
+    torch.multiprocessing.spawn(two_ranks_select.work, args=(str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_two_ranks_give_the_weights_of_one_process(rule: str, halves: Weights) -> None:
+    expected = two_ranks_select.weights_of(list(range(COUNT)))[rule]
+    found = torch.cat([half[rule] for half in halves])
+    assert 0 < int((expected > 0).sum()) < COUNT
+    torch.testing.assert_close(found, expected, rtol=0, atol=FLOAT32)

@@ -1,0 +1,102 @@
+"""A plain module and a rollout, filtered by one process or by two that have half of the rows each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
+from ippo_lightning.policies import PolicyOutput
+from ippo_lightning.records import ControlEpisodes, UpdatePlan
+from ippo_lightning.selection import Random, ReturnOfBuffer, RolloutTable, SelectionRule
+
+COUNT, STEPS = 12, 5
+HALVES = (list(range(7)), list(range(7, COUNT)))
+"""Rows of each rank; no group has rows on both."""
+
+
+class BestOfGroup(SelectionRule):
+    needs = frozenset({"rewards", "groups"})
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        is_same_group = table.groups[:, None] == table.groups
+        return table.rewards >= torch.where(is_same_group, table.rewards, -torch.inf).amax(dim=1)
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "influence": {"target": ReturnOfBuffer(max_tokens=15), "max_weight": 1.5},
+    "influence from groups": {"target": ReturnOfBuffer(), "scoring": ScoringSettings(health_groups=2)},
+    "random": {"rule": Random(fraction=0.5)},
+    "reward": {"rule": "reward", "min_keep": 8},
+    "advantage_sign": {"rule": "advantage_sign"},
+    "own": {"rule": BestOfGroup()},
+}
+
+
+class Policy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.actor = nn.Linear(4, 3)
+        self.double()
+
+    def score(self, episodes: ControlEpisodes) -> PolicyOutput:
+        chosen = self.actor(episodes.observations).log_softmax(-1).gather(-1, episodes.actions[..., None]).squeeze(-1)
+        return PolicyOutput(log_probs=chosen, entropy=None, values=None)
+
+    def episode_losses(self, episodes: ControlEpisodes) -> Tensor:
+        terms = torch.where(episodes.mask, self.score(episodes).log_probs * episodes.advantages, 0.0)
+        return -terms.sum(dim=1) / episodes.mask.sum(dim=1)
+
+
+def rollout(rows: list[int]) -> ControlEpisodes:
+    """The same numbers in each process, cut to some rows; each rank numbers its groups from 0, as a rollout does."""
+    generator = torch.Generator().manual_seed(3)
+    numbers = torch.randn(COUNT, STEPS, generator=generator, dtype=torch.float64)
+    mask = torch.rand(COUNT, STEPS, generator=generator) > 0.3
+    mask[:, -1] = True
+    group = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3])[rows]
+    done = torch.zeros(COUNT, STEPS, dtype=torch.bool)
+    return (
+        ControlEpisodes(
+            mask=mask,
+            log_probs=numbers,
+            ref_log_probs=numbers,
+            values=numbers,
+            rewards=numbers,
+            advantages=numbers * mask,
+            returns=numbers,
+            outcome_rewards=numbers.sum(dim=1),
+            truncated=done[:, 0],
+            group=torch.arange(COUNT),
+            observations=torch.randn(COUNT, STEPS, 4, generator=generator, dtype=torch.float64),
+            actions=torch.randint(3, (COUNT, STEPS), generator=generator),
+            next_values=numbers,
+            terminated=done,
+            done=done,
+        )
+        .select(rows)
+        .evolve(group=group - group.min())
+    )
+
+
+def weights_of(rows: list[int]) -> dict[str, Tensor]:
+    """Return the weights that each rule gives to rows, of which another callback has dropped every fourth."""
+    found = {}
+    for name, settings in RULES.items():
+        plan = UpdatePlan(episodes=rollout(rows))
+        plan.drop(torch.tensor([row % 4 == 0 for row in rows]), reason="another")
+        InfluenceFilter(**settings).on_rollout_end(None, Policy(), plan)
+        found[name] = plan.weights
+    return found
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.save(weights_of(HALVES[rank]), Path(folder) / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
