@@ -43,16 +43,11 @@ def seed_training(seed: int) -> None:
 def random_states() -> list[RandomStates]:
     """Return the state of every stream of every rank, as plain numbers and tensors, on all ranks alike."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
+    cached = int(has_gauss), float(gauss)
     mine: RandomStates = {
         "python": random.getstate(),
         # A tensor, because `torch.load(weights_only=True)` refuses NumPy arrays.
-        "numpy": (
-            str(kind),
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), *cached),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
