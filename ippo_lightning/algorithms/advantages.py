@@ -46,8 +46,8 @@ class GAE(AdvantageEstimator):
     Args:
         gamma: discount per step, in [0, 1].
         gae_lambda: trace decay per step, in [0, 1].
-        bootstrap_truncated: whether a response cut by the length limit counts as unfinished. Environments say so
-            themselves.
+        bootstrap_truncated: whether a response cut by the length limit counts as unfinished. For environments,
+            `terminated` tells.
         whiten: whether advantages get mean 0 and variance 1 over all steps of all ranks, before any callback filters.
 
     Raises:
@@ -89,6 +89,7 @@ class GAE(AdvantageEstimator):
                 gae_lambda=self.gae_lambda,
                 bootstrap_truncated=self.bootstrap_truncated,
             )
+        # After the returns, which stay in units of the reward: whitened, they would move with each batch.
         if self.whiten:
             # over all ranks: with the moments of one rank, the same episode would weigh differently on each
             moments = all_reduce_sum(torch.stack(masked_moments(values=advantages, mask=episodes.mask)))
@@ -122,11 +123,13 @@ class GroupBaseline(AdvantageEstimator):
     def __call__(self, episodes: Record) -> Record:
         """Return the episodes with `advantages`, and `returns` equal to the row's reward."""
         totals = masked_row_sum(values=episodes.rewards, mask=episodes.mask)
+        # All responses to a prompt are on one rank, so a group needs no other rank; the scale of a batch does.
         advantages = group_advantages(rewards=totals, group=episodes.group, scale=self.scale == "group")
         if self.scale == "batch":
             every = torch.ones_like(totals, dtype=torch.bool)
             moments = Moments(*all_reduce_sum(torch.stack(masked_moments(values=totals, mask=every))))
             _, variance = mean_and_variance(moments)
+            # Unbiased, as the standard deviation of a group is; one episode alone has 0, not 0 / 0.
             unbiased = variance * moments.count / (moments.count - 1).clamp(min=1)
             advantages = advantages / (unbiased.sqrt().to(advantages) + 1e-4)
         zero = torch.zeros_like(episodes.rewards)

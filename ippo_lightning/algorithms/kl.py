@@ -69,5 +69,6 @@ class AdaptiveKLController(FixedKLController):
             kl: mean divergence per episode, nats.
             num_episodes: episodes it was measured on, all ranks together.
         """
+        # Clipped, so that one rollout far from the target does not move the coefficient at once.
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.coef *= 1 + error * min(num_episodes / self.horizon, 1.0)

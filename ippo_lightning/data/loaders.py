@@ -36,6 +36,7 @@ class EvaluationSampler(DistributedSampler[int]):
     """
 
     def __iter__(self) -> Iterator[int]:
+        # The base class repeats rows until all ranks have equally many, and metrics would count those twice.
         return iter(self._indices())
 
     def __len__(self) -> int:
@@ -69,6 +70,7 @@ def training_loader(rows: Sequence[Row], *, batch_size: int, seed: int, num_work
         num_workers: processes that collate.
     """
     dataset = TextRows(rows)
+    # A sampler of no rows is an error; without one, the loader is empty, and the caller reports that.
     sampler: DistributedSampler[int] | None = None
     if rows:
         # this sampler has set_epoch, so a resumed run gets the order of its epoch again

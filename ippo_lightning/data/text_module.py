@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal, cast
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ippo_lightning.data.loaders import collate_rows, evaluation_loader, training_loader
 from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.records import Batch
 from ippo_lightning.tasks import NeedsPreparation, Row, Split, Task, TaskLike, callable_name, named_task
 
 Stage = Literal["sft", "rl"]
@@ -80,9 +81,7 @@ class TextDataModule(LightningDataModule):
             UserError: `setup` was not called.
         """
         if self._splits is None:
-            raise UserError(
-                f"data: {type(self).__name__} contains no rows yet; call setup() before asking for a loader"
-            )
+            raise UserError(f"data: {type(self).__name__} contains no rows yet; call setup() first")
         return self._splits
 
     def prepare_data(self) -> None:
@@ -101,7 +100,9 @@ class TextDataModule(LightningDataModule):
         """
         if self._splits is None:
             # all splits at once, so that a mistake in one shows before training and not at its first evaluation
-            self._splits = Splits(**{split.name: self._checked_rows(split.name) for split in fields(Splits)})
+            self._splits = Splits(
+                **{split.name: self._checked_rows(cast(Split, split.name)) for split in fields(Splits)}
+            )
 
     def train_dataloader(self) -> DataLoader[Row]:
         """Return demonstrations for SFT, prompts for PPO, in another order each epoch."""
@@ -116,15 +117,16 @@ class TextDataModule(LightningDataModule):
         """Return the test prompts."""
         return self._evaluation_loader(self.splits.test)
 
-    def influence_dataloader(self) -> list[dict[str, list[Any]]]:
+    def influence_dataloader(self) -> list[Batch]:
         """Return batches of the demonstrations behind the validation gradient, all of them, on every rank."""
+        # Not divided over ranks here: the target decides which rank does what.
         rows, size = self.splits.influence, self.evaluation_batch_size
         return [collate_rows([rows[place] for place in part]) for part in _parts(len(rows), size)]
 
     def _evaluation_loader(self, rows: Sequence[Row]) -> DataLoader[Row]:
         return evaluation_loader(rows, batch_size=self.evaluation_batch_size, num_workers=self.num_workers)
 
-    def _checked_rows(self, split: Any) -> Sequence[Row]:
+    def _checked_rows(self, split: Split) -> Sequence[Row]:
         rows = self.task.rows(split)
         check_rows(rows, split=split, source=callable_name(self.task))
         return rows
@@ -138,6 +140,7 @@ def as_task(task: TaskLike | str) -> Task:
     """
     if isinstance(task, str):
         return named_task(task)
+    # A class has the methods too, but without an instance they lack their first argument.
     if isinstance(task, type) or not isinstance(task, TaskLike):
         name = callable_name(task)
         raise UserError(f"data.task: {name} is no task; expected an object with rows(split) and grade(...), or a name")

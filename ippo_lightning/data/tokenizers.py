@@ -33,6 +33,7 @@ def arithmetic_tokenizer(*, digits_per_token: int = 2) -> PreTrainedTokenizerFas
     numbers = [f"{number:0{width}}" for width in range(1, digits_per_token + 1) for number in range(10**width)]
     vocabulary = {token: index for index, token in enumerate((PAD, EOS, UNKNOWN, *_ARITHMETIC_SIGNS, *numbers))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    # From the left, as in the vocabulary: "123" is "12" and "3", never "1" and "23".
     pattern = Regex(f"[0-9]{{1,{digits_per_token}}}|[^0-9]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
     tokenizer.decoder = decoders.Fuse()  # the default decoder would put spaces between tokens
@@ -67,6 +68,7 @@ def bpe_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PAD, EOS],
+        # All bytes, also those that the text lacks: any other text must be encodable.
         initial_alphabet=_byte_alphabet(),
         show_progress=False,
     )
@@ -77,7 +79,7 @@ def bpe_tokenizer(
 
 
 def _byte_alphabet() -> list[str]:
-    return sorted(pre_tokenizers.ByteLevel.alphabet())
+    return sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted: the library gives them in any order
 
 
 def _byte_level(tokenizer: Tokenizer) -> Tokenizer:

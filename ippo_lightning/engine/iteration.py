@@ -70,7 +70,8 @@ def run_iteration(
     # 3. call the reward, subtract the KL penalty
     episodes = _timed(seconds, "reward", lambda: stages.compute_rewards(episodes))
     episodes = without_broken(episodes, ("outcome_rewards", "rewards"), rule=settings.on_nonfinite)
-    # 4. estimate advantages
+    # 4. estimate advantages: without NaN, which whitening would spread to every episode of every rank, and before any
+    # callback, so that what is dropped does not change the baseline of what stays
     episodes = stages.compute_advantages(episodes)
     # 5. callbacks decide what each episode is worth
     plan = UpdatePlan(episodes=episodes)
@@ -106,12 +107,14 @@ def run_iteration(
 def rollout_metrics(episodes: Episodes) -> dict[str, float]:
     """Return numbers of what was collected, means over the episodes of all ranks."""
     mask = episodes.mask
+    # Sums of all ranks, and then one division: ranks may have different numbers of episodes.
     sums = torch.stack(
         [
             mask.new_tensor(len(episodes), dtype=torch.float64),
             episodes.outcome_rewards.double().sum(),
             episodes.lengths.double().sum(),
             episodes.truncated.double().sum(),
+            # Always k1, the log-ratio itself, whatever the estimator of the penalty; the adaptive controller reads it.
             ((episodes.log_probs - episodes.ref_log_probs).double() * mask).sum(),
             masked_row_mean(values=episodes.values, mask=mask).double().sum(),
         ]

@@ -39,11 +39,13 @@ def rebalance(work: Work) -> Work:
     if world_size() == 1:
         return work
     tokens = work.episodes.cost().long()
+    # All ranks take part in both calls before any of them may return.
     everyone = gather_rows(tokens)[0]
     owners = gather_rows(torch.full_like(tokens, rank()))[0]
     loads = torch.zeros(world_size(), dtype=torch.long, device=tokens.device).index_add(0, owners, everyone)
     if not len(everyone) or float(loads.max()) <= _TOLERATED * float(loads.float().mean()):
         return work
+    # Each rank computes the same assignment from the same numbers, so nobody has to send it.
     chosen = torch.tensor(assignment(everyone.tolist(), num_ranks=world_size())[rank()], device=tokens.device).long()
     return _gathered(work, chosen)
 
@@ -72,7 +74,7 @@ def assignment(tokens: list[int], *, num_ranks: int) -> list[list[int]]:
 def _gathered(work: Work, chosen: Tensor) -> Work:
     """Return the rows at `chosen` among those of all ranks."""
     wide = _widened(work.episodes).for_update()
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
     for name in wide.columns():
         column: Tensor = getattr(wide, name)
         is_mask = column.dtype == torch.bool  # gloo and NCCL carry bytes, not booleans

@@ -29,6 +29,7 @@ def broken_episodes(episodes: Episodes, quantities: Sequence[str]) -> dict[int, 
         values: Tensor = getattr(episodes, name)
         broken = ~torch.isfinite(values)
         if episodes.columns()[name].axis is not None:
+            # A model may compute NaN for padding, where it does no harm.
             broken = (broken & episodes.mask).any(dim=1)
         for row in broken.nonzero().flatten().tolist():
             found.setdefault(row, name)
@@ -50,6 +51,7 @@ def without_broken(episodes: Record, quantities: Sequence[str], *, rule: OnNonfi
     if not found:
         return episodes
     named = name_broken(episodes, found)
+    # Without any episode, this rank would have nothing to take part with in the collectives of the update.
     if rule == "stop" or len(found) == len(episodes):
         raise FloatingPointError(named)
     _LOG.warning("%s; left out", named)

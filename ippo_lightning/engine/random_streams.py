@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ippo_lightning.distributed.collectives import rank, world_size
 from ippo_lightning.errors import UserError
 
-_STRIDE = 1000  # between the seeds of neighbouring ranks
+# Between the seeds of neighbouring ranks. With 1, rank 1 of a run with seed 0 would repeat rank 0 of one with seed 1.
+_STRIDE = 1000
+
+
+class RandomStates(TypedDict):
+    """The state of each random stream of one rank, as plain numbers and tensors."""
+
+    python: tuple[Any, ...]
+    """Of `random`."""
+    numpy: tuple[str, Tensor, int, int, float]
+    """Of `numpy.random`; the tensor contains its 624 keys, int64."""
+    torch: Tensor
+    """Of the CPU, uint8."""
+    cuda: list[Tensor]
+    """Of each GPU, uint8; empty without one."""
 
 
 def seed_training(seed: int) -> None:
@@ -25,24 +40,27 @@ def seed_training(seed: int) -> None:
     torch.manual_seed(seed + _STRIDE * rank())
 
 
-def random_states() -> list[dict[str, Any]]:
+def random_states() -> list[RandomStates]:
     """Return the state of every stream of every rank, as plain numbers and tensors, on all ranks alike."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
-    mine = {
+    cached = int(has_gauss), float(gauss)
+    mine: RandomStates = {
         "python": random.getstate(),
-        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), has_gauss, gauss),
+        # A tensor, because `torch.load(weights_only=True)` refuses NumPy arrays.
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), *cached),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     if world_size() == 1:
         return [mine]
+    # Rank 0 alone writes the checkpoint, and each rank has a stream of its own.
     states: list[Any] = [None] * world_size()
     dist.all_gather_object(states, mine)
     return states
 
 
-def restore_random_states(states: Sequence[Mapping[str, Any]], *, source: object) -> None:
-    """Take over what `random_states` returned.
+def restore_random_states(states: Sequence[RandomStates], *, source: object) -> None:
+    """Continue the streams that `random_states` returned.
 
     Args:
         states: of all ranks.

@@ -70,12 +70,14 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: UpdateSettings)
         FloatingPointError: a gradient norm is not finite; the parameters are those before that step.
     """
     device = plan.weights.device
+    # Of all ranks: callbacks decide from the kept fraction, and the ranks have to decide alike.
     kept, total = all_reduce_sum(
         torch.stack([plan.keep.sum(), torch.tensor(len(plan.weights), device=device)])
     ).tolist()
     rows = torch.arange(len(plan.weights), device=device)
     if not settings.train_value_on_dropped:
         rows = rows[plan.keep]
+    # The placeholder is row 0, dropped or not: a rank without work still takes part in the collectives, at weight 0.
     work = rebalance(Work(plan.episodes.select(rows), plan.weights[rows], rows, plan.episodes.select([0])))
     trained = torch.arange(len(work.weights), device=device)
     num_minibatches = _num_minibatches(len(trained), of=len(plan.weights), settings=settings, device=device)
@@ -101,11 +103,13 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: UpdateSettings)
 def _num_minibatches(num_trained: int, *, of: int, settings: UpdateSettings, device: torch.device) -> int:
     """Return how many every rank goes through per epoch: as many as the fullest rank needs."""
     wanted = math.ceil((of if settings.steps_after_filtering == "same" else num_trained) / settings.minibatch_size)
+    # With `same`, there may be more minibatches than rows; those beyond would be empty on every rank.
     return min(all_reduce_max(wanted, device=device), all_reduce_max(num_trained, device=device))
 
 
 def _shuffled(rows: Tensor, num_minibatches: int) -> Iterator[Tensor]:
     """Yield near-equal parts, so that no minibatch is a leftover of one row; empty ones if this rank has too few."""
+    # Drawn on the CPU, whose state a checkpoint contains on every machine: the order does not depend on the device.
     order = rows[torch.randperm(len(rows)).to(rows.device)]
     yield from torch.tensor_split(order, num_minibatches)
 
@@ -131,7 +135,9 @@ def _step(
     try:
         return sums, stages.take_step()
     except FloatingPointError as error:
+        # The norm is that of the averaged gradient, so either all ranks come here or none.
         found = _broken_rows(stages, work, rows, settings=settings)
+        # Together, because the step is repeated by all ranks. If each row alone is finite, there is none to leave out.
         if not any_rank(bool(found), device=rows.device):
             raise
         named = (
@@ -142,6 +148,7 @@ def _step(
         if settings.on_nonfinite == "stop":
             raise FloatingPointError(named) from error
         _LOG.warning("%s; left out of this update", named)
+    # Each repetition leaves out at least one row of some rank, so this ends.
     skipped[list(found)] = True
     return _step(stages, work, rows, skipped, settings=settings, shrink=shrink)
 
@@ -173,6 +180,8 @@ def _accumulate(
     is_own = float(len(rows) > 0)
     episodes, rows, weights = _or_placeholder(work, rows)
     value_weights = torch.full_like(weights, is_own)
+    # Before the first backward, over the whole minibatch and all ranks: the parts then add up to the same loss, however
+    # the minibatch is cut into micro-batches and ranks.
     sizes = _sizes(episodes, rows, settings).double()
     counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
     policy_count, value_count = all_reduce_sum(counted).tolist()
@@ -183,18 +192,23 @@ def _accumulate(
     for one in stages.passes(episodes.spans[rows], max_rows=settings.micro_batch_size):
         minibatch = Minibatch(
             episodes=episodes.select(rows[one.rows]),
+            # A repeated pass runs like any other and adds nothing.
             weights=weights[one.rows] * one.is_real,
             value_weights=value_weights[one.rows] * one.is_real,
+            # At least 1: where nothing counts, the loss is 0 / 1 and not 0 / 0.
             policy_denominator=max(policy_count, 1.0) * shrink * scale,
             value_denominator=max(value_count, 1.0) * scale,
         )
+        # Around the forward too: DDP decides there whether the backward will average.
         with stages.no_sync(not one.is_last):
             loss, sums = stages.loss_through_wrapper(minibatch)
             stages.backward_loss(loss)
         totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
+    # One reduction for all sums, stacked in the same order on every rank.
     names = sorted(totals)
     reduced = all_reduce_sum(torch.stack([totals[name].double() for name in names]))
     sums = dict(zip(names, reduced, strict=True))
+    # Only losses were scaled up with their denominators.
     return {name: value * scale if name.endswith("_loss") else value for name, value in sums.items()}
 
 

@@ -38,12 +38,15 @@ def gae(
     Returns:
         Shape [rows, steps], 0.0 off the mask.
     """
+    # `where`, not a product: 0 * NaN is NaN, and what stands after the end of an episode may be anything.
     delta = rewards + gamma * torch.where(terminated, 0.0, next_values) - values
+    # Column 0 does not exist in a record without steps.
     later = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.new_zeros(len(rewards))
     columns = []
     for step in reversed(range(rewards.shape[1])):
         counts = mask[:, step]
         current = delta[:, step] + gamma * gae_lambda * torch.where(done[:, step], 0.0, later)
+        # A step off the mask passes the trace on unchanged.
         later = torch.where(counts, current, later)
         columns.append(torch.where(counts, current, torch.zeros_like(current)))
     return torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)
@@ -106,6 +109,7 @@ def last_steps(*, mask: Tensor) -> Tensor:
         Shape [rows, steps], bool, with one True per row that has a counted step.
     """
     counted = mask.cumsum(dim=1)
+    # `mask &`, because the count stays at its maximum on everything after the last step.
     return mask & (counted == mask.sum(dim=1, keepdim=True))
 
 
@@ -124,6 +128,7 @@ def group_advantages(*, rewards: Tensor, group: Tensor, scale: bool, epsilon: fl
     Returns:
         Shape [rows].
     """
+    # Group numbers may have gaps; `members` counts from 0.
     _, members = group.unique(return_inverse=True)
     zeros = rewards.new_zeros(int(members.max()) + 1 if len(members) else 0)
     counts = zeros.index_add(0, members, torch.ones_like(rewards))
@@ -131,6 +136,7 @@ def group_advantages(*, rewards: Tensor, group: Tensor, scale: bool, epsilon: fl
     centred = rewards - means[members]
     if not scale:
         return centred
+    # A group of one has the variance 0, not 0 / 0.
     variances = zeros.index_add(0, members, centred.square()) / (counts - 1).clamp(min=1)
     return centred / (variances.sqrt()[members] + epsilon)
 

@@ -31,6 +31,7 @@ def policy_loss_terms(
     Returns:
         Shape [rows, steps].
     """
+    # The minimum makes the clipping one-sided: it stops a step that has gone too far, never one that comes back.
     ratio = (log_probs - old_log_probs).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
 
@@ -100,11 +101,13 @@ def update_diagnostics(
     Returns:
         `clipped_tokens`, `approx_kl_sum` (k3 form, nats), `ratio_sum`, `tokens`; each [] float.
     """
+    # Before the exponential, which what stands in padding could overflow.
     log_ratio = torch.where(mask, log_probs - old_log_probs, torch.zeros_like(log_probs))
     ratio = log_ratio.exp()
     is_clipped = (ratio - 1 > clip_high) | (1 - ratio > clip_low)
     return {
         "clipped_tokens": masked_sum(values=is_clipped.to(ratio.dtype), mask=mask),
+        # expm1: near equality, exp(x) - 1 would only be the rounding of 1.
         "approx_kl_sum": masked_sum(values=log_ratio.expm1() - log_ratio, mask=mask),
         "ratio_sum": masked_sum(values=ratio, mask=mask),
         "tokens": mask.sum().to(ratio.dtype),

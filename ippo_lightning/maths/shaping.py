@@ -36,4 +36,5 @@ def shape_rewards(
     is_last = last_steps(mask=mask)
     final = outcome_rewards - missing_eos_penalty * truncated.to(outcome_rewards.dtype)
     zero = torch.zeros_like(kl)
+    # `where`, not products with the masks: NaN in padding would stay NaN.
     return torch.where(mask, -kl_coef * kl, zero) + torch.where(is_last, final[:, None], zero)

@@ -22,12 +22,13 @@ class ExactMatch(Metric):
         tensor(0.7500)
     """
 
-    full_state_update = False
+    full_state_update = False  # an update needs no earlier state, so torchmetrics need not run it twice
     num_correct: Tensor
     num_responses: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        # Integers, which add up exactly over batches and ranks.
         self.add_state("num_correct", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("num_responses", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -137,6 +138,7 @@ class MajorityVote(Metric):
 
     def compute(self) -> Tensor:
         """Return the fraction, in [0, 1], shape []."""
+        # A grader that reports no answers would make every prompt one without votes, and the result a misleading 0.
         if self.num_unreported > 0:
             return torch.full_like(self.votes, torch.nan)
         return fraction(self.votes, self.num_prompts)

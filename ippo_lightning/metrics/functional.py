@@ -26,6 +26,7 @@ def pass_at_k(*, num_samples: int, num_correct: int, k: int) -> float:
     """
     if num_samples < k:
         raise UserError(f"pass_at_k: k = {k} with {num_samples} samples per prompt; sample at least k")
+    # Integers of any size: with products of floats, hundreds of samples would overflow or round.
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
@@ -45,6 +46,7 @@ def majority_vote(*, answers: Sequence[str | None], reference: str) -> float:
     if not votes:
         return 0.0
     most = max(votes.values())
+    # The expectation over ties and not a draw, so that an evaluation gives the same number again.
     winners = [answer for answer, count in votes.items() if count == most]
     return float(reference in winners) / len(winners)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
 from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.labels import LabelFractions
+from ippo_lightning.records import Example
 
 
 class GradedResponse(Protocol):
@@ -70,6 +71,7 @@ class ReasoningMetrics(nn.Module):
             references: for each prompt, the right answer in canonical form; None if there is none.
         """
         sizes = {len(group) for group in grades}
+        # The grades become a matrix [prompts, samples], and a mean over prompts needs the same n in each.
         if len(sizes) > 1:
             raise UserError(f"metrics.grades: {sorted(sizes)} samples per prompt; expected the same number for each")
         if not grades:
@@ -96,7 +98,7 @@ class ReasoningMetrics(nn.Module):
         }
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set all sums and counts to 0."""
         for metric in (
             self.exact_match,
             self.majority_vote,
@@ -107,7 +109,7 @@ class ReasoningMetrics(nn.Module):
             metric.reset()
 
 
-def reference_answers(examples: Sequence[Mapping[str, Any]]) -> list[str | None]:
+def reference_answers(examples: Sequence[Example]) -> list[str | None]:
     """Return the right answer of each example as text, None if it has no `answer`.
 
     Args:

@@ -10,23 +10,41 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
 from ippo_lightning.policies.sharding import unknown_sharding
 
 if TYPE_CHECKING:
-    from lightning import LightningModule
+    from lightning import LightningModule, Trainer
+    from lightning.fabric.wrappers import _FabricModule
+
+
+class Loop(Protocol):
+    """What a module reads of a loop other than `lightning.Trainer`; a `FabricLoop` has it."""
+
+    should_stop: bool
+    """Set by callbacks, to end the run after the iteration."""
+
+    @property
+    def callbacks(self) -> Sequence[object]:
+        """The run's callbacks."""
+
+    @property
+    def max_iterations(self) -> int:
+        """Iterations of the run."""
 
 
 class Backend(Protocol):
     """What a module needs of the loop that runs it."""
 
     @property
-    def host(self) -> Any:
+    def host(self) -> object:
         """What callbacks get as their trainer."""
 
     @property
-    def callbacks(self) -> Sequence[Any]:
+    def callbacks(self) -> Sequence[object]:
         """The run's callbacks."""
 
     @property
@@ -36,14 +54,14 @@ class Backend(Protocol):
     def no_sync(self) -> AbstractContextManager[None]:
         """Do not average gradients over ranks."""
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: object) -> Any:
         """Call a method of the module through the strategy's wrapper (DDP)."""
 
-    def clip_gradients(self, optimizer: Any, *, max_norm: float) -> Tensor | None:
+    def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
         """Scale the gradient down to `max_norm`; return its norm before, or None if the strategy does not tell."""
 
     @property
-    def scaler(self) -> Any:
+    def scaler(self) -> GradScaler | None:
         """The gradient scaler of float16, which skips a step that overflows and then scales less; None without one."""
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
@@ -55,15 +73,15 @@ class FabricBackend:
 
     Args:
         module: attached to the loop.
-        loop: has `callbacks` and `max_iterations`, as a `FabricLoop` does; it logs what `training_step` returns.
+        loop: logs what `training_step` returns.
         wrapper: what `Fabric.setup` returned; None without training.
     """
 
-    def __init__(self, module: LightningModule, loop: Any, wrapper: Any) -> None:
+    def __init__(self, module: LightningModule, loop: Loop, wrapper: _FabricModule | None) -> None:
         self.module, self.host, self.wrapper = module, loop, wrapper
 
     @property
-    def callbacks(self) -> Sequence[Any]:
+    def callbacks(self) -> Sequence[object]:
         """The loop's callbacks."""
         return list(self.host.callbacks)
 
@@ -78,19 +96,20 @@ class FabricBackend:
             return nullcontext()
         return self.module.fabric.no_backward_sync(self.wrapper)
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: object) -> Any:
         """Through the wrapper."""
         return getattr(self.wrapper or self.module, method)(*arguments)
 
-    def clip_gradients(self, optimizer: Any, *, max_norm: float) -> Tensor | None:
+    def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
         """Fabric's own, which supports sharded and scaled gradients."""
         if self.wrapper is None or self.module.fabric is None:
             return _clipped(self.module, max_norm)
+        # No error here: the caller knows the rows of the minibatch, and names those that broke the gradient.
         norm = self.module.fabric.clip_gradients(self.wrapper, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         return None if norm is None else full_tensor(norm)
 
     @property
-    def scaler(self) -> Any:
+    def scaler(self) -> GradScaler | None:
         """The scaler of Fabric's precision plugin."""
         return None if self.module.fabric is None else getattr(self.module.fabric.strategy.precision, "scaler", None)
 
@@ -113,14 +132,14 @@ class TrainerBackend:
         require_full_or_fsdp2(self.host.strategy)
 
     @property
-    def host(self) -> Any:
+    def host(self) -> Trainer:
         """The trainer."""
         return self.module.trainer
 
     @property
-    def callbacks(self) -> Sequence[Any]:
+    def callbacks(self) -> Sequence[object]:
         """The trainer's callbacks."""
-        return list(self.host.callbacks)
+        return list(self.host.callbacks)  # type: ignore[attr-defined]  # set by a part of the Trainer
 
     @property
     def total_iterations(self) -> int | None:
@@ -136,22 +155,23 @@ class TrainerBackend:
         block = None if is_sharded(self.module) else getattr(self.host.strategy, "block_backward_sync", None)
         return block() if block is not None else nullcontext()
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: object) -> Any:
         """Directly: Trainer's strategies route the whole `training_step` through their wrapper."""
         return getattr(self.module, method)(*arguments)
 
-    def clip_gradients(self, optimizer: Any, *, max_norm: float) -> Tensor | None:
+    def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
         """Clip trained parameters; scaled gradients by a scaled norm, since the plugin unscales in its step."""
         scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
         return _clipped(self.module, max_norm * scale) / scale
 
     @property
-    def scaler(self) -> Any:
+    def scaler(self) -> GradScaler | None:
         """The scaler of Trainer's precision plugin."""
         return getattr(self.host.precision_plugin, "scaler", None)
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
         """Log with the iteration as the step: Trainer's own step counts every optimizer step."""
+        # Lightning's loggers take a metric of this name for the horizontal axis.
         self.module.log("step", float(iteration), on_step=True, on_epoch=False, batch_size=1)
         for name, value in metrics.items():
             self.module.log(

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from lightning import LightningModule
@@ -14,10 +14,15 @@ from torch import Tensor, nn
 
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine import random_states, restore_random_states, seed_training
-from ippo_lightning.modules.backends import Backend, FabricBackend, TrainerBackend
+from ippo_lightning.modules.backends import Backend, FabricBackend, Loop, TrainerBackend
 from ippo_lightning.modules.memory import memory_of
 from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from ippo_lightning.records import Minibatch, Pass, passes
+
+if TYPE_CHECKING:
+    from lightning.fabric.wrappers import _FabricModule
+
+    from ippo_lightning.engine.random_streams import RandomStates
 
 
 class BaseModule(LightningModule):
@@ -32,21 +37,22 @@ class BaseModule(LightningModule):
 
     def __init__(self, *, optimizer: OptimizerSettings | None = None) -> None:
         super().__init__()
+        # One `training_step` takes many optimizer steps, or none, which Lightning's own loop does not support.
         self.automatic_optimization = False
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.iteration = 0
         self.episodes_seen = 0
         self.optimizer_steps = 0
         self.tokens_trained = 0
-        self._random_states: Any = None
+        self._random_states: list[RandomStates] | None = None
 
     # --- the backend: Fabric or Trainer -----------------------------------------------------------
 
-    def attach(self, loop: object, *, wrapper: Any = None) -> None:
+    def attach(self, loop: Loop, *, wrapper: _FabricModule | None = None) -> None:
         """Tie the module to a loop other than `lightning.Trainer`.
 
         Args:
-            loop: has `callbacks`, `should_stop` and `max_iterations`, as a `FabricLoop` does.
+            loop: a `FabricLoop`, or what has the same attributes.
             wrapper: what `Fabric.setup` returned; losses are computed through it, so that DDP takes part.
         """
         # not through nn.Module.__setattr__: the wrapper contains this module and would become its child
@@ -59,6 +65,7 @@ class BaseModule(LightningModule):
             UserError: the strategy does not work with sampling and scoring.
         """
         self.__dict__["_backend"] = None
+        # Lightning's own methods (`optimizers`, `manual_backward`) would use the Fabric of an earlier loop.
         self._fabric = None
         TrainerBackend(self).require_supported_strategy()
 
@@ -80,6 +87,7 @@ class BaseModule(LightningModule):
 
     def schedule_learning_rate(self) -> float:
         """Set the learning rate of this iteration in every parameter group; return its fraction of the peak."""
+        # Computed from the iteration, without a scheduler object: a checkpoint has nothing of it to keep.
         factor = learning_rate_factor(
             self.optimizer_settings, iteration=self.iteration, total=self.backend.total_iterations
         )
@@ -87,11 +95,11 @@ class BaseModule(LightningModule):
             group["lr"] = group["initial_lr"] * factor
         return factor
 
-    def only_optimizer(self) -> Any:
+    def only_optimizer(self) -> torch.optim.Optimizer:
         """Return the one optimizer, as Trainer or Fabric wrapped it."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list), "configure_optimizers returns one optimizer"
-        return optimizer
+        return cast(torch.optim.Optimizer, optimizer)  # the wrappers take on its class
 
     def backward_loss(self, loss: Tensor) -> None:
         """Add to the gradients, through the precision plugin and the strategy."""
@@ -118,6 +126,7 @@ class BaseModule(LightningModule):
             FloatingPointError: the norm is not finite; no step was taken.
         """
         optimizer = self.only_optimizer()
+        # An infinite limit clips nothing, and the norm is measured all the same.
         norm = self.backend.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
         if norm is not None and not bool(torch.isfinite(norm)) and not self._scaler_can_help():
             optimizer.zero_grad()
@@ -128,9 +137,10 @@ class BaseModule(LightningModule):
 
     def _scaler_can_help(self) -> bool:
         """Return whether a gradient scaler will skip the step and scale less; below 1 it cannot help any more."""
+        # An overflow of float16 is no mistake: the scaler starts too high on purpose, and comes down by skipping steps.
         return self.backend.scaler is not None and float(self.backend.scaler.get_scale()) >= 1.0
 
-    def call_through_wrapper(self, method: str, *arguments: Any) -> Any:
+    def call_through_wrapper(self, method: str, *arguments: object) -> Any:
         """Call one of this module's methods so that the strategy's wrapper (DDP) takes part in the forward."""
         return self.backend.call(method, *arguments)
 
@@ -141,6 +151,7 @@ class BaseModule(LightningModule):
 
     def why_not_finite(self, minibatch: Minibatch) -> str | None:
         """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind."""
+        # Not through the wrapper: DDP would wait for other ranks, and those try rows of their own, perhaps fewer.
         loss, _ = getattr(self, self.loss_method)(minibatch)
         if not bool(torch.isfinite(loss)):
             return "loss"
@@ -192,10 +203,12 @@ class BaseModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the random stream of this rank, or continue that of the checkpoint (under `lightning.Trainer`)."""
+        # Here and not when the checkpoint is loaded: what Lightning draws in between must not move the stream.
         if self._random_states is not None:
             restore_random_states(self._random_states, source="ckpt_path")
             self._random_states = None
         else:
+            # `seed_everything` leaves its seed in this variable, the same on every rank.
             seed_training(int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

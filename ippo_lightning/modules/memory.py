@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ippo_lightning.distributed.collectives import all_reduce_max
 from ippo_lightning.distributed.dtensor import local_bytes
@@ -14,7 +14,7 @@ from ippo_lightning.distributed.dtensor import local_bytes
 _MIB = 2**20
 
 
-def memory_of(module: nn.Module, optimizer: Any) -> dict[str, float]:
+def memory_of(module: nn.Module, optimizer: Optimizer) -> dict[str, float]:
     """Return MiB of the rank that uses most.
 
     Args:
@@ -25,7 +25,7 @@ def memory_of(module: nn.Module, optimizer: Any) -> dict[str, float]:
         `memory/parameters_mib`; `memory/optimizer_mib`; `memory/peak_mib`, the most in use since the last call:
         on a GPU what torch allocated, on a CPU the largest resident size of the process so far.
     """
-    while not isinstance(optimizer, torch.optim.Optimizer):  # as Lightning or Fabric wrapped it
+    while not isinstance(optimizer, Optimizer):  # a wrapper, unless it takes on the class as Lightning's do
         optimizer = optimizer.optimizer
     parameters = list(module.parameters())
     device = parameters[0].device
@@ -37,11 +37,13 @@ def memory_of(module: nn.Module, optimizer: Any) -> dict[str, float]:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
+        # Reset, so that each iteration reports its own peak and not that of the run.
         torch.cuda.reset_peak_memory_stats(device)
         return peak
     if sys.platform == "win32":
         return 0
     import resource
 
+    # getrusage counts bytes on macOS and KiB on Linux.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

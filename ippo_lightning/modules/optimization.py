@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -75,6 +75,7 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
         {"params": [trainable[name] for name in trainable if name not in critic], "lr": settings.learning_rate},
         {"params": [trainable[name] for name in trainable if name in critic], "lr": value_rate},
     ]
+    # The schedule sets "lr" in each iteration, so the peak is kept beside it; torch's own schedulers use the same key.
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
     # foreach: torch's choice on a GPU; on a CPU it gives the same bits with fewer calls
     extra = {"foreach": True} if settings.kind == "adamw" else {}
@@ -83,7 +84,7 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
     )
 
 
-def _optimizer_class(kind: OptimizerKind) -> Any:
+def _optimizer_class(kind: OptimizerKind) -> Callable[..., Optimizer]:
     if kind == "adamw":
         return AdamW
     from bitsandbytes import optim
@@ -104,6 +105,7 @@ def learning_rate_factor(settings: OptimizerSettings, *, iteration: int, total: 
         total: iterations of the whole run, or None if unknown (the rate then stays at its peak).
     """
     if iteration < settings.warmup_iterations:
+        # + 1, because the first iteration takes steps too: at a rate of 0 they would be for nothing.
         return (iteration + 1) / (settings.warmup_iterations + 1)
     if settings.schedule == "constant" or not total or total <= settings.warmup_iterations:
         return 1.0

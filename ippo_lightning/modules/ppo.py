@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from ippo_lightning.maths import (
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.text import TextModule
 from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
-from ippo_lightning.records import Minibatch, RolloutPlan, TextEpisodes, UpdateStats
+from ippo_lightning.records import Batch, Minibatch, RolloutPlan, TextEpisodes, UpdateStats
 from ippo_lightning.rewards import HeldReward, Reward, grade_reward
 from ippo_lightning.rollouts import collect_episodes
 from ippo_lightning.tasks import Grader
@@ -134,7 +134,7 @@ class PPOModule(TextModule):
         if datamodule is not None:
             _ = self.reward  # a run without any reward stops here, before its first iteration
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, float]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, float]:
         """Run one iteration on a batch of prompts; return numbers for the log."""
         start = time.perf_counter()
         factor = self.schedule_learning_rate()
@@ -147,6 +147,7 @@ class PPOModule(TextModule):
             callbacks=backend.callbacks,
             trainer=backend.host,
         )
+        # Logged before it moves: this is the coefficient that the rewards of this iteration were made with.
         coef = self.kl_controller.coef
         self.kl_controller.update(kl=stats.kl, num_episodes=stats.num_episodes)
         self.last_stats = stats
@@ -164,7 +165,7 @@ class PPOModule(TextModule):
 
     # --- the stages: override one, leave the rest ----------------------------------------------------
 
-    def plan_rollout(self, batch: Mapping[str, Any]) -> RolloutPlan:
+    def plan_rollout(self, batch: Batch) -> RolloutPlan:
         """Return the plan of a batch of prompts: `sampling.num_responses` for each."""
         counts = torch.full((len(batch["prompts"]),), self.sampling.num_responses)
         return RolloutPlan(batch=batch, counts=counts)
@@ -188,6 +189,7 @@ class PPOModule(TextModule):
             episodes.examples,
             allow_nonfinite=self.update_settings.on_nonfinite == "skip",
         ).to(episodes.log_probs)
+        # In the reward and not in the loss, so no gradient flows through it, and any estimator may be used.
         kl = kl_estimate(
             log_probs=episodes.log_probs, ref_log_probs=episodes.ref_log_probs, estimator=self.kl_estimator
         )
@@ -251,7 +253,7 @@ class PPOModule(TextModule):
             minibatch: episodes, the weights of their losses, and the denominators of the whole optimizer step, so
                 that micro-batches and ranks add up to the loss of the whole minibatch.
         """
-        episodes: Any = minibatch.episodes
+        episodes = cast(TextEpisodes, minibatch.episodes)
         mask = episodes.mask
         needs_gradient = self.entropy_coef > 0 or self._reads_entropy
         output = self.score(
@@ -265,13 +267,14 @@ class PPOModule(TextModule):
             return reduce_terms(terms=terms, mask=mask, weights=weights, reduction=reduction, denominator=denominator)
 
         policy_loss = reduced(self.loss_terms(output, episodes), minibatch.weights, minibatch.policy_denominator)
-        assert output.entropy is not None, "asked for above"
+        assert output.entropy is not None, "requested above"
         entropy = reduced(output.entropy, minibatch.value_weights, minibatch.value_denominator)
         value_loss = torch.zeros_like(policy_loss)
         if output.values is not None:
             terms = self.value_loss.terms(output.values, episodes)
             value_loss = reduced(terms, minibatch.value_weights, minibatch.value_denominator)
         loss = policy_loss + self.value_loss.coef * value_loss - self.entropy_coef * entropy
+        # `value_weights`: a row that is dropped for the policy counts, one that only fills a rank does not.
         counted = mask & (minibatch.value_weights > 0)[:, None]
         low, high = self.loss.bounds
         sums = update_diagnostics(
@@ -305,10 +308,11 @@ class PPOModule(TextModule):
         output = PolicyOutput(log_probs=episodes.log_probs, entropy=None, values=episodes.values)
         return self._per_row(self.loss_terms(output, episodes), episodes)
 
-    def validation_loss(self, batch: Mapping[str, Any]) -> Tensor:
+    def validation_loss(self, batch: Batch) -> Tensor:
         """Return the SFT loss of good demonstrations, mean over tokens, then over demonstrations, shape []."""
         encoded = self.encode_demonstrations(batch)
         output = self.policy(*encoded)
+        # Over demonstrations last: each has the same weight, whatever its length is.
         return -masked_row_mean(values=output.log_probs, mask=encoded.response_mask).mean()
 
     @property

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from ippo_lightning.maths import reduce_terms
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.text import Grader, TextModule
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
+from ippo_lightning.records import Batch
 
 
 class SFTModule(TextModule):
@@ -50,7 +49,7 @@ class SFTModule(TextModule):
         self.micro_batch_size = micro_batch_size
         self.max_grad_norm = max_grad_norm
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, float]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, float]:
         """Take one optimizer step on a batch of demonstrations; return numbers for the log."""
         start = time.perf_counter()
         factor = self.schedule_learning_rate()
@@ -58,6 +57,7 @@ class SFTModule(TextModule):
         local_tokens = encoded.response_mask.sum().double()
         tokens = float(all_reduce_sum(local_tokens))
         lengths = encoded.response_mask.sum(dim=1)
+        # Gradients are averaged over ranks: divided by tokens / ranks, their average is the mean over all tokens.
         total = torch.zeros((), dtype=torch.float64, device=encoded.response_ids.device)
         for one in self.passes(lengths, max_rows=self.micro_batch_size, sort=False):
             part = EncodedResponses(*(tensor[one.rows] for tensor in encoded))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -19,6 +18,7 @@ from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
 from ippo_lightning.policies.sharding import shard_policy
+from ippo_lightning.records import Batch
 from ippo_lightning.rewards import HeldGrader
 from ippo_lightning.rollouts import sample_responses
 from ippo_lightning.tasks import Grader, Row
@@ -88,6 +88,7 @@ class TextModule(BaseModule):
         Raises:
             UserError: the mesh has a tensor-parallel dimension, which the policy does not support.
         """
+        # Lightning calls this once for each of fit, validate and test; a second sharding would nest the first.
         mesh = self.device_mesh
         if mesh is None or is_sharded(self):
             return
@@ -101,7 +102,7 @@ class TextModule(BaseModule):
 
     # --- demonstrations ---------------------------------------------------------------------------
 
-    def encode_demonstrations(self, batch: Mapping[str, Any]) -> EncodedResponses:
+    def encode_demonstrations(self, batch: Batch) -> EncodedResponses:
         """Return the batch's prompts and responses as ids on the policy's device, with EOS appended."""
         encoded = encode_demonstrations(
             self.policy.tokenizer, batch["prompts"], batch["responses"], max_length=self.policy.context_length
@@ -110,11 +111,11 @@ class TextModule(BaseModule):
 
     # --- evaluation ------------------------------------------------------------------------------
 
-    def sample(self, batch: Mapping[str, Any]) -> list[list[str]]:
+    def sample(self, batch: Batch) -> list[list[str]]:
         """Return `evaluation.num_responses` texts for each prompt of the batch."""
         return sample_responses(self.policy, prompts=batch["prompts"], sampling=self.evaluation)
 
-    def evaluate_batch(self, batch: Mapping[str, Any], batch_index: int) -> None:
+    def evaluate_batch(self, batch: Batch, batch_index: int) -> None:
         """Sample, grade, and add the grades to `evaluation_metrics`."""
         if self.grader is None:
             raise UserError("model.grader: null, and the data has no task with a grade; evaluation needs a grader")
@@ -126,11 +127,11 @@ class TextModule(BaseModule):
         ]
         self.evaluation_metrics.update(grades, references=reference_answers(batch["examples"]))
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate one batch of prompts."""
         self.evaluate_batch(batch, batch_idx)
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate one batch of prompts."""
         self.evaluate_batch(batch, batch_idx)
 
@@ -148,6 +149,7 @@ class TextModule(BaseModule):
 
     @contextmanager
     def _evaluation_stream(self, batch_index: int) -> Iterator[None]:
+        # Prime strides, so that no batch of one rank has the seed of another batch of another rank.
         with isolate_rng():
             torch.manual_seed(self.evaluation_seed + 7919 * batch_index + 104729 * rank())
             yield

@@ -3,12 +3,14 @@
 from ippo_lightning.records.control import ControlEpisodes
 from ippo_lightning.records.episodes import Episodes
 from ippo_lightning.records.passes import Pass, cut_rows, passes
-from ippo_lightning.records.plans import Minibatch, PlanChange, RolloutPlan, UpdatePlan, UpdateStats
-from ippo_lightning.records.text import TextEpisodes
+from ippo_lightning.records.plans import Batch, Minibatch, PlanChange, RolloutPlan, UpdatePlan, UpdateStats
+from ippo_lightning.records.text import Example, TextEpisodes
 
 __all__ = [
+    "Batch",
     "ControlEpisodes",
     "Episodes",
+    "Example",
     "Minibatch",
     "Pass",
     "PlanChange",

@@ -23,6 +23,7 @@ class ControlEpisodes(Episodes):
     """[rows, steps] int64, or [rows, steps, *features] float."""
     next_values: Tensor = step_column()
     """[rows, steps] the critic's estimate of the state after each step."""
+    # Padding counts as ended: no value bootstraps across it, and no trace runs through it.
     terminated: Tensor = step_column(fill=True)
     """[rows, steps] bool, True where the environment ended by itself: nothing comes after it."""
     done: Tensor = step_column(fill=True)
@@ -40,6 +41,7 @@ class ControlEpisodes(Episodes):
         Advantages need time, and nothing after them does: this is the record of IIF (Hu et al. 2025, arXiv 2505.19281).
         The outcome reward of a transition is its own reward; it is truncated where its episode was cut by a limit.
         """
+        # `nonzero` goes row by row, so the steps of an environment stay next to each other and in order.
         environment, step = self.mask.nonzero(as_tuple=True)
         changes = {
             name: getattr(self, name)[environment, step].unsqueeze(1)

@@ -28,6 +28,7 @@ class Column:
     """Whether more axes may follow the second one."""
 
 
+# `Any`, as the stubs of `dataclasses.field`: a class body assigns the result to a field that is annotated as a Tensor.
 def row_column() -> Any:
     """Return a dataclass field of shape [rows]."""
     return field(metadata={"column": Column()})
@@ -90,6 +91,7 @@ class Episodes:
     """Axis to the field that tells which of its columns are padding in every row."""
 
     def __post_init__(self) -> None:
+        # A field of another shape might broadcast, or index other rows, and the numbers would still look right.
         widths = {axis: getattr(self, name).shape[1] for axis, name in self.mask_of_axis.items()}
         for name, layout in self.columns().items():
             shape = tuple(getattr(self, name).shape)
@@ -128,6 +130,7 @@ class Episodes:
     def spans(self) -> Tensor:
         """[rows] int64, steps of each row up to its last one that counts, holes included."""
         steps = torch.arange(1, self.mask.shape[1] + 1, device=self.device)
+        # amax of no columns is an error; such rows have the span 0.
         return (self.mask * steps).amax(dim=1) if self.mask.shape[1] else self.lengths
 
     @property
@@ -137,6 +140,7 @@ class Episodes:
 
     def cost(self) -> Tensor:
         """Return what each row takes of a pass through the policy, in steps (tokens), shape [rows], int64."""
+        # With its holes: a forward runs over each position up to the last one that counts.
         return self.spans
 
     def describe(self, row: int) -> str:
@@ -163,10 +167,12 @@ class Episodes:
         index = torch.as_tensor(index, device=self.device)
         if index.dtype == torch.bool:
             raise UserError(f"episodes.select: index is a mask {list(index.shape)}; expected positions")
+        # An empty list becomes a float tensor, which cannot be an index.
         index = index.long()
-        chosen: dict[str, Any] = {name: getattr(self, name)[index] for name in self.columns()}
+        chosen: dict[str, object] = {name: getattr(self, name)[index] for name in self.columns()}
         rows = index.tolist()
         chosen |= {name: tuple(getattr(self, name)[row] for row in rows) for name in self.object_columns()}
+        # A minibatch of short rows does not pay for the longest row of the rollout.
         return self.evolve(**chosen).trimmed()
 
     def trimmed(self: _Self) -> _Self:
@@ -183,6 +189,7 @@ class Episodes:
         """Return how many columns of an axis lie between its unpadded end and the last one in use."""
         mask: Tensor = getattr(self, self.mask_of_axis[axis])
         in_use = mask.any(dim=0).nonzero().flatten()
+        # One column stays, because many operations (a maximum, a forward) fail on an axis of size 0.
         if not len(in_use):
             return 1
         return mask.shape[1] - int(in_use[0]) if pad == "left" else int(in_use[-1]) + 1
@@ -212,7 +219,7 @@ class Episodes:
         """
         widths = {axis: max(getattr(part, name).shape[1] for part in parts) for axis, name in cls.mask_of_axis.items()}
         wide = [part.widened(widths) for part in parts]
-        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in wide]) for name in cls.columns()}
+        joined: dict[str, object] = {name: torch.cat([getattr(part, name) for part in wide]) for name in cls.columns()}
         joined |= {
             name: tuple(entry for part in parts for entry in getattr(part, name)) for name in cls.object_columns()
         }

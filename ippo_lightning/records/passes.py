@@ -80,6 +80,7 @@ def cut_rows(
         limit = first_rows if len(parts) == 1 and first_rows is not None else max_rows
         is_full = bool(parts) and limit is not None and len(parts[-1]) >= limit
         largest = max(largest, cost)
+        # Padding costs as much as tokens: a part takes its number of rows times its longest row.
         is_too_large = bool(parts) and max_tokens is not None and (len(parts[-1]) + 1) * largest > max_tokens
         if not parts or is_full or is_too_large:
             parts.append([])

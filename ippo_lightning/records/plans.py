@@ -12,13 +12,17 @@ from torch import Tensor
 from ippo_lightning.errors import UserError
 from ippo_lightning.records.episodes import Episodes
 
+Batch = Mapping[str, Any]
+"""What a data loader gives, by column: for text `prompts` and `examples`, each with one entry per prompt. What a column
+contains is up to the task."""
+
 
 @dataclass(slots=True, kw_only=True)
 class RolloutPlan:
     """What is about to be sampled: a callback may change it in `on_rollout_start`, before sampling."""
 
-    batch: Mapping[str, Any]
-    """What the data loader gave, for text `prompts` and `examples` of one entry per prompt."""
+    batch: Batch
+    """What the data loader gave."""
     counts: Tensor
     """[prompts] int64, how many responses each prompt gets."""
     history: list[str] = field(default_factory=list)
@@ -40,7 +44,7 @@ class RolloutPlan:
         self.counts = _checked_counts(counts, like=self.counts, reason=reason)
         self.history.append(reason)
 
-    def replace_prompts(self, batch: Mapping[str, Any], *, counts: Tensor, reason: str) -> None:
+    def replace_prompts(self, batch: Batch, *, counts: Tensor, reason: str) -> None:
         """Sample for other prompts.
 
         Args:
@@ -160,16 +164,21 @@ class UpdatePlan:
     def _multiply(
         self, kind: Literal["drop", "scale", "note"], factors: Tensor, *, reason: str, scores: Tensor | None
     ) -> None:
+        # The update has read the weights: a later change would do nothing, or the ranks would disagree on their steps.
         if self.sealed:
             raise UserError(f"plan.{kind}: '{reason}' came after the update had begun; call it in on_rollout_end")
         if factors.shape != self._weights.shape:
             shape, expected = tuple(factors.shape), tuple(self._weights.shape)
             raise UserError(f"plan.{kind}: '{reason}' has shape {shape}, expected {expected}")
+        # Detached and copied: a plan keeps no graph alive, and does not change when a callback changes its own tensor.
         factors = factors.detach().to(device=self._weights.device, dtype=self._weights.dtype, copy=True)
+        # NaN > 0 is False: a NaN weight would silently look like a dropped row.
         if not bool(torch.isfinite(factors).all()):
             raise UserError(f"plan.{kind}: '{reason}' contains NaN or infinity; weights must be finite")
+        # A negative weight turns the loss around, and the clipping then no longer bounds the step.
         if bool((factors < 0).any()):
             raise UserError(f"plan.{kind}: '{reason}' goes down to {float(factors.min()):g}; expected weights >= 0")
+        # A new tensor: who has read `weights` before keeps what it was then.
         self._weights = self._weights * factors
         self.history.append(PlanChange(reason=reason, kind=kind, factors=factors, scores=scores))
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ippo_lightning.records.episodes import Episodes, column, object_column, step_column
 
+Example = Mapping[str, Any]
+"""What a task knows about one prompt: any keys and values, `answer` among them if there is a right one."""
+
 _LONGEST = 60  # characters of a prompt in a message
 
 
@@ -34,7 +37,7 @@ class TextEpisodes(Episodes):
     """The prompts as text, one per row."""
     responses: tuple[str, ...] = object_column()
     """The responses as text, for rewards and reports; they are never tokenized again."""
-    examples: tuple[Mapping[str, Any], ...] = object_column()
+    examples: tuple[Example, ...] = object_column()
     """What the data module knows about each prompt, the answer for instance."""
 
     mask_of_axis: ClassVar[Mapping[str, str]] = {"steps": "mask", "prompt_tokens": "prompt_mask"}
@@ -57,4 +60,5 @@ class TextEpisodes(Episodes):
 
     def for_update(self) -> TextEpisodes:
         """Return the same episodes without the responses as text and without the examples."""
+        # The prompts stay: messages name a row by the beginning of its prompt.
         return self.evolve(responses=("",) * len(self), examples=({},) * len(self))

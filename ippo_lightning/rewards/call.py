@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.records import Example
 from ippo_lightning.rewards.evaluation_mode import evaluation_mode
 from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.tasks import callable_name
@@ -19,7 +19,7 @@ def call_reward(
     *,
     prompts: Sequence[str],
     responses: Sequence[str],
-    examples: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
     allow_nonfinite: bool = False,
 ) -> Tensor:
     """Return what a reward returns, checked.
@@ -46,9 +46,11 @@ def call_reward(
     except UserError:
         raise  # already one line for the user, of a grader for example
     except Exception as error:  # the user's code may raise anything; its cause stays attached
+        # On one line and short: the message of a library may be of any length.
         message = " ".join(str(error).split())[:200]
         raise UserError(f"model.reward: {name} raised {type(error).__name__}: {message}") from error
     try:
+        # Detached and on the CPU: a reward model may return a graph, or a tensor of another GPU.
         rewards = torch.as_tensor(returned, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from ippo_lightning.records import Example
 from ippo_lightning.rewards.held import HeldGrader
 from ippo_lightning.tasks import Grader, callable_name
 
@@ -25,9 +25,7 @@ class GradeReward:
         self.grader = grader if isinstance(grader, HeldGrader) else HeldGrader(grader)
         self.__qualname__ = f"GradeReward({callable_name(grader)})"  # the name in messages
 
-    def __call__(
-        self, prompts: Sequence[str], responses: Sequence[str], examples: Sequence[Mapping[str, Any]]
-    ) -> list[float]:
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], examples: Sequence[Example]) -> list[float]:
         """Return 1.0 or 0.0 per response.
 
         Args:

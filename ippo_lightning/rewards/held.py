@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.records import Example
 from ippo_lightning.rewards.call import call_reward
 from ippo_lightning.rewards.evaluation_mode import evaluation_mode
 from ippo_lightning.rewards.protocol import Reward
@@ -38,7 +38,7 @@ class HeldReward:
         self,
         prompts: Sequence[str],
         responses: Sequence[str],
-        examples: Sequence[Mapping[str, Any]],
+        examples: Sequence[Example],
         *,
         allow_nonfinite: bool = False,
     ) -> Tensor:
@@ -66,7 +66,7 @@ class HeldGrader:
         # messages name the user's grader, whatever holds it
         self.__qualname__, self.__module__ = callable_name(grader).rpartition(".")[::-2]
 
-    def __call__(self, prompt: str, response: str, example: Mapping[str, Any]) -> Grade:
+    def __call__(self, prompt: str, response: str, example: Example) -> Grade:
         """Return the grade of one response.
 
         Raises:

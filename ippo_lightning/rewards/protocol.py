@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+
+from ippo_lightning.records import Example
 
 # The return type must not name a class such as Tensor: the YAML parser would then take only functions whose annotation
 # promises that class, and refuse a user's function without annotations.
-Reward = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
+Reward = Callable[[Sequence[str], Sequence[str], Sequence[Example]], Sequence[float]]
 """Called as `reward(prompts, responses, examples)`, each with one entry per episode. Returns one finite number per
 episode: a sequence, a NumPy array or a tensor of shape [rows] or [rows, 1]."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
-from ippo_lightning.records import TextEpisodes, passes
+from ippo_lightning.records import Example, TextEpisodes, passes
 
 
 def collect_episodes(
     policy: CausalLMPolicy,
     *,
     prompts: Sequence[str],
-    examples: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
     sampling: SamplingSettings,
     micro_batch_size: int,
     counts: Tensor | None = None,
@@ -48,7 +47,7 @@ def sample_episodes(
     policy: CausalLMPolicy,
     *,
     prompts: Sequence[str],
-    examples: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
     sampling: SamplingSettings,
     counts: Tensor | None = None,
 ) -> TextEpisodes:
@@ -64,7 +63,9 @@ def sample_episodes(
     prompt_ids, prompt_mask = prompt_ids.to(policy.device), prompt_mask.to(policy.device)
     repeats = [sampling.num_responses] * len(prompts) if counts is None else counts.tolist()
     samples = policy.sample(prompt_ids, prompt_mask, sampling, counts=counts)
+    # NaN, so that a stage that reads a number before another has filled it shows at once.
     unknown = torch.full(samples.response_ids.shape, torch.nan, device=prompt_ids.device)
+    # The order in which `policy.sample` returns the responses.
     index = torch.arange(len(prompts)).repeat_interleave(torch.tensor(repeats)).to(prompt_ids.device)
     return TextEpisodes(
         prompt_ids=prompt_ids[index],
@@ -98,6 +99,8 @@ def fill_log_probs(
         temperature: of sampling; the log-probs are those of the distribution that was sampled from.
         micro_batch_size: episodes per forward.
     """
+    # Not the sampler's own numbers: with a cache, or in another engine, they are rounded differently, and PPO's ratio
+    # would not be 1 before the first step. float32 also for a half-precision policy.
     log_probs = torch.zeros(episodes.response_ids.shape, device=episodes.response_ids.device)
     ref_log_probs, values = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
     # sorted by the steps of the response; a pass that is repeated for other ranks writes the same numbers again
@@ -111,7 +114,7 @@ def fill_log_probs(
             values[rows, :columns] = output.values.float()
         if policy.has_reference:
             ref_log_probs[rows, :columns] = policy.reference_log_probs(*tokens, temperature=temperature).float()
-        else:
+        else:  # the policy itself, so that the divergence and its penalty are 0
             ref_log_probs[rows, :columns] = output.log_probs.float()
     off = ~episodes.mask  # what stands between the policy's own tokens was read, but does not count
     return episodes.evolve(
@@ -133,7 +136,7 @@ def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling
     Args:
         policy: samples; it does not change.
         prompts: the texts to continue.
-        sampling: how.
+        sampling: how; all `num_responses` responses to a prompt are in one list.
     """
     texts = sample_episodes(policy, prompts=prompts, examples=[{}] * len(prompts), sampling=sampling).responses
     return [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.records import Batch
+from ippo_lightning.tasks import Row
 
 
 class TrainingBatches:
@@ -21,7 +22,7 @@ class TrainingBatches:
     def __init__(self, position: Mapping[str, int] | None = None) -> None:
         self.position = {"epoch": 0, "batch": 0, **(position or {})}
 
-    def of(self, loader: DataLoader[Any]) -> Iterator[Any]:
+    def of(self, loader: DataLoader[Row]) -> Iterator[Batch]:
         """Yield batches without end, from the position on; each one moves the position.
 
         Args:
@@ -38,13 +39,14 @@ class TrainingBatches:
                 loader.sampler.set_epoch(self.position["epoch"])
             for index, batch in enumerate(quiet_iterator(loader)):
                 if index >= skip:
+                    # Before the batch is used: a checkpoint written during its iteration counts it as done.
                     self.position["batch"] = index + 1
                     yield batch
             skip = 0
             self.position = {"epoch": self.position["epoch"] + 1, "batch": 0}
 
 
-def quiet_iterator(loader: DataLoader[Any]) -> Iterator[Any]:
+def quiet_iterator(loader: DataLoader[Row]) -> Iterator[Batch]:
     """Begin to load without drawing from torch's global random stream.
 
     A data loader draws a seed for its workers whenever an epoch begins. A resumed run begins in the middle of an epoch;

@@ -8,17 +8,20 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
+from lightning import Callback
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import ippo_lightning
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.engine import random_states, restore_random_states
+from ippo_lightning.engine.random_streams import RandomStates
 from ippo_lightning.errors import UserError
-from ippo_lightning.modules import BaseModule
+from ippo_lightning.modules import BaseModule, TextModule
 from ippo_lightning.storage.atomic import PARTIAL, link_whole, write_whole
 from ippo_lightning.storage.run_folder import (
     BEST_CHECKPOINT,
@@ -28,25 +31,57 @@ from ippo_lightning.storage.run_folder import (
 )
 
 FORMAT = 2
-_SAMPLED = 64  # entries of a frozen tensor that go into the fingerprint
+# Entries of a frozen tensor that go into the fingerprint: enough to tell models apart, while hashing all weights of a
+# large model would take long at every start.
+_SAMPLED = 64
+
+
+class Best(TypedDict, total=False):
+    """The best evaluation so far; empty before the first."""
+
+    metric: str
+    value: float
+    iteration: int
+    """Iterations done before it."""
+    is_written: bool
+    """Whether its checkpoint is written."""
+
+
+class Checkpoint(TypedDict):
+    """The content of a checkpoint: tensors and plain values, which `torch.load(weights_only=True)` accepts."""
+
+    format: int
+    version: str
+    module: str
+    reference: str
+    fingerprint: str
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    progress: dict[str, Any]
+    position: dict[str, int]
+    callbacks: dict[str, dict[str, Any]]
+    random: list[RandomStates]
+    best: Best
+    config: str
 
 
 def checkpoint_state(
     *,
-    module: Any,
-    optimizer: Any,
-    callbacks: Sequence[Any],
+    module: TextModule,
+    optimizer: Optimizer,
+    callbacks: Sequence[Callback],
     position: Mapping[str, int],
     fingerprint: str,
-    best: Mapping[str, Any],
+    best: Best,
     config: str,
-) -> dict[str, Any]:
+) -> Checkpoint:
     """Return the content of a checkpoint; every rank must call this.
 
     Args:
-        module: a `BaseModule`; its trained parameters are saved; frozen ones are loaded from their source again.
-        optimizer: with `state_dict`.
-        callbacks: with Lightning's `state_dict`.
+        module: its trained parameters are saved; frozen ones are loaded from their source again.
+        optimizer: its state is saved in full, also if it is sharded.
+        callbacks: their `state_dict` is saved.
         position: epoch and batch of the training data.
         fingerprint: of the frozen parameters, see `frozen_fingerprint`.
         best: the best evaluation so far.
@@ -65,19 +100,19 @@ def checkpoint_state(
         "position": dict(position),
         "callbacks": {_callback_key(index, item): item.state_dict() for index, item in enumerate(callbacks)},
         "random": random_states(),
-        "best": dict(best),
+        "best": best.copy(),
         "config": config,
     }
 
 
 def restore_checkpoint(
-    state: Mapping[str, Any],
+    state: Checkpoint,
     *,
     source: Path,
-    module: Any,
+    module: TextModule,
     fingerprint: str,
-    optimizer: Any | None = None,
-    callbacks: Sequence[Any] | None = None,
+    optimizer: Optimizer | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> None:
     """Load what `checkpoint_state` returned.
 
@@ -92,10 +127,12 @@ def restore_checkpoint(
     Raises:
         UserError: the checkpoint is of another model, module, reference or number of processes.
     """
+    saved: Mapping[str, object] = state
+    # An evaluation reads the parameters only, so it may have another module or reference.
     for name, mine in (("module", type(module).__name__), ("reference", module.policy.reference_kind)):
-        if state[name] != mine and optimizer is not None:
+        if saved[name] != mine and optimizer is not None:
             raise UserError(
-                f"checkpoint: {source} has {name} {state[name]}, this run has {mine}; they must be the same"
+                f"checkpoint: {source} has {name} {saved[name]}, this run has {mine}; they must be the same"
             )
     if state["fingerprint"] != fingerprint:
         raise UserError(f"checkpoint: {source} is of another model; its frozen parameters are not those of this one")
@@ -107,13 +144,14 @@ def restore_checkpoint(
             module.backend.scaler.load_state_dict(state["scaler"])
     if callbacks is not None:
         for index, item in enumerate(callbacks):
-            saved = state["callbacks"].get(_callback_key(index, item))
-            if saved:
-                item.load_state_dict(saved)
+            own = state["callbacks"].get(_callback_key(index, item))
+            if own:
+                item.load_state_dict(own)
+        # Last, so that nothing of what is loaded here draws from the restored streams.
         restore_random_states(state["random"], source=source)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Return the content of a checkpoint; no code of the file runs.
 
     Raises:
@@ -121,6 +159,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"checkpoint: {path} does not exist; expected a checkpoint that `ippo fit` wrote")
+    # weights_only: any other pickle may run code of whoever wrote it.
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -134,7 +173,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint: {path} was written by {written}, and {ippo_lightning.__version__} reads format {FORMAT}; "
             "resume with that version, or train again"
         )
-    return state
+    return cast(Checkpoint, state)
 
 
 def load_parameters(module: BaseModule, parameters: Mapping[str, Tensor], *, source: Path) -> None:
@@ -150,13 +189,14 @@ def load_parameters(module: BaseModule, parameters: Mapping[str, Tensor], *, sou
             parameter.copy_(sharded_like(parameters[name], parameter))
 
 
-def _sharded(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+def _sharded(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """Shard an optimizer's saved tensors as its parameters are sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     owners = dict(zip(numbers, parameters, strict=True))
 
     def sharded(number: int, entry: Any) -> Any:
+        # Moments have the shape of their parameter; the count of steps is a number, which each rank keeps in full.
         is_of_parameter = isinstance(entry, Tensor) and entry.shape == owners[number].shape
         return sharded_like(entry, owners[number]) if is_of_parameter else entry
 
@@ -182,6 +222,7 @@ def frozen_fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         flat = parameter.detach().flatten()
         if len(flat) and not parameter.is_meta:
+            # As bytes, because NumPy has no bfloat16.
             entries = flat[:: max(len(flat) // _SAMPLED, 1)][:_SAMPLED].cpu()
             digest.update(entries.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -213,7 +254,7 @@ class CheckpointFolder:
         """Return the checkpoints by iteration, complete or not."""
         return sorted(self.path.glob(CHECKPOINT_PATTERN), reverse=True)
 
-    def read_newest(self) -> tuple[Path, dict[str, Any]]:
+    def read_newest(self) -> tuple[Path, Checkpoint]:
         """Return the newest complete checkpoint; one that cannot be read is skipped with a warning.
 
         Raises:
@@ -221,12 +262,13 @@ class CheckpointFolder:
         """
         paths = self.newest_first()
         for path, older in zip(paths, [*paths[1:], None], strict=False):
+            # With no older one left, the error is what the user has to see.
             state = _read_or_warn(path) if older is not None else read_checkpoint(path)
             if state is not None:
                 return path, state
         raise UserError(f"checkpoint: {self.path} has none; expected one that `ippo fit` wrote")
 
-    def write(self, state: Mapping[str, Any], *, iteration: int, is_best: bool) -> None:
+    def write(self, state: Checkpoint, *, iteration: int, is_best: bool) -> None:
         """Write a checkpoint and delete the oldest; only rank 0 writes.
 
         Args:
@@ -245,16 +287,19 @@ class CheckpointFolder:
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
             raise OSError(f"checkpoint: {path} cannot be written ({reason}); older ones are complete") from error
+        # Second names of the same file: they take no space, and stay when the first name is deleted below.
         link_whole(path, self.last)
         if is_best:
             link_whole(path, self.best)
+        # Only now, so that a crash at any moment leaves one complete checkpoint.
         for old in self.newest_first()[self.keep_last :]:
             old.unlink(missing_ok=True)
+        # Left by a run that was killed while it wrote.
         for left_over in self.path.glob("*" + PARTIAL):
             left_over.unlink(missing_ok=True)
 
 
-def _read_or_warn(path: Path) -> dict[str, Any] | None:
+def _read_or_warn(path: Path) -> Checkpoint | None:
     try:
         return read_checkpoint(path)
     except UserError as error:
@@ -262,5 +307,5 @@ def _read_or_warn(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _callback_key(index: int, callback: Any) -> str:
+def _callback_key(index: int, callback: Callback) -> str:
     return f"{index}:{callback.state_key}"

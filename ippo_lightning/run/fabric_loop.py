@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from lightning.fabric import Fabric
+from lightning import Callback, Fabric, LightningDataModule
+from lightning.fabric.loggers import Logger
+from rich.console import Console
 
 from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.engine import call_hook, seed_training
 from ippo_lightning.errors import UserError
+from ippo_lightning.modules import TextModule
 from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
 from ippo_lightning.run.batches import TrainingBatches, quiet_iterator
 from ippo_lightning.run.checkpoints import (
+    Best,
     CheckpointFolder,
     checkpoint_state,
     frozen_fingerprint,
@@ -30,7 +34,7 @@ from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.run.signals import Interrupted, finish_on_signal
 from ippo_lightning.storage.atomic import write_text_whole
-from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, HISTORY, RESULTS, RunFolder, finite
+from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, HISTORY, RESULTS, JsonObject, RunFolder, finite
 
 __all__ = ["FabricLoop", "LoopSettings"]
 
@@ -53,10 +57,10 @@ class FabricLoop:
     def __init__(
         self,
         fabric: Fabric,
-        module: Any,
-        datamodule: Any,
+        module: TextModule,
+        datamodule: LightningDataModule,
         *,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[Callback] = (),
         settings: LoopSettings | None = None,
         seed: int = 0,
         config: str = "",
@@ -72,9 +76,9 @@ class FabricLoop:
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, keep_last=self.settings.keep_last_checkpoints)
         self.should_stop = False
         self.batches = TrainingBatches()
-        self.best: dict[str, Any] = {}
+        self.best: Best = {}
         self._bar: ProgressBar | None = None
-        self._optimizer: Any = None
+        self._optimizer: torch.optim.Optimizer | None = None
         self._fingerprint = ""
         self._checkpointed_at: int | None = None
 
@@ -91,12 +95,12 @@ class FabricLoop:
         return self.settings.max_iterations
 
     @property
-    def loggers(self) -> list[Any]:
+    def loggers(self) -> list[Logger]:
         """The loggers of the Fabric."""
         return list(self.fabric.loggers)
 
     @property
-    def console(self) -> Any:
+    def console(self) -> Console | None:
         """The console that keeps the progress bar in its place while printing; None before the run."""
         return self._bar.console if self._bar is not None else None
 
@@ -138,6 +142,7 @@ class FabricLoop:
             call_hook(self.callbacks, "on_exception", self, self.module, error)
             raise
         self.checkpoint()
+        # A scheduler may signal one rank only.
         signal_number = all_reduce_max(signals[0] if signals else 0, device=self.fabric.device)
         if signal_number:
             where = f"stopped after iteration {self.module.iteration}: {self.checkpoints.last}"
@@ -154,10 +159,13 @@ class FabricLoop:
         resumed = self._begin_folder()
         self._set_up_data("fit")
         self.module.train()
+        # Before sharding and before any forward, see `frozen_fingerprint`.
         self._fingerprint = frozen_fingerprint(self.module)
         wrapper, self._optimizer = self._wrapped()
+        # Fabric refuses to run a module by another method than `forward`, unless it is told the name.
         wrapper.mark_forward_method(self.module.loss_method)
         self.module.attach(self, wrapper=wrapper)
+        # After everything that draws at random is built: another model or data set does not move this stream.
         seed_training(self.seed)
         if resumed:
             self._resume()
@@ -169,14 +177,13 @@ class FabricLoop:
         self.datamodule.setup(stage)
         self.module.use_data(self.datamodule)
 
-    def _wrapped(self) -> tuple[Any, Any]:
+    def _wrapped(self) -> tuple[Any, torch.optim.Optimizer]:
         """Return the module and its optimizer, wrapped by Fabric."""
         quantize_frozen_layers_only(self.fabric.strategy.precision, self.module)
-        if isinstance(
-            self.fabric.strategy, ShardedStrategy
-        ):  # sharding replaces the parameters: the optimizer comes after it
+        # Sharding replaces the parameters: the optimizer comes after it.
+        if isinstance(self.fabric.strategy, ShardedStrategy):
             wrapper = self.fabric.setup_module(self.module)
-            optimizer = self.fabric.setup_optimizers(self.module.configure_optimizers())
+            optimizer: Any = self.fabric.setup_optimizers(self.module.configure_optimizers())
             self.module._fabric_optimizers = [optimizer]  # as `Fabric.setup` does for both together
             return wrapper, optimizer
         wrapper, optimizer = self.fabric.setup(self.module, self.module.configure_optimizers())
@@ -193,15 +200,12 @@ class FabricLoop:
             optimizer=self._optimizer,
             callbacks=self.callbacks,
         )
-        self.batches, self.best = TrainingBatches(state["position"]), dict(state["best"])
+        self.batches, self.best = TrainingBatches(state["position"]), state["best"].copy()
         self._checkpointed_at = self.module.iteration
         if self.is_global_zero:
             self.folder.forget_after(self.module.iteration)
-            log_again(
-                self.fabric.loggers,
-                history=self.folder.read_rows(HISTORY),
-                evaluations=self.folder.read_rows(EVALUATIONS),
-            )
+            history, evaluations = self.folder.read_rows(HISTORY), self.folder.read_rows(EVALUATIONS)
+            log_again(self.fabric.loggers, history=history, evaluations=evaluations)
 
     def _launch(self) -> None:
         """Start the other ranks, unless the caller has already done so."""
@@ -228,12 +232,8 @@ class FabricLoop:
         self._launch()
         self._set_up_data("test")
         if checkpoint is not None:
-            restore_checkpoint(
-                read_checkpoint(checkpoint),
-                source=checkpoint,
-                module=self.module,
-                fingerprint=frozen_fingerprint(self.module),
-            )
+            state, fingerprint = read_checkpoint(checkpoint), frozen_fingerprint(self.module)
+            restore_checkpoint(state, source=checkpoint, module=self.module, fingerprint=fingerprint)
         self.module.to(self.fabric.device)
         self.module.attach(self)
 
@@ -251,7 +251,7 @@ class FabricLoop:
             for (index, batch), is_mine in in_step(list(enumerate(quiet_iterator(loader))), module=self.module):
                 if is_mine:
                     self.module.validation_step(batch, index)
-                else:
+                else:  # for the collectives of the other ranks; what is sampled does not count
                     self.module.sample(batch)
         metrics: dict[str, float] = self.module.evaluation_metrics.compute()
         self.module.evaluation_metrics.reset()
@@ -266,7 +266,7 @@ class FabricLoop:
             self.best["is_written"] = True
         state = checkpoint_state(
             module=self.module,
-            optimizer=self._optimizer,
+            optimizer=cast(torch.optim.Optimizer, self._optimizer),
             callbacks=self.callbacks,
             position=self.batches.position,
             fingerprint=self._fingerprint,
@@ -279,9 +279,8 @@ class FabricLoop:
     # --- parts of a run -----------------------------------------------------------------------------------
 
     def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
-        if (
-            self.settings.evaluate_first and self._checkpointed_at is None
-        ):  # a checkpoint of iteration 0 is written after it
+        # Not again after a resume: also a checkpoint of iteration 0 is written after this evaluation.
+        if self.settings.evaluate_first and self._checkpointed_at is None:
             self._validate(bar)
         bar.update(completed=self.module.iteration, numbers={})
         batches = self.batches.of(self.datamodule.train_dataloader())
@@ -289,13 +288,14 @@ class FabricLoop:
             batch = self.fabric.to_device(next(batches))
             iteration = self.module.iteration
             with self.fabric.autocast():
-                metrics = self.module.training_step(batch, iteration)
+                metrics = cast(dict[str, float], self.module.training_step(batch, iteration))
             self._log(iteration, metrics)
             bar.update(completed=self.module.iteration, numbers=metrics)
             if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
                 self._validate(bar)
             if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations):
                 self.checkpoint()
+            # Together: a rank that went on alone would wait for the others for ever.
             self.should_stop = any_rank(self.should_stop or bool(signals), device=self.fabric.device)
 
     def _validate(self, bar: ProgressBar) -> None:
@@ -325,6 +325,7 @@ class FabricLoop:
         self.fabric.log_dict(finite(dict(metrics)), step=iteration)
 
     def _finish(self, *, seconds: float) -> dict[str, float]:
+        # To save a sharded policy, every rank helps to gather it.
         if self.settings.save_model and (self.is_global_zero or is_sharded(self.module)):
             self.module.policy.save_pretrained(self.folder.model)
         if not self.settings.test_at_end:
@@ -334,7 +335,7 @@ class FabricLoop:
             self.folder.write(RESULTS, {**self.describe_evaluation(metrics), "seconds": seconds})
         return metrics
 
-    def describe_evaluation(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+    def describe_evaluation(self, metrics: Mapping[str, float]) -> JsonObject:
         """Return metrics together with the problems and samples behind them."""
         return {
             **metrics,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning.fabric.strategies import STRATEGY_REGISTRY, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -10,6 +10,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.sharding import shard_policy, unknown_sharding
+
+if TYPE_CHECKING:
+    from ippo_lightning.modules import BaseModule
 
 NAME = "fsdp2"
 
@@ -34,23 +37,24 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Start the process group; the mesh is all ranks."""
+        # Lightning's "auto" would shard over machines only, and use the ranks of each machine for tensor parallelism.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def _sharded(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        policy: Any = getattr(module, "policy", None)
+        policy = getattr(module, "policy", None)
         if policy is None:
             raise UserError(f"fabric.strategy: {NAME} shards a module's `policy`; {type(module).__name__} has none")
         shard_policy(policy, mesh["data_parallel"], gather_for_sampling=self.gather_for_sampling)
         return module.to(self.root_device)  # what is not sharded, for instance the state of metrics
 
 
-def require_supported(strategy: object, module: Any) -> None:
+def require_supported(strategy: object, module: BaseModule) -> None:
     """Refuse strategies that shard parameters in other ways: sampling and influence scores do not support them.
 
     Args:
         strategy: of the Fabric.
-        module: a `BaseModule`.
+        module: its optimizer is checked.
 
     Raises:
         UserError: another sharding strategy than ours, or an optimizer that does not support sharding.

@@ -28,6 +28,7 @@ class ProgressBar:
     """
 
     def __init__(self, *, enabled: bool, total: int, title: str) -> None:
+        # Standard error, so that the output of a command can be piped without the bar.
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -63,6 +64,7 @@ class ProgressBar:
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
+        # No markup: a path may contain brackets, which rich would read as a style.
         self.console.print(line, markup=False, highlight=False)
 
 

@@ -64,6 +64,7 @@ class LoopSettings:
 
     def is_better(self, value: float, than: float | None) -> bool:
         """Return whether a value of `best_metric` is better than the best so far (null for none)."""
+        # NaN (0 / 0, for example without right answers) is equal to nothing, and never the best.
         if value != value or than is None:
             return value == value
         return value > than if self.best_mode == "max" else value < than

@@ -32,6 +32,7 @@ def finish_on_signal(announce: Callable[[str], None]) -> Iterator[list[int]]:
         announce: called with one line that explains what will happen.
     """
     arrived: list[int] = []
+    # Python lets only the main thread set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield arrived
         return

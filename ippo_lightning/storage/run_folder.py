@@ -51,6 +51,9 @@ TABLE = "table.txt"
 RESULTS_MARKDOWN = "results.md"
 FIGURES = "figures"
 
+JsonObject = Mapping[str, Any]
+"""One line of a log, or one file, as JSON. What a value is, its reader has to check: anybody may have written it."""
+
 _HELD: dict[Path, IO[str]] = {}
 """Lock files that this process keeps open, by folder. The lock ends when its file is closed."""
 
@@ -167,16 +170,16 @@ class RunFolder:
         for name in (CHECKPOINTS, COMPLETIONS, CSV, MODEL):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def append(self, name: str, row: Mapping[str, Any]) -> None:
+    def append(self, name: str, row: JsonObject) -> None:
         """Append one JSON line to file `name`; NaN and infinity become null."""
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row)) + "\n")
 
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
+    def write(self, name: str, content: JsonObject) -> None:
         """Write file `name` as JSON, completely or not at all."""
         write_text_whole(self.path / name, json.dumps(finite(content), indent=2) + "\n")
 
-    def read_rows(self, name: str) -> list[dict[str, Any]]:
+    def read_rows(self, name: str) -> list[JsonObject]:
         """Return the complete lines of file `name`; empty if there is no such file."""
         path = self.path / name
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
@@ -197,7 +200,7 @@ class RunFolder:
                 write_text_whole(path, "".join(line + "\n" for line in lines if _iteration(line) <= last))
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """Return a copy of `value` with None for every NaN and infinity, at any depth; JSON has no such numbers."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
