@@ -16,6 +16,7 @@ from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter
 from ippo_lightning.callbacks.episode_log import MAX_TEXT, episode_rows, factors_of, reasons_of
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import PlanChange
+from ippo_lightning.tasks import Grade
 
 
 class Kind(str, Enum):
@@ -76,7 +77,7 @@ def test_a_row_contains_means_over_the_response_and_the_last_scores() -> None:
 
 @pytest.mark.parametrize(("label", "written"), [("any words", "any words"), (Kind.LUCKY, "lucky"), (None, None)])
 def test_a_grader_may_give_any_label_or_none(label: Any, written: str | None) -> None:
-    rows = episode_rows(stats(), grader=lambda *_: SimpleNamespace(label=label, correct=True))
+    rows = episode_rows(stats(), grader=lambda *_: Grade(label=label, correct=True))
     assert [(row["label"], row["correct"]) for row in rows] == [(written, True)] * 2
 
 
@@ -85,7 +86,7 @@ def test_the_grader_reads_the_full_response_and_the_log_keeps_its_beginning() ->
 
     def grader(prompt: str, response: str, example: Any) -> Any:
         read.append((prompt, len(response), example))
-        return SimpleNamespace(label=None, correct=False)
+        return Grade(correct=False)
 
     rows = episode_rows(stats(response="x" * 5000), grader=grader)
     assert read == [("p", 5000, "e"), ("q", 1, "f")]
