@@ -4,8 +4,8 @@ r"""What an iteration costs, on paper, and how far the paper agrees with this ma
     python benchmarks/growth.py --predict       # prints the table for 8B and 70B on 8 to 512 GPUs, measures nothing
 
 The model is that of docs/growth.md: floating-point operations, bytes of memory moved, bytes held, bytes sent. Two
-numbers of the machine are fitted at the middle size (operations per second in training, bytes per second in sampling), the
-other two sizes are predicted from them.
+numbers of the machine are fitted at the middle size (operations per second in training, bytes per second in sampling),
+the other two sizes are predicted from them.
 """
 
 from __future__ import annotations
