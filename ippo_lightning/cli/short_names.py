@@ -24,7 +24,7 @@ ROOMS = (
     "selection",
     "tasks",
 )
-"""Rooms whose public names a YAML can use; a room that does not exist is passed over."""
+"""Rooms whose public names a YAML can use; a room that does not exist is skipped."""
 
 
 @cache

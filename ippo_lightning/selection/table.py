@@ -93,7 +93,7 @@ class RolloutTable:
             force_keep=self.force_keep[rows],
             force_drop=self.force_drop[rows],
             group_scores=self.group_scores[:, rows],
-            mine=slice(0, len(rows)),
+            mine=slice(0, len(rows)),  # a part of the table belongs to no rank
         )
 
     def _column(self, name: str) -> Tensor:
@@ -133,8 +133,10 @@ def gather_table(
         **({} if scores is None else {"scores": scores}),
         **{name: _READ[name](plan.episodes) for name in sorted(needs & _READ.keys())},
     }
+    # columns are sorted above, so that each rank stacks them in the same order
     if "groups" in needs:
         local["rank"] = nobody + rank()
+    # NCCL gathers only what lies on the GPU; scores are there even if the episodes are not
     device = nobody.device if scores is None else scores.device
     # float64 represents each float32 and each group number exactly
     columns = [

@@ -264,7 +264,7 @@ def test_what_cannot_be_divided_is_refused_in_one_line(what: str, tmp_path: Path
         module, complaint = tiny_module(policy=policy), "fsdp2 cannot shard the 8-bit weights"
     else:
         module = tiny_module(optimizer=OptimizerSettings(kind="adamw_8bit"))
-        complaint = "optimizer.kind: adamw_8bit does not know divided parameters; use adamw"
+        complaint = "optimizer.kind: adamw_8bit does not support sharded parameters; use adamw"
     with pytest.raises(UserError, match=complaint):
         tiny_loop(tmp_path / "run", module, fabric=fabric, **RUN).fit()
     if torch.distributed.is_initialized():

@@ -115,7 +115,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "init_args": {"pretrained": str(folder / "model")},
                 },
                 "kl_controller": {
-                    "class_path": "ippo_lightning.maths.AdaptiveKLController",
+                    "class_path": "ippo_lightning.algorithms.AdaptiveKLController",
                     "init_args": {"coef": 0.1, "target": 0.5, "horizon": 64},
                 },
                 "sampling": {"num_responses": 2, "max_new_tokens": 8},
