@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 EPISODES, RESPONSE, EPOCHS, MINIBATCH = 256, 44, 2, 64
-MODEL = "experiments/arithmetic/sft_model"
+MODEL = "experiments/models/arithmetic_llama"
 SYSTEMS = ("TRL", "critic: separate", "critic: head")
 
 

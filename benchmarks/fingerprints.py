@@ -33,21 +33,20 @@ UNSTABLE = ("time/", "memory/", "seconds", "max_iterations")
 RENAMED: tuple[tuple[str, str], ...] = (("^ppo/", "update/"), ("_share$", "_fraction"))
 """Pattern and replacement for names of metrics that have changed since; applied to the first file of `compare`."""
 
-ARITHMETIC = "experiments/arithmetic"
-PPO = ("--config", f"{ARITHMETIC}/ppo.yaml")
+PPO = ("--task", "arithmetic")
 POLICY = "--model.init_args.policy.init_args"
-LORA = (f"{POLICY}.lora.r", "4", f"{POLICY}.reference", "auto")
+RANK = (f"{POLICY}.lora.r", "4")
 TWO_RANKS = ("--fabric.devices", "2", "--data.init_args.batch_size", "32")
 GSM8K = ("--data.init_args.task.init_args.path", str(DATA / "gsm8k"))
 
 
-def ippo(name: str) -> tuple[str, ...]:
-    """Return the words of the arithmetic PPO with one method laid over it."""
-    return (*PPO, "--config", f"{ARITHMETIC}/{name}.yaml")
+def ippo(method: str) -> tuple[str, ...]:
+    """Return the words of the arithmetic task with a method."""
+    return (*PPO, "--method", method)
 
 
 CASES: Mapping[str, tuple[str, ...]] = {
-    "sft": ("--config", f"{ARITHMETIC}/sft.yaml"),
+    "sft": ("--base", "sft", *PPO),
     "ppo": PPO,
     "ippo": ippo("ippo"),
     "fast": ippo("fast"),
@@ -55,6 +54,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "filter_only": ippo("filter_only"),
     "random": ippo("random"),
     "advantage_sign": ippo("advantage_sign"),
+    "reward": ippo("reward"),
     "token_mean": (*ippo("paper"), "--model.init_args.update.loss_reduction", "token_mean"),
     "value_on_dropped": (
         *ippo("paper"),
@@ -64,13 +64,13 @@ CASES: Mapping[str, tuple[str, ...]] = {
         "0.01",
     ),
     "same_steps": (*ippo("ippo"), "--model.init_args.update.steps_after_filtering", "same"),
-    "lora": (*ippo("ippo"), *LORA),
-    "nf4": (*ippo("paper"), *LORA, f"{POLICY}.quantization", "nf4"),
+    "lora": (*ippo("ippo"), "--model", "lora", *RANK),
+    "nf4": (*ippo("paper"), "--model", "nf4", *RANK),
     "separate_critic": (*ippo("paper"), f"{POLICY}.value", "separate"),
     "ddp": (*ippo("ippo"), *TWO_RANKS, "--fabric.strategy", "ddp"),
     "fsdp2": (*ippo("ippo"), *TWO_RANKS, "--fabric.strategy", "fsdp2"),
     "gsm8k_sft": (
-        *("--config", "experiments/gsm8k/sft.yaml"),
+        *("--base", "sft", "--task", "gsm8k"),
         *GSM8K,
         f"{POLICY}.tokenizer.init_args.path",
         str(DATA / "gsm8k"),

@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrained", default="experiments/arithmetic/sft_model")
+    parser.add_argument("--pretrained", default="experiments/models/arithmetic_llama")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--max_new_tokens", type=int, default=48)

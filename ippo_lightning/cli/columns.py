@@ -115,4 +115,4 @@ def _files(**names: str) -> Iterator[str]:
         name = names[axis]
         is_base_alone = axis == "method" and name == names["base"] and name not in axis_names("method")
         if name and not is_base_alone:
-            yield str(axis_file(axis, name))
+            yield str(axis_file(axis, name, base=names["base"]))

@@ -121,17 +121,26 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
     """
     first: dict[str, list[Option]] = {"base": [], "task": [], "model": []}
     rest: list[Option] = []
+    base = _base_of(found)
     for option in found:
         is_axis = option.name in FOLDERS and option.value is not None
         if not is_axis or (option.name == "model" and not _is_model_file(option.value or "")):
             rest.append(option)
             continue
-        chosen = _file_option(axis_file(option.name, option.value or ""))
+        chosen = _file_option(axis_file(option.name, option.value or "", base=base or DEFAULT_BASE))
         first.get(option.name, rest).append(chosen)
-    has_base = any(Path(option.value or "").parent.name == FOLDERS["base"] for option in rest)
-    if first["task"] and not first["base"] and not has_base:
+    if first["task"] and base is None:
         first["base"] = [_file_option(axis_file("base", DEFAULT_BASE))]
     return [*first["base"], *first["task"], *first["model"], *rest]
+
+
+def _base_of(found: list[Option]) -> str | None:
+    """Return the name of the run's base, or None if no option gives one."""
+    for option in found:
+        path = Path(option.value or "")
+        if option.name == "base" or (option.name == "config" and path.parent.name == FOLDERS["base"]):
+            return path.stem
+    return None
 
 
 def _is_model_file(name: str) -> bool:

@@ -56,18 +56,23 @@ def axis_names(axis: str) -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
-def axis_file(axis: str, name: str) -> Path:
+def axis_file(axis: str, name: str, *, base: str = DEFAULT_BASE) -> Path:
     """Return the file of one name of an axis.
+
+    A folder with that name may contain a file for one base: `tasks/arithmetic/sft.yaml` takes the place of
+    `tasks/arithmetic.yaml` in runs of `base/sft.yaml`, because another module trains with other settings.
 
     Args:
         axis: `base`, `task`, `model` or `method`.
         name: stem of a file in the folder of the axis, or the path of a YAML.
+        base: stem of the run's base.
 
     Raises:
         UserError: there is no such file.
     """
     is_path = name.endswith((".yaml", ".yml"))
-    path = find_file(name if is_path else f"{ROOT}/{FOLDERS[axis]}/{name}.yaml")
+    place = f"{ROOT}/{FOLDERS[axis]}/{name}"
+    path = find_file(name) if is_path else find_file(f"{place}/{base}.yaml") or find_file(f"{place}.yaml")
     if path is not None:
         return path
     known = axis_names(axis)
@@ -85,7 +90,10 @@ def derived_run_dir(paths: list[Path]) -> str | None:
     """
     stems: dict[str, list[str]] = {}
     for path in paths:
-        stems.setdefault(path.resolve().parent.name, []).append(path.stem)
+        place = path.resolve()
+        if place.parent.parent.name in FOLDERS.values():  # the file for one base, in a folder with the name of the axis
+            place = place.parent
+        stems.setdefault(place.parent.name, []).append(place.stem)
     if not stems.keys() & {FOLDERS["task"], FOLDERS["method"]}:
         return None
     last = stems.get(FOLDERS["method"]) or stems.get(FOLDERS["base"], ["run"])

@@ -1,0 +1,1 @@
+"""Experiments as YAML files by axes: a run is base + task + model + method, and a grid compares such runs."""
