@@ -131,7 +131,7 @@ def test_a_piece_of_yaml_fits_into_an_experiment(
     block: Block, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (checkout / "piece.yaml").write_text(block.text, encoding="utf-8")
-    words = ["--config", "experiments/arithmetic/ppo.yaml", "--config", "piece.yaml"]
+    words = ["--task", "arithmetic", "--config", "piece.yaml"]
     with pytest.raises(SystemExit) as stop:
         main(["fit", *words, "--print_config"])
     assert stop.value.code == 0
@@ -154,7 +154,8 @@ def small(words: list[str]) -> list[str]:
     if "--resume" in words:
         loop = ["--loop.max_iterations=3"]  # one more than before; its other settings are those of the run
     folder = [] if given & {"--loop.run_dir", "--resume"} else ["--loop.run_dir=runs/docs", "--loop.overwrite=true"]
-    return [*words[1:], *TINY_DATA, *loop, *folder]
+    demonstrations = [f"--{TASK}.num_demonstrations=32"] if "sft" in words else []
+    return [*words[1:], *TINY_DATA, *demonstrations, *loop, *folder]
 
 
 SHELL = [block for block in BLOCKS if block.language == "bash"]
@@ -195,10 +196,10 @@ def test_a_comparison_of_a_page_runs(command: str) -> None:
 
 
 def make_ready(words: list[str], checkout: Path) -> None:
-    """A block that goes on with a run of a block before it needs that run."""
+    """Make the run that a block resumes, if no block before it has made it."""
     if "--resume" in words and not (checkout / words[words.index("--resume") + 1]).exists():
         run = words[words.index("--resume") + 1]
-        assert main(small(["ippo", "fit", "--config", "experiments/arithmetic/ppo.yaml", "--loop.run_dir", run])) == 0
+        assert main(small(["ippo", "fit", "--task", "arithmetic", "--loop.run_dir", run])) == 0
 
 
 def checked_otherwise(words: list[str], line: str) -> None:
@@ -237,11 +238,10 @@ def documented_metrics() -> set[str]:
 
 @pytest.mark.usefixtures("checkout")
 def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
-    base = ["ippo", "fit", "--config"]
-    ippo = [*base, "experiments/arithmetic/ppo.yaml", "--config", "experiments/arithmetic/ippo.yaml"]
+    base = ["ippo", "fit", "--task", "arithmetic"]
+    ippo = [*base, "--method", "ippo"]
     assert main(small([*ippo, "--loop.run_dir", "one"])) == 0
-    demonstrations = f"--{TASK}.num_demonstrations=32"
-    assert main([*small([*base, "experiments/arithmetic/sft.yaml", "--loop.run_dir", "two"]), demonstrations]) == 0
+    assert main(small([*base, "--base", "sft", "--loop.run_dir", "two"])) == 0
     logged: set[str] = set()
     for run in ("one", "two"):
         with (Path(run) / "csv" / "metrics.csv").open(encoding="utf-8") as file:
