@@ -1,4 +1,4 @@
-"""Controllers of the KL penalty's coefficient. They hold state, so they are no part of the maths."""
+"""Controllers of the KL penalty's coefficient. They have a state, so they are not part of the maths."""
 
 from __future__ import annotations
 

@@ -91,17 +91,17 @@ class FabricBackend:
         return int(self.host.max_iterations)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Fabric's own; nothing for sharded parameters, whose full gradients would stay in memory meanwhile."""
+        """Use Fabric's; for sharded parameters do nothing, because full gradients would stay in memory meanwhile."""
         if self.wrapper is None or self.module.fabric is None or is_sharded(self.module):
             return nullcontext()
         return self.module.fabric.no_backward_sync(self.wrapper)
 
     def call(self, method: str, *arguments: object) -> Any:
-        """Through the wrapper."""
+        """Call it through the wrapper; without training there is none."""
         return getattr(self.wrapper or self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
-        """Fabric's own, which supports sharded and scaled gradients."""
+        """Clip by Fabric, which supports sharded and scaled gradients."""
         if self.wrapper is None or self.module.fabric is None:
             return _clipped(self.module, max_norm)
         # No error here: the caller knows the rows of the minibatch, and names those that broke the gradient.
@@ -151,12 +151,12 @@ class TrainerBackend:
         return int(total) if 0 < total < math.inf else None
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """The strategy's own, if it has one."""
+        """Use the strategy's context, if it has one; do nothing for sharded parameters, as above."""
         block = None if is_sharded(self.module) else getattr(self.host.strategy, "block_backward_sync", None)
         return block() if block is not None else nullcontext()
 
     def call(self, method: str, *arguments: object) -> Any:
-        """Directly: Trainer's strategies route the whole `training_step` through their wrapper."""
+        """Call it directly: Trainer's strategies route the whole `training_step` through their wrapper."""
         return getattr(self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:

@@ -166,7 +166,7 @@ class PPOModule(TextModule):
     # --- the stages: override one, leave the rest ----------------------------------------------------
 
     def plan_rollout(self, batch: Batch) -> RolloutPlan:
-        """Return the plan of a batch of prompts: `sampling.num_responses` for each."""
+        """Return the plan of a batch of prompts: `sampling.num_responses` responses to each."""
         counts = torch.full((len(batch["prompts"]),), self.sampling.num_responses)
         return RolloutPlan(batch=batch, counts=counts)
 
@@ -182,7 +182,10 @@ class PPOModule(TextModule):
         )
 
     def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
-        """Fill `outcome_rewards` from the reward function, and `rewards` with the KL penalty per step subtracted."""
+        """Fill `outcome_rewards` [rows] and `rewards` [rows, steps], both in units of the reward.
+
+        `rewards` is the outcome on the last step, minus the KL penalty of each step (see `shape_rewards`).
+        """
         outcome = self.reward(
             episodes.prompts,
             episodes.responses,
@@ -204,7 +207,7 @@ class PPOModule(TextModule):
         return episodes.evolve(outcome_rewards=outcome, rewards=rewards)
 
     def compute_advantages(self, episodes: TextEpisodes) -> TextEpisodes:
-        """Fill `advantages` and `returns` by the advantage estimator."""
+        """Fill `advantages` and `returns`, both [rows, steps] and 0.0 off the mask, by the advantage estimator."""
         return self.advantages(episodes)
 
     # --- the loss, defined once ----------------------------------------------------------------------
@@ -309,7 +312,7 @@ class PPOModule(TextModule):
         return self._per_row(self.loss_terms(output, episodes), episodes)
 
     def validation_loss(self, batch: Batch) -> Tensor:
-        """Return the SFT loss of good demonstrations, mean over tokens, then over demonstrations, shape []."""
+        """Return the SFT loss of demonstrations in nats: mean over tokens, then over demonstrations, shape []."""
         encoded = self.encode_demonstrations(batch)
         output = self.policy(*encoded)
         # Over demonstrations last: each has the same weight, whatever its length is.

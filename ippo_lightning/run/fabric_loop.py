@@ -309,7 +309,7 @@ class FabricLoop:
         self._note_best(metrics)
 
     def _note_best(self, metrics: Mapping[str, float]) -> None:
-        """Keep the best evaluation in mind, and write its checkpoint."""
+        """Remember the best evaluation so far, and write its checkpoint."""
         name = self.settings.best_metric
         if name is None:
             return
