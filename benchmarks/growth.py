@@ -4,7 +4,7 @@ r"""What an iteration costs, on paper, and how far the paper agrees with this ma
     python benchmarks/growth.py --predict       # prints the table for 8B and 70B on 8 to 512 GPUs, measures nothing
 
 The model is that of docs/growth.md: floating-point operations, bytes of memory moved, bytes held, bytes sent. Two
-numbers of the machine are fitted at the middle size (operations a second in training, bytes a second in sampling), the
+numbers of the machine are fitted at the middle size (operations per second in training, bytes per second in sampling), the
 other two sizes are predicted from them.
 """
 
@@ -41,14 +41,14 @@ class Job:
     """Fraction of the episodes that the filter keeps."""
     demonstrations: int = 64
     ranks: int = 1
-    key_value_share: float = 1.0
+    key_value_fraction: float = 1.0
     """Of the heads, those that keep keys and values (grouped-query attention)."""
     sampled_at_once: int = 256
     """Episodes that a rank samples side by side."""
     micro_batch: int = 4
     """Episodes of one forward and backward."""
-    divided: Literal["no", "gathered for sampling", "layer by layer"] = "no"
-    """Whether ranks hold parts of all parameters (fsdp2), and what they hold while they sample."""
+    sharded: Literal["no", "gathered for sampling", "layer by layer"] = "no"
+    """Whether ranks hold parts of all parameters (fsdp2), and what they gather while they sample."""
 
     @property
     def tokens(self) -> int:
@@ -79,13 +79,13 @@ def forward_flops(job: Job, tokens: float, context: float) -> float:
 
 def training_flops(job: Job, tokens: float, context: float) -> float:
     """Return operations of one forward and backward; weights that are frozen need no gradient of their own."""
-    share = 1 + 1 + job.trained / job.parameters
-    return share * forward_flops(job, tokens, context)
+    part = 1 + 1 + job.trained / job.parameters
+    return part * forward_flops(job, tokens, context)
 
 
 def kv_bytes(job: Job) -> float:
     """Return the bytes that one token's keys and values take."""
-    return 2 * job.layers * job.hidden * job.key_value_share * 2.0
+    return 2 * job.layers * job.hidden * job.key_value_fraction * 2.0
 
 
 def seconds(job: Job, device: Device) -> dict[str, float]:
@@ -94,7 +94,7 @@ def seconds(job: Job, device: Device) -> dict[str, float]:
     sampling: each step reads all weights and the cache of keys and values once: the larger of that and its operations.
     scoring under policy and reference: two forwards. Validation gradient and scores: a forward and backward each.
     update: epochs of forward and backward over what is kept. Sent: a ring all-reduce an optimizer step, and one for the
-    validation gradient; of divided parameters see `bytes_sent_divided`.
+    validation gradient; for sharded parameters see `bytes_sent_sharded`.
     """
     mine = job.episodes / job.ranks
     rounds = max(mine / job.sampled_at_once, 1.0)
@@ -106,7 +106,7 @@ def seconds(job: Job, device: Device) -> dict[str, float]:
     steps = job.epochs * max(job.kept * job.episodes / (64 * job.ranks), 1.0)
     link = device.node_link if job.ranks <= 8 else device.link
     ring = 2 * (job.ranks - 1) / job.ranks * job.trained * 4
-    sent = (steps + 1) * ring if job.divided == "no" else bytes_sent_divided(job)
+    sent = (steps + 1) * ring if job.sharded == "no" else bytes_sent_sharded(job)
     return {
         "sampling": rounds * job.response * max(read, compute),
         "log-probs": 2 * forward_flops(job, episode_tokens, job.tokens) / device.flops,
@@ -122,18 +122,18 @@ def parameter_bytes(job: Job) -> float:
     return 4 * job.trained + job.weight_bytes * (job.parameters - job.trained)
 
 
-def bytes_sent_divided(job: Job) -> float:
+def bytes_sent_sharded(job: Job) -> float:
     """Return the bytes that a rank receives in an iteration with fsdp2.
 
     All parameters for each forward and again for each backward, a gradient scattered in each training pass, the
-    direction gathered in each scoring pass; and all parameters once a rollout, or once a token.
+    direction gathered in each scoring pass; and all parameters once per rollout, or once per token.
     """
     mine = job.episodes / job.ranks
     passes = max(mine / job.micro_batch, 1.0)
     targets = max(job.demonstrations / job.ranks / job.micro_batch, 1.0)
     whole, trained = parameter_bytes(job), 4 * job.trained
     rounds = max(mine / job.sampled_at_once, 1.0)
-    total = whole * rounds * (job.response if job.divided == "layer by layer" else 1)
+    total = whole * rounds * (job.response if job.sharded == "layer by layer" else 1)
     total += 2 * passes * whole  # log-probs of policy and reference
     total += targets * (2 * whole + trained)
     total += passes * (2 * whole + (trained if job.trained > 0.1 * job.parameters else 0.0))
@@ -142,17 +142,17 @@ def bytes_sent_divided(job: Job) -> float:
 
 
 def memory(job: Job) -> dict[str, float]:
-    """Return the bytes a rank holds at the peak of the update.
+    """Return the bytes per rank stores at the peak of the update.
 
     frozen weights; trained weights, gradients and Adam's moments in float32, and the direction that scores are taken
     along; activations of a micro-batch with checkpoints at the layers; the cache of sampling.
     """
     held = job.micro_batch * job.tokens * job.hidden * 2.0
-    share = 1.0 if job.divided == "no" else 1.0 / job.ranks
-    at_once = {"no": 0.0, "gathered for sampling": 1.0, "layer by layer": 2 / job.layers}[job.divided]
+    part = 1.0 if job.sharded == "no" else 1.0 / job.ranks
+    at_once = {"no": 0.0, "gathered for sampling": 1.0, "layer by layer": 2 / job.layers}[job.sharded]
     return {
-        "weights": share * (job.parameters - job.trained) * job.weight_bytes,
-        "trained": share * job.trained * (4 + 4 + 8 + 4),
+        "weights": part * (job.parameters - job.trained) * job.weight_bytes,
+        "trained": part * job.trained * (4 + 4 + 8 + 4),
         "gathered": at_once * parameter_bytes(job),
         "activations": held * (job.layers + 16),
         "cache": kv_bytes(job) * job.tokens * job.sampled_at_once,
@@ -258,12 +258,12 @@ def check(iterations: int) -> None:
             print(f"| {name} | {stage} | {predicted:.3f} | {measured[stage]:.3f} | {predicted / measured[stage]:.2f} |")
 
 
-# --- what it says of large models -----------------------------------------------------------------------------
+# --- large models ---------------------------------------------------------------------------------------------
 
 H100 = Device(flops=4e14, bandwidth=2.4e12, link=4e10, node_link=3e11, memory=80 * GIB)
 SHAPES: dict[str, dict[str, Any]] = {
-    "8B": {"parameters": 8e9, "layers": 32, "hidden": 4096, "key_value_share": 0.25},
-    "70B": {"parameters": 7e10, "layers": 80, "hidden": 8192, "key_value_share": 0.125},
+    "8B": {"parameters": 8e9, "layers": 32, "hidden": 4096, "key_value_fraction": 0.25},
+    "70B": {"parameters": 7e10, "layers": 80, "hidden": 8192, "key_value_fraction": 0.125},
 }
 ADAPTERS = {"8B": 4.2e7, "70B": 2.1e8}
 """Weights of LoRA r16 on all linear layers."""
@@ -277,10 +277,10 @@ def large_jobs(**sizes: Any) -> dict[str, Job]:
         adapter = {"trained": ADAPTERS[shape], "weight_bytes": 2.0}
         ways: dict[str, dict[str, Any]] = {
             "full": full,
-            "full, fsdp2": {**full, "divided": "gathered for sampling"},
-            "full, fsdp2 layer by layer": {**full, "divided": "layer by layer"},
+            "full, fsdp2": {**full, "sharded": "gathered for sampling"},
+            "full, fsdp2 layer by layer": {**full, "sharded": "layer by layer"},
             "LoRA r16": adapter,
-            "LoRA r16, fsdp2 layer by layer": {**adapter, "divided": "layer by layer"},
+            "LoRA r16, fsdp2 layer by layer": {**adapter, "sharded": "layer by layer"},
             "NF4, LoRA r16": {**adapter, "weight_bytes": 0.55},
         }
         jobs |= {f"{shape}, {name}": Job(**numbers, **way, **sizes) for name, way in ways.items()}
@@ -289,7 +289,7 @@ def large_jobs(**sizes: Any) -> dict[str, Job]:
 
 def predict() -> None:
     """Print seconds by stage and memory a rank, for 8 episodes a prompt and 32 episodes a rank at the least."""
-    print("| model | GPUs | episodes | sampling | log-probs | validation | scores | update | sent | GiB a rank |")
+    print("| model | GPUs | episodes | sampling | log-probs | validation | scores | update | sent | GiB per rank |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     sizes = [{"ranks": ranks, "episodes": max(1024, 32 * ranks)} for ranks in (8, 64, 512)]
     tables = [large_jobs(**size, prompt=256, response=1024, sampled_at_once=32) for size in sizes]

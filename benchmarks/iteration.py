@@ -108,7 +108,7 @@ def thirds(folder: Path, seeds: Sequence[int], span: slice, *, first: bool) -> d
 
 def table_of(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     """Return seconds by part and the ratio of the methods."""
-    table = Table(title=f"seconds an iteration, {title}", title_justify="left")
+    table = Table(title=f"seconds per iteration, {title}", title_justify="left")
     for column, side in (("part", "left"), ("PPO", "right"), ("I-PPO", "right"), ("I-PPO / PPO", "right")):
         table.add_column(column, justify="left" if side == "left" else "right")
     for part in PARTS:

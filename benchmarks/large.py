@@ -172,7 +172,7 @@ def table(found: dict[str, Any]) -> str:
     if "scores: per_episode" in seconds:
         faster = seconds["scores: per_episode"] / seconds["scores: hooks"]
         lines.append(
-            f"\nhooks are {faster:.1f} times as fast as one backward an episode; signs alike: {found['signs']}"
+            f"\nhooks are {faster:.1f} times as fast as one backward per episode; signs alike: {found['signs']}"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What each way to use several ranks costs: seconds of the stages, and what the fullest rank holds.
+"""What each way to use several ranks costs: seconds of the stages, and the memory of the fullest rank.
 
     python benchmarks/ranks.py                        # two processes on a CPU, about 2 minutes on 2 cores
     python benchmarks/ranks.py --accelerator gpu --devices 8

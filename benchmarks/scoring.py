@@ -132,7 +132,7 @@ WAYS: dict[str, Way] = {
     "forward": Way(by("forward")),
     "finite difference, 2 forwards": Way(by("finite_difference")),
     "finite difference, known losses": Way(by("finite_difference", known=True)),
-    "one backward an episode": Way(by("per_episode"), max_episodes=64),
+    "one backward per episode": Way(by("per_episode"), max_episodes=64),
     "vmap(grad)": Way(vmap_gradients, max_episodes=64),
 }
 
@@ -159,7 +159,7 @@ def measure(options: argparse.Namespace, *, adapter: bool, tokens: int, episodes
 def agreement(case: Case, name: str, way: Way) -> dict[str, Any]:
     """Return the error and the fraction of right signs of one way.
 
-    Hooks and the slow ways are held against one backward an episode, over 64; the others against hooks, over 512.
+    Hooks and the slow ways are held against one backward per episode, over 64; the others against hooks, over 512.
     """
     by_autograd = name == "hooks" or way.max_episodes <= 64
     sample = case.first(64 if by_autograd else 512)

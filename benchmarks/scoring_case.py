@@ -152,7 +152,7 @@ def _batch(model: nn.Module, episodes: int, tokens: int) -> Batch:
     mask[:, tokens // 4 :] = True
     with torch.no_grad():
         old = _log_probs(model, ids)
-    # a reward an episode, a value a token: advantages share a sign within an episode, mostly
+    # a reward per episode, a value per token: advantages share a sign within an episode, mostly
     advantages = torch.randn(episodes, 1) + 0.5 * torch.randn(episodes, tokens - 1)
     known = masked_row_mean(values=-advantages, mask=mask[:, 1:])
     return Batch(ids, mask, old, advantages, known)

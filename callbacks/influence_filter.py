@@ -177,7 +177,7 @@ class InfluenceFilter(Callback):
         """Change the plan if it is due; return the numbers for the log, of all micro-batches of an optimizer step."""
         self.has_acted = True
         part = self.accumulation.next_part(trainer, pl_module)
-        if not part:
+        if not part:  # counted before the filter runs: later micro-batches belong to the same iteration
             self.iteration += 1
         iteration = self.iteration - 1
         if not self.is_due(iteration):
@@ -190,7 +190,7 @@ class InfluenceFilter(Callback):
         plan = UpdatePlan(episodes=cast(Any, view))  # it has what a plan needs of episodes
         rows = len(view)
         metrics = self._change(trainer, pl_module, plan)
-        view.write(plan.weights)
+        view.write(plan.weights)  # also in iterations without filtering: weights of an earlier one must not stay
         self._log(pl_module, metrics, rows=rows)
         return plan
 

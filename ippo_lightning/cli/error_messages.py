@@ -67,7 +67,8 @@ def _plain(line: str) -> str:
     """Return a line of the parser with types in plain words."""
     line = re.sub(r"^Expected a <class '([^']*)'>", lambda match: f"expected {_article(match.group(1))}", line)
     line = re.sub(r"^Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", line)
-    line = re.sub(r"^Expected a dot import path string: .*$", "expected a class path", line)
+    # a word that is no short name of a rule or task is tried as a class_path, too
+    line = re.sub(r"^Expected a dot import path string: .*", "expected a class_path", line)
     return line.replace("typing.", "")
 
 

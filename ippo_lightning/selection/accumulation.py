@@ -43,7 +43,7 @@ class Accumulation:
         self._metrics.append((rows, dict(metrics)))
         if weights is not None:
             self._weights.append(weights)
-        if len(self._metrics) == 1:
+        if len(self._metrics) == 1:  # without accumulation the numbers stay bit for bit what they are
             return dict(metrics)
         found: dict[str, float] = {}
         for name in dict.fromkeys(name for _, numbers in self._metrics for name in numbers):

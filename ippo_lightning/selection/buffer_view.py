@@ -70,6 +70,7 @@ class BufferView:
     def outcome_rewards(self) -> Tensor:
         """[rows], from the column `rewards`, summed over the steps that count."""
         rewards = self._named("rewards", "rule: reward").float().reshape(len(self), -1)
+        # one number per row has no steps to mask
         if self._has("mask") and rewards.shape == self.mask.shape:
             rewards = torch.where(self.mask, rewards, 0.0)
         return rewards.sum(dim=1)
@@ -113,12 +114,12 @@ class BufferView:
             column = self._named(WEIGHTS, "power")
             self.raw[WEIGHTS] = weights.to(column).reshape(column.shape)
             return
-        if bool((weights > 0).all()):
+        if bool((weights > 0).all()):  # a copy of each column would cost memory for nothing
             return
         kept = (weights > 0).nonzero().flatten()
         for key, value in items_of(self.raw):
             self.raw[key] = self._cut(value, kept)
-        self._count = len(kept)
+        self._count = len(kept)  # after the loop: each column is recognised by the old length
 
     @property
     def _advantages(self) -> Tensor:

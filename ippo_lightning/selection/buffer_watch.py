@@ -49,6 +49,7 @@ class BufferWatch:
         if self.is_off or not self.interface.has_buffer(pl_module):
             return None
         raw = self.interface.buffer(pl_module, batch)
+        # an empty container is a buffer that is not filled yet; `end` checks whether it is by then
         if raw is None or (isinstance(raw, (dict, list)) and not raw):
             self._left = None
             return None
@@ -88,7 +89,7 @@ class BufferWatch:
 
     def _is_unchanged(self, raw: Any) -> bool:
         now, left = _seen(raw), self._left or {}
-        data = [key for key in now if key != WEIGHTS]
+        data = [key for key in now if key != WEIGHTS]  # the filter itself writes new weights
         return bool(data) and all(
             key in left and now[key].tensor() is left[key].tensor() and now[key].version == left[key].version
             for key in data

@@ -75,6 +75,7 @@ def trainer_of(pl_module: Any) -> Any:
     Args:
         pl_module: a `LightningModule`, whose property `trainer` raises without one, or any other module.
     """
+    # not the property: it raises without a trainer, and returns a stand-in under Fabric
     return getattr(pl_module, "_trainer", None)
 
 
@@ -87,6 +88,7 @@ def accumulated_step(trainer: Any, pl_module: Any) -> int | None:
     """
     if not getattr(pl_module, "automatic_optimization", False):
         return None
+    # without accumulation there is nothing to put together, and a gradient scaler may skip steps
     return int(trainer.global_step) if getattr(trainer, "accumulate_grad_batches", 1) > 1 else None
 
 
@@ -96,6 +98,7 @@ def optimizer_of(pl_module: Any) -> torch.optim.Optimizer:
     Raises:
         UserError: it has several, or none.
     """
+    # Lightning returns a list unless there is exactly one
     found = pl_module.optimizers() if hasattr(pl_module, "optimizers") else []
     if isinstance(found, list):
         raise UserError(

@@ -150,6 +150,7 @@ class Random(SelectionRule):
         if self.fraction is None:
             num_kept = int(keep_above(scores=table.scores, threshold=self.threshold).sum())
         else:
+            # of the candidates, not of all rows: what another callback has dropped is not counted twice
             num_kept = round(self.fraction * len(table))
         # a generator of its own, so that the run's random stream stays that of plain PPO, equal on all ranks
         seed = self.seed * 1_000_003 + table.iteration + 1_000_000_007 * table.part
@@ -227,7 +228,9 @@ def build_rule(
     if rule not in get_args(RuleName):
         names = ", ".join(get_args(RuleName))
         raise UserError(f"InfluenceFilter.rule: {rule!r} is unknown; expected one of {names}, or a SelectionRule")
+    # the user wrote the filter's argument, so the message names that one and not the rule's
     require_range("InfluenceFilter.power", 1.0 if power is None else power, at_least=0)
+    # numbers that a rule does not have are ignored, so that one YAML can switch between the short names
     if rule == "influence":
         return Influence(**{name: value for name, value in numbers.items() if name != "seed"})
     if rule == "random":
@@ -254,8 +257,10 @@ def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weigh
     places = (table.kept & ~table.force_drop).nonzero().flatten()
     if not len(places):
         return factors
+    # the rule sees only candidates, so its means and counts are over what can still be in the update
     candidates = table.select(places)
     chosen = _checked(rule.keep(candidates), candidates, method=f"{type(rule).__name__}.keep", is_mask=True)
+    # force_keep comes on top of min_keep: those rows are kept in any case and do not use up its places
     keep = candidates.force_keep | keep_at_least(scores=rule.ranking(candidates), keep=chosen, min_keep=min_keep)
     raw = _checked(rule.weights(candidates, keep), candidates, method=f"{type(rule).__name__}.weights", is_mask=False)
     raw = torch.where(keep, raw.double(), 0.0)

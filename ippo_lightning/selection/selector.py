@@ -102,6 +102,7 @@ class Selector:
             scored = self.scorer.score(module, plan.episodes, gradients)
         table = self._table(plan, scored, iteration=iteration, part=part or 0)
         factors = decide(self.rule, table, min_keep=self.settings.min_keep, max_weight=self.settings.max_weight)
+        # decided in float64, applied in the scores' dtype, which the plan and the log have always had
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
         now = time.perf_counter()
         if scored is not None:
@@ -113,7 +114,7 @@ class Selector:
             )
         plan.record(**weight_metrics(factors))
         self._apply(plan, table, factors, scores=None if scored is None else scored.scores, trainer=trainer)
-        if part is None:
+        if part is None:  # with accumulation the next micro-batch may need it
             self.gradients.release()
         return factors
 
@@ -192,7 +193,7 @@ class Selector:
         if self.settings.on_empty == "stop":
             if trainer is None:
                 raise UserError("InfluenceFilter.on_empty: stop needs a trainer to stop; nothing was kept")
-            trainer.should_stop = True
+            trainer.should_stop = True  # on all ranks: the factors are those of all ranks
         return torch.ones_like(factors) if self.settings.on_empty == "keep_all" else factors
 
 

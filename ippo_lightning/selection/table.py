@@ -93,7 +93,7 @@ class RolloutTable:
             force_keep=self.force_keep[rows],
             force_drop=self.force_drop[rows],
             group_scores=self.group_scores[:, rows],
-            mine=slice(0, len(rows)),
+            mine=slice(0, len(rows)),  # a part of the table belongs to no rank
         )
 
     def _column(self, name: str) -> Tensor:
@@ -125,17 +125,19 @@ def gather_table(
         force_keep: of this rank, shape [rows], bool.
         force_drop: of this rank, shape [rows], bool.
     """
-    nobody = torch.zeros(len(plan.weights), device=plan.weights.device)
+    zeros = torch.zeros(len(plan.weights), device=plan.weights.device)
     local = {
         "kept": plan.keep,
-        "force_keep": nobody if force_keep is None else force_keep,
-        "force_drop": nobody if force_drop is None else force_drop,
+        "force_keep": zeros if force_keep is None else force_keep,
+        "force_drop": zeros if force_drop is None else force_drop,
         **({} if scores is None else {"scores": scores}),
         **{name: _READ[name](plan.episodes) for name in sorted(needs & _READ.keys())},
     }
+    # columns are sorted above, so that each rank stacks them in the same order
     if "groups" in needs:
-        local["rank"] = nobody + rank()
-    device = nobody.device if scores is None else scores.device
+        local["rank"] = zeros + rank()
+    # NCCL gathers only what lies on the GPU; scores are there even if the episodes are not
+    device = zeros.device if scores is None else scores.device
     # float64 represents each float32 and each group number exactly
     columns = [
         column.to(device).double() for column in [*local.values(), *(() if group_scores is None else group_scores)]

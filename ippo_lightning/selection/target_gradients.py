@@ -70,6 +70,7 @@ class TargetGradientCache:
         if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
             self.raw = take_gradients(pl_module, target(), num_groups=settings.health_groups if wants_groups else 1)
         assert self.raw is not None, "taken just now"
+        # scaled in each iteration, also if the gradient is kept: Adam's state changes with each step
         groups = [self._scaled(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
         self._prepared = TargetGradients(self._scaled(pl_module, self.raw.mean), groups)
         return self._prepared
@@ -109,6 +110,7 @@ def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int) -> Ta
         num_groups: at most so many; fewer if there is too little to divide.
     """
     ranks = world_size()
+    # for each group a part per rank if ranks share the batches; else each rank has parts of its own for each group
     parts, weights = _divided(target, num_groups if target.is_of_rank else num_groups * ranks)
     is_shared = ranks > 1 and not target.is_of_rank and len(parts) >= num_groups * ranks
     if not is_shared and not target.is_of_rank:
@@ -123,6 +125,7 @@ def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int) -> Ta
         target.loss,
         [parts[number] for number, _ in passes],
         num_groups=num_groups,
+        # a pass that a rank only repeats for the others counts nothing
         weights=[weights[number] if is_mine else 0.0 for number, is_mine in passes],
     )
     if together:
@@ -172,6 +175,7 @@ def _divided(target: TargetLoss, num_groups: int) -> tuple[list[Any], list[float
 def _cut(batch: Any, pieces: int) -> list[Any]:
     """Cut episodes or a mapping of columns into pieces of neighbouring rows; anything else stays in one piece."""
     size = _size(batch)
+    # a batch of unknown layout is not cut: half of a tuple could be its labels
     if size is None or pieces < 2:
         return [batch]
     bounds = [round(number * size / pieces) for number in range(pieces + 1)]

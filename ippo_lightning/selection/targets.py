@@ -148,6 +148,7 @@ def _validation_loss(module: Any, batch: Any) -> Tensor:
 
 
 def _minus_return(module: Any, episodes: Episodes) -> Tensor:
+    # through the module's own forward, so that temperature and adapters are those of training
     log_probs = module.score(episodes).log_probs
     return return_target(log_probs=log_probs, advantages=episodes.advantages, mask=episodes.mask)
 

@@ -6,7 +6,7 @@ import json
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,19 +15,18 @@ from training_parts import tiny_loop, tiny_module
 from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter
 from ippo_lightning.callbacks.episode_log import MAX_TEXT, episode_rows, factors_of, reasons_of
 from ippo_lightning.errors import UserError
+from ippo_lightning.records import PlanChange
+from ippo_lightning.tasks import Grade
 
 
 class Kind(str, Enum):
     LUCKY = "lucky"
 
 
-def change(reason: str, factors: list[float] | None, scores: list[float] | None = None) -> Any:
-    return SimpleNamespace(
-        reason=reason,
-        kind="note",
-        factors=None if factors is None else torch.tensor(factors),
-        scores=None if scores is None else torch.tensor(scores),
-    )
+def change(reason: str, factors: list[float], scores: list[float] | None = None) -> PlanChange:
+    kind: Literal["scale", "note"] = "note" if set(factors) == {1} else "scale"
+    found = None if scores is None else torch.tensor(scores)
+    return PlanChange(reason=reason, kind=kind, factors=torch.tensor(factors), scores=found)
 
 
 def stats(*history: Any, response: str = "r") -> Any:
@@ -58,9 +57,7 @@ def test_the_log_has_one_line_per_episode(tmp_path: Path) -> None:
 
 
 def test_each_row_names_the_changes_that_touched_it() -> None:
-    plan = stats(
-        change("length", [1.0, 0.5]), change("looked", None), change("influence", [0.0, 3.0]), change("nothing", [1, 1])
-    ).plan
+    plan = stats(change("length", [1.0, 0.5]), change("influence", [0.0, 3.0]), change("looked", [1, 1])).plan
     assert reasons_of(plan) == [["influence"], ["length", "influence"]]
     assert factors_of(plan) == [[0.0], [0.5, 3.0]]
 
@@ -80,7 +77,7 @@ def test_a_row_contains_means_over_the_response_and_the_last_scores() -> None:
 
 @pytest.mark.parametrize(("label", "written"), [("any words", "any words"), (Kind.LUCKY, "lucky"), (None, None)])
 def test_a_grader_may_give_any_label_or_none(label: Any, written: str | None) -> None:
-    rows = episode_rows(stats(), grader=lambda *_: SimpleNamespace(label=label, correct=True))
+    rows = episode_rows(stats(), grader=lambda *_: Grade(label=label, correct=True))
     assert [(row["label"], row["correct"]) for row in rows] == [(written, True)] * 2
 
 
@@ -89,7 +86,7 @@ def test_the_grader_reads_the_full_response_and_the_log_keeps_its_beginning() ->
 
     def grader(prompt: str, response: str, example: Any) -> Any:
         read.append((prompt, len(response), example))
-        return SimpleNamespace(label=None, correct=False)
+        return Grade(correct=False)
 
     rows = episode_rows(stats(response="x" * 5000), grader=grader)
     assert read == [("p", 5000, "e"), ("q", 1, "f")]

@@ -1,4 +1,4 @@
-"""A policy divided over two gloo processes (FSDP2): the same answer as one process that holds it whole."""
+"""A policy sharded over two gloo processes (FSDP2): the same answer as one process with the full policy."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def some_slow(kinds: Iterable[str], slow: Collection[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("source", "kind"), some_slow(KINDS, SLOW_KINDS))
-def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
+def test_scores_and_update_of_a_sharded_policy_are_those_of_a_full_one(
     request: pytest.FixtureRequest, source: str, kind: str, tmp_path: Path
 ) -> None:
     outcome: Outcome = request.getfixturevalue(source)
@@ -88,7 +88,7 @@ def test_scores_and_update_of_a_divided_policy_are_those_of_a_whole_one(
 
 
 @pytest.mark.parametrize(("source", "kind"), some_slow(FOUR_BITS, SLOW_FOUR_BITS))
-def test_four_bit_weights_are_divided_too(
+def test_four_bit_weights_are_sharded_too(
     request: pytest.FixtureRequest, source: str, kind: str, tmp_path: Path
 ) -> None:
     outcome: Outcome = request.getfixturevalue(source)
@@ -108,7 +108,7 @@ def test_four_bit_weights_are_divided_too(
     assert outcome.ranks[0][f"{kind}.bytes"] < 0.55 * held
 
 
-def test_an_adapter_on_divided_four_bits_is_saved_alone_and_merged(outcome: Outcome) -> None:
+def test_an_adapter_on_sharded_four_bits_is_saved_alone_and_merged(outcome: Outcome) -> None:
     folder = outcome.folder / "four bits" / "model"
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
     base = AutoModelForCausalLM.from_pretrained(
@@ -133,15 +133,15 @@ def test_a_score_that_is_not_finite_on_one_rank_is_skipped_or_stops_both(outcome
 
 
 @pytest.mark.parametrize(("source", "kind"), some_slow(KINDS, SLOW_KINDS))
-def test_the_direction_of_an_adapter_is_whole_and_that_of_a_model_divided(
+def test_the_direction_of_an_adapter_is_full_and_that_of_a_model_sharded(
     request: pytest.FixtureRequest, source: str, kind: str
 ) -> None:
     outcome: Outcome = request.getfixturevalue(source)
     for rank in outcome.ranks:
-        assert rank[f"{kind}.direction_is_divided"] == (kind in ("full", "critic"))
+        assert rank[f"{kind}.direction_is_sharded"] == (kind in ("full", "critic"))
 
 
-def test_a_divided_run_is_evaluated_saved_and_repeats_after_an_interruption(outcome: Outcome) -> None:
+def test_a_sharded_run_is_evaluated_saved_and_repeats_after_an_interruption(outcome: Outcome) -> None:
     (first, second), (resumed, _) = outcome.tensors("whole"), outcome.tensors("resumed")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(first[name], resumed[name]) for name in first)
@@ -152,14 +152,14 @@ def test_a_divided_run_is_evaluated_saved_and_repeats_after_an_interruption(outc
 
 
 @pytest.mark.slow
-def test_trainer_and_the_loop_give_bit_equal_parameters_also_divided(slow_outcome: Outcome) -> None:
-    assert all(rank["trainer_is_divided"] for rank in slow_outcome.ranks)
+def test_trainer_and_the_loop_give_bit_equal_parameters_also_sharded(slow_outcome: Outcome) -> None:
+    assert all(rank["trainer_is_sharded"] for rank in slow_outcome.ranks)
     by_trainer, by_loop = slow_outcome.tensors("trainer")[0], slow_outcome.tensors("loop")[0]
     assert all(torch.equal(by_trainer[name], by_loop[name]) for name in by_loop)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_trainer_resumes_with_a_divided_policy_as_if_nothing_had_happened(
+def test_a_checkpoint_of_trainer_resumes_with_a_sharded_policy_as_if_nothing_had_happened(
     slow_outcome: Outcome,
 ) -> None:
     assert all(rank["trainer_resumes"] for rank in slow_outcome.ranks)
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_trainer_resumes_with_a_divided_policy_as_if_nothing_had
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_policies_are_divided_trained_and_saved_as_well(slow_outcome: Outcome, name: str) -> None:
+def test_other_policies_are_sharded_trained_and_saved_as_well(slow_outcome: Outcome, name: str) -> None:
     assert all(rank[name] for rank in slow_outcome.ranks)
     folder = slow_outcome.folder / name / "model"
     merged = folder / "merged" if "adapter" in name else folder
@@ -179,7 +179,7 @@ def test_other_policies_are_divided_trained_and_saved_as_well(slow_outcome: Outc
             assert torch.equal(parameter, saved[f"policy.model.{parameter_name}"])
 
 
-def test_a_checkpoint_of_a_divided_run_holds_whole_parameters(outcome: Outcome) -> None:
+def test_a_checkpoint_of_a_sharded_run_has_full_parameters(outcome: Outcome) -> None:
     state = torch.load(outcome.folder / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
     first = outcome.tensors("whole")[0]
     assert all(torch.equal(state["parameters"][name], parameter) for name, parameter in first.items())
@@ -199,7 +199,7 @@ def test_each_rank_holds_half_of_parameters_and_optimizer(outcome: Outcome) -> N
         assert row["memory/peak_mib"] > row["memory/parameters_mib"]
 
 
-def test_a_divided_policy_is_gathered_twice_a_pass_and_its_gradient_scattered_once(outcome: Outcome) -> None:
+def test_a_sharded_policy_is_gathered_twice_a_pass_and_its_gradient_scattered_once(outcome: Outcome) -> None:
     for rank in outcome.ranks:
         counted, held = rank["communication"], rank["communication"]["parameters"]["all"]
         passes = 2  # an epoch of one micro-batch on each rank, twice
@@ -247,7 +247,7 @@ def test_ranks_that_keep_different_numbers_take_the_same_steps(
         assert rank[f"kept_{kept[0]}_{kept[1]}"] == {"optimizer_steps": steps, "changed": steps > 0}
 
 
-def test_supervised_training_of_a_divided_policy_equals_that_of_a_whole_one(outcome: Outcome, tmp_path: Path) -> None:
+def test_supervised_training_of_a_sharded_policy_equals_that_of_a_full_one(outcome: Outcome, tmp_path: Path) -> None:
     whole = two_ranks.sft_step(tmp_path, Fabric(accelerator="cpu", devices=1), list(range(10)))
     for half in outcome.tensors("sft"):
         for name, parameter in whole.items():
@@ -255,7 +255,7 @@ def test_supervised_training_of_a_divided_policy_equals_that_of_a_whole_one(outc
 
 
 @pytest.mark.parametrize("what", ["quantization", "optimizer"])
-def test_what_cannot_be_divided_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
+def test_what_cannot_be_sharded_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
     fabric = Fabric(accelerator="cpu", devices=1, strategy=ShardedStrategy())
     if what == "quantization":
         base = two_ranks.nf4_base(tmp_path)

@@ -39,7 +39,7 @@ def test_means_are_means_over_the_seeds(results):
     assert summary["seeds"] == [1, 2, 3, 4, 5]
     assert summary["exact_match"] == pytest.approx(sum(summary["per_seed"]["exact_match"]) / 5, rel=1e-12)
     assert summary["optimizer_steps"] == 16 * 6
-    # 5120 tokens an iteration times the kept fraction, which falls from 0.53 by 0.15/6 an iteration
+    # 5120 tokens per iteration times the kept fraction, which falls from 0.53 by 0.15/6 an iteration
     expected = sum(5120 * (0.53 - 0.15 * iteration / 6) for iteration in range(6))
     assert summary["tokens_trained"] == pytest.approx(expected, rel=1e-12)
     assert summary["kept_fraction"] == pytest.approx([0.53 - 0.025 * i for i in range(6)], rel=1e-12)

@@ -1,4 +1,4 @@
-"""What each of two processes does with a policy that is divided over them (FSDP2).
+"""What each of two processes does with a policy that is sharded over them (FSDP2).
 
 python -m torch.distributed.run --nproc_per_node 2 two_sharded_ranks.py FOLDER [slow]
 """
@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"lora": LoraSettings(r=1)},
     "adapter_copy": {"lora": LoraSettings(r=1), "reference": "adapter_copy"},
 }
-"""Policies that are divided."""
+"""Policies that are sharded."""
 SLOW_KINDS = ("critic", "adapter_copy")
 """Those that only the slow tests look at."""
 OTHERS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gpt2": {"config": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}},
     "tied embeddings": {"config": {**TINY, "tie_word_embeddings": True}},
 }
-"""Policies that are divided, filtered, trained and saved."""
+"""Policies that are sharded, filtered, trained and saved."""
 FOUR_BITS = ("nf4", "fp4")
 SLOW_FOUR_BITS = ("fp4",)
 SCORINGS: dict[str, ScoringSettings] = {
@@ -57,7 +57,7 @@ SCORINGS: dict[str, ScoringSettings] = {
     "adam_aware": ScoringSettings(adam_aware=True),
     "groups": ScoringSettings(health_every_n_iterations=1, health_groups=3),
 }
-"""Ways to score a divided policy."""
+"""Ways to score a sharded policy."""
 NO_GROUPS = ScoringSettings(health_every_n_iterations=0)
 
 
@@ -184,7 +184,7 @@ def compare_halves(folder: Path, fabric: Fabric, numbers: dict[str, Any], kinds:
         assert is_sharded(module)
         selector, plan = InfluenceFilter().selector, UpdatePlan(episodes=episodes)
         direction = selector.take_gradients(plan, module=module, trainer=loop, iteration=0).mean
-        numbers[f"{kind}.direction_is_divided"] = any(isinstance(block, DTensor) for block in direction.values())
+        numbers[f"{kind}.direction_is_sharded"] = any(isinstance(block, DTensor) for block in direction.values())
         results = {f"scores.{name}": scores_of(loop, module, episodes, way) for name, way in SCORINGS.items()}
         uneven = scores_of(loop, module, episodes, NO_GROUPS, demonstrations=uneven_demonstrations(loop))
         results["scores.uneven demonstrations"] = uneven
@@ -234,7 +234,7 @@ def compare_with_trainer(folder: Path, fabric: Fabric, numbers: dict[str, Any]) 
     trainer.fit(by_trainer, tiny_data())
     by_loop = tiny_module()
     tiny_loop(folder / "loop", by_loop, fabric=fabric, callbacks=[InfluenceFilter()], seed=5).fit()
-    numbers["trainer_is_divided"] = is_sharded(by_trainer)
+    numbers["trainer_is_sharded"] = is_sharded(by_trainer)
     torch.save(trainable(by_trainer), folder / f"trainer.rank{rank}.pt")
     torch.save(trainable(by_loop), folder / f"loop.rank{rank}.pt")
     trainer.save_checkpoint(folder / "trainer.ckpt")
