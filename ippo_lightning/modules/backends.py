@@ -148,6 +148,7 @@ class TrainerBackend:
         if trainer.max_steps != -1 or trainer.max_epochs in (None, -1):
             return None
         total = trainer.num_training_batches * trainer.max_epochs
+        # Infinite for a loader without a length.
         return int(total) if 0 < total < math.inf else None
 
     def no_sync(self) -> AbstractContextManager[None]:
@@ -196,4 +197,5 @@ _IN_PROGRESS_BAR = frozenset({"rollout/reward_mean", "update/kept_fraction", "sf
 
 
 def _clipped(module: LightningModule, max_norm: float) -> Tensor:
+    # The norm of sharded gradients is a sharded tensor itself.
     return full_tensor(torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], max_norm))

@@ -258,6 +258,7 @@ class PPOModule(TextModule):
         """
         episodes = cast(TextEpisodes, minibatch.episodes)
         mask = episodes.mask
+        # A detached entropy is only for the log, and its softmax is not kept for the backward.
         needs_gradient = self.entropy_coef > 0 or self._reads_entropy
         output = self.score(
             episodes,
@@ -308,6 +309,7 @@ class PPOModule(TextModule):
         """
         if self._reads_entropy:
             return None
+        # At the parameters that sampled, a forward would compute what the rollout has stored.
         output = PolicyOutput(log_probs=episodes.log_probs, entropy=None, values=episodes.values)
         return self._per_row(self.loss_terms(output, episodes), episodes)
 
@@ -323,6 +325,7 @@ class PPOModule(TextModule):
         return "entropy" in self.loss_reads or "entropy" in self.loss.reads
 
     def _per_row(self, terms: Tensor, episodes: TextEpisodes) -> Tensor:
+        # Reduced as in training: scores of another loss would not describe the update.
         means = masked_row_mean(values=terms, mask=episodes.mask)
         return means if self.update_settings.loss_reduction == "episode_mean" else means * episodes.lengths
 

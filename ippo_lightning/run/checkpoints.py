@@ -308,4 +308,5 @@ def _read_or_warn(path: Path) -> Checkpoint | None:
 
 
 def _callback_key(index: int, callback: Callback) -> str:
+    # With the index, because two callbacks of one class may have the same `state_key`.
     return f"{index}:{callback.state_key}"
