@@ -86,7 +86,12 @@ class CompletionsTable(Callback):
 
 
 def completion_rows(stats: UpdateStats, *, grader: Grader | None = None) -> list[JsonObject]:
-    """Return `episode_rows` with `kept`; without labels of the grader, `label` is `right` or `wrong`."""
+    """Return `episode_rows` with `kept`; without labels of the grader, `label` is `right` or `wrong`.
+
+    Args:
+        stats: of one iteration.
+        grader: see `episode_rows`.
+    """
     return [
         {**row, "label": row["label"] or _WITHOUT_LABELS[row["correct"]], "kept": row["weight"] > 0}
         for row in episode_rows(stats, grader=grader)

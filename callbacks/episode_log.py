@@ -67,7 +67,12 @@ def grader_of(module: object) -> Grader | None:
 
 
 def append_rows(path: Path, rows: Sequence[JsonObject]) -> None:
-    """Append rows to a JSON-lines file; its folder is created if it is missing."""
+    """Append rows to a JSON-lines file.
+
+    Args:
+        path: the file; its folder is created if it is missing.
+        rows: values that JSON has.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -44,14 +44,19 @@ class IntrinsicStopping(Callback):
         self.iterations_below = 0
 
     def on_update_end(self, trainer: Stoppable, pl_module: object, stats: UpdateStats) -> None:
-        """Count the iteration, and tell the trainer to stop if there were enough."""
+        """Count the iteration, and stop the run if the fraction was below the threshold for long enough."""
         self.iterations_below = self.count(self.iterations_below, kept_fraction=stats.kept_fraction)
         # Never set to False: another callback may already have stopped the run.
         if self.iterations_below >= self.patience and stats.iteration + 1 >= self.min_iterations:
             trainer.should_stop = True
 
     def count(self, iterations_below: int, *, kept_fraction: float) -> int:
-        """Return how many iterations in a row, this one included, were below the threshold."""
+        """Return how many iterations in a row, this one included, were below the threshold.
+
+        Args:
+            iterations_below: the same number before this iteration.
+            kept_fraction: of this iteration, over all ranks, in [0, 1].
+        """
         return iterations_below + 1 if kept_fraction < self.threshold else 0
 
     def state_dict(self) -> dict[str, int]:

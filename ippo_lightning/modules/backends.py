@@ -58,14 +58,27 @@ class Backend(Protocol):
         """Call a method of the module through the strategy's wrapper (DDP)."""
 
     def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
-        """Scale the gradient down to `max_norm`; return its norm before, or None if the strategy does not tell."""
+        """Scale the gradient down to `max_norm`; return its norm before, or None if the strategy does not tell.
+
+        Args:
+            optimizer: of the gradients' parameters.
+            max_norm: of all gradients together, over all ranks; infinity only measures the norm.
+
+        Returns:
+            Shape [], that of unscaled gradients.
+        """
 
     @property
     def scaler(self) -> GradScaler | None:
         """The gradient scaler of float16, which skips a step that overflows and then scales less; None without one."""
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
-        """Log the numbers of an iteration."""
+        """Log the numbers of an iteration.
+
+        Args:
+            metrics: by name, `group/name`.
+            iteration: counted from 0.
+        """
 
 
 class FabricBackend:

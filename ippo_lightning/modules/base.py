@@ -107,7 +107,7 @@ class BaseModule(LightningModule):
         self.manual_backward(loss)
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
-        """Do not average gradients over ranks while more of the same step follows."""
+        """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last."""
         return self.backend.no_sync() if enabled else nullcontext()
 
     def passes(self, costs: Tensor, *, max_rows: int, sort: bool = True) -> Iterator[Pass]:

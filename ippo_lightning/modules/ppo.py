@@ -296,7 +296,8 @@ class PPOModule(TextModule):
     def episode_losses(self, episodes: TextEpisodes) -> Tensor:
         """Return the policy loss of each episode at the current parameters, shape [rows], with its graph.
 
-        Reduced as in training: the mean over an episode's steps, or their sum if `loss_reduction` is `token_mean`.
+        Reduced as in training: the mean over an episode's steps, or their sum if `loss_reduction` is `token_mean`. The
+        episodes need `advantages`, and `log_probs` of the policy that sampled.
         """
         output = self.score(episodes, with_entropy=self._reads_entropy)
         return self._per_row(self.loss_terms(output, episodes), episodes)

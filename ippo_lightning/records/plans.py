@@ -180,7 +180,7 @@ class UpdatePlan:
         # A negative weight turns the loss around, and the clipping then no longer bounds the step.
         if bool((factors < 0).any()):
             raise UserError(f"plan.{kind}: '{reason}' goes down to {float(factors.min()):g}; expected weights >= 0")
-        # A new tensor: who has read `weights` before keeps what it was then.
+        # A new tensor: weights that a callback has read before stay as they were.
         self._weights = self._weights * factors
         self.history.append(PlanChange(reason=reason, kind=kind, factors=factors, scores=scores))
 

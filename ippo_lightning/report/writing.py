@@ -108,7 +108,11 @@ def report_of(
 
 
 def write_files(comparison: Comparison) -> Path:
-    """Write all files of a report into `comparison.root`; return the path of report.html."""
+    """Write all files of a report into `comparison.root`; return the path of report.html.
+
+    Args:
+        comparison: from `read_comparison` or `gather_runs`.
+    """
     results = summarise(comparison)
     folder = comparison.root
     folder.mkdir(parents=True, exist_ok=True)
