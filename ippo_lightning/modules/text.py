@@ -61,7 +61,7 @@ class TextModule(BaseModule):
     def setup(self, stage: str) -> None:
         """Let `lightning.Trainer` run the module from here on, and use its data module's task."""
         super().setup(stage)
-        self.use_data(getattr(self.trainer, "datamodule", None))
+        self.use_data(getattr(self.backend.host, "datamodule", None))
 
     def use_data(self, datamodule: object) -> None:
         """Take the grader from the data module's task if none was given, and try it on two rows.
