@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 TASK = "data.init_args.task.init_args"
 TINY_DATA = [f"--{TASK}.num_train=32", f"--{TASK}.num_validation=4", f"--{TASK}.num_test=4"]
-TINY_DATA += ["--data.init_args.batch_size=4"]
+TINY_DATA += ["--data.init_args.batch_size=4", f"--{TASK}.num_demonstrations=32"]
 TINY = {"max_iterations": 2, "evaluate_every_n_iterations": 2, "evaluate_first": False}
 RUN_OVERRIDES = {
     **{f"loop.{name}": value for name, value in TINY.items()},
@@ -131,12 +131,14 @@ def test_a_piece_of_yaml_fits_into_an_experiment(
     block: Block, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (checkout / "piece.yaml").write_text(block.text, encoding="utf-8")
-    words = ["--config", "experiments/arithmetic/ppo.yaml", "--config", "piece.yaml"]
+    content = yaml.safe_load(block.text)
+    is_grid = "axes" in content or "methods" in content
+    words = ["compare"] if is_grid else ["fit", "--task", "arithmetic"]
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *words, "--print_config"])
+        main([*words, "--config", "piece.yaml", "--print_config"])
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert set(yaml.safe_load(block.text)) <= set(printed)
+    assert {key.rstrip("+") for key in content} <= set(printed)
 
 
 # --- the shell ---------------------------------------------------------------------------------------------
@@ -195,10 +197,10 @@ def test_a_comparison_of_a_page_runs(command: str) -> None:
 
 
 def make_ready(words: list[str], checkout: Path) -> None:
-    """A block that goes on with a run of a block before it needs that run."""
+    """A block that resumes a run of a block before it needs that run."""
     if "--resume" in words and not (checkout / words[words.index("--resume") + 1]).exists():
         run = words[words.index("--resume") + 1]
-        assert main(small(["ippo", "fit", "--config", "experiments/arithmetic/ppo.yaml", "--loop.run_dir", run])) == 0
+        assert main(small(["ippo", "fit", "--task", "arithmetic", "--loop.run_dir", run])) == 0
 
 
 def checked_otherwise(words: list[str], line: str) -> None:
@@ -237,11 +239,9 @@ def documented_metrics() -> set[str]:
 
 @pytest.mark.usefixtures("checkout")
 def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
-    base = ["ippo", "fit", "--config"]
-    ippo = [*base, "experiments/arithmetic/ppo.yaml", "--config", "experiments/arithmetic/ippo.yaml"]
-    assert main(small([*ippo, "--loop.run_dir", "one"])) == 0
-    demonstrations = f"--{TASK}.num_demonstrations=32"
-    assert main([*small([*base, "experiments/arithmetic/sft.yaml", "--loop.run_dir", "two"]), demonstrations]) == 0
+    task = ["--task", "arithmetic", "--loop.run_dir"]
+    assert main(small(["ippo", "fit", "--method", "ippo", *task, "one"])) == 0
+    assert main(small(["ippo", "fit", "--base", "sft", *task, "two"])) == 0
     logged: set[str] = set()
     for run in ("one", "two"):
         with (Path(run) / "csv" / "metrics.csv").open(encoding="utf-8") as file:
