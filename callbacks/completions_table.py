@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ippo_lightning.callbacks.episode_log import episode_rows, grader_of, is_due
+from ippo_lightning.callbacks.episode_log import HasRunFolder, episode_rows, grader_of, is_due
 from ippo_lightning.errors import require_range
 from ippo_lightning.records import UpdateStats
 from ippo_lightning.storage.atomic import write_whole
-from ippo_lightning.storage.run_folder import completions_path
+from ippo_lightning.storage.run_folder import JsonObject, completions_path
 from ippo_lightning.storage.untrusted_text import cut, visible_text
+from ippo_lightning.tasks import Grader
 
 COLUMNS = ("prompt", "response", "label", "reward", "advantage", "score", "kept")
 _LONGEST_CELL = 120
+Cell = str | float | bool | None
 _WITHOUT_LABELS = {True: "right", False: "wrong", None: None}
 """The label if the grader gives none, by whether the answer is right."""
 
@@ -59,12 +61,12 @@ class CompletionsTable(Callback):
         self.parquet = parquet
         self.loggers = loggers
 
-    def on_update_end(self, trainer: Any, pl_module: Any, stats: UpdateStats) -> None:
+    def on_update_end(self, trainer: HasRunFolder, pl_module: object, stats: UpdateStats) -> None:
         """Show the completions of every n-th iteration."""
         if is_due(stats, every_n_iterations=self.every_n_iterations):
             self.show(trainer, completion_rows(stats, grader=grader_of(pl_module)), iteration=stats.iteration)
 
-    def show(self, trainer: Any, rows: Sequence[Mapping[str, Any]], *, iteration: int) -> None:
+    def show(self, trainer: HasRunFolder, rows: Sequence[JsonObject], *, iteration: int) -> None:
         """Write rows to the file, the terminal and the loggers, as far as they are switched on.
 
         Args:
@@ -83,17 +85,20 @@ class CompletionsTable(Callback):
             log_table(getattr(trainer, "loggers", []), shown, iteration=iteration)
 
 
-def completion_rows(
-    stats: UpdateStats, *, grader: Callable[[str, str, Any], Any] | None = None
-) -> list[dict[str, Any]]:
-    """Return `episode_rows` with `kept`; without labels of the grader, `label` is `right` or `wrong`."""
+def completion_rows(stats: UpdateStats, *, grader: Grader | None = None) -> list[JsonObject]:
+    """Return `episode_rows` with `kept`; without labels of the grader, `label` is `right` or `wrong`.
+
+    Args:
+        stats: of one iteration.
+        grader: see `episode_rows`.
+    """
     return [
         {**row, "label": row["label"] or _WITHOUT_LABELS[row["correct"]], "kept": row["weight"] > 0}
         for row in episode_rows(stats, grader=grader)
     ]
 
 
-def chosen_rows(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+def chosen_rows(rows: Sequence[JsonObject], count: int) -> list[JsonObject]:
     """Return `count` rows, evenly spread from the highest to the lowest score, or reward if there is no score.
 
     Args:
@@ -108,7 +113,7 @@ def chosen_rows(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[s
     return [ranked[round(place * (len(ranked) - 1) / max(count - 1, 1))] for place in range(count)]
 
 
-def write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_parquet(rows: Sequence[JsonObject], path: Path) -> None:
     """Write rows as parquet, completely or not at all; texts stay as the model wrote them.
 
     Args:
@@ -135,7 +140,7 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     write_whole(path, lambda file: parquet.write_table(table, file))
 
 
-def terminal_table(rows: Iterable[Mapping[str, Any]], *, iteration: int) -> Table:
+def terminal_table(rows: Iterable[JsonObject], *, iteration: int) -> Table:
     """Return a table that fits 80 columns; control characters in texts become visible signs.
 
     Args:
@@ -160,7 +165,7 @@ def terminal_table(rows: Iterable[Mapping[str, Any]], *, iteration: int) -> Tabl
     return table
 
 
-def log_table(loggers: Iterable[Any], rows: Sequence[Mapping[str, Any]], *, iteration: int) -> None:
+def log_table(loggers: Iterable[Any], rows: Sequence[JsonObject], *, iteration: int) -> None:
     """Send rows to every logger that accepts tables or texts.
 
     Args:
@@ -181,7 +186,7 @@ def log_table(loggers: Iterable[Any], rows: Sequence[Mapping[str, Any]], *, iter
             logger.experiment.log_table(logger.run_id, columns, f"completions/iteration_{iteration:07d}.json")
 
 
-def markdown_table(cells: Sequence[Sequence[Any]]) -> str:
+def markdown_table(cells: Sequence[Sequence[Cell]]) -> str:
     """Return rows as a table in markdown; texts are escaped.
 
     Args:
@@ -192,7 +197,7 @@ def markdown_table(cells: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def _markdown_cell(cell: Any) -> str:
+def _markdown_cell(cell: Cell) -> str:
     if not isinstance(cell, str):
         return _number(cell)
     # "&" first: it would escape the other escapes again. TensorBoard shows markdown as HTML.
@@ -204,7 +209,7 @@ def _shown(text: str | None) -> str:
     return visible_text(cut(text or "", _LONGEST_CELL))
 
 
-def _storable(value: Any) -> Any:
+def _storable(value: object) -> object:
     """Return `value` with valid UTF-8 in every text, at any depth: a model may emit half a character."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode("utf-8")

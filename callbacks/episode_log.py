@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Protocol, cast
 
 from lightning import Callback
 
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import require_range
 from ippo_lightning.maths import masked_row_mean
-from ippo_lightning.records import TextEpisodes, UpdatePlan, UpdateStats
-from ippo_lightning.storage.run_folder import EPISODES
+from ippo_lightning.records import Example, TextEpisodes, UpdatePlan, UpdateStats
+from ippo_lightning.storage.run_folder import EPISODES, JsonObject
 from ippo_lightning.tasks import Grader, call_grader, label_text
 
 MAX_TEXT = 2000
 """Characters kept of a prompt or a response."""
+
+
+class HasRunFolder(Protocol):
+    """What a callback of this project reads of the `lightning.Trainer` or `FabricLoop` that runs it."""
+
+    @property
+    def default_root_dir(self) -> str:
+        """The run's folder."""
 
 
 class EpisodeLog(Callback):
@@ -37,7 +45,7 @@ class EpisodeLog(Callback):
         self.every_n_iterations = every_n_iterations
         self.file_name = file_name
 
-    def on_update_end(self, trainer: Any, pl_module: Any, stats: UpdateStats) -> None:
+    def on_update_end(self, trainer: HasRunFolder, pl_module: object, stats: UpdateStats) -> None:
         """Write one line per episode."""
         if is_due(stats, every_n_iterations=self.every_n_iterations):
             append_rows(
@@ -47,23 +55,30 @@ class EpisodeLog(Callback):
 
 def is_due(stats: UpdateStats, *, every_n_iterations: int) -> bool:
     """Return whether this rank records this iteration: only rank 0 writes, every n-th iteration from the first on."""
+    # One writer per file: lines of several processes would be mixed.
     return stats.iteration % every_n_iterations == 0 and rank() == 0
 
 
-def grader_of(module: Any) -> Grader | None:
+def grader_of(module: object) -> Grader | None:
     """Return the module's grader; None for a module that has none."""
+    # By name: a foreign module has no grader, and needs no base class of this project.
     grader: Grader | None = getattr(module, "grader", None)
     return grader
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows to a JSON-lines file; its folder is created if it is missing."""
+def append_rows(path: Path, rows: Sequence[JsonObject]) -> None:
+    """Append rows to a JSON-lines file.
+
+    Args:
+        path: the file; its folder is created if it is missing.
+        rows: values that JSON has.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def episode_rows(stats: UpdateStats, *, grader: Grader | None = None) -> list[dict[str, Any]]:
+def episode_rows(stats: UpdateStats, *, grader: Grader | None = None) -> list[JsonObject]:
     """Return one plain record per episode.
 
     Args:
@@ -121,9 +136,7 @@ def _changes(plan: UpdatePlan) -> list[list[tuple[str, float]]]:
     return found
 
 
-def _graded(
-    grader: Grader | None, prompt: str, response: str, example: Mapping[str, Any]
-) -> dict[str, str | bool | None]:
+def _graded(grader: Grader | None, prompt: str, response: str, example: Example) -> dict[str, str | bool | None]:
     if grader is None:
         return {"label": None, "correct": None}
     grade = call_grader(grader, prompt, response, example)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 from lightning import Callback
 
 from ippo_lightning.errors import require_range
 from ippo_lightning.records import UpdateStats
+
+
+class Stoppable(Protocol):
+    """What this callback needs of a `lightning.Trainer` or a `FabricLoop`."""
+
+    should_stop: bool
+    """True ends the run after the iteration."""
 
 
 class IntrinsicStopping(Callback):
@@ -36,21 +43,26 @@ class IntrinsicStopping(Callback):
         self.min_iterations = min_iterations
         self.iterations_below = 0
 
-    def on_update_end(self, trainer: Any, pl_module: Any, stats: UpdateStats) -> None:
-        """Count the iteration, and tell the trainer to stop if there were enough."""
+    def on_update_end(self, trainer: Stoppable, pl_module: object, stats: UpdateStats) -> None:
+        """Count the iteration, and stop the run if the fraction was below the threshold for long enough."""
         self.iterations_below = self.count(self.iterations_below, kept_fraction=stats.kept_fraction)
         # Never set to False: another callback may already have stopped the run.
         if self.iterations_below >= self.patience and stats.iteration + 1 >= self.min_iterations:
             trainer.should_stop = True
 
     def count(self, iterations_below: int, *, kept_fraction: float) -> int:
-        """Return how many iterations in a row, this one included, were below the threshold."""
+        """Return how many iterations in a row, this one included, were below the threshold.
+
+        Args:
+            iterations_below: the same number before this iteration.
+            kept_fraction: of this iteration, over all ranks, in [0, 1].
+        """
         return iterations_below + 1 if kept_fraction < self.threshold else 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """Return the count, so that a resumed run stops at the same iteration as an uninterrupted one."""
         return {"iterations_below": self.iterations_below}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore the count."""
         self.iterations_below = int(state_dict["iterations_below"])

@@ -89,7 +89,7 @@ class GAE(AdvantageEstimator):
                 gae_lambda=self.gae_lambda,
                 bootstrap_truncated=self.bootstrap_truncated,
             )
-        # After the returns, which stay in units of the reward: whitened, they would move with each batch.
+        # The returns are not whitened: the critic learns in units of the reward, which do not change with each batch.
         if self.whiten:
             # over all ranks: with the moments of one rank, the same episode would weigh differently on each
             moments = all_reduce_sum(torch.stack(masked_moments(values=advantages, mask=episodes.mask)))

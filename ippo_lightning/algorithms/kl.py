@@ -1,4 +1,4 @@
-"""Controllers of the KL penalty's coefficient. They hold state, so they are no part of the maths."""
+"""Controllers of the KL penalty's coefficient. They have a state, so they are not part of the maths."""
 
 from __future__ import annotations
 
@@ -71,4 +71,5 @@ class AdaptiveKLController(FixedKLController):
         """
         # Clipped, so that one rollout far from the target does not move the coefficient at once.
         error = min(max(kl / self.target - 1, -0.2), 0.2)
+        # Both numbers are of all ranks, so that each rank moves its coefficient alike.
         self.coef *= 1 + error * min(num_episodes / self.horizon, 1.0)

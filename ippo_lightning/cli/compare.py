@@ -19,12 +19,13 @@ from ippo_lightning.cli.experiment_paths import find_file
 from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.report import results_table, write_report
+from ippo_lightning.report.summary import Results
 from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, seed_folder
 
 _PACKAGES = ("ippo-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 
 
-def run_comparison(settings: CompareSettings, *, command: str) -> dict[str, Any]:
+def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     """Run what is not yet finished, write the report, print the table; return the content of `results.json`.
 
     Args:
@@ -46,7 +47,7 @@ def run_comparison(settings: CompareSettings, *, command: str) -> dict[str, Any]
         console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already and kept.")
     run_jobs(waiting, num_parallel=settings.jobs)
     report = write_report(root)
-    results: dict[str, Any] = json.loads((root / RESULTS).read_text(encoding="utf-8"))
+    results: Results = json.loads((root / RESULTS).read_text(encoding="utf-8"))
     console.print(results_table(results))
     console.print(f"Report: {report}", soft_wrap=True)
     return results

@@ -135,12 +135,15 @@ class TextDataModule(LightningDataModule):
 def as_task(task: TaskLike | str) -> Task:
     """Return a task from its short name, or the object itself.
 
+    Args:
+        task: see `TextDataModule`.
+
     Raises:
         UserError: an unknown name, or an object without `rows` or `grade`.
     """
     if isinstance(task, str):
         return named_task(task)
-    # A class has the methods too, but without an instance they lack their first argument.
+    # A class has the methods too; it is a task only after it is called.
     if isinstance(task, type) or not isinstance(task, TaskLike):
         name = callable_name(task)
         raise UserError(f"data.task: {name} is no task; expected an object with rows(split) and grade(...), or a name")

@@ -24,7 +24,11 @@ class IterationStages(UpdateStages, Protocol[Record]):
     """What a module brings to an iteration; each stage can be overridden alone."""
 
     def plan_rollout(self, batch: Any) -> RolloutPlan:
-        """Return what is to be sampled; callbacks may change it."""
+        """Return what is to be sampled; callbacks may change it.
+
+        Args:
+            batch: what the data loader gave.
+        """
 
     def rollout(self, plan: RolloutPlan) -> Record:
         """Sample, and score what was sampled under policy, reference and critic."""
@@ -105,7 +109,11 @@ def run_iteration(
 
 
 def rollout_metrics(episodes: Episodes) -> dict[str, float]:
-    """Return numbers of what was collected, means over the episodes of all ranks."""
+    """Return numbers of what was collected, means over the episodes of all ranks; `rollout/kl` in nats per episode.
+
+    Args:
+        episodes: of this rank, at least one.
+    """
     mask = episodes.mask
     # Sums of all ranks, and then one division: ranks may have different numbers of episodes.
     sums = torch.stack(

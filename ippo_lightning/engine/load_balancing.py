@@ -1,4 +1,4 @@
-"""After filtering, ranks have different amounts of work: distribute the episodes again, by tokens."""
+"""After filtering, ranks have different amounts of work: this distributes the episodes again, by tokens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rebalance(work: Work) -> Work:
     loads = torch.zeros(world_size(), dtype=torch.long, device=tokens.device).index_add(0, owners, everyone)
     if not len(everyone) or float(loads.max()) <= _TOLERATED * float(loads.float().mean()):
         return work
-    # Each rank computes the same assignment from the same numbers, so nobody has to send it.
+    # Each rank computes the same assignment from the same numbers, so it is not sent.
     chosen = torch.tensor(assignment(everyone.tolist(), num_ranks=world_size())[rank()], device=tokens.device).long()
     return _gathered(work, chosen)
 

@@ -51,7 +51,7 @@ def without_broken(episodes: Record, quantities: Sequence[str], *, rule: OnNonfi
     if not found:
         return episodes
     named = name_broken(episodes, found)
-    # Without any episode, this rank would have nothing to take part with in the collectives of the update.
+    # Without any episode, this rank could not take part in the collectives of the update.
     if rule == "stop" or len(found) == len(episodes):
         raise FloatingPointError(named)
     _LOG.warning("%s; left out", named)

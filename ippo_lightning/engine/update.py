@@ -24,13 +24,21 @@ class UpdateStages(Protocol):
     """What the update needs from a module."""
 
     def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return loss [] and sums for the log, computed through the wrapper that averages gradients over ranks."""
+        """Return loss [] and sums for the log, computed through the wrapper that averages gradients over ranks.
+
+        Args:
+            minibatch: its denominators are those of the whole optimizer step.
+        """
 
     def backward_loss(self, loss: Tensor) -> None:
         """Add to the gradients."""
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
-        """Do not average gradients over ranks while more of the same step follows."""
+        """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last.
+
+        Args:
+            enabled: False for a context without effect.
+        """
 
     def take_step(self) -> float:
         """Clip, step, clear the gradients; return the gradient norm before clipping.
@@ -40,10 +48,20 @@ class UpdateStages(Protocol):
         """
 
     def why_not_finite(self, minibatch: Minibatch) -> str | None:
-        """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind."""
+        """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind.
+
+        Args:
+            minibatch: one row.
+        """
 
     def passes(self, costs: Tensor, *, max_rows: int, sort: bool = True) -> Iterator[Pass]:
-        """Divide rows into passes; if forwards are collectives, all ranks make equally many (see `records.passes`)."""
+        """Divide rows into passes; if forwards are collectives, all ranks make equally many (see `records.passes`).
+
+        Args:
+            costs: shape [rows], int64, in tokens.
+            max_rows: at most so many rows per pass.
+            sort: whether the cheapest rows come first.
+        """
 
 
 class UpdateOutcome(NamedTuple):

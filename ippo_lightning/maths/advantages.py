@@ -114,7 +114,7 @@ def last_steps(*, mask: Tensor) -> Tensor:
 
 
 def group_advantages(*, rewards: Tensor, group: Tensor, scale: bool, epsilon: float = 1e-4) -> Tensor:
-    """Return each reward minus the mean of its group, divided by the group's standard deviation if asked for.
+    """Return each reward minus the mean of its group, divided by the group's standard deviation if `scale` is true.
 
     A_i = (r_i - mean_g) / (std_g + epsilon), std_g unbiased, 0 for a group of one.
     Source: Shao et al. 2024, arXiv 2402.03300, section 4.1.2.

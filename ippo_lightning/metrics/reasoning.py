@@ -43,7 +43,7 @@ class ReasoningMetrics(nn.Module):
       the prompts no reference.
     - `pass_at_k`: chance that one of k samples is right.
     - `unfaithful_fraction`: fraction of the right responses whose reasoning is not faithful; NaN without right
-      responses, or if the labels say nothing about reasoning.
+      responses, or if the labels do not describe reasoning.
     - `label/<name>`: fraction of the responses with that label, for the labels that the grader gives.
 
     The states are sums and counts, so batches and ranks add up to the result of all of them.

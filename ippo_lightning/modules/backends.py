@@ -58,14 +58,27 @@ class Backend(Protocol):
         """Call a method of the module through the strategy's wrapper (DDP)."""
 
     def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
-        """Scale the gradient down to `max_norm`; return its norm before, or None if the strategy does not tell."""
+        """Scale the gradient down to `max_norm`; return its norm before, or None if the strategy does not tell.
+
+        Args:
+            optimizer: of the gradients' parameters.
+            max_norm: of all gradients together, over all ranks; infinity only measures the norm.
+
+        Returns:
+            Shape [], that of unscaled gradients.
+        """
 
     @property
     def scaler(self) -> GradScaler | None:
         """The gradient scaler of float16, which skips a step that overflows and then scales less; None without one."""
 
     def log(self, metrics: Mapping[str, float], *, iteration: int) -> None:
-        """Log the numbers of an iteration."""
+        """Log the numbers of an iteration.
+
+        Args:
+            metrics: by name, `group/name`.
+            iteration: counted from 0.
+        """
 
 
 class FabricBackend:
@@ -91,17 +104,17 @@ class FabricBackend:
         return int(self.host.max_iterations)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Fabric's own; nothing for sharded parameters, whose full gradients would stay in memory meanwhile."""
+        """Use Fabric's; for sharded parameters do nothing, because full gradients would stay in memory meanwhile."""
         if self.wrapper is None or self.module.fabric is None or is_sharded(self.module):
             return nullcontext()
         return self.module.fabric.no_backward_sync(self.wrapper)
 
     def call(self, method: str, *arguments: object) -> Any:
-        """Through the wrapper."""
+        """Call it through the wrapper; without training there is none."""
         return getattr(self.wrapper or self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
-        """Fabric's own, which supports sharded and scaled gradients."""
+        """Clip by Fabric, which supports sharded and scaled gradients."""
         if self.wrapper is None or self.module.fabric is None:
             return _clipped(self.module, max_norm)
         # No error here: the caller knows the rows of the minibatch, and names those that broke the gradient.
@@ -148,15 +161,16 @@ class TrainerBackend:
         if trainer.max_steps != -1 or trainer.max_epochs in (None, -1):
             return None
         total = trainer.num_training_batches * trainer.max_epochs
+        # Infinite for a loader without a length.
         return int(total) if 0 < total < math.inf else None
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """The strategy's own, if it has one."""
+        """Use the strategy's context, if it has one; do nothing for sharded parameters, as above."""
         block = None if is_sharded(self.module) else getattr(self.host.strategy, "block_backward_sync", None)
         return block() if block is not None else nullcontext()
 
     def call(self, method: str, *arguments: object) -> Any:
-        """Directly: Trainer's strategies route the whole `training_step` through their wrapper."""
+        """Call it directly: Trainer's strategies route the whole `training_step` through their wrapper."""
         return getattr(self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
@@ -196,4 +210,5 @@ _IN_PROGRESS_BAR = frozenset({"rollout/reward_mean", "update/kept_fraction", "sf
 
 
 def _clipped(module: LightningModule, max_norm: float) -> Tensor:
+    # The norm of sharded gradients is a sharded tensor itself.
     return full_tensor(torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], max_norm))

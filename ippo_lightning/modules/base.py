@@ -40,6 +40,7 @@ class BaseModule(LightningModule):
         # One `training_step` takes many optimizer steps, or none, which Lightning's own loop does not support.
         self.automatic_optimization = False
         self.optimizer_settings = optimizer or OptimizerSettings()
+        # Own counters: Lightning's `global_step` counts optimizer steps, and an iteration takes many of them.
         self.iteration = 0
         self.episodes_seen = 0
         self.optimizer_steps = 0
@@ -106,7 +107,7 @@ class BaseModule(LightningModule):
         self.manual_backward(loss)
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
-        """Do not average gradients over ranks while more of the same step follows."""
+        """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last."""
         return self.backend.no_sync() if enabled else nullcontext()
 
     def passes(self, costs: Tensor, *, max_rows: int, sort: bool = True) -> Iterator[Pass]:
@@ -130,6 +131,7 @@ class BaseModule(LightningModule):
         norm = self.backend.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
         if norm is not None and not bool(torch.isfinite(norm)) and not self._scaler_can_help():
             optimizer.zero_grad()
+            # No step: Adam's moments would contain the NaN for the rest of the run.
             raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
         optimizer.step()
         optimizer.zero_grad()

@@ -25,12 +25,13 @@ def memory_of(module: nn.Module, optimizer: Optimizer) -> dict[str, float]:
         `memory/parameters_mib`; `memory/optimizer_mib`; `memory/peak_mib`, the most in use since the last call:
         on a GPU what torch allocated, on a CPU the largest resident size of the process so far.
     """
-    while not isinstance(optimizer, Optimizer):  # a wrapper, unless it takes on the class as Lightning's do
+    while not isinstance(optimizer, Optimizer):  # Lightning's and Fabric's wrappers are instances, others may not be
         optimizer = optimizer.optimizer
     parameters = list(module.parameters())
     device = parameters[0].device
     state = [entry for entries in optimizer.state.values() for entry in entries.values() if isinstance(entry, Tensor)]
     sizes = {"parameters": local_bytes(parameters), "optimizer": local_bytes(state), "peak": _peak_bytes(device)}
+    # The maximum, because the rank that uses most is the first to run out.
     return {f"memory/{name}_mib": all_reduce_max(size, device=device) / _MIB for name, size in sizes.items()}
 
 

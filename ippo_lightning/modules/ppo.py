@@ -166,7 +166,7 @@ class PPOModule(TextModule):
     # --- the stages: override one, leave the rest ----------------------------------------------------
 
     def plan_rollout(self, batch: Batch) -> RolloutPlan:
-        """Return the plan of a batch of prompts: `sampling.num_responses` for each."""
+        """Return the plan of a batch of prompts: `sampling.num_responses` responses to each."""
         counts = torch.full((len(batch["prompts"]),), self.sampling.num_responses)
         return RolloutPlan(batch=batch, counts=counts)
 
@@ -182,7 +182,10 @@ class PPOModule(TextModule):
         )
 
     def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
-        """Fill `outcome_rewards` from the reward function, and `rewards` with the KL penalty per step subtracted."""
+        """Fill `outcome_rewards` [rows] and `rewards` [rows, steps], both in units of the reward.
+
+        `rewards` is the outcome on the last step, minus the KL penalty of each step (see `shape_rewards`).
+        """
         outcome = self.reward(
             episodes.prompts,
             episodes.responses,
@@ -204,7 +207,7 @@ class PPOModule(TextModule):
         return episodes.evolve(outcome_rewards=outcome, rewards=rewards)
 
     def compute_advantages(self, episodes: TextEpisodes) -> TextEpisodes:
-        """Fill `advantages` and `returns` by the advantage estimator."""
+        """Fill `advantages` and `returns`, both [rows, steps] and 0.0 off the mask, by the advantage estimator."""
         return self.advantages(episodes)
 
     # --- the loss, defined once ----------------------------------------------------------------------
@@ -255,6 +258,7 @@ class PPOModule(TextModule):
         """
         episodes = cast(TextEpisodes, minibatch.episodes)
         mask = episodes.mask
+        # A detached entropy is only for the log, and its softmax is not kept for the backward.
         needs_gradient = self.entropy_coef > 0 or self._reads_entropy
         output = self.score(
             episodes,
@@ -292,7 +296,8 @@ class PPOModule(TextModule):
     def episode_losses(self, episodes: TextEpisodes) -> Tensor:
         """Return the policy loss of each episode at the current parameters, shape [rows], with its graph.
 
-        Reduced as in training: the mean over an episode's steps, or their sum if `loss_reduction` is `token_mean`.
+        Reduced as in training: the mean over an episode's steps, or their sum if `loss_reduction` is `token_mean`. The
+        episodes need `advantages`, and `log_probs` of the policy that sampled.
         """
         output = self.score(episodes, with_entropy=self._reads_entropy)
         return self._per_row(self.loss_terms(output, episodes), episodes)
@@ -305,11 +310,12 @@ class PPOModule(TextModule):
         """
         if self._reads_entropy:
             return None
+        # At the parameters that sampled, a forward would compute what the rollout has stored.
         output = PolicyOutput(log_probs=episodes.log_probs, entropy=None, values=episodes.values)
         return self._per_row(self.loss_terms(output, episodes), episodes)
 
     def validation_loss(self, batch: Batch) -> Tensor:
-        """Return the SFT loss of good demonstrations, mean over tokens, then over demonstrations, shape []."""
+        """Return the SFT loss of demonstrations in nats: mean over tokens, then over demonstrations, shape []."""
         encoded = self.encode_demonstrations(batch)
         output = self.policy(*encoded)
         # Over demonstrations last: each has the same weight, whatever its length is.
@@ -320,6 +326,7 @@ class PPOModule(TextModule):
         return "entropy" in self.loss_reads or "entropy" in self.loss.reads
 
     def _per_row(self, terms: Tensor, episodes: TextEpisodes) -> Tensor:
+        # Reduced as in training: scores of another loss would not describe the update.
         means = masked_row_mean(values=terms, mask=episodes.mask)
         return means if self.update_settings.loss_reduction == "episode_mean" else means * episodes.lengths
 

@@ -79,7 +79,12 @@ class SFTModule(TextModule):
         )
 
     def demonstration_loss(self, encoded: EncodedResponses, denominator: float) -> Tensor:
-        """Return the summed negative log-likelihood of the response tokens, divided by `denominator`, shape []."""
+        """Return the summed negative log-likelihood of the response tokens in nats, divided by a number, shape [].
+
+        Args:
+            encoded: demonstrations of this micro-batch.
+            denominator: tokens of the whole batch, of all ranks, per rank.
+        """
         output = self.policy(*encoded)
         return reduce_terms(
             terms=-output.log_probs,

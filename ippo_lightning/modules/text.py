@@ -103,7 +103,11 @@ class TextModule(BaseModule):
     # --- demonstrations ---------------------------------------------------------------------------
 
     def encode_demonstrations(self, batch: Batch) -> EncodedResponses:
-        """Return the batch's prompts and responses as ids on the policy's device, with EOS appended."""
+        """Return the batch's prompts and responses as ids on the policy's device, with EOS appended.
+
+        Args:
+            batch: `prompts` and `responses`, one text each per row.
+        """
         encoded = encode_demonstrations(
             self.policy.tokenizer, batch["prompts"], batch["responses"], max_length=self.policy.context_length
         )
@@ -116,7 +120,15 @@ class TextModule(BaseModule):
         return sample_responses(self.policy, prompts=batch["prompts"], sampling=self.evaluation)
 
     def evaluate_batch(self, batch: Batch, batch_index: int) -> None:
-        """Sample, grade, and add the grades to `evaluation_metrics`."""
+        """Sample, grade, and add the grades to `evaluation_metrics`.
+
+        Args:
+            batch: `prompts` and `examples`.
+            batch_index: of the batch in its split; it chooses the random stream, so that an evaluation can be repeated.
+
+        Raises:
+            UserError: there is no grader.
+        """
         if self.grader is None:
             raise UserError("model.grader: null, and the data has no task with a grade; evaluation needs a grader")
         with self._evaluation_stream(batch_index):

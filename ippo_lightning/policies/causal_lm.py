@@ -291,7 +291,7 @@ class CausalLMPolicy(nn.Module):
             self._samplers[key] = build_sampler(self, settings)
         return self._samplers[key]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # A copied or pickled policy starts without samplers: an engine can be neither copied nor shared.
         return {**self.__dict__, "_samplers": {}}
 

@@ -299,7 +299,7 @@ def _new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
         raise UserError(f"policy.config: {fields} does not fit {model_type}; {_one_line(error)}") from error
 
 
-def _check_config_names(fields: dict[str, Any], default: PreTrainedConfig) -> None:
+def _check_config_names(fields: dict[str, object], default: PreTrainedConfig) -> None:
     # transformers stores an unknown field without complaint, so a typing error would silently give the default size
     known = {*default.to_dict(), *default.attribute_map, *_LEGACY_CONFIG_NAMES}
     for name in fields:

@@ -43,6 +43,7 @@ def shard_policy(policy: CausalLMPolicy, mesh: DeviceMesh, *, gather_for_samplin
     if policy.critic is not None:  # its head is float32, and all parameters of one unit must have the same dtype
         networks += [policy.critic.head.linear, policy.critic]
     for network in networks:
+        # The layers first: a unit takes the parameters that no unit inside of it has taken yet.
         for layer in [*transformer_layers(network), network]:
             # Explicit, because by default torch keeps the outermost unit gathered after a forward. Its parameters
             # would then be other objects than the optimizer's.

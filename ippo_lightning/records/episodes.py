@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ippo_lightning.errors import UserError
 
+# typing.Self comes with Python 3.11 only.
 _Self = TypeVar("_Self", bound="Episodes")
 
 

@@ -68,7 +68,7 @@ def cut_rows(
     Returns:
         Positions of each part's rows; each row is in one part.
 
-    Example:
+    Examples:
         >>> [part.tolist() for part in cut_rows(torch.tensor([3, 9, 2, 4]), max_tokens=8)]
         [[2, 0], [3], [1]]
     """

@@ -59,6 +59,7 @@ class RolloutPlan:
         missing = sorted(set(self.batch) - set(batch))
         if missing:
             raise UserError(f"plan.replace_prompts: '{reason}' left out {missing[0]}; expected the keys of the batch")
+        # Columns of other lengths would pair prompts with the examples of other prompts.
         for name in self.batch:
             if len(batch[name]) != len(counts):
                 found = f"{len(batch[name])} entries of {name} for {len(counts)} counts"
@@ -159,6 +160,7 @@ class UpdatePlan:
 
     def record(self, **metrics: float) -> None:
         """Add numbers to this iteration's log; a double underscore in a name becomes the slash of its group."""
+        # A keyword cannot contain a slash.
         self.metrics.update({name.replace("__", "/"): float(value) for name, value in metrics.items()})
 
     def _multiply(
@@ -178,7 +180,7 @@ class UpdatePlan:
         # A negative weight turns the loss around, and the clipping then no longer bounds the step.
         if bool((factors < 0).any()):
             raise UserError(f"plan.{kind}: '{reason}' goes down to {float(factors.min()):g}; expected weights >= 0")
-        # A new tensor: who has read `weights` before keeps what it was then.
+        # A new tensor: weights that a callback has read before stay as they were.
         self._weights = self._weights * factors
         self.history.append(PlanChange(reason=reason, kind=kind, factors=factors, scores=scores))
 
@@ -237,6 +239,7 @@ class Minibatch:
 
 
 def _checked_counts(counts: Tensor, *, like: Tensor, reason: str) -> Tensor:
+    # Booleans are no floating-point numbers either: a mask passed by mistake would mean one response or none.
     if counts.shape != like.shape or counts.is_floating_point() or counts.dtype == torch.bool:
         found = f"{tuple(counts.shape)} of {counts.dtype}"
         raise UserError(f"plan.allocate: counts of '{reason}' are {found}; expected {tuple(like.shape)} integers")

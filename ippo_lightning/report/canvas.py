@@ -30,7 +30,7 @@ _UNTRAINED_COLOUR = "#767676"
 _COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7")
 _WIDTH = 6.4
 _DPI = 150
-# A context, not rcParams: a user's own figures keep their style.
+# A context, not rcParams: a user's own figures keep their style. Any, because not all versions know all these keys.
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same pixels on every machine

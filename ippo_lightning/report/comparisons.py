@@ -7,12 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.report.records import Comparison, Method, Run
 from ippo_lightning.report.runs import read_run, settings_text, short_text, why_unfinished
-from ippo_lightning.storage.run_folder import COMPARISON, seed_folder
+from ippo_lightning.storage.run_folder import COMPARISON, JsonObject, seed_folder
 
 _NAME = "[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 
@@ -43,6 +42,7 @@ def read_comparison(root: Path | str) -> Comparison:
             title=title,
             runs=runs,
             baseline=_baseline(name, entry, listed["methods"]),
+            # `is True`, because the file may contain any value, and most of them are true.
             featured=entry.get("featured") is True,
         )
         unfinished += [f"{title}, seed {run.seed}: {why_unfinished(run)}" for run in runs if not run.finished]
@@ -114,11 +114,12 @@ def with_roles(comparison: Comparison, *, baseline: str | None = None, featured:
     return replace(comparison, methods=methods)
 
 
-def _read_listing(path: Path) -> dict[str, Any]:
+def _read_listing(path: Path) -> JsonObject:
     if not path.is_file():
         raise UserError(f"root: '{path.parent}' has no {COMPARISON}; expected the folder that `ippo compare` wrote")
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
+    # RecursionError: thousands of nested brackets.
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{COMPARISON}: '{path}' is not JSON ({type(error).__name__}); run `ippo compare` again"
@@ -129,7 +130,7 @@ def _read_listing(path: Path) -> dict[str, Any]:
     return {**listed, "methods": methods}
 
 
-def _seeds(name: str, entry: Any) -> list[int]:
+def _seeds(name: str, entry: object) -> list[int]:
     # The name becomes part of a path: without this check, "../.." would read folders outside the comparison.
     if not re.fullmatch(rf"{_NAME}(/{_NAME})*", name):
         raise UserError(f"{COMPARISON}: method {name!r} is no folder name; expected letters, digits and _ . + - /")
@@ -139,7 +140,7 @@ def _seeds(name: str, entry: Any) -> list[int]:
     return seeds
 
 
-def _baseline(name: str, entry: dict[str, Any], methods: dict[str, Any]) -> str | None:
+def _baseline(name: str, entry: JsonObject, methods: JsonObject) -> str | None:
     """Return the baseline of a listed method. Comparisons from before baselines were listed have none."""
     baseline = entry.get("baseline")
     if baseline is None or (isinstance(baseline, str) and baseline in methods and baseline != name):

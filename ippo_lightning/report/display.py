@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 MISSING = "\N{EN DASH}"
 """What is shown if a run has no number."""
@@ -11,7 +10,7 @@ MISSING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """Return a finite number as float; None for anything else (text, NaN, true, an integer too large for a float)."""
     # bool is a subclass of int, but `true` in a file is no measurement.
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ippo_lightning.report.display import percent, plain, points
-from ippo_lightning.report.summary import last_third, pair_key
+from ippo_lightning.report.summary import (
+    ComparedMetric,
+    MethodSummary,
+    PairedDifference,
+    Results,
+    last_third,
+    pair_key,
+)
 from ippo_lightning.report.tables import mean_seconds
 
 FEW_SEEDS = 5
@@ -30,14 +36,14 @@ _GOOD_SIGN = {"exact_match": 1, "unfaithful_fraction": -1}
 class Finding:
     """One metric of one method against its baseline."""
 
-    metric: str
+    metric: ComparedMetric
     word: str
     """`better`, `worse` or `unclear`."""
     sentence: str
     """The same with its numbers."""
 
 
-def headline(results: Mapping[str, Any]) -> str:
+def headline(results: Results) -> str:
     """Return one line: the featured method against its baseline.
 
     Args:
@@ -50,7 +56,7 @@ def headline(results: Mapping[str, Any]) -> str:
     if featured is None:
         titles = [summary["title"] for summary in results["methods"].values()]
         return f"Results of {_listed(titles)}"
-    pair = f"{results['methods'][featured]['title']} against {_baseline(results, featured)['title']}"
+    pair = f"{results['methods'][featured]['title']} against {baseline_summary(results, featured)['title']}"
     num_seeds = _num_seeds(results, featured)
     # One seed has no interval, so its headline contains numbers and claims no direction.
     if num_seeds == 1:
@@ -62,7 +68,7 @@ def headline(results: Mapping[str, Any]) -> str:
     return f"{pair}: {', '.join(clauses)}{f' ({num_seeds} seeds only)' if num_seeds < FEW_SEEDS else ''}"
 
 
-def lead(results: Mapping[str, Any]) -> list[str]:
+def lead(results: Results) -> list[str]:
     """Return the sentences below the headline: numbers, costs, and how far they can be trusted.
 
     Args:
@@ -75,12 +81,12 @@ def lead(results: Mapping[str, Any]) -> list[str]:
     if featured is None:
         return []
     sentences = [finding.sentence for finding in findings(results, featured)]
-    sentences += _cost(results["methods"][featured], _baseline(results, featured))
+    sentences += _cost(results["methods"][featured], baseline_summary(results, featured))
     sentences += _more_pairs(results, featured)
     return [*sentences, *_caution(_num_seeds(results, featured))]
 
 
-def findings(results: Mapping[str, Any], method: str) -> list[Finding]:
+def findings(results: Results, method: str) -> list[Finding]:
     """Compare a method with its baseline, metric by metric.
 
     Args:
@@ -98,12 +104,12 @@ def findings(results: Mapping[str, Any], method: str) -> list[Finding]:
     ]
 
 
-def compared_methods(results: Mapping[str, Any]) -> list[str]:
+def compared_methods(results: Results) -> list[str]:
     """Return the names of the methods that have a paired difference, in display order."""
     return [name for name in results["methods"] if difference_of(results, name) is not None]
 
 
-def difference_of(results: Mapping[str, Any], method: str) -> Mapping[str, Any] | None:
+def difference_of(results: Results, method: str) -> Mapping[ComparedMetric, PairedDifference] | None:
     """Return a method's paired difference from its baseline, by metric; None if there is none.
 
     Args:
@@ -111,21 +117,22 @@ def difference_of(results: Mapping[str, Any], method: str) -> Mapping[str, Any] 
         method: its name, a key of `results["methods"]`.
     """
     baseline = results["methods"][method]["baseline"]
-    found: Mapping[str, Any] | None = results["differences"].get(pair_key(method, baseline)) if baseline else None
-    return found
+    return results["differences"].get(pair_key(method, baseline)) if baseline else None
 
 
-def _baseline(results: Mapping[str, Any], method: str) -> Mapping[str, Any]:
-    methods: Mapping[str, Mapping[str, Any]] = results["methods"]
-    return methods[methods[method]["baseline"]]
+def baseline_summary(results: Results, method: str) -> MethodSummary:
+    """Return the summary of the baseline of a method that has a paired difference."""
+    baseline = results["methods"][method]["baseline"]
+    assert baseline is not None, "a method with a paired difference has a baseline"
+    return results["methods"][baseline]
 
 
-def _finding(results: Mapping[str, Any], method: str, metric: str, difference: Mapping[str, Any]) -> Finding:
+def _finding(results: Results, method: str, metric: ComparedMetric, difference: PairedDifference) -> Finding:
     interval = difference["interval"]
     # After the change of sign, positive means better for either metric.
     signed = None if interval is None else sorted(_GOOD_SIGN[metric] * bound for bound in interval)
     word = "unclear" if signed is None else "better" if signed[0] > 0 else "worse" if signed[1] < 0 else "unclear"
-    mine, other = results["methods"][method], _baseline(results, method)
+    mine, other = results["methods"][method], baseline_summary(results, method)
     spread = "" if interval is None else f" (95 % interval {points(interval[0])} to {points(interval[1])})"
     claim = {
         "better": "is better",
@@ -139,13 +146,13 @@ def _finding(results: Mapping[str, Any], method: str, metric: str, difference: M
     return Finding(metric=metric, word=word, sentence=sentence)
 
 
-def _bare_differences(results: Mapping[str, Any], method: str) -> list[str]:
+def _bare_differences(results: Results, method: str) -> list[str]:
     differences = difference_of(results, method) or {}
     means = {metric: difference["mean"] for metric, difference in differences.items()}
     return [f"{_NAMES[metric]} {points(mean)} points" for metric, mean in means.items() if mean is not None]
 
 
-def _cost(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def _cost(mine: MethodSummary, other: MethodSummary) -> list[str]:
     sentences: list[str] = []
     kept = last_third(mine.get("kept_fraction", []))
     if kept is not None:
@@ -167,13 +174,13 @@ def _caution(num_seeds: int) -> list[str]:
     return [f"{seeds} only: read differences as hints, not as findings."]
 
 
-def _num_seeds(results: Mapping[str, Any], method: str) -> int:
+def _num_seeds(results: Results, method: str) -> int:
     differences = difference_of(results, method) or {}
     # The weaker metric counts: a run may have finished without a right answer, so without an unfaithful fraction.
     return min(len(difference["seeds"]) for difference in differences.values() if difference["seeds"])
 
 
-def _featured(results: Mapping[str, Any]) -> str | None:
+def _featured(results: Results) -> str | None:
     """Choose the first featured method, else the first one that was trained from episodes, else the first one."""
     names = compared_methods(results)
     featured = [name for name in names if results["methods"][name]["featured"]]
@@ -181,7 +188,7 @@ def _featured(results: Mapping[str, Any]) -> str | None:
     return next(iter(featured or trained or names), None)
 
 
-def _more_pairs(results: Mapping[str, Any], shown: str) -> list[str]:
+def _more_pairs(results: Results, shown: str) -> list[str]:
     """Point to the other featured methods: the headline has room for one."""
     methods = results["methods"]
     titles = [

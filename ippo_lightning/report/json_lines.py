@@ -6,7 +6,8 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from ippo_lightning.storage.run_folder import JsonObject
 
 _LOG = logging.getLogger(__name__)
 
@@ -14,7 +15,7 @@ LONGEST_LINE = 16 * 1024 * 1024
 """Characters of one JSON line; a longer line is left out and counted."""
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_rows(path: Path) -> tuple[list[JsonObject], int]:
     """Read the rows of a JSON-lines file.
 
     Args:
@@ -25,7 +26,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     """
     if not path.is_file():
         return [], 0
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     unreadable = 0
     last_is_broken = False
     for line in _lines(path):
@@ -54,7 +55,7 @@ def _lines(path: Path) -> Iterator[str]:
                 yield line
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(line: str) -> JsonObject | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets

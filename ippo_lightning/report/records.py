@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ippo_lightning.report.display import number
+from ippo_lightning.storage.run_folder import JsonObject
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Run:
     folder: Path
     method: str
     seed: int | None
-    history: tuple[Mapping[str, Any], ...] = ()
+    history: tuple[JsonObject, ...] = ()
     """One row per iteration, in order."""
-    evaluations: tuple[Mapping[str, Any], ...] = ()
+    evaluations: tuple[JsonObject, ...] = ()
     episodes: tuple[EpisodeRow, ...] = ()
-    results: Mapping[str, Any] | None = None
+    results: JsonObject | None = None
     """Final test numbers; None for a run that did not finish."""
     config: str = ""
     unreadable_lines: int = 0
@@ -122,7 +122,7 @@ class Comparison:
         return tuple(name for name in self.methods if name in named)
 
 
-def _series(rows: Iterable[Mapping[str, Any]], keys: tuple[str, ...]) -> dict[int, float]:
+def _series(rows: Iterable[JsonObject], keys: tuple[str, ...]) -> dict[int, float]:
     # Evaluations of a resumed run may repeat an iteration: the last row counts.
     found: dict[int, float] = {}
     for row in rows:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ippo_lightning.report.canvas import method_colours
 from ippo_lightning.report.display import percent, plain, points, unbroken
 from ippo_lightning.report.evidence import extremes, label_meanings, label_table
-from ippo_lightning.report.headline import compared_methods, difference_of, findings, headline, lead
+from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
 from ippo_lightning.report.plan_changes import plan_changes
 from ippo_lightning.report.records import Comparison, Method
-from ippo_lightning.report.summary import COMPARED, METRICS
+from ippo_lightning.report.summary import COMPARED, METRICS, Results
 from ippo_lightning.report.tables import kept_fraction, seconds_per_iteration
 from ippo_lightning.report.trust import HEALTH, PARTS, trust
 from ippo_lightning.storage.untrusted_text import visible_text
@@ -39,7 +38,7 @@ class Figure:
 
 
 def render_html(
-    comparison: Comparison, results: Mapping[str, Any], figures: Mapping[str, Figure], *, skipped: Sequence[str]
+    comparison: Comparison, results: Results, figures: Mapping[str, Figure], *, skipped: Sequence[str]
 ) -> str:
     """Return the report as HTML.
 
@@ -52,6 +51,7 @@ def render_html(
     Returns:
         One HTML file. Every text from a run is escaped: a model may have written HTML.
     """
+    # Escaped always, and not by the end of a file's name, as jinja2's own selection would.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -95,18 +95,18 @@ def render_html(
     )  # fmt: skip
 
 
-def _compared(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _compared(results: Results, name: str) -> dict[str, object]:
     """Collect one row of the table of differences."""
     return {
         "name": name,
         "title": results["methods"][name]["title"],
-        "baseline_title": results["methods"][results["methods"][name]["baseline"]]["title"],
+        "baseline_title": baseline_summary(results, name)["title"],
         "differences": {metric: (difference_of(results, name) or {})[metric] for metric in COMPARED},
         "words": {finding.metric: finding.word for finding in findings(results, name)},
     }
 
 
-def _extremes(method: Method) -> dict[str, Any]:
+def _extremes(method: Method) -> dict[str, object]:
     ends = {
         "Most positive": extremes(method, most_positive=True),
         "Most negative": extremes(method, most_positive=False),

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.report.display import number
 from ippo_lightning.report.json_lines import read_rows
 from ippo_lightning.report.records import EpisodeRow, Run
-from ippo_lightning.storage.run_folder import CONFIG, EPISODES, EVALUATIONS, HISTORY, READABLE, RESULTS, seed_of
+from ippo_lightning.storage.run_folder import (
+    CONFIG,
+    EPISODES,
+    EVALUATIONS,
+    HISTORY,
+    READABLE,
+    RESULTS,
+    JsonObject,
+    seed_of,
+)
 from ippo_lightning.storage.untrusted_text import cut, visible_text
 
 _LOG = logging.getLogger(__name__)
@@ -68,7 +75,7 @@ def why_unfinished(run: Run) -> str:
     return "no final results" if run.config or run.evaluations else "nothing recorded"
 
 
-def short_text(value: Any, *, limit: int = 60) -> str:
+def short_text(value: object, *, limit: int = 60) -> str:
     """Return a name or remark on one line, cut to `limit` characters, with hidden characters made visible."""
     return visible_text(cut(str(value or ""), limit)).replace("\n", " ")
 
@@ -78,7 +85,7 @@ def settings_text(text: str) -> str:
     return visible_text(cut(text, LONGEST_SETTINGS), multiline=True)
 
 
-def _read_results(path: Path) -> Mapping[str, Any] | None:
+def _read_results(path: Path) -> JsonObject | None:
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError):
@@ -95,13 +102,13 @@ def _read_settings(path: Path) -> str:
         return settings_text(handle.read(2 * LONGEST_SETTINGS))
 
 
-def _latest(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+def _latest(rows: list[JsonObject]) -> tuple[JsonObject, ...]:
     """Order rows by iteration. A resumed run may repeat iterations; the last row of each counts."""
     by_iteration = {row["iteration"]: row for row in rows}
     return tuple(by_iteration[iteration] for iteration in sorted(by_iteration))
 
 
-def _episode(row: Mapping[str, Any]) -> EpisodeRow:
+def _episode(row: JsonObject) -> EpisodeRow:
     return EpisodeRow(
         iteration=row["iteration"],
         prompt=cut(_text(row.get("prompt")), LONGEST_TEXT),
@@ -115,7 +122,7 @@ def _episode(row: Mapping[str, Any]) -> EpisodeRow:
     )
 
 
-def _label(row: Mapping[str, Any]) -> str:
+def _label(row: JsonObject) -> str:
     """Return the label of an episode; a grader without labels leaves only whether the answer is right."""
     label = _text(row.get("label"))
     if label:
@@ -125,7 +132,7 @@ def _label(row: Mapping[str, Any]) -> str:
     return {True: "right", False: "wrong"}[correct] if isinstance(correct, bool) else ""
 
 
-def _changes(reasons: Any, factors: Any) -> tuple[tuple[str, float], ...] | None:
+def _changes(reasons: object, factors: object) -> tuple[tuple[str, float], ...] | None:
     if not isinstance(reasons, list) or not isinstance(factors, list) or len(reasons) != len(factors):
         return None
     pairs = zip(reasons[:_MOST_CHANGES], factors[:_MOST_CHANGES], strict=True)
@@ -134,7 +141,7 @@ def _changes(reasons: Any, factors: Any) -> tuple[tuple[str, float], ...] | None
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 

@@ -5,23 +5,72 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from scipy import stats
 
 from ippo_lightning.report.records import Comparison, Method, Run
 
-METRICS = ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
+Metric = Literal["exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction"]
+ComparedMetric = Literal["exact_match", "unfaithful_fraction"]
+METRICS: tuple[Metric, ...] = ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
 """Final test metrics, in the order of the table."""
-COMPARED = ("exact_match", "unfaithful_fraction")
+COMPARED: tuple[ComparedMetric, ...] = ("exact_match", "unfaithful_fraction")
 """Metrics with a paired difference."""
 # The interval of a table is computed once. A curve has hundreds of points, so it makes do with fewer resamples.
 _RESAMPLES = 9999
 _CURVE_RESAMPLES = 1999
 
 
-def summarise(comparison: Comparison) -> dict[str, Any]:
+class _Curves(TypedDict, total=False):
+    """What a method that updates on episodes has for each iteration, mean over the seeds that reached it."""
+
+    kept_fraction: list[float]
+    iteration_seconds: list[float]
+
+
+class MethodSummary(_Curves):
+    """The numbers of one method. Fractions are in [0, 1]; a missing number is None."""
+
+    title: str
+    baseline: str | None
+    featured: bool
+    exact_match: float | None
+    majority_vote: float | None
+    pass_at_k: float | None
+    unfaithful_fraction: float | None
+    intervals: dict[Metric, list[float] | None]
+    """95 % interval of each metric, [low, high]; None with fewer than two seeds."""
+    seeds: list[int | None]
+    per_seed: dict[Metric, list[float | None]]
+    """In the order of `seeds`."""
+    optimizer_steps: float | None
+    tokens_trained: float | None
+    effective_sample_size: list[float] | None
+
+
+class PairedDifference(TypedDict):
+    """Method minus baseline in one metric, over the seeds that both have."""
+
+    mean: float | None
+    interval: list[float] | None
+    seeds: list[int | None]
+    per_seed: list[float]
+
+
+class Results(TypedDict):
+    """The content of results.json."""
+
+    methods: dict[str, MethodSummary]
+    differences: dict[str, dict[ComparedMetric, PairedDifference]]
+    unfinished: list[str]
+    versions: dict[str, str]
+    command: str
+    machine: str
+
+
+def summarise(comparison: Comparison) -> Results:
     """Return the content of results.json. Runs that did not finish are named, not averaged.
 
     Args:
@@ -92,15 +141,16 @@ def _resamples(count: int) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 def last_third(values: Sequence[float | None]) -> float | None:
     """Return the mean over the last third of the iterations (at least one); None if there are no iterations."""
+    # At least one, because values[-0:] would be all of them.
     return _mean(values[-max(1, len(values) // 3) :]) if values else None
 
 
-def _summarise_method(method: Method) -> dict[str, Any]:
+def _summarise_method(method: Method) -> MethodSummary:
     runs = method.finished
-    per_seed = {metric: [run.result(metric) for run in runs] for metric in METRICS}
+    per_seed: dict[Metric, list[float | None]] = {metric: [run.result(metric) for run in runs] for metric in METRICS}
     kept_fraction = _mean_by_iteration(runs, "update/kept_fraction")
     # A method that never updates on episodes (an evaluation, supervised training) has no such curves.
-    iterations = (
+    iterations: _Curves = (
         {"kept_fraction": kept_fraction, "iteration_seconds": _mean_by_iteration(runs, "time/iteration_seconds")}
         if kept_fraction
         else {}
@@ -109,7 +159,10 @@ def _summarise_method(method: Method) -> dict[str, Any]:
         "title": method.title,
         "baseline": method.baseline,
         "featured": method.featured,
-        **{metric: _mean(values) for metric, values in per_seed.items()},
+        "exact_match": _mean(per_seed["exact_match"]),
+        "majority_vote": _mean(per_seed["majority_vote"]),
+        "pass_at_k": _mean(per_seed["pass_at_k"]),
+        "unfaithful_fraction": _mean(per_seed["unfaithful_fraction"]),
         "intervals": {metric: bootstrap_interval(values) for metric, values in per_seed.items()},
         "seeds": [run.seed for run in runs],
         "per_seed": per_seed,
@@ -125,8 +178,8 @@ def pair_key(method: str, baseline: str) -> str:
     return f"{method} - {baseline}"
 
 
-def _differences(comparison: Comparison) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _differences(comparison: Comparison) -> dict[str, dict[ComparedMetric, PairedDifference]]:
+    found: dict[str, dict[ComparedMetric, PairedDifference]] = {}
     for name, method in comparison.methods.items():
         if method.baseline is None:
             continue
@@ -137,7 +190,7 @@ def _differences(comparison: Comparison) -> dict[str, Any]:
     return found
 
 
-def _paired(method: Method, baseline: Method, metric: str) -> dict[str, Any]:
+def _paired(method: Method, baseline: Method, metric: ComparedMetric) -> PairedDifference:
     """Subtract seed by seed. The effect of the seed (data, starting model) is in both numbers and cancels."""
     theirs = {run.seed: run.result(metric) for run in baseline.finished}
     # A run outside a comparison has no seed in its folder's name. Two such runs still make one pair, under None.

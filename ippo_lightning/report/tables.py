@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from ippo_lightning.report.display import MISSING, percent, plain, points
-from ippo_lightning.report.summary import METRICS, last_third
+from ippo_lightning.report.summary import COMPARED, METRICS, MethodSummary, PairedDifference, Results, last_third
 
 # Short, because seven columns with intervals must fit 80 characters.
 _HEADINGS = ("EM", "MV", "pass@k", "Unfaithful")
 
 
-def results_table(results: Mapping[str, Any]) -> Table:
+def results_table(results: Results) -> Table:
     """Return the results as a table that fits 80 columns.
 
     Args:
@@ -26,7 +23,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         One row per method: means over seeds in percent, below each its 95 % interval if there are several seeds; the
         kept fraction over the last third of training; mean seconds per iteration.
     """
-    # 80 columns is the width of a terminal that nobody widened: padding and box cost as little as possible.
+    # 80 columns is the default width of a terminal: padding and box cost as little as possible.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     table.title = "Test results, %"
     table.title_justify = "left"
@@ -41,7 +38,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def results_markdown(results: Mapping[str, Any]) -> str:
+def results_markdown(results: Results) -> str:
     """Return the results as markdown: the table, the paired differences, and the command that made them.
 
     Args:
@@ -67,17 +64,17 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def kept_fraction(summary: Mapping[str, Any]) -> str:
+def kept_fraction(summary: MethodSummary) -> str:
     """Return the fraction of episodes that the update used, in the last third of training, in percent."""
     return percent(last_third(summary.get("kept_fraction", [])), digits=0)
 
 
-def seconds_per_iteration(summary: Mapping[str, Any]) -> str:
+def seconds_per_iteration(summary: MethodSummary) -> str:
     """Return the mean seconds per iteration, as text."""
     return plain(mean_seconds(summary))
 
 
-def mean_seconds(summary: Mapping[str, Any]) -> float | None:
+def mean_seconds(summary: MethodSummary) -> float | None:
     """Return the mean seconds per iteration; None if none were measured."""
     seconds = summary.get("iteration_seconds") or []
     return sum(seconds) / len(seconds) if seconds else None
@@ -94,7 +91,7 @@ def _inline(mean: float | None, interval: list[float] | None) -> str:
     return percent(mean) if interval is None else f"{percent(mean)} [{percent(interval[0])}, {percent(interval[1])}]"
 
 
-def _caption(results: Mapping[str, Any]) -> str:
+def _caption(results: Results) -> str:
     # Methods may have different numbers of seeds: an evaluation of the start has one.
     counts = sorted({len(summary["seeds"]) for summary in results["methods"].values()})
     if counts[-1] < 2:
@@ -106,23 +103,23 @@ def _caption(results: Mapping[str, Any]) -> str:
     return seeds + (f" Not finished and left out: {unfinished} runs." if unfinished else "")
 
 
-def _markdown_differences(results: Mapping[str, Any]) -> list[str]:
+def _markdown_differences(results: Results) -> list[str]:
     if not results["differences"]:
         return []
     lines = ["", "| Paired difference, points | Seeds | EM | Unfaithful |", "|---|--:|--:|--:|"]
     for pair, difference in results["differences"].items():
-        cells = [_inline_points(difference[metric]) for metric in ("exact_match", "unfaithful_fraction")]
+        cells = [_inline_points(difference[metric]) for metric in COMPARED]
         lines.append(f"| {_escaped(pair)} | {len(difference['exact_match']['seeds'])} | {' | '.join(cells)} |")
     return lines
 
 
-def _inline_points(difference: Mapping[str, Any]) -> str:
+def _inline_points(difference: PairedDifference) -> str:
     interval = difference["interval"]
     shown = points(difference["mean"])
     return shown if interval is None else f"{shown} [{points(interval[0])}, {points(interval[1])}]"
 
 
-def _markdown_origin(results: Mapping[str, Any]) -> list[str]:
+def _markdown_origin(results: Results) -> list[str]:
     lines: list[str] = []
     if results.get("unfinished"):
         lines += ["", "Not finished and left out:", "", *(f"- {_escaped(run)}" for run in results["unfinished"])]

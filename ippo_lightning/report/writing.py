@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -17,7 +16,7 @@ from ippo_lightning.report import plots
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import Figure, render_html
-from ippo_lightning.report.summary import summarise
+from ippo_lightning.report.summary import Results, summarise
 from ippo_lightning.report.tables import results_markdown, results_table
 from ippo_lightning.storage.run_folder import (
     COMPARISON,
@@ -109,10 +108,15 @@ def report_of(
 
 
 def write_files(comparison: Comparison) -> Path:
-    """Write all files of a report into `comparison.root`; return the path of report.html."""
+    """Write all files of a report into `comparison.root`; return the path of report.html.
+
+    Args:
+        comparison: from `read_comparison` or `gather_runs`.
+    """
     results = summarise(comparison)
     folder = comparison.root
     folder.mkdir(parents=True, exist_ok=True)
+    # allow_nan=False, because NaN is no JSON and other readers would refuse the file.
     _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     _write(folder / TABLE, _table_text(results))
     _write(folder / RESULTS_MARKDOWN, results_markdown(results))
@@ -137,7 +141,8 @@ def _draw_figures(comparison: Comparison, folder: Path) -> dict[str, Figure]:
     return figures
 
 
-def _table_text(results: Mapping[str, Any]) -> str:
+def _table_text(results: Results) -> str:
+    # A width of its own: the file must not depend on the terminal of whoever wrote it.
     console = Console(file=io.StringIO(), record=True, width=_TABLE_WIDTH, color_system=None, legacy_windows=False)
     console.print(results_table(results))
     return "\n".join(line.rstrip() for line in console.export_text(styles=False).splitlines()) + "\n"

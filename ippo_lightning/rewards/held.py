@@ -63,7 +63,7 @@ class HeldGrader:
             name = callable_name(grader)
             raise UserError(f"model.grader: {name} is not callable; expected grader(prompt, response, example)")
         self.grader = grader
-        # messages name the user's grader, whatever holds it
+        # Messages name the user's grader, not this object around it.
         self.__qualname__, self.__module__ = callable_name(grader).rpartition(".")[::-2]
 
     def __call__(self, prompt: str, response: str, example: Example) -> Grade:

@@ -125,7 +125,13 @@ def fill_log_probs(
 
 
 def decode_responses(policy: CausalLMPolicy, response_ids: Tensor, response_mask: Tensor) -> tuple[str, ...]:
-    """Return the responses as text for rewards and reports; special tokens are left out."""
+    """Return the responses as text for rewards and reports; special tokens are left out.
+
+    Args:
+        policy: its tokenizer decodes.
+        response_ids: shape [rows, steps], int64.
+        response_mask: shape [rows, steps], bool.
+    """
     rows = [ids[mask].tolist() for ids, mask in zip(response_ids, response_mask, strict=True)]
     return tuple(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
 

@@ -152,7 +152,10 @@ def restore_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the content of a checkpoint; no code of the file runs.
+    """Return the content of a checkpoint, its tensors on the CPU; no code of the file runs.
+
+    Args:
+        path: a file that `CheckpointFolder` wrote.
 
     Raises:
         UserError: the file does not exist, is incomplete, is no checkpoint, or has another format.
@@ -177,7 +180,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_parameters(module: BaseModule, parameters: Mapping[str, Tensor], *, source: Path) -> None:
-    """Copy saved values into the trained parameters, which must have the same names and shapes."""
+    """Copy saved values into the trained parameters, which must have the same names and shapes.
+
+    Args:
+        module: changed in place.
+        parameters: full tensors by name, also for a sharded module.
+        source: names the file in errors.
+
+    Raises:
+        UserError: a name or a shape differs; nothing is copied then.
+    """
     trainable = module.trained_parameters()
     differing = sorted(set(trainable) ^ set(parameters)) or sorted(
         name for name in trainable if trainable[name].shape != parameters[name].shape
@@ -308,4 +320,5 @@ def _read_or_warn(path: Path) -> Checkpoint | None:
 
 
 def _callback_key(index: int, callback: Callback) -> str:
+    # With the index, because two callbacks of one class may have the same `state_key`.
     return f"{index}:{callback.state_key}"

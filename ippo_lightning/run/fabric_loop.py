@@ -279,7 +279,7 @@ class FabricLoop:
     # --- parts of a run -----------------------------------------------------------------------------------
 
     def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
-        # Not again after a resume: also a checkpoint of iteration 0 is written after this evaluation.
+        # Not again after a resume: even a checkpoint of iteration 0 is written after this evaluation.
         if self.settings.evaluate_first and self._checkpointed_at is None:
             self._validate(bar)
         bar.update(completed=self.module.iteration, numbers={})
@@ -295,7 +295,7 @@ class FabricLoop:
                 self._validate(bar)
             if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations):
                 self.checkpoint()
-            # Together: a rank that went on alone would wait for the others for ever.
+            # Together: a rank that continued alone would wait for the others for ever.
             self.should_stop = any_rank(self.should_stop or bool(signals), device=self.fabric.device)
 
     def _validate(self, bar: ProgressBar) -> None:
@@ -309,7 +309,7 @@ class FabricLoop:
         self._note_best(metrics)
 
     def _note_best(self, metrics: Mapping[str, float]) -> None:
-        """Keep the best evaluation in mind, and write its checkpoint."""
+        """Remember the best evaluation so far, and write its checkpoint."""
         name = self.settings.best_metric
         if name is None:
             return

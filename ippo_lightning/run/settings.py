@@ -63,7 +63,12 @@ class LoopSettings:
             )
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """Return whether a value of `best_metric` is better than the best so far (null for none)."""
+        """Return whether a value of `best_metric` is better than the best so far.
+
+        Args:
+            value: of this evaluation; NaN is never better.
+            than: the best so far; None for none.
+        """
         # NaN (0 / 0, for example without right answers) is equal to nothing, and never the best.
         if value != value or than is None:
             return value == value

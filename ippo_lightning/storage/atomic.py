@@ -30,7 +30,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         partial.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)

@@ -130,6 +130,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"loop.run_dir: {self.path} cannot be created ({error.strerror}); name a folder") from error
+        # First: another process may still write into the folder.
         self._lock()
         if resume and any(self.checkpoints.glob(CHECKPOINT_PATTERN)):
             return True
@@ -172,6 +173,7 @@ class RunFolder:
 
     def append(self, name: str, row: JsonObject) -> None:
         """Append one JSON line to file `name`; NaN and infinity become null."""
+        # Appended: a crash can only cut off the last line, which every reader of these files skips.
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row)) + "\n")
 

@@ -141,6 +141,20 @@ def test_an_error_in_the_yaml_is_one_line(
     assert "Traceback" not in line
 
 
+def test_the_traceback_of_a_reward_is_printed_on_demand(
+    experiment: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("IPPO_TRACEBACK", "1")
+    change(experiment, "model.init_args.reward", "rewards_for_tests.raises")
+    assert main(["fit", "--config", write(experiment, tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert "in raises" in printed
+    assert printed.splitlines()[-1].startswith("ippo: error:")
+
+
 def test_a_missing_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "/no/such.yaml" in error_line(["fit", "--config", "/no/such.yaml"], capsys)
 

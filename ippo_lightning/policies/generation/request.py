@@ -100,7 +100,7 @@ def sample_in_batches(request: Request, draw: Callable[[Request], Tensor], *, ne
     Args:
         request: all rows.
         draw: returns response ids [rows, tokens] for a part of the rows; it may write anything after a stop token.
-        network: what `draw` runs; ranks that hold parts of it make the same number of draws.
+        network: what `draw` runs; ranks that have shards of it make the same number of draws.
     """
     batch_size = request.settings.batch_size
     response_ids = draw(request) if batch_size is None else _drawn_in_batches(request, draw, batch_size, network)

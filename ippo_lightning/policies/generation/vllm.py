@@ -46,7 +46,7 @@ class VLLMSampler:
         tokenizer: PreTrainedTokenizerBase,
         *,
         source: ModelSource,
-        options: Mapping[str, Any],
+        options: Mapping[str, object],
     ) -> None:
         if not isinstance(model, PeftModel) or source.pretrained is None:
             raise UserError("sampling.sampler: vllm gets the adapter of a saved base; set policy.lora and pretrained")
@@ -104,7 +104,7 @@ class VLLMSampler:
         padded = pad_sequence(rows, batch_first=True, padding_value=request.pad_id)
         return padded.to(request.prompt_ids.device)
 
-    def _parameters(self, request: Request, seed: int) -> Any:
+    def _parameters(self, request: Request, seed: int) -> object:
         settings = request.settings
         return self._vllm.SamplingParams(
             temperature=0.0 if settings.greedy else settings.temperature,
@@ -132,8 +132,8 @@ def engine_rank(rank: int) -> int:
 
 
 def engine_arguments(
-    *, base: str, max_lora_rank: int, dtype: str, trust_remote_code: bool, options: Mapping[str, Any]
-) -> dict[str, Any]:
+    *, base: str, max_lora_rank: int, dtype: str, trust_remote_code: bool, options: Mapping[str, object]
+) -> dict[str, object]:
     """Return the arguments of `vllm.LLM`.
 
     Args:
@@ -168,7 +168,7 @@ def written_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder
     return inner if (inner / "adapter_config.json").is_file() else folder
 
 
-def _started(arguments: Mapping[str, Any]) -> tuple[Any, Any]:
+def _started(arguments: Mapping[str, object]) -> tuple[Any, Any]:
     """Return the module vllm and an engine; vLLM is imported here, because it is not always installed."""
     try:
         import vllm
@@ -179,6 +179,7 @@ def _started(arguments: Mapping[str, Any]) -> tuple[Any, Any]:
         ) from error
     try:
         return vllm, vllm.LLM(**arguments)
+    # The engine fails in many ways: no GPU, too little memory, an unknown architecture or option.
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UserError(f"sampling.engine: vLLM does not start ({reason[0][:200]})") from error
