@@ -50,7 +50,7 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 demo: $(STAMP) ## compare plain PPO with influence-guided PPO on small sums, on a CPU, with a report to open
-	$(BIN)/ippo compare --config experiments/arithmetic/demo.yaml
+	$(BIN)/ippo compare --config experiments/grids/demo.yaml
 
 docs: $(STAMP) ## build the pages into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

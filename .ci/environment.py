@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 INPUTS = ("pyproject.toml", "constraints.txt")
 OLDEST_PYTHON = (3, 10)
+LINKED = ("callbacks", "experiments")
+"""Folders at the top that are packages inside `ippo_lightning`."""
 
 
 def main(folder: str) -> None:
@@ -32,7 +34,7 @@ def main(folder: str) -> None:
         if _is_fresh(stamp):
             return
         stamp.unlink(missing_ok=True)
-        _link_callbacks()
+        _make_links()
         _install(environment)
         stamp.touch()
     print(f"setup: {environment} is ready")
@@ -62,11 +64,15 @@ def _is_fresh(stamp: Path) -> bool:
     return stamp.stat().st_mtime >= newest
 
 
-def _link_callbacks() -> None:
-    """Put back the link that type checkers need; a checkout without links has a text file there, which may stay."""
-    link = REPOSITORY / "ippo_lightning" / "callbacks"
-    if not link.is_symlink() and not link.exists():
-        link.symlink_to(Path("..") / "callbacks", target_is_directory=True)
+def _make_links() -> None:
+    """Make the links that type checkers and `ippo` in other folders need, if they are missing.
+
+    A checkout on a system without links has text files in their places, which stay.
+    """
+    for name in LINKED:
+        link = REPOSITORY / "ippo_lightning" / name
+        if not link.is_symlink() and not link.exists():
+            link.symlink_to(Path("..") / name, target_is_directory=True)
 
 
 def _install(environment: Path) -> None:

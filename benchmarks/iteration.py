@@ -34,7 +34,8 @@ PARTS = {
     "whole iteration": "time/iteration_seconds",
 }
 """Name of a part to its column in the history of a run; what is left is rewards and bookkeeping."""
-EXPERIMENT = "experiments/arithmetic"
+START = ["experiments/base/ppo.yaml", "experiments/tasks/arithmetic.yaml"]
+GUIDED = "experiments/methods/ippo.yaml"
 
 
 def main() -> None:
@@ -67,8 +68,7 @@ def parse_options() -> argparse.Namespace:
 
 def compare(options: argparse.Namespace) -> None:
     """Run plain and influence-guided PPO side by side."""
-    plain = [f"{EXPERIMENT}/ppo.yaml"]
-    guided = yaml.safe_load(Path(EXPERIMENT, "ippo.yaml").read_text(encoding="utf-8"))["callbacks"]
+    guided = yaml.safe_load(Path(GUIDED).read_text(encoding="utf-8"))["callbacks+"]
     guided[0]["init_args"]["scoring"]["method"] = options.method
     overrides: dict[str, Any] = {
         "model.init_args.update.num_epochs": options.epochs,
@@ -84,8 +84,8 @@ def compare(options: argparse.Namespace) -> None:
         jobs=2,
         overrides=overrides,
         methods={
-            "ppo": MethodSettings(title="PPO", config=plain),
-            "ippo": MethodSettings(title="I-PPO", config=plain, overrides={"callbacks": guided}),
+            "ppo": MethodSettings(title="PPO", config=START),
+            "ippo": MethodSettings(title="I-PPO", config=START, overrides={"callbacks+": guided}),
         },
     )
     run_comparison(settings, command=f"python benchmarks/iteration.py --epochs {options.epochs}")

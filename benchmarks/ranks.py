@@ -3,7 +3,7 @@
     python benchmarks/ranks.py                        # two processes on a CPU, about 2 minutes on 2 cores
     python benchmarks/ranks.py --accelerator gpu --devices 8
 
-The arithmetic experiment with the influence filter; every rank samples 256 episodes an iteration. One run after
+The arithmetic experiment with the influence filter; every rank samples 256 episodes per iteration. One run after
 another; the first iteration, which warms up, does not count.
 """
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-EXPERIMENT = "experiments/arithmetic"
+EXPERIMENT = ("--task", "arithmetic", "--method", "ippo")
 COLUMNS = {
     "rollout, s": "time/rollout_seconds",
     "scores, s": "time/scoring_seconds",
@@ -45,7 +45,6 @@ def ways(devices: int) -> dict[str, list[str]]:
 def measure(arguments: list[str], options: argparse.Namespace) -> dict[str, float]:
     """Run one way; return the median of each column."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [word for name in ("ppo", "ippo") for word in ("--config", f"{EXPERIMENT}/{name}.yaml")]
         loop = {
             "run_dir": f"{folder}/run",
             "max_iterations": options.iterations + 1,
@@ -57,7 +56,7 @@ def measure(arguments: list[str], options: argparse.Namespace) -> dict[str, floa
         }
         settings = [f"--loop.{name}={str(value).lower()}" for name, value in loop.items() if name != "run_dir"]
         settings += ["--loop.run_dir", loop["run_dir"], f"--fabric.accelerator={options.accelerator}"]
-        command = [sys.executable, "-m", "ippo_lightning.cli", "fit", *files, *settings, *arguments]
+        command = [sys.executable, "-m", "ippo_lightning.cli", "fit", *EXPERIMENT, *settings, *arguments]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env={**os.environ}
         )

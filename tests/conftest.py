@@ -31,6 +31,8 @@ CHECKED_MODULES = ["masked", "log_probs", "selection"]
 install_import_hook([f"ippo_lightning.maths.{name}" for name in CHECKED_MODULES], "shape_checker.check")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LINKED = ("callbacks", "experiments")
+"""Folders at the top that are packages inside `ippo_lightning`."""
 SEED = 0
 
 # The same examples on every run: a failure that one run sees, the next one sees too.
@@ -90,9 +92,10 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def library_files() -> list[Path]:
-    """Every Python file of the library, once: the callbacks through their own folder, not through the link."""
-    files = [path for folder in ("ippo_lightning", "callbacks") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
-    return [path for path in files if path.relative_to(REPOSITORY).parts[:2] != ("ippo_lightning", "callbacks")]
+    """Every Python file of the library, once: linked folders through their own place, not through the link."""
+    links = [("ippo_lightning", folder) for folder in LINKED]
+    files = [path for folder in ("ippo_lightning", *LINKED) for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    return [path for path in files if path.relative_to(REPOSITORY).parts[:2] not in links]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 MAX_LINES = 350
-OTHER_FOLDERS = (".ci", "benchmarks", "docs", "examples", "experiments", "tests")
+OTHER_FOLDERS = (".ci", "benchmarks", "docs", "examples", "tests")
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "shared"}
 UNSAFE_CALLS = {
     "eval",

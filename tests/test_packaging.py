@@ -14,6 +14,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,7 +23,8 @@ else:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "ippo_lightning"
-CALLBACKS = REPOSITORY / "callbacks"
+LINKED = ("callbacks", "experiments")
+"""Folders at the top that are packages inside `ippo_lightning`."""
 SETTINGS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
@@ -48,10 +50,11 @@ def run(*command: str | Path, folder: Path, **environment: str) -> str:
 def expected_contents() -> dict[str, bytes]:
     """Every file that a user needs: its path in the wheel, and its bytes."""
     contents = {}
-    for folder, prefix in ((PACKAGE, "ippo_lightning"), (CALLBACKS, "ippo_lightning/callbacks")):
+    linked = [(REPOSITORY / name, f"ippo_lightning/{name}") for name in LINKED]
+    for folder, prefix in ((PACKAGE, "ippo_lightning"), *linked):
         for path in folder.rglob("*"):
             name = f"{prefix}/{path.relative_to(folder).as_posix()}"
-            through_the_link = folder == PACKAGE and name.split("/")[1] == "callbacks"
+            through_the_link = folder == PACKAGE and name.split("/")[1] in LINKED
             if path.is_file() and "__pycache__" not in path.parts and not through_the_link:
                 contents[name] = path.read_bytes()
     return contents
@@ -64,8 +67,8 @@ def copied_checkout(folder: Path) -> Path:
 def built_wheel(folder: Path, *, links: bool = True, by_source_distribution: bool = False) -> Path:
     """Build a wheel without network, from a copy, so that nothing is left in the checkout."""
     checkout = copied_checkout(folder)
-    if not links:
-        link = checkout / "ippo_lightning" / "callbacks"
+    for name in () if links else LINKED:
+        link = checkout / "ippo_lightning" / name
         target = link.readlink()
         link.unlink()
         link.write_text(str(target))  # what git leaves where the file system or the user's settings know no links
@@ -92,10 +95,11 @@ def test_the_list_of_packages_is_the_folders_on_disk(library_modules: dict[str, 
     assert sorted(SETTINGS["tool"]["setuptools"]["packages"]) == sorted(folders)
 
 
-def test_the_checkout_links_the_callbacks_into_the_package() -> None:
-    link = PACKAGE / "callbacks"
+@pytest.mark.parametrize("name", LINKED)
+def test_the_checkout_links_a_folder_at_the_top_into_the_package(name: str) -> None:
+    link = PACKAGE / name
     assert link.is_symlink()
-    assert str(link.readlink()) == "../callbacks", "an absolute link would work on one machine only"
+    assert str(link.readlink()) == f"../{name}", "an absolute link would work on one machine only"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,38 @@ def test_the_installed_command_answers(installed: Path, tmp_path: Path) -> None:
     assert "ippo = ippo_lightning.cli.main:main" in entry_points.read_text()
     program = "import sys; from ippo_lightning.cli.main import main; sys.exit(main(['--help']))"
     assert "usage: ippo" in run("-c", program, folder=tmp_path, PYTHONPATH=str(installed))
+
+
+IPPO = "import sys; from ippo_lightning.cli.main import main; sys.exit(main(sys.argv[1:]))"
+LONG_FORM = [
+    f"--config=experiments/{name}.yaml" for name in ("base/ppo", "tasks/arithmetic", "models/lora", "methods/ippo")
+]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["--task", "arithmetic", "--model", "lora", "--method", "ippo"], id="short"),
+        pytest.param(LONG_FORM, id="long", marks=pytest.mark.slow),
+    ],
+)
+def test_the_installed_command_finds_the_packaged_experiments(
+    words: list[str], installed: Path, tmp_path: Path
+) -> None:
+    printed = run("-c", IPPO, "fit", *words, "--print_config", folder=tmp_path, PYTHONPATH=str(installed))
+    settings = yaml.safe_load(printed)
+    weights = Path(settings["model"]["init_args"]["policy"]["init_args"]["pretrained"])
+    assert weights == installed / "ippo_lightning" / "experiments" / "models" / "arithmetic_llama"
+    assert settings["loop"]["run_dir"] == "runs/arithmetic/lora/ippo"
+
+
+@pytest.mark.slow
+def test_the_installed_command_trains_the_packaged_model(installed: Path, tmp_path: Path) -> None:
+    words = ["fit", "--task", "arithmetic", "--method", "ippo", "--loop.max_iterations", "1"]
+    words += ["--loop.evaluate_first", "false", "--data.init_args.batch_size", "4"]
+    words += [f"--data.init_args.task.init_args.num_{name}=4" for name in ("validation", "test")]
+    run("-c", IPPO, *words, folder=tmp_path, PYTHONPATH=str(installed))
+    assert (tmp_path / "runs" / "arithmetic" / "ippo" / "results.json").is_file()
 
 
 def outside_imports(path: Path) -> set[str]:

@@ -88,6 +88,18 @@ def test_what_stands_later_wins_and_a_named_folder_is_kept() -> None:
     assert parsed("--task", "sums", "--loop.run_dir", "here").loop.run_dir == "here"
 
 
+@pytest.mark.parametrize("form", ["--base sft --task sums", "--config experiments/base/sft.yaml --task sums"])
+def test_a_task_may_have_a_file_for_one_base(tree: Path, form: str) -> None:
+    for name in ("base/sft", "tasks/sums/sft"):
+        (tree / "experiments" / name).parent.mkdir(exist_ok=True)
+        (tree / "experiments" / f"{name}.yaml").write_text("loop: {max_iterations: 7}", encoding="utf-8")
+    line = read_command_line(["fit", *form.split()])
+    used = [path.relative_to("experiments").as_posix() for path in line.files]
+    assert sorted(used) == ["base/sft.yaml", "tasks/sums/sft.yaml"]
+    assert line.layers[-1] == {"loop.run_dir": "runs/sums/sft"}
+    assert files("--task", "sums") == ["base/ppo", "tasks/sums"]
+
+
 @pytest.mark.usefixtures("tree")
 def test_model_names_a_file_or_a_class() -> None:
     assert parsed("--task", "sums", "--model", "tiny").model.init_args.policy.init_args.lora.r == 2

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ippo_lightning.cli.main import main
 
-ROOT = Path(__file__).resolve().parents[2] / "experiments" / "gsm8k"
+ROOT = Path(__file__).resolve().parents[2] / "experiments"
 POLICY = "model.init_args.policy.init_args"
 TASK = "data.init_args.task.init_args"
 SMALL_DATA = {
@@ -52,7 +52,9 @@ def runs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no gsm8k/train.jsonl in {shared_data}")
     torch.set_num_threads(1)
     folder, data = tmp_path_factory.mktemp("gsm8k"), shared_data / "gsm8k"
-    sft, ppo, ippo = (["--config", str(ROOT / f"{name}.yaml")] for name in ("sft", "ppo", "ippo"))
+    sft = ["--base", str(ROOT / "base/sft.yaml"), "--task", str(ROOT / "tasks/gsm8k/sft.yaml")]
+    ppo = ["--base", str(ROOT / "base/ppo.yaml"), "--task", str(ROOT / "tasks/gsm8k.yaml")]
+    ippo = ["--method", str(ROOT / "methods/paper.yaml")]
     tiny_model = {
         # one batch, again and again, so that the loss has to fall
         f"{TASK}.num_train": BATCH_SIZE,
@@ -65,7 +67,7 @@ def runs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{POLICY}.tokenizer.init_args.path": data,
         f"{POLICY}.tokenizer.init_args.vocab_size": 300,
     }
-    from_sft = words({f"{POLICY}.pretrained": folder / "sft" / "model", "model.init_args.ppo.num_epochs": 1})
+    from_sft = words({f"{POLICY}.pretrained": folder / "sft" / "model", "model.init_args.update.num_epochs": 1})
     assert main(["fit", *sft, *small_run(folder / "sft", data, "evaluation"), *words(tiny_model)]) == 0
     assert main(["fit", *ppo, *small_run(folder / "ppo", data, "sampling"), *from_sft]) == 0
     assert main(["fit", *ppo, *ippo, *small_run(folder / "ippo", data, "sampling"), *from_sft]) == 0

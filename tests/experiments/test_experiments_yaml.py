@@ -1,4 +1,4 @@
-"""Every YAML under experiments/ is what the command in its header says, and the command line understands it."""
+"""Every YAML under experiments/ is what its header promises, and every combination of the axes is a run."""
 
 from __future__ import annotations
 
@@ -8,42 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser
 
-from ippo_lightning.cli.parsers import build_parser, experiment_parser
+from ippo_lightning.cli.columns import columns_of
+from ippo_lightning.cli.command_line import read_command_line
+from ippo_lightning.cli.compare import plan_jobs
+from ippo_lightning.cli.experiment_paths import axis_names
+from ippo_lightning.cli.main import check_before_imports
+from ippo_lightning.cli.parsers import experiment_parser
+from ippo_lightning.cli.settings import CompareSettings, MethodSettings
+from ippo_lightning.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").rglob("*.yaml"))
+EXPERIMENTS = ROOT / "experiments"
+FILES = sorted(path.relative_to(EXPERIMENTS).as_posix() for path in EXPERIMENTS.rglob("*.yaml"))
+GRIDS = [file for file in FILES if file.startswith("grids/")]
+RUNS = [file for file in FILES if file not in GRIDS]
+TASKS, METHODS = ("arithmetic", "gsm8k"), sorted(path.stem for path in (EXPERIMENTS / "methods").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml"))
 CONTINUED = "#   "
 
 
+def header(file: str) -> list[str]:
+    lines = (EXPERIMENTS / file).read_text(encoding="utf-8").splitlines()
+    return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
 def header_commands(file: str) -> list[list[str]]:
-    """The words of each `# ippo ...` of a file's first comment, lines set further in belonging to the one above.
+    """The words of each `# ippo ...` of the header. An indented line belongs to the one above.
 
     A remark may stand behind a command, two spaces off.
     """
     commands: list[str] = []
-    for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
+    for line in header(file):
         if line.startswith("# ippo "):
             commands.append(line[2:].partition("  ")[0])
         elif line.startswith(CONTINUED) and commands:
             commands[-1] += line[1:]
     return [shlex.split(command) for command in commands]
-
-
-def config_files(words: list[str]) -> list[str]:
-    return [value for option, value in itertools.pairwise(words) if option == "--config"]
-
-
-COMMANDS = [(file, words) for file in FILES for words in header_commands(file)]
-FIT_COMMANDS = [(file, words) for file, words in COMMANDS if words[1] == "fit"]
-OVERLAYS = [(file, words) for file, words in FIT_COMMANDS if len(config_files(words)) > 1]
-
-
-def ids(commands: list[tuple[str, list[str]]]) -> list[str]:
-    return [f"{file.removeprefix('experiments/')}-{len(words)}-words" for file, words in commands]
 
 
 @pytest.fixture(scope="module")
@@ -57,61 +60,159 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def parsed(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
-    settings = parser.parse_args(arguments)
-    return {name: value for name, value in settings.as_dict().items() if name != "config"}
+def parsed(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
+    """The full settings of `ippo fit` with these words."""
+    line = read_command_line(["fit", *words])
+    check_before_imports(line)
+    return parser.parse_args(line.words[1:]).as_dict()
 
 
-@pytest.mark.parametrize("folder", ["arithmetic", "gsm8k"])
-def test_each_task_has_supervised_plain_and_influence_guided_training(folder: str) -> None:
-    assert {f"experiments/{folder}/{name}.yaml" for name in ("sft", "ppo", "ippo")} <= set(FILES)
+def run_words(*, base: str = "ppo", **axes: str) -> list[str]:
+    return [word for axis, name in {"base": base, **axes}.items() for word in (f"--{axis}", name)]
+
+
+# --- each file -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_header_says_how_to_run_the_file(file: str) -> None:
+def test_the_header_has_a_question_a_command_and_the_time_it_takes(file: str) -> None:
+    lines = header(file)
+    assert "?" in lines[0] or "models/" in file
+    assert any("CPU core" in line or line.startswith("# Hardware and time") for line in lines)
     commands = header_commands(file)
     assert commands
     for words in commands:
-        assert words[:2] in (["ippo", "fit"], ["ippo", "evaluate"], ["ippo", "compare"])
-        assert config_files(words)[-1] == file
-        assert not [name for name in config_files(words) if not Path(name).is_file()]
+        if file in GRIDS:
+            assert words == ["ippo", "compare", "--config", f"experiments/{file}"]
+        else:
+            used = [path.resolve() for path in read_command_line(words[1:]).files]
+            assert EXPERIMENTS / file in used
 
 
-@pytest.mark.parametrize(("file", "words"), FIT_COMMANDS, ids=ids(FIT_COMMANDS))
-def test_the_command_line_understands_the_file(parser: ArgumentParser, file: str, words: list[str]) -> None:
-    settings = parsed(parser, words[2:])
-    assert settings["loop"]["run_dir"] == f"runs/{Path(file).parent.name}/{Path(file).stem}"
+@pytest.mark.parametrize("file", RUNS)
+def test_a_file_contains_values_and_nothing_of_one_machine(file: str) -> None:
+    text = (EXPERIMENTS / file).read_text(encoding="utf-8")
+    assert not [part for part in ("/work", "/home", "/tmp", "../") if part in text]
+    content = yaml.safe_load(text)
+    assert "run_dir" not in content.get("loop", {}), "the folder of a run is derived"
+    assert not {"reward", "grader"} & set(content.get("model", {}).get("init_args", {})), "they come from the task"
+
+
+def defaults_in(given: Any, default: Any, place: str = "") -> list[str]:
+    """The places of the values of a file that are the defaults."""
+    if isinstance(given, dict) and isinstance(default, dict):
+        pairs = {key: default[key] for key in given if key in default and key not in ("class_path", "r")}
+        return [found for key, value in pairs.items() for found in defaults_in(given[key], value, f"{place}.{key}")]
+    return [place] if given == default and given not in ({}, None) else []
 
 
 @pytest.mark.parametrize(
-    ("file", "words"), [pair for pair in COMMANDS if pair[1][1] == "compare"], ids=lambda value: str(value)[:40]
+    "words",
+    [run_words(base=base, task=task) for base in ("ppo", "sft") for task in TASKS],
+    ids=lambda words: "-".join(words[1::2]),
 )
-def test_the_command_line_understands_the_comparison(file: str, words: list[str]) -> None:
-    settings = build_parser().parse_args(words[1:]).compare
-    files = {name for method in settings.methods.values() for name in method.config}
-    assert files <= set(FILES)
+def test_a_file_repeats_no_default(parser: ArgumentParser, words: list[str]) -> None:
+    line = read_command_line(["fit", *words])
+    settings = parsed(parser, words)
+    bare: dict[str, Any] = {"fabric": {}, "loop": {}}
+    for section in ("model", "data"):
+        bare[section] = {"class_path": settings[section]["class_path"]}
+    bare["model"]["init_args"] = {"policy": {"class_path": settings["model"]["init_args"]["policy"]["class_path"]}}
+    bare["data"]["init_args"] = {"task": {"class_path": settings["data"]["init_args"]["task"]["class_path"]}}
+    for name in ("sampling", "update", "optimizer", "evaluation"):  # written out, or the default is null
+        if name in settings["model"]["init_args"]:
+            bare["model"]["init_args"][name] = {}
+    defaults = parser.parse_args(["--config", yaml.safe_dump(bare)]).as_dict()
+    assert not [f"{path.name}{place}" for path in line.files for place in defaults_in(read(path), defaults)]
 
 
-@pytest.mark.parametrize(("file", "words"), OVERLAYS, ids=ids(OVERLAYS))
-def test_what_is_laid_over_plain_ppo_changes_callbacks_and_nothing_else(
-    parser: ArgumentParser, file: str, words: list[str]
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+# --- combinations ----------------------------------------------------------------------------------------------
+
+
+def test_the_axes_have_the_names_that_the_pages_promise() -> None:
+    assert axis_names("base") == ["ppo", "sft"]
+    assert axis_names("task") == sorted(TASKS)
+    assert {"ppo", "ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"} == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_method_adds_callbacks_to_a_task_and_changes_nothing_else(
+    parser: ArgumentParser, task: str, method: str
 ) -> None:
-    base, changed = parsed(parser, words[2:4]), parsed(parser, words[2:])
-    assert base["callbacks"] != changed["callbacks"]
-    for settings in (base, changed):
-        del settings["callbacks"], settings["loop"]["run_dir"]
-    assert base == changed
+    plain, changed = (parsed(parser, words) for words in (["--task", task], ["--task", task, "--method", method]))
+    assert (plain["loop"].pop("run_dir"), changed["loop"].pop("run_dir")) == (
+        f"runs/{task}/ppo",
+        f"runs/{task}/{method}",
+    )
+    names = [item["class_path"].rpartition(".")[2] for item in changed.pop("callbacks")]
+    assert names == ["EpisodeLog"] + ["InfluenceFilter"] * (method != "ppo")
+    del plain["callbacks"], plain["config"], changed["config"]
+    assert plain == changed
 
 
-@pytest.mark.parametrize(("file", "words"), FIT_COMMANDS, ids=ids(FIT_COMMANDS))
-def test_no_file_holds_what_only_one_machine_has(file: str, words: list[str]) -> None:
-    text = (ROOT / file).read_text(encoding="utf-8")
-    assert not [part for part in ("/work", "/home", "/tmp", "../") if part in text]
+@pytest.mark.parametrize("base", ["ppo", "sft"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_model_changes_the_policy_and_nothing_else(parser: ArgumentParser, task: str, model: str, base: str) -> None:
+    plain, changed = (parsed(parser, run_words(base=base, task=task, **model_)) for model_ in ({}, {"model": model}))
+    assert changed["loop"].pop("run_dir") == f"runs/{task}/{model}/{base}"
+    del plain["loop"]["run_dir"], plain["config"], changed["config"]
+    policies = [settings["model"]["init_args"].pop("policy")["init_args"] for settings in (plain, changed)]
+    assert plain == changed
+    assert policies[1]["pretrained"] is None or policies[1]["config"] is None, "one start, not two"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_supervised_and_ppo_runs_of_a_task_have_the_same_problems(parser: ArgumentParser, task: str) -> None:
+    chosen = [parsed(parser, run_words(base=base, task=task))["data"]["init_args"]["task"] for base in ("ppo", "sft")]
+    for settings in chosen:
+        settings["init_args"].pop("num_demonstrations")  # PPO trains on none
+    assert chosen[0] == chosen[1]
 
 
 @pytest.mark.parametrize(
     "override", [["--model.init_args.nope", "1"], ["--data.init_args.batch_size", "many"], ["--loop.nope", "1"]]
 )
 def test_the_command_line_refuses_a_mistake(parser: ArgumentParser, override: list[str]) -> None:
-    with pytest.raises(ArgumentError):
-        parser.parse_args(["--config", "experiments/gsm8k/ppo.yaml", *override])
+    with pytest.raises(UserError):
+        parsed(parser, ["--task", "gsm8k", *override])
+
+
+# --- comparisons -------------------------------------------------------------------------------------------------
+
+
+def grid(name: str) -> CompareSettings:
+    content = read(EXPERIMENTS / "grids" / f"{name}.yaml")
+    methods = {key: MethodSettings(**value) for key, value in content.pop("methods").items()}
+    return CompareSettings(**content, methods=methods)
+
+
+CONTROLS = ["fast", "paper", "filter_only", "random", "advantage_sign"]
+WEIGHTS = ["root", "root_cap", "linear", "linear_cap", "cosine_root_cap", "cosine_linear", "adam_only", "adam_linear"]
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "seeds"),
+    [
+        ("demo", ["sft", "ppo", "ippo"], 1),
+        ("arithmetic", ["sft", "ppo", "ippo", *CONTROLS], 5),
+        ("sweep", ["ppo", "adam_root_cap", "random", "filter_only", *WEIGHTS], 5),
+    ],
+)
+def test_a_grid_has_the_columns_of_its_tables(name: str, columns: list[str], seeds: int) -> None:
+    settings = grid(name)
+    planned = columns_of(settings)
+    assert [column.name for column in planned] == columns
+    jobs = list(plan_jobs(settings, planned))
+    assert len(jobs) == seeds * len(columns) - (seeds - 1) * ("sft" in columns)
+    for job in jobs[: len(columns)]:
+        check_before_imports(read_command_line([word for word in job.arguments if "output" not in word]))
+
+
+def test_every_grid_is_tested_here() -> None:
+    assert [f"grids/{name}.yaml" for name in ("arithmetic", "demo", "sweep")] == GRIDS
