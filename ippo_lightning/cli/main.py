@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         128 plus the number of the signal after another one.
     """
     quieten()
+    # a class_path may name a module beside the YAML; at the end, so that it hides no installed module
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return run(words)
@@ -133,6 +136,8 @@ def quieten() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # said of a resumed run, whose metrics the logger keeps
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.iteration import IterationStages, run_iteration
-from ippo_lightning.engine.random_streams import random_states, restore_random_states, seed_training
+from ippo_lightning.engine.random_streams import global_seed, random_states, restore_random_states, seed_training
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.engine.update import run_update
 
@@ -10,6 +10,7 @@ __all__ = [
     "IterationStages",
     "UpdateSettings",
     "call_hook",
+    "global_seed",
     "random_states",
     "restore_random_states",
     "run_iteration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -29,6 +30,11 @@ class RandomStates(TypedDict):
     """Of the CPU, uint8."""
     cuda: list[Tensor]
     """Of each GPU, uint8; empty without one."""
+
+
+def global_seed() -> int:
+    """Return the seed that Lightning's `seed_everything` has set, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def seed_training(seed: int) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.distributed.lockstep import in_step
-from ippo_lightning.engine import call_hook, seed_training
+from ippo_lightning.engine import call_hook, global_seed, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import TextModule
 from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
@@ -50,7 +50,7 @@ class FabricLoop:
         datamodule: text batches, see `ippo_lightning.data`.
         callbacks: called in this order.
         settings: see `LoopSettings`.
-        seed: of the random streams of training; each rank has its own.
+        seed: of the random streams of training; each rank has its own. None for that of `seed_everything`, or 0.
         config: the full configuration as YAML, written into the run's folder and its checkpoints.
     """
 
@@ -62,7 +62,7 @@ class FabricLoop:
         *,
         callbacks: Sequence[Callback] = (),
         settings: LoopSettings | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         config: str = "",
     ) -> None:
         self.fabric = fabric
@@ -70,7 +70,7 @@ class FabricLoop:
         self.datamodule = datamodule
         self.callbacks = list(callbacks)
         self.settings = settings or LoopSettings()
-        self.seed = seed
+        self.seed = global_seed() if seed is None else seed
         self.config = config
         self.folder = RunFolder(self.settings.run_dir)
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, keep_last=self.settings.keep_last_checkpoints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -69,6 +70,10 @@ class ProgressBar:
 
 
 def summary_line(numbers: Mapping[str, float]) -> str:
-    """Return the numbers in a few words, at most 36 columns."""
-    words = [f"{word} {form.format(numbers[key])}" for key, word, form in _SHOWN if key in numbers]
+    """Return the numbers in a few words, at most 36 columns; NaN (0 / 0) is left out."""
+    words = [
+        f"{word} {form.format(numbers[key])}"
+        for key, word, form in _SHOWN
+        if key in numbers and not math.isnan(numbers[key])
+    ]
     return " ".join(words)

@@ -203,6 +203,9 @@ def weight_metrics(factors: Tensor) -> dict[str, float]:
     Args:
         factors: shape [rows], 0 for rows that are dropped.
     """
+    # As one column of several, as earlier versions gathered it: torch sums a contiguous tensor in another order, and
+    # the last bit of the effective sample size would differ from that of their logs.
+    factors = torch.stack([factors, factors], dim=1)[:, 0]
     return {
         "influence__scored_kept_fraction": int((factors > 0).sum()) / max(len(factors), 1),
         "influence__effective_sample_size": float(effective_sample_size(weights=factors)),

@@ -183,3 +183,13 @@ def test_the_learning_rate_follows_its_schedule(schedule: Any, factors: list[flo
     settings = OptimizerSettings(schedule=schedule, warmup_iterations=2)
     measured = [learning_rate_factor(settings, iteration=iteration, total=6) for iteration in range(5)]
     assert measured == pytest.approx(factors, rel=1e-5)
+
+
+@pytest.mark.parametrize(("given", "chosen", "expected"), [(None, "7", 7), (3, "7", 3), (None, None, 0)])
+def test_a_loop_without_a_seed_takes_that_of_seed_everything(
+    given: int | None, chosen: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("PL_GLOBAL_SEED", chosen)
+    assert tiny_loop(tmp_path, tiny_module(), seed=given).seed == expected
