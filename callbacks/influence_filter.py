@@ -29,27 +29,27 @@ class InfluenceFilter(Callback):
     """Train on the episodes whose gradient agrees with that of good demonstrations (I-PPO).
 
     At `on_rollout_end`: s_i = <grad loss_i, grad validation loss>, both at the current parameters. Episodes with
-    s_i <= `threshold` are dropped; the others are weighted by s_i^power over the mean of the kept. Source: Shu, Zhang,
-    Hullman 2026, arXiv 2604.01597. Other rules and targets: docs/guides/selection.md.
+    s_i <= `threshold` are dropped; the others are weighted by s_i^power, divided by its mean over the kept episodes.
+    Source: Shu, Zhang, Hullman 2026, arXiv 2604.01597. Other rules and targets: docs/guides/selection.md.
 
     Works with any LightningModule that has `episode_losses(episodes) -> [rows]` and `validation_loss(batch) -> []`, or
     with functions in their place. Our modules call `on_rollout_end`. In any other project the filter acts before each
-    `training_step` on the module's `buffer`, in place; or `apply` is called between rollout and update. A buffer with a
-    column `weights` is weighted, another loses the rows that are dropped.
+    `training_step` on the module's `buffer`, in place; or `apply` is called between rollout and update. If the buffer
+    has a column `weights`, it is filled; otherwise the dropped rows are removed.
 
     Args:
-        rule: what decides: `influence`; a control that drops by something else: `random` (as many as influence
+        rule: what decides: `influence`; a control that uses another criterion: `random` (as many as influence
             would), `advantage_sign` (mean advantage > 0), `reward` (above the mean reward); or a `SelectionRule` by
             class_path. Only a rule that reads scores needs demonstrations and costs time.
         threshold: of `influence` and `random`: scores up to and including it are dropped; null for 0.
         power: of `influence`: exponent of the score in the weight. 1 as in the paper, 0 filters without weighting;
             null for 1.
         max_weight: cap of a weight, >= 1; the mean of the kept weights stays 1. Null for none.
-        min_keep: at least so many episodes are kept, of all ranks; the best of the dropped come back.
-        warmup_iterations: plain PPO for so many iterations first.
+        min_keep: minimum number of kept episodes, over all ranks; the best of the dropped come back.
+        warmup_iterations: number of first iterations without filtering.
         every_n_iterations: filter every n-th iteration, plain PPO in between.
         on_empty: what happens if nothing is kept on any rank: `skip` the update, `keep_all`, or `stop` the run.
-        monitor_only: decide and log, change nothing.
+        monitor_only: log the decisions, and do not change the plan.
         drop_when: an episode is dropped if its score along the `mean` gradient of the target is too low, or only if
             the scores along the gradients of `all` groups of demonstrations (`scoring.health_groups`) are.
         scoring: how scores are made; see `ScoringSettings`.
@@ -57,7 +57,7 @@ class InfluenceFilter(Callback):
         demonstrations: batches for `validation_loss`, the same on each rank; null for those of the data module's
             `influence_dataloader()`.
         seed: of `random`; null for 0.
-        on_nonfinite: if an episode's score is NaN or infinite: `stop` the run, or `skip` the episode; it is named.
+        on_nonfinite: if an episode's score is NaN or infinite: `stop` the run or `skip` the episode, which is named.
         episode_losses: `(module, episodes) -> [rows]`; null for the module's method.
         validation_loss: `(module, batch) -> []`; null for the module's method.
         buffer: `(module, batch) -> buffer`, a dictionary or list of columns with one entry per row; null for the

@@ -34,7 +34,7 @@ class AdvantageEstimator(ABC):
 
     @abstractmethod
     def __call__(self, episodes: Record) -> Record:
-        """Return the episodes with `advantages` and `returns` filled, 0.0 off the mask."""
+        """Return the episodes with `advantages` and `returns` filled, 0.0 where the mask is False."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class GroupBaseline(AdvantageEstimator):
     Source: Shao et al. 2024, GRPO, arXiv 2402.03300; `none` as in Dr. GRPO, Liu et al. 2025, arXiv 2503.20783.
 
     Args:
-        scale: whose standard deviation divides: that of the `group`, of the whole `batch` of all ranks, or `none`.
+        scale: whose standard deviation is the divisor: that of the `group`, of the `batch` of all ranks, or `none`.
 
     Raises:
         UserError: another scale.

@@ -28,7 +28,7 @@ class PolicyLoss(ABC):
 
     @abstractmethod
     def terms(self, output: PolicyOutput, episodes: Episodes) -> Tensor:
-        """Return the loss of each step, shape [rows, steps], with its graph; what is off the mask does not count.
+        """Return the loss of each step, shape [rows, steps], with its graph; only steps where the mask is True count.
 
         Args:
             output: of the policy under training.

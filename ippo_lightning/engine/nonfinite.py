@@ -22,7 +22,7 @@ def broken_episodes(episodes: Episodes, quantities: Sequence[str]) -> dict[int, 
 
     Args:
         episodes: any.
-        quantities: names of tensor fields; steps off the mask do not count.
+        quantities: names of tensor fields; only steps where the mask is True count.
     """
     found: dict[int, str] = {}
     for name in quantities:

@@ -23,7 +23,7 @@ def gae(
     A_t = delta_t + gamma * lambda * (1 - done_t) * A_{t+1}
 
     Source: Schulman et al. 2016, arXiv 1506.02438, eq. 11 to 16. Differs in keeping apart what ends the bootstrap
-    (`terminated`) and what ends the trace (`done`). Steps off the mask are passed over as if they were not there.
+    (`terminated`) and what ends the trace (`done`). Steps where the mask is False are skipped.
 
     Args:
         rewards: shape [rows, steps].
@@ -36,7 +36,7 @@ def gae(
         gae_lambda: trace decay per step, in [0, 1].
 
     Returns:
-        Shape [rows, steps], 0.0 off the mask.
+        Shape [rows, steps], 0.0 where the mask is False.
     """
     # `where`, not a product: 0 * NaN is NaN, and what stands after the end of an episode may be anything.
     delta = rewards + gamma * torch.where(terminated, 0.0, next_values) - values
@@ -46,7 +46,7 @@ def gae(
     for step in reversed(range(rewards.shape[1])):
         counts = mask[:, step]
         current = delta[:, step] + gamma * gae_lambda * torch.where(done[:, step], 0.0, later)
-        # A step off the mask passes the trace on unchanged.
+        # A step where the mask is False passes the trace on unchanged.
         later = torch.where(counts, current, later)
         columns.append(torch.where(counts, current, torch.zeros_like(current)))
     return torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)
@@ -78,7 +78,7 @@ def response_gae(
             takes the value at its last step for what would have come.
 
     Returns:
-        advantages and returns (advantages + values), each [rows, steps], 0.0 off the mask.
+        advantages and returns (advantages + values), each [rows, steps], 0.0 where the mask is False.
     """
     is_last = last_steps(mask=mask)
     next_values = _values_at_next_step(values, mask)

@@ -123,7 +123,7 @@ def whiten(
         epsilon: added to the variance.
 
     Returns:
-        Shape [rows, steps], 0.0 off the mask.
+        Shape [rows, steps], 0.0 where the mask is False.
     """
     scale = torch.rsqrt(variance + epsilon)
     # Centred first and shifted back after: scaling the values themselves would scale their mean too.

@@ -31,7 +31,7 @@ def shape_rewards(
         missing_eos_penalty: >= 0, in units of the reward.
 
     Returns:
-        Shape [rows, steps], 0.0 off the mask.
+        Shape [rows, steps], 0.0 where the mask is False.
     """
     is_last = last_steps(mask=mask)
     final = outcome_rewards - missing_eos_penalty * truncated.to(outcome_rewards.dtype)

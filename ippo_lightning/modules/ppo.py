@@ -40,7 +40,7 @@ from ippo_lightning.tasks import Grader
 class PPOModule(TextModule):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a language model.
 
-    One `training_step` takes a batch of prompts through a whole iteration: `rollout`, `compute_rewards`,
+    One `training_step` takes a batch of prompts through a full iteration: `rollout`, `compute_rewards`,
     `compute_advantages`, the callbacks' `on_rollout_end`, then epochs of `minibatch_loss`. The policy loss is defined
     once, in `loss_terms`: training and influence scores read it there.
 
@@ -207,7 +207,7 @@ class PPOModule(TextModule):
         return episodes.evolve(outcome_rewards=outcome, rewards=rewards)
 
     def compute_advantages(self, episodes: TextEpisodes) -> TextEpisodes:
-        """Fill `advantages` and `returns`, both [rows, steps] and 0.0 off the mask, by the advantage estimator."""
+        """Fill `advantages` and `returns`, both [rows, steps] and 0.0 where the mask is False, by the estimator."""
         return self.advantages(episodes)
 
     # --- the loss, defined once ----------------------------------------------------------------------
@@ -241,7 +241,7 @@ class PPOModule(TextModule):
         """Return the policy loss of each step, shape [rows, steps]: the one method that an algorithm overrides.
 
         The minibatch loss, the exact scores and the scores of one forward all read it. What it reads of `output`
-        besides `log_probs` must stand in `loss_reads`.
+        besides `log_probs` must be listed in `loss_reads`.
 
         Args:
             output: what `score` returned, or what is stored of the rollout.
@@ -254,7 +254,7 @@ class PPOModule(TextModule):
 
         Args:
             minibatch: episodes, the weights of their losses, and the denominators of the whole optimizer step, so
-                that micro-batches and ranks add up to the loss of the whole minibatch.
+                that micro-batches and ranks add up to the loss of the full minibatch.
         """
         episodes = cast(TextEpisodes, minibatch.episodes)
         mask = episodes.mask

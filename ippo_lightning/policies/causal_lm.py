@@ -243,7 +243,7 @@ class CausalLMPolicy(nn.Module):
             temperature: that of sampling.
 
         Returns:
-            Log-probabilities, shape [rows, steps], nats, 0.0 off the mask.
+            Log-probabilities, shape [rows, steps], nats, 0.0 where the mask is False.
 
         Raises:
             UserError: the policy has no reference.

@@ -53,7 +53,7 @@ class ValueHead(nn.Module):
 
 
 class SeparateCritic(nn.Module):
-    """A transformer of its own with a value head; it trains in full and shares nothing with the policy.
+    """A transformer of its own with a value head; it is fully trained and has no parameters in common with the policy.
 
     Args:
         language_model: the model whose trunk becomes the critic's; its language-model head is left out.

@@ -58,8 +58,8 @@ class SamplingSettings:
         stop_tokens: strings that end a response besides EOS; each must be one token of the vocabulary.
         greedy: take the most likely token each time, for evaluation only; temperature and top_p then have no effect.
         sampler: `generate` is transformers' own loop; `continuous` is its continuous batching, where a finished
-            response makes room for the next one; `vllm` is an engine of its own (the extra `vllm`), which gets the
-            adapter again for each batch.
+            response makes room for the next one; `vllm` is an engine of its own (the extra `vllm`), which reloads the
+            adapter for each batch.
         cache: of keys and values, for `generate`: `dynamic` grows with the responses; `static` has its full size from
             the start, so that transformers can compile the step on a GPU.
         batch_size: responses that are sampled at the same time, those to prompts of similar length together; null for

@@ -68,17 +68,17 @@ class Episodes:
     mask: Tensor = step_column(fill=False)
     """[rows, steps] bool, True on the policy's own actions, the only steps that count."""
     log_probs: Tensor = step_column()
-    """[rows, steps] nats, of the policy that sampled, at the temperature of sampling; 0.0 off the mask."""
+    """[rows, steps] nats, of the policy that sampled, at the temperature of sampling; 0.0 where the mask is False."""
     ref_log_probs: Tensor = step_column()
-    """[rows, steps] nats, of the frozen reference; 0.0 off the mask."""
+    """[rows, steps] nats, of the frozen reference; 0.0 where the mask is False."""
     values: Tensor = step_column()
-    """[rows, steps] the critic's estimate before each step; 0.0 off the mask."""
+    """[rows, steps] the critic's estimate before each step; 0.0 where the mask is False."""
     rewards: Tensor = step_column()
-    """[rows, steps] outcome on the last step, KL penalty on each step; 0.0 off the mask."""
+    """[rows, steps] outcome on the last step, KL penalty on each step; 0.0 where the mask is False."""
     advantages: Tensor = step_column()
-    """[rows, steps] 0.0 off the mask."""
+    """[rows, steps] 0.0 where the mask is False."""
     returns: Tensor = step_column()
-    """[rows, steps] regression targets of the critic; 0.0 off the mask."""
+    """[rows, steps] regression targets of the critic; 0.0 where the mask is False."""
     outcome_rewards: Tensor = row_column()
     """[rows] the number of the grader, reward model or environment."""
     truncated: Tensor = row_column()

@@ -1,4 +1,4 @@
-"""A user's reward, called with care."""
+"""Calls of a user's reward, and checks of what it returns."""
 
 from __future__ import annotations
 

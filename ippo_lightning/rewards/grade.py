@@ -34,7 +34,7 @@ class GradeReward:
             examples: one per episode.
 
         Raises:
-            UserError: the grader raised, or returned something else than a grade.
+            UserError: the grader raised, or returned something other than a grade.
         """
         return [
             float(self.grader(prompt, response, example).correct)

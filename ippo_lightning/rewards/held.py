@@ -1,4 +1,4 @@
-"""Rewards and graders outside of the module tree: what they contain is neither trained nor saved with the policy."""
+"""Rewards and graders outside the module tree: what they contain is neither trained nor saved with the policy."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class HeldGrader:
         """Return the grade of one response.
 
         Raises:
-            UserError: the grader raised, or returned something else than a grade.
+            UserError: the grader raised, or returned something other than a grade.
         """
         with evaluation_mode(self.grader):
             return call_grader(self.grader, prompt, response, example)

@@ -20,7 +20,7 @@ class LoopSettings:
         test_at_end: evaluate on the test split after the last iteration and write `results.json`.
         checkpoint_every_n_iterations: `checkpoints/iteration_*.ckpt`, the newest also as `last.ckpt`; 0 for one
             at the end only.
-        keep_last_checkpoints: how many stay; older ones are deleted.
+        keep_last_checkpoints: how many are kept; older ones are deleted.
         best_metric: of the validation split, for example `exact_match`; the checkpoint of its best evaluation is
             `checkpoints/best.ckpt`. Null for none.
         best_mode: whether the largest or the smallest value of `best_metric` is best.

@@ -28,7 +28,7 @@ class BufferWatch:
     A hook before `training_step` can filter only what is there by then. A module that makes its buffer later learns
     from rows that were not filtered, while the log claims that they were. So the tensors that the filter left must be
     in the buffer at the end of the batch, and may not be there again when the next batch begins: such a buffer is one
-    that nobody replaced, so either the update does not read it or it would be filtered twice.
+    that was not replaced, so either the update does not read it or it would be filtered twice.
 
     Args:
         interface: finds the buffer.

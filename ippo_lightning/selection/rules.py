@@ -251,7 +251,7 @@ def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weigh
         Shape [rows], float64; 0 for rows that another callback has dropped.
 
     Raises:
-        UserError: the rule returned something else than a mask or weights.
+        UserError: the rule returned something other than a mask or weights.
     """
     factors = torch.zeros(len(table), dtype=torch.float64, device=table.kept.device)
     places = (table.kept & ~table.force_drop).nonzero().flatten()
@@ -272,7 +272,7 @@ def _checked_rule(rule: SelectionRule) -> SelectionRule:
     unknown = sorted(rule.needs - NEEDS)
     if unknown:
         known = ", ".join(sorted(NEEDS))
-        raise UserError(f"{type(rule).__name__}.needs: {unknown[0]!r} is unknown; expected names out of {known}")
+        raise UserError(f"{type(rule).__name__}.needs: {unknown[0]!r} is unknown; expected names from {known}")
     return rule
 
 

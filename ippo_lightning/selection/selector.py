@@ -28,7 +28,7 @@ OnEmpty = Literal["skip", "keep_all", "stop"]
 
 @dataclass(frozen=True, kw_only=True)
 class SelectorSettings:
-    """What holds for each rule; the arguments are those of `InfluenceFilter` with the same names.
+    """Settings that apply to every rule; the arguments are those of `InfluenceFilter` with the same names.
 
     Raises:
         UserError: a number out of its range.
@@ -53,7 +53,7 @@ class Selector:
     Args:
         rule: decides which rows are kept, and what they weigh.
         target: what scores are about.
-        settings: what holds for each rule.
+        settings: what applies to every rule.
         scoring: how scores are made.
         interface: gives the project's losses.
 

@@ -28,7 +28,7 @@ NEEDS = frozenset({"scores", *_READ})
 class RolloutTable:
     """The rows of all ranks, in the order of the ranks, so that each rank decides what one process would decide.
 
-    A column that the rule does not need is not computed, and reading it is an error that says so.
+    A column that the rule does not need is not computed, and reading it raises an error that names it.
     """
 
     columns: Mapping[str, Tensor]
@@ -40,9 +40,9 @@ class RolloutTable:
     force_drop: Tensor
     """[rows] bool, True for rows that are dropped whatever the rule decides: those without a finite score."""
     group_scores: Tensor
-    """[groups, rows] float64, scores along the gradient of each group of demonstrations; often of no group."""
+    """[groups, rows] float64, scores along the gradient of each group of demonstrations; may have zero groups."""
     mine: slice
-    """Where this rank's rows lie."""
+    """The slice of this rank's rows."""
     iteration: int
     """Counted from 0."""
     part: int = 0
@@ -117,7 +117,7 @@ def gather_table(
 
     Args:
         plan: of this rank's rows.
-        needs: names out of `NEEDS`.
+        needs: names from `NEEDS`.
         iteration: counted from 0.
         part: number of the micro-batch in its optimizer step.
         scores: of this rank, shape [rows]; needed if `needs` contains "scores".

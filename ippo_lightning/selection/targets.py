@@ -23,7 +23,7 @@ class TargetLoss(NamedTuple):
     batches: Sequence[Any]
     """At least one."""
     weight: Callable[[Any], float] | None = None
-    """What a batch counts in the average; None for its number of rows, or 1 if that is unknown."""
+    """The weight of a batch in the average; None for its number of rows, or 1 if that is unknown."""
     is_of_rank: bool = False
     """Whether each rank has batches of its own, or all ranks have the same ones and share the work."""
 
@@ -86,7 +86,7 @@ class ReturnOfBuffer(Target):
     """The policy gradient of the buffer itself, which needs no demonstrations; for modules with `score(episodes)`.
 
     loss = - mean over the actions of all ranks of A * log pi(a|s), over the rows that the plan still keeps.
-    Source: Hu et al. 2025, arXiv 2505.19281 (IIF), section 3, with the sign turned.
+    Source: Hu et al. 2025, arXiv 2505.19281 (IIF), section 3, with the opposite sign.
 
     Args:
         max_tokens: tokens of a pass, padding included, >= 1.

@@ -13,7 +13,7 @@ from ippo_lightning.tasks.names import callable_name
 from ippo_lightning.tasks.protocol import Grader, Row
 
 MAX_LABEL_LENGTH = 80
-"""Characters of a label; a label is a kind, not a text, and becomes the name of a metric."""
+"""Characters of a label; a label names a category; it is not free text, and becomes the name of a metric."""
 
 WRONG_LABELS = frozenset({"wrong", "wrong_answer", "incorrect", "false", "no", "fail", "failed"})
 """Labels that mean a wrong answer, in lower case, with `_` for spaces and hyphens."""

@@ -10,7 +10,7 @@ class Label(str, Enum):
     """The labels of this library's own tasks; each response has exactly one. A grader of yours may use any others."""
 
     FAITHFUL = "faithful"
-    """Right answer, reached by right steps of this very problem."""
+    """Right answer, reached by right steps of this problem."""
     FALSE_POSITIVE = "false_positive"
     """Right answer, but a step of the problem is wrong or missing."""
     SHORTCUT = "shortcut"

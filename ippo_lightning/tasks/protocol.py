@@ -23,7 +23,7 @@ Grader = Callable[[str, str, Mapping[str, Any]], Grade | bool | float | str]
 class Task(Protocol):
     """A data set and the grading of its responses. A class needs no base to be one.
 
-    Two more methods are optional: `prepare() -> None` downloads what the task needs and is called by one process per
+    More methods are optional: `prepare() -> None` downloads what the task needs and is called by one process per
     machine before `rows`.
     """
 
