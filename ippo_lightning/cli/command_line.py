@@ -17,8 +17,10 @@ from ippo_lightning.cli.experiment_paths import (
     FOLDERS,
     axis_file,
     axis_names,
+    axis_of,
     derived_run_dir,
     find_file,
+    part_name,
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
@@ -38,20 +40,30 @@ class CommandLine:
         words: what the parser reads.
         layers: the configurations and dotted words in their order, as nested dictionaries.
         files: the YAML files, in their order.
+        names: of each axis, in their order; they make up the run's folder.
     """
 
     words: list[str]
     layers: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its name without dashes, its value if it has one, and the words it was given by."""
+    """One option.
+
+    Args:
+        name: without dashes.
+        value: None if it has none.
+        words: what the user typed.
+        axis: of a file that was given by the name of its axis.
+    """
 
     name: str
     value: str | None
     words: tuple[str, ...]
+    axis: str | None = None
 
 
 def read_command_line(words: Sequence[str]) -> CommandLine:
@@ -72,7 +84,7 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
         found = _with_axes_as_files(found)
     for option in found:
         if option.name == "config" and option.value is not None:
-            _add_file(line, option.value)
+            _add_file(line, option.value, axis=option.axis)
         else:
             _add_option(line, option)
     if words[0] in EXPERIMENT_COMMANDS:
@@ -127,10 +139,10 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
         if not is_axis or (option.name == "model" and not _is_model_file(option.value or "")):
             rest.append(option)
             continue
-        chosen = _file_option(axis_file(option.name, option.value or "", base=base or DEFAULT_BASE))
+        chosen = _file_option(axis_file(option.name, option.value or "", base=base or DEFAULT_BASE), option.name)
         first.get(option.name, rest).append(chosen)
     if first["task"] and base is None:
-        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE))]
+        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE), "base")]
     return [*first["base"], *first["task"], *first["model"], *rest]
 
 
@@ -148,12 +160,16 @@ def _is_model_file(name: str) -> bool:
     return name in axis_names("model") or name.endswith((".yaml", ".yml"))
 
 
-def _file_option(path: Path) -> Option:
-    return Option(name="config", value=str(path), words=("--config", str(path)))
+def _file_option(path: Path, axis: str) -> Option:
+    return Option(name="config", value=str(path), words=("--config", str(path)), axis=axis)
 
 
-def _add_file(line: CommandLine, name: str) -> None:
+def _add_file(line: CommandLine, name: str, *, axis: str | None) -> None:
     path = find_file(name)
+    # a file of the user may lie anywhere, so the option decides; of a `--config` only the folder can tell the axis
+    axis = axis if axis is not None or path is None else axis_of(path)
+    if axis is not None and path is not None:
+        line.names.setdefault(axis, []).append(part_name(path))
     if path is None and not _is_inline(name):
         raise UserError(f"config: {name} is not a file; expected a YAML of `ippo {line.words[0]}`")
     content = load_yaml(name if path is None else read_text(path), origin=name if path is not None else "config")
@@ -202,10 +218,10 @@ def _loaded(word: str) -> Any:
 
 
 def _add_run_dir(line: CommandLine) -> None:
-    """Derive the run's folder from the files that make it up, unless something names one."""
+    """Derive the run's folder from the axes that make it up, unless something names one."""
     if any(_names_run_dir(layer) for layer in line.layers):
         return
-    run_dir = derived_run_dir(line.files)
+    run_dir = derived_run_dir(line.names)
     if run_dir is not None:
         line.words += ["--loop.run_dir", run_dir]
         line.layers.append({"loop.run_dir": run_dir})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +82,38 @@ def axis_file(axis: str, name: str, *, base: str = DEFAULT_BASE) -> Path:
     raise UserError(f"{axis}: '{name}' is not a file in {ROOT}/{FOLDERS[axis]}{hint}")
 
 
-def derived_run_dir(paths: list[Path]) -> str | None:
-    """Return `runs/<task>/<model>/<method>` of a run made of these files, or None if no axis names it.
+def axis_of(path: Path) -> str | None:
+    """Return the axis in whose folder a file lies, or None for any other file."""
+    folder = _without_base(path.resolve()).parent.name
+    return next((axis for axis, name in FOLDERS.items() if name == folder), None)
+
+
+def part_name(path: Path) -> str:
+    """Return what a file contributes to the name of a run's folder."""
+    return _without_base(path.resolve()).stem
+
+
+def _without_base(path: Path) -> Path:
+    """Return the place of a file; `tasks/arithmetic/sft.yaml`, the file for one base, counts as `tasks/arithmetic`."""
+    is_for_base = path.parent.parent.name in FOLDERS.values() and path.stem in axis_names("base")
+    return path.parent if is_for_base else path
+
+
+def derived_run_dir(names: Mapping[str, Sequence[str]]) -> str | None:
+    """Return `runs/<task>/<model>/<method>` of a run, or None if neither a task nor a method names it.
 
     Args:
-        paths: files of the run. The folder of a file says which axis it belongs to. A part that no file gives is left
-            out; without a method, the base takes its place.
+        names: of each axis. A part that has no name is left out. Without a method, the base takes its place; a base
+            other than `ppo` stands before the method, because it trains something else.
+
+    Example:
+        >>> derived_run_dir({"task": ["arithmetic"], "base": ["sft"], "method": ["ippo"]})
+        'runs/arithmetic/sft+ippo'
     """
-    stems: dict[str, list[str]] = {}
-    for path in paths:
-        place = path.resolve()
-        if place.parent.parent.name in FOLDERS.values():  # the file for one base, in a folder with the name of the axis
-            place = place.parent
-        stems.setdefault(place.parent.name, []).append(place.stem)
-    if not stems.keys() & {FOLDERS["task"], FOLDERS["method"]}:
+    if not names.get("task") and not names.get("method"):
         return None
-    last = stems.get(FOLDERS["method"]) or stems.get(FOLDERS["base"], ["run"])
-    parts = ["+".join(stems[FOLDERS[axis]]) for axis in ("task", "model") if FOLDERS[axis] in stems]
-    return "/".join(["runs", *parts, "+".join(last)])
+    base, methods = list(names.get("base", ())), list(names.get("method", ()))
+    if methods and base == [DEFAULT_BASE]:
+        base = []
+    parts = ["+".join(names[axis]) for axis in ("task", "model") if names.get(axis)]
+    return "/".join(["runs", *parts, "+".join([*base, *methods]) or "run"])

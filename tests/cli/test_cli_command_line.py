@@ -72,6 +72,32 @@ def test_axes_are_files_in_a_fixed_order(words: str, expected: list[str], run_di
     assert next((layer["loop.run_dir"] for layer in line.layers if "loop.run_dir" in layer), None) == run_dir
 
 
+@pytest.mark.parametrize(
+    ("words", "run_dir"),
+    [
+        ("--task my/alpha.yaml --method ippo", "runs/alpha/ippo"),
+        ("--task my/beta.yaml --method ippo", "runs/beta/ippo"),
+        ("--task my/alpha.yaml", "runs/alpha/ppo"),
+        ("--task sums --model my/beta.yaml --method ippo", "runs/sums/beta/ippo"),
+        ("--task sums --method my/alpha.yaml", "runs/sums/alpha"),
+        ("--task methods/my/alpha.yaml --method methods/my/beta.yaml", "runs/alpha/beta"),
+        ("--task sums --base sft", "runs/sums/sft"),
+        ("--task sums --base sft --method ippo", "runs/sums/sft+ippo"),
+        ("--task sums --base my/beta.yaml --method ippo", "runs/sums/beta+ippo"),
+        ("--task sums --config my/alpha.yaml --method ippo", "runs/sums/ippo"),
+        ("--config experiments/tasks/sums/sft.yaml --method ippo", "runs/sums/ippo"),
+    ],
+)
+def test_two_different_runs_have_two_folders(words: str, run_dir: str, tree: Path) -> None:
+    for name in ("my/alpha", "my/beta", "methods/my/alpha", "methods/my/beta"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / f"{name}.yaml").write_text("data: {init_args: {batch_size: 4}}", encoding="utf-8")
+    for name in ("base/sft", "tasks/sums/sft"):
+        (tree / "experiments" / name).parent.mkdir(exist_ok=True)
+        (tree / "experiments" / f"{name}.yaml").write_text("loop: {max_iterations: 7}", encoding="utf-8")
+    assert read_command_line(["fit", *words.split()]).layers[-1] == {"loop.run_dir": run_dir}
+
+
 @pytest.mark.usefixtures("tree")
 def test_a_method_overlay_leaves_the_callbacks_of_the_user() -> None:
     Path("mine.yaml").write_text("callbacks+: [{class_path: CompletionsTable}]", encoding="utf-8")
