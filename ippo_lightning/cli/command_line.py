@@ -96,13 +96,20 @@ def with_resume(words: Sequence[str]) -> list[str]:
     """Return the words with `--resume DIR` spelt out: the configuration of that run, its folder, and to resume it.
 
     Raises:
-        UserError: the folder contains no run.
+        UserError: the folder contains no run, or an axis is given beside it.
     """
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
     if words[:1] != ["fit"] or "--resume" not in words[:-1]:
         return words
     place = words.index("--resume")
     folder = Path(words[place + 1])
+    for option in _options([*words[1:place], *words[place + 2 :]]):
+        # the stored configuration contains the axes already: a method would add its callbacks a second time
+        if _is_axis(option):
+            raise UserError(
+                f"resume: --{option.name} {option.value or ''} is not accepted; expected no axis, because {folder} "
+                "contains base, task, model and method"
+            )
     if not (folder / CONFIG).is_file():
         raise UserError(f"resume: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
     given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
@@ -135,8 +142,7 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
     rest: list[Option] = []
     base = _base_of(found)
     for option in found:
-        is_axis = option.name in FOLDERS and option.value is not None
-        if not is_axis or (option.name == "model" and not _is_model_file(option.value or "")):
+        if not _is_axis(option):
             rest.append(option)
             continue
         chosen = _file_option(axis_file(option.name, option.value or "", base=base or DEFAULT_BASE), option.name)
@@ -153,6 +159,12 @@ def _base_of(found: list[Option]) -> str | None:
         if option.name == "base" or (option.name == "config" and path.parent.name == FOLDERS["base"]):
             return path.stem
     return None
+
+
+def _is_axis(option: Option) -> bool:
+    """Return whether an option names a file of an axis; `--model` may name a class instead."""
+    is_class = option.name == "model" and option.value is not None and not _is_model_file(option.value)
+    return option.name in FOLDERS and not is_class
 
 
 def _is_model_file(name: str) -> bool:

@@ -126,6 +126,16 @@ def test_a_task_may_have_a_file_for_one_base(tree: Path, form: str) -> None:
     assert files("--task", "sums") == ["base/ppo", "tasks/sums"]
 
 
+@pytest.mark.parametrize("axis", ["--base ppo", "--task sums", "--method=ippo", "--model tiny", "--task my.yaml"])
+@pytest.mark.parametrize("form", ["--resume {} {}", "{1} --resume={0}"])
+def test_a_resumed_run_has_its_axes_already(axis: str, form: str, tree: Path) -> None:
+    (tree / "config.yaml").write_text("loop: {max_iterations: 7}", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        read_command_line(["fit", *form.format(tree, axis).split()])
+    assert str(error.value).startswith(f"resume: {axis.replace('=', ' ')} is not accepted; expected no axis")
+    assert read_command_line(["fit", "--resume", str(tree), "--model", "PPOModule"]).layers[-1]["model"]
+
+
 @pytest.mark.usefixtures("tree")
 def test_model_names_a_file_or_a_class() -> None:
     assert parsed("--task", "sums", "--model", "tiny").model.init_args.policy.init_args.lora.r == 2
