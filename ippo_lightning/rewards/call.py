@@ -24,7 +24,8 @@ def call_reward(
 ) -> Tensor:
     """Return what a reward returns, checked.
 
-    A reward that is an `nn.Module` (or a method of one) is called in eval mode and without gradients.
+    A reward that is an `nn.Module` (or a method or a `functools.partial` of one) is called in eval mode and without
+    gradients.
 
     Args:
         reward: called as `reward(prompts, responses, examples)`.

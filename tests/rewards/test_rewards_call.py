@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -174,11 +175,28 @@ class RewardModel(nn.Module):
         return self(prompts, responses, examples)
 
 
-@pytest.mark.parametrize("as_method", [False, True], ids=["module", "method"])
-def test_a_model_is_called_in_eval_mode_without_gradients_and_left_as_it_was(as_method: bool) -> None:
+def scored_by(model, prompts, responses, examples, *, judge=None):
+    return (judge or model)(prompts, responses, examples)
+
+
+WAYS: dict[str, Callable[[RewardModel], Any]] = {
+    "module": lambda model: model,
+    "method": lambda model: model.score,
+    "partial": lambda model: functools.partial(model),
+    "partial of a method": lambda model: functools.partial(model.score),
+    "partial of a class's method": lambda model: functools.partial(RewardModel.score, model),
+    "argument of a partial": lambda model: functools.partial(scored_by, model),
+    "keyword of a partial": lambda model: functools.partial(scored_by, None, judge=model),
+    "method in a partial in a partial": lambda model: functools.partial(scored_by, functools.partial(model.score)),
+    "twice in a partial": lambda model: functools.partial(scored_by, model, judge=model),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_is_called_in_eval_mode_without_gradients_and_left_as_it_was(way: str) -> None:
     model = RewardModel()
     before = [part.training for part in model.modules()]
-    reward = model.score if as_method else model
+    reward = WAYS[way](model)
     first, second = call_reward(reward, **TEXTS), call_reward(reward, **TEXTS)
     assert model.seen == [(False, False)] * 2
     assert torch.equal(first, second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.rewards import HeldGrader, call_reward, grade_reward
-from ippo_lightning.tasks import ArithmeticTask, grade_arithmetic, grade_gsm8k
+from ippo_lightning.tasks import ArithmeticTask, Grade, grade_arithmetic, grade_gsm8k
 
 
 def test_arithmetic_pays_for_the_right_answer_whatever_the_reasoning() -> None:
@@ -51,11 +52,18 @@ def test_a_grader_that_raises_is_named_once() -> None:
         call_reward(grade_reward(HeldGrader(broken)), prompts=["a"], responses=["b"], examples=[{}])
 
 
-def test_a_grader_that_is_a_model_is_called_in_eval_mode() -> None:
+@pytest.mark.parametrize("wrapped", [lambda judge: judge, functools.partial], ids=["module", "partial"])
+def test_a_grader_that_is_a_model_is_called_in_eval_mode(wrapped: Any) -> None:
     class Judge(nn.Module):
         def forward(self, prompt, response, example):
             return self.training
 
     judge = Judge()
-    assert grade_reward(judge)(["a"], ["b"], [{}]) == [0.0]
+    assert grade_reward(wrapped(judge))(["a"], ["b"], [{}]) == [0.0]
     assert judge.training
+
+
+@pytest.mark.parametrize("correct", ["no", 0.5])
+def test_a_grade_that_is_neither_right_nor_wrong_earns_nothing(correct: Any) -> None:
+    with pytest.raises(UserError, match=r"expected a bool as `correct` of the Grade"):
+        grade_reward(lambda prompt, response, example: Grade(correct))(["a"], ["b"], [{}])
