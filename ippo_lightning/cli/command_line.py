@@ -6,6 +6,7 @@ The parser gets their content with short class names spelt out.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 from ippo_lightning.cli.experiment_paths import (
     DEFAULT_BASE,
     FOLDERS,
+    ROOT,
     axis_file,
     axis_names,
     axis_of,
@@ -99,10 +101,13 @@ def with_resume(words: Sequence[str]) -> list[str]:
         UserError: the folder contains no run, or an axis is given beside it.
     """
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
-    if words[:1] != ["fit"] or "--resume" not in words[:-1]:
+    if words[:1] != ["fit"] or "--resume" not in words:
         return words
     place = words.index("--resume")
-    folder = Path(words[place + 1])
+    value = next(iter(words[place + 1 :]), "")
+    if not value or value.startswith("--"):
+        raise UserError("resume: no value given; expected --resume DIR, the folder of a run of `ippo fit`")
+    folder = Path(value)
     for option in _options([*words[1:place], *words[place + 2 :]]):
         # the stored configuration contains the axes already: a method would add its callbacks a second time
         if _is_axis(option):
@@ -142,7 +147,11 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
     rest: list[Option] = []
     base = _base_of(found)
     for option in found:
+        if option.name in FOLDERS and not option.value:
+            known = ", ".join(axis_names(option.name))
+            raise UserError(f"{option.name}: no value given; expected --{option.name} NAME, one of {known}")
         if not _is_axis(option):
+            _check_model_name(option)
             rest.append(option)
             continue
         chosen = _file_option(axis_file(option.name, option.value or "", base=base or DEFAULT_BASE), option.name)
@@ -170,6 +179,17 @@ def _is_axis(option: Option) -> bool:
 def _is_model_file(name: str) -> bool:
     """Return whether `--model NAME` names a file of the model axis; otherwise it names a class."""
     return name in axis_names("model") or name.endswith((".yaml", ".yml"))
+
+
+def _check_model_name(option: Option) -> None:
+    """Refuse a word that resembles a file of the model axis; any other word may be a class that the parser knows."""
+    name = option.value or ""
+    if option.name != "model" or name in short_names() or not name.isidentifier() or Path(name).exists():
+        return
+    near = difflib.get_close_matches(name, axis_names("model"), n=1, cutoff=0.6)
+    if near:
+        place = f"{ROOT}/{FOLDERS['model']}"
+        raise UserError(f"model: '{name}' is neither a file in {place} nor a class; did you mean '{near[0]}'?")
 
 
 def _file_option(path: Path, axis: str) -> Option:

@@ -140,8 +140,28 @@ def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, MisconfigurationException) as error:
         if os.environ.get("IPPO_TRACEBACK"):
             raise
-        cause = logger_error(settings[settings.subcommand])
-        raise UserError(cause or one_line(str(error))) from error
+        chosen = settings[settings.subcommand]
+        raise UserError(logger_error(chosen) or with_section(one_line(str(error)), chosen)) from error
+
+
+def with_section(message: str, chosen: Mapping[str, Any] | Namespace) -> str:
+    """Return a message with `model.` or `data.` before its field, if the field is an argument of that section.
+
+    Args:
+        message: of settings such as `UpdateSettings`, which know their field as `update.num_epochs` only.
+        chosen: the parsed settings of the command.
+
+    Example:
+        >>> with_section("update.num_epochs: 0", {"model": {"init_args": {"update": {}}}})
+        'model.update.num_epochs: 0'
+    """
+    head, dot, _ = message.partition(":")[0].partition(".")
+    for section in ("model", "data"):
+        given = chosen.get(section)
+        arguments = given.get("init_args") if given is not None and dot else None
+        if arguments is not None and head in arguments:
+            return f"{section}.{message}"
+    return message
 
 
 def logger_error(chosen: Namespace) -> str | None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
+from ippo_lightning.cli.old_names import key_hint
+
 # parts of the parser's report that do not help: alternatives that nobody meant, and dumps of full configurations
 _NOISE = (
     "Does not validate against any of the Union subtypes",
@@ -67,6 +69,8 @@ def _plain(line: str) -> str:
     """Return a line of the parser with types in plain words."""
     line = re.sub(r"^Expected a <class '([^']*)'>", lambda match: f"expected {_article(match.group(1))}", line)
     line = re.sub(r"^Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", line)
+    # a word that is no class is tried as the path of a file, too
+    line = re.sub(r"^Expected a path but (.*) either not accessible or invalid", r"'\1' is no class and no file", line)
     # a word that is no short name of a rule or task is tried as a class_path, too
     line = re.sub(r"^Expected a dot import path string: .*", "expected a class_path", line)
     return line.replace("typing.", "")
@@ -86,7 +90,7 @@ _CLASS_PATH = re.compile(r"Problem with given class_path '([^']+)'")
 
 
 def suggestion(message: str, known_keys: Iterable[str]) -> str:
-    """Return the key that was probably meant, as `; did you mean 'max_iterations'?`, or nothing.
+    """Return the key that was probably meant, as `; did you mean 'max_iterations'?`, what replaced it, or nothing.
 
     Args:
         message: of the parser, as it is.
@@ -102,6 +106,8 @@ def suggestion(message: str, known_keys: Iterable[str]) -> str:
     unknown = found["key"]
     classes = _CLASS_PATH.findall(message[: found.start()])
     known = _arguments_of(classes[-1]) if classes else list(known_keys)
+    if hint := key_hint(unknown, known):
+        return hint
     for wanted in (unknown, unknown.split(".")[0]):
         sections = {key.split(".")[0] for key in known} if "." not in wanted else set()
         near = difflib.get_close_matches(wanted, sorted({*known, *sections}), n=1, cutoff=0.6)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import ippo_lightning
 from ippo_lightning.cli.short_names import full_path, short_names
-from ippo_lightning.cli.sources import Definition, definition, is_a, signature
+from ippo_lightning.cli.simple_types import options
+from ippo_lightning.cli.sources import Definition, Source, definition, is_a, signature
 from ippo_lightning.errors import UserError
 
 COMMANDS = {
@@ -92,11 +93,21 @@ def _arguments(path: str, found: Definition) -> str:
     described = _described(_docstring(found))
     lines = [f"class_path: {path}", "", _docstring(found).split("\n")[0], "", "init_args:"]
     for parameter in signature(found).parameters.values():
-        kind = ast.unparse(parameter.annotation) if parameter.annotation is not None else "any"
+        kind = _kind(parameter.annotation, parameter.source) if parameter.annotation is not None else "any"
         default = f"default: {parameter.default}" if parameter.default is not None else "required"
         text = f"{described.get(parameter.name, '')} ({kind}; {default})".strip()
         lines.append(_entry(parameter.name, text))
     return "\n".join(lines)
+
+
+def _kind(annotation: ast.expr, source: Source) -> str:
+    """Return a type as text, with the choices of a Literal in place of its name."""
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return f"{_kind(annotation.left, source)} | {_kind(annotation.right, source)}"
+    alternatives = options(annotation, source)
+    if all(option.kind == "choice" for option in alternatives):
+        return " | ".join(repr(choice) for option in alternatives for choice in option.choices)
+    return ast.unparse(annotation)
 
 
 def _docstring(found: Definition) -> str:

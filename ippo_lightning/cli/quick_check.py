@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from ippo_lightning.cli.old_names import class_hint, key_hint
 from ippo_lightning.cli.short_names import ROOMS, nearest_name
 from ippo_lightning.cli.simple_types import Option, options, refuses
 from ippo_lightning.cli.sources import PACKAGE, Definition, Signature, definition, signature, source_of
@@ -157,13 +158,22 @@ def _check_inside(value: Any, option: Option, path: list[str], *, owner: str) ->
     """Check the entries of a list or dict, the fields of settings, or the path of a function."""
     if option.kind == "settings" and isinstance(value, Mapping) and option.target is not None:
         _check_arguments(value, signature(option.target), path, owner=option.target.name)
-        check_range(option.target, value)
+        _check_range(option.target, value, path)
     elif option.inner is not None and option.source is not None:
         entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
         for entry in entries:
             _check_value(entry, options(option.inner, option.source), path, owner=owner)
     elif option.kind == "callable" and isinstance(value, str) and "." in value:
         _existing(value, path, note=f". Got value: {value}" + (f" (in {owner})" if owner else ""))
+
+
+def _check_range(found: Definition, given: Mapping[str, Any], path: Sequence[str]) -> None:
+    """Check ranges as the settings do, and complete the field, of which settings know only their own end."""
+    try:
+        check_range(found, given)
+    except UserError as error:
+        is_short = len(path) > 1 and str(error).startswith(f"{path[-1]}.")
+        raise (UserError(f"{'.'.join(path[:-1])}.{error}") if is_short else error) from error
 
 
 def _existing(text: str, path: list[str], note: str | None = None) -> Definition | None:
@@ -177,6 +187,8 @@ def _existing(text: str, path: list[str], note: str | None = None) -> Definition
     field = ".".join(path)
     if not module:
         near = nearest_name(text)
+        if class_hint(text):
+            raise UserError(f"{field}: there is no class {text}{class_hint(text)}")
         if near is not None and near != text:
             raise UserError(f"{field}: there is no class {text}; did you mean '{near}'?")
         return None
@@ -202,7 +214,7 @@ def _own(module: str, name: str, field: str, said: str) -> Definition | None:
     if name in source.names or is_submodule or (source.is_open and module != PACKAGE):
         return None
     near = difflib.get_close_matches(name, sorted(source.names), n=1, cutoff=0.6)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = class_hint(name) or (f"; did you mean '{near[0]}'?" if near else "")
     raise UserError(f"{field}: module '{module}' has no attribute '{name}'{said}{hint}")
 
 
@@ -219,11 +231,11 @@ def _is_missing(top: str) -> bool:
         return False
 
 
-def _unknown(key: str, known: Iterable[str], *, path: Sequence[str] = (), owner: str = "") -> UserError:
+def _unknown(key: str, known: Collection[str], *, path: Sequence[str] = (), owner: str = "") -> UserError:
     near: list[str] = []
     for wanted in (key, key.split(".")[0]):
         near = near or difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.6)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = key_hint(key, known) or (f"; did you mean '{near[0]}'?" if near else "")
     field = f"{'.'.join(path)}: " if path else ""
     inside = f" (in {owner})" if owner else ""
     return UserError(f"{field}Option '{key}' is not accepted{inside}{hint}")

@@ -148,6 +148,17 @@ def test_model_names_a_file_or_a_class() -> None:
     [
         ("--task sum", "task: 'sum' is not a file in experiments/tasks; did you mean 'sums'?"),
         ("--task sums --method magic", "expected one of ippo, stopping"),
+        ("--task", "task: no value given; expected --task NAME, one of differences, sums"),
+        ("--task --method ippo", "task: no value given"),
+        ("--task sums --method=", "method: no value given; expected --method NAME, one of ippo, stopping"),
+        ("--model", "model: no value given"),
+        ("--resume", "resume: no value given; expected --resume DIR, the folder of a run"),
+        ("--resume --loop.max_iterations 3", "resume: no value given"),
+        ("--resume=", "resume: no value given"),
+        (
+            "--task sums --model tinny",
+            "model: 'tinny' is neither a file in experiments/models nor a class; did you mean",
+        ),
         ("--config experiments/tasks/none.yaml", "experiments/tasks/none.yaml is not a file"),
     ],
 )

@@ -21,7 +21,11 @@ USER_ERRORS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "unknown argument of the model": ("model.init_args.bogus", 1, ("model", "bogus", "PPOModule")),
     "unknown argument of the policy": (f"{POLICY}.bogus", 1, ("policy", "bogus", "CausalLMPolicy")),
     "wrong type": ("loop.max_iterations", "many", ("loop.max_iterations", "int", "many")),
-    "number out of range": ("model.init_args.update", {"max_grad_norm": -1}, ("update.max_grad_norm", "-1", "> 0")),
+    "number out of range": (
+        "model.init_args.update",
+        {"max_grad_norm": -1},
+        ("model.update.max_grad_norm", "-1", "> 0"),
+    ),
     "no iterations": ("loop.max_iterations", 0, ("loop.max_iterations", "0", ">= 1")),
     "unknown class": ("model.class_path", "nowhere.Module", ("model", "nowhere")),
     "unknown reward": ("model.init_args.reward", "nowhere.reward", ("reward", "nowhere")),
@@ -269,9 +273,10 @@ def test_a_bad_checkpoint_is_one_line(
         (["export", "/no/such"], ("run", "/no/such", "config.yaml")),
         (["report", "/no/such"], ("/no/such", "history.jsonl")),
         (["report"], ("runs",)),
+        (["fit", "--task", "arithmetic", "--model", "qqq"], ("model", "'qqq' is no class and no file")),
         (["fit", "--loop.max_iteration", "3"], ("max_iteration", "did you mean")),
     ],
-    ids=["resume", "export", "report", "report nothing", "slip on the command line"],
+    ids=["resume", "export", "report", "report nothing", "no model", "slip on the command line"],
 )
 def test_an_error_on_the_command_line_is_one_line(
     words: list[str], said: tuple[str, ...], capsys: pytest.CaptureFixture[str]

@@ -68,6 +68,21 @@ def test_help_of_a_class_lists_its_arguments(name: str, form: str, capsys: pytes
     assert "default: " in text
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("--data.help TextDataModule", "('sft' | 'rl'; default: 'rl')"),
+        ("--model.help PPOModule", "('k1' | 'k2' | 'k3'; default: 'k1')"),
+        ("--model.help PPOModule", "(Reward | None; default: None)"),
+        ("--callbacks.help InfluenceFilter", "default: "),
+    ],
+)
+def test_help_of_a_class_lists_the_choices_of_an_argument(
+    words: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown in " ".join(printed(["fit", *words.split()], capsys).split())
+
+
 def test_help_of_a_class_of_lightning_is_read_as_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  interval " in printed(["fit", "--callbacks.help", "lightning.pytorch.callbacks.Timer"], capsys)
 

@@ -178,6 +178,18 @@ def test_another_class_takes_no_arguments_of_the_one_before(experiment: dict[str
         ("--model.class_path=ippo_lightning.PPOModul", "did you mean 'PPOModule'?"),
         ("--data.class_path=ippo_lightning.dta.TextDataModule", "did you mean 'ippo_lightning.data'?"),
         ("--model.init_args.policy.init_args.lora={r: some}", "model.policy.lora.r: expected an int. Got value: some"),
+        (
+            "--model.init_args.ppo={num_epochs: 2}",
+            "'ppo' is not accepted (in PPOModule); it is now update (epochs, sizes",
+        ),
+        ("--model.init_args.update={clip_range: 0.2}", "(in UpdateSettings); it is now loss: ClippedLoss with low"),
+        ("--data.class_path=ippo_lightning.data.GSM8KDataModule", "it is now TextDataModule with task: gsm8k"),
+        ("--data=ArithmeticDataModule", "it is now TextDataModule with task: arithmetic"),
+        (
+            "--model.init_args.sampling.temperature=0",
+            "model.sampling.temperature: 0.0 is out of range; expected a number",
+        ),
+        ("--loop.max_iterations=0", "loop.max_iterations: 0"),
         ("--fabric.precision=fp7", "Got value: fp7"),
         ("--model.init_args.sampling={stop_tokens: 3}", "expected a list"),
         ("--data.init_args.task.init_args.unfaithful_kinds={shortcut: lots}", "expected a float. Got value: lots"),
@@ -187,3 +199,4 @@ def test_an_error_names_what_was_meant(word: str, said: str, experiment: dict[st
     with pytest.raises(UserError) as error:
         check(["fit", "--config", write(experiment, tmp_path), word])
     assert said in str(error.value)
+    assert not str(error.value).startswith("loop.loop")
