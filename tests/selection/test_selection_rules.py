@@ -150,7 +150,7 @@ def test_a_need_that_no_table_has_is_named() -> None:
     class Curious(Greedy):
         needs = frozenset({"mood"})
 
-    with pytest.raises(UserError, match=r"Curious.needs: 'mood' is unknown; expected names out of advantages, groups"):
+    with pytest.raises(UserError, match=r"Curious.needs: 'mood' is unknown; expected names from advantages, groups"):
         build_rule(Curious(), threshold=None, power=None, seed=None)
 
 
