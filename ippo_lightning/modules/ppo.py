@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ippo_lightning.algorithms import (
     ValueLoss,
 )
 from ippo_lightning.engine import UpdateSettings, run_iteration
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import (
     KLEstimator,
     kl_estimate,
@@ -100,6 +100,7 @@ class PPOModule(TextModule):
         )
         require_range("model.entropy_coef", entropy_coef, at_least=0)
         require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0)
+        require_choice("model.kl_estimator", kl_estimator, get_args(KLEstimator))
         self._reward: HeldReward | None = None
         self.reward = reward
         self.sampling = own_sampling
