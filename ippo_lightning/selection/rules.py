@@ -264,11 +264,16 @@ def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weigh
     keep = candidates.force_keep | keep_at_least(scores=rule.ranking(candidates), keep=chosen, min_keep=min_keep)
     raw = _checked(rule.weights(candidates, keep), candidates, method=f"{type(rule).__name__}.weights", is_mask=False)
     raw = torch.where(keep, raw.double(), 0.0)
+    least = min(min_keep, len(places))
+    if int((raw > 0).sum()) < least:
+        raise UserError(f"{type(rule).__name__}.weights: 0 for rows that min_keep: {min_keep} keeps; expected > 0")
     factors[places] = normalise_weights(raw=raw, keep=keep, max_weight=max_weight)
     return factors
 
 
 def _checked_rule(rule: SelectionRule) -> SelectionRule:
+    if not isinstance(rule.needs, (set, frozenset)):
+        raise UserError(f"{type(rule).__name__}.needs: got {rule.needs!r}; expected a frozenset of names")
     unknown = sorted(rule.needs - NEEDS)
     if unknown:
         known = ", ".join(sorted(NEEDS))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
 from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.records import UpdatePlan
@@ -45,6 +45,9 @@ class SelectorSettings:
         if self.max_weight is not None:
             require_range("InfluenceFilter.max_weight", self.max_weight, at_least=1)
         require_range("InfluenceFilter.min_keep", self.min_keep, at_least=0, integer=True)
+        # a YAML is checked by its parser; in Python a misspelt word would quietly mean the other choice
+        require_choice("InfluenceFilter.on_empty", self.on_empty, get_args(OnEmpty))
+        require_choice("InfluenceFilter.drop_when", self.drop_when, ("mean", "all"))
 
 
 class Selector:

@@ -55,7 +55,7 @@ def test_a_selection_is_a_buffer_of_the_same_kind() -> None:
 
 def test_what_is_no_column_is_left_alone() -> None:
     view = BufferView({"x": torch.arange(4), "name": "batch 7", "table": torch.eye(3), "scale": torch.tensor(2.0)})
-    view.write(torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    view.write(torch.tensor([1.0, 0.0, 0.0, 1.0]), owner=None)
     assert view.raw["x"].tolist() == [0, 3]
     assert len(view) == 2
     assert view.raw["name"] == "batch 7"
