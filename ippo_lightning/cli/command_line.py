@@ -15,10 +15,12 @@ from typing import Any
 from ippo_lightning.cli.experiment_paths import (
     DEFAULT_BASE,
     FOLDERS,
+    Part,
     axis_file,
     axis_names,
     derived_run_dir,
     find_file,
+    part_of,
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
@@ -38,11 +40,13 @@ class CommandLine:
         words: what the parser reads.
         layers: the configurations and dotted words in their order, as nested dictionaries.
         files: the YAML files, in their order.
+        parts: for each file, the part of the run's name that its option or its folder gives, or None.
     """
 
     words: list[str]
     layers: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    parts: list[Part | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Option:
     name: str
     value: str | None
     words: tuple[str, ...]
+    part: Part | None = None
+    """The part of the run's name, for a file that an axis has named."""
 
 
 def read_command_line(words: Sequence[str]) -> CommandLine:
@@ -72,7 +78,7 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
         found = _with_axes_as_files(found)
     for option in found:
         if option.name == "config" and option.value is not None:
-            _add_file(line, option.value)
+            _add_file(line, option.value, option.part)
         else:
             _add_option(line, option)
     if words[0] in EXPERIMENT_COMMANDS:
@@ -93,6 +99,9 @@ def with_resume(words: Sequence[str]) -> list[str]:
     folder = Path(words[place + 1])
     if not (folder / CONFIG).is_file():
         raise UserError(f"resume: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
+    others = [word for word in words if word.partition("=")[0] in ("--base", "--task", "--method")]
+    if others:
+        raise UserError(f"resume: {others[0]} cannot be combined with --resume; the run's {CONFIG} names its files")
     given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
     return ["fit", *given, "--loop.resume", "true", "--loop.overwrite", "false", *words[1:place], *words[place + 2 :]]
 
@@ -127,10 +136,11 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
         if not is_axis or (option.name == "model" and not _is_model_file(option.value or "")):
             rest.append(option)
             continue
-        chosen = _file_option(axis_file(option.name, option.value or "", base=base or DEFAULT_BASE))
+        name = option.value or ""
+        chosen = _file_option(axis_file(option.name, name, base=base or DEFAULT_BASE), axis=option.name, name=name)
         first.get(option.name, rest).append(chosen)
     if first["task"] and base is None:
-        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE))]
+        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE), axis="base", name=DEFAULT_BASE)]
     return [*first["base"], *first["task"], *first["model"], *rest]
 
 
@@ -148,11 +158,13 @@ def _is_model_file(name: str) -> bool:
     return name in axis_names("model") or name.endswith((".yaml", ".yml"))
 
 
-def _file_option(path: Path) -> Option:
-    return Option(name="config", value=str(path), words=("--config", str(path)))
+def _file_option(path: Path, *, axis: str, name: str) -> Option:
+    # the option says which axis a user's own file belongs to, wherever the file lies
+    part = Part(FOLDERS[axis], Path(name).stem)
+    return Option(name="config", value=str(path), words=("--config", str(path)), part=part)
 
 
-def _add_file(line: CommandLine, name: str) -> None:
+def _add_file(line: CommandLine, name: str, part: Part | None) -> None:
     path = find_file(name)
     if path is None and not _is_inline(name):
         raise UserError(f"config: {name} is not a file; expected a YAML of `ippo {line.words[0]}`")
@@ -163,6 +175,7 @@ def _add_file(line: CommandLine, name: str) -> None:
         raise UserError(f"config: {name} contains no keys and values; expected a YAML of `ippo {line.words[0]}`")
     if path is not None:
         line.files.append(path)
+        line.parts.append(part or part_of(path))
     content = with_packaged_paths(expand_names(content))
     line.layers.append(content)
     line.words += ["--config", dump_yaml(content)]
@@ -205,7 +218,7 @@ def _add_run_dir(line: CommandLine) -> None:
     """Derive the run's folder from the files that make it up, unless something names one."""
     if any(_names_run_dir(layer) for layer in line.layers):
         return
-    run_dir = derived_run_dir(line.files)
+    run_dir = derived_run_dir([part for part in line.parts if part is not None])
     if run_dir is not None:
         line.words += ["--loop.run_dir", run_dir]
         line.layers.append({"loop.run_dir": run_dir})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ippo_lightning.errors import UserError
 
@@ -81,21 +81,35 @@ def axis_file(axis: str, name: str, *, base: str = DEFAULT_BASE) -> Path:
     raise UserError(f"{axis}: '{name}' is not a file in {ROOT}/{FOLDERS[axis]}{hint}")
 
 
-def derived_run_dir(paths: list[Path]) -> str | None:
-    """Return `runs/<task>/<model>/<method>` of a run made of these files, or None if no axis names it.
+class Part(NamedTuple):
+    """A part of a run's name."""
+
+    folder: str
+    """Of its axis, for example `tasks`."""
+    stem: str
+
+
+def part_of(path: Path) -> Part | None:
+    """Return the part of a run's name that a file's own folder gives, or None if that folder is no axis."""
+    place = path.resolve()
+    if place.parent.parent.name in FOLDERS.values():  # the file for one base, in a folder with the name of the axis
+        place = place.parent
+    return Part(place.parent.name, place.stem) if place.parent.name in FOLDERS.values() else None
+
+
+def derived_run_dir(parts: list[Part]) -> str | None:
+    """Return `runs/<task>/<model>/<method>` of a run with these parts, or None if neither task nor method is named.
 
     Args:
-        paths: files of the run. The folder of a file says which axis it belongs to. A part that no file gives is left
-            out; without a method, the base takes its place.
+        parts: in the order of the files. One that is missing is left out. Without a method the base takes its place;
+            a base other than the usual one stands before the method.
     """
     stems: dict[str, list[str]] = {}
-    for path in paths:
-        place = path.resolve()
-        if place.parent.parent.name in FOLDERS.values():  # the file for one base, in a folder with the name of the axis
-            place = place.parent
-        stems.setdefault(place.parent.name, []).append(place.stem)
+    for part in parts:
+        stems.setdefault(part.folder, []).append(part.stem)
     if not stems.keys() & {FOLDERS["task"], FOLDERS["method"]}:
         return None
-    last = stems.get(FOLDERS["method"]) or stems.get(FOLDERS["base"], ["run"])
-    parts = ["+".join(stems[FOLDERS[axis]]) for axis in ("task", "model") if FOLDERS[axis] in stems]
-    return "/".join(["runs", *parts, "+".join(last)])
+    base, methods = stems.get(FOLDERS["base"], []), stems.get(FOLDERS["method"], [])
+    last = [*(base if base != [DEFAULT_BASE] else []), *methods] or base or ["run"]
+    found = ["+".join(stems[FOLDERS[axis]]) for axis in ("task", "model") if FOLDERS[axis] in stems]
+    return "/".join(["runs", *found, "+".join(last)])

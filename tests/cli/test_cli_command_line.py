@@ -81,6 +81,31 @@ def test_a_method_overlay_leaves_the_callbacks_of_the_user() -> None:
 
 
 @pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(
+    ("words", "run_dir"),
+    [
+        ("--task own/alpha.yaml --method ippo", "runs/alpha/ippo"),
+        ("--task own/beta.yaml --method ippo", "runs/beta/ippo"),
+        ("--task sums --model own/alpha.yaml", "runs/sums/alpha/ppo"),
+        ("--task sums --method own/alpha.yaml", "runs/sums/alpha"),
+        ("--task sums --base own/alpha.yaml --method ippo", "runs/sums/alpha+ippo"),
+    ],
+)
+def test_runs_of_own_files_have_folders_of_their_own(words: str, run_dir: str) -> None:
+    Path("own").mkdir()
+    for name in ("alpha", "beta"):
+        Path(f"own/{name}.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    layers = read_command_line(["fit", *words.split()]).layers
+    assert layers[-1] == {"loop.run_dir": run_dir}
+
+
+def test_a_resumed_run_keeps_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    with pytest.raises(UserError, match="resume: --method cannot be combined with --resume"):
+        read_command_line(["fit", "--resume", str(tmp_path), "--method", "random"])
+
+
+@pytest.mark.usefixtures("tree")
 def test_what_stands_later_wins_and_a_named_folder_is_kept() -> None:
     Path("mine.yaml").write_text("loop: {run_dir: mine, max_iterations: 7}", encoding="utf-8")
     settings = parsed("--task", "sums", "--config", "mine.yaml")
