@@ -76,6 +76,9 @@ def _article(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
+REPLACED = {"ppo": "use update, advantages, loss and value_loss instead"}
+"""Keys of earlier versions, and what took their place."""
+
 _UNKNOWN = (
     re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
     re.compile(r"does not accept option '(?P<key>[^']+)'"),
@@ -100,6 +103,8 @@ def suggestion(message: str, known_keys: Iterable[str]) -> str:
     if found is None:
         return ""
     unknown = found["key"]
+    if unknown.split(".")[0] in REPLACED:
+        return f"; {REPLACED[unknown.split('.')[0]]}"
     classes = _CLASS_PATH.findall(message[: found.start()])
     known = _arguments_of(classes[-1]) if classes else list(known_keys)
     for wanted in (unknown, unknown.split(".")[0]):

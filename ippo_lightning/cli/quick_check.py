@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from ippo_lightning.cli.error_messages import REPLACED
 from ippo_lightning.cli.short_names import ROOMS, nearest_name
 from ippo_lightning.cli.simple_types import Option, options, refuses
 from ippo_lightning.cli.sources import PACKAGE, Definition, Signature, definition, signature, source_of
@@ -203,6 +204,7 @@ def _own(module: str, name: str, field: str, said: str) -> Definition | None:
         return None
     near = difflib.get_close_matches(name, sorted(source.names), n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; {REPLACED[key]}" if key in REPLACED else hint
     raise UserError(f"{field}: module '{module}' has no attribute '{name}'{said}{hint}")
 
 

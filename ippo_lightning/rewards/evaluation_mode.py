@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,8 +15,11 @@ def evaluation_mode(given: object) -> Iterator[None]:
     """Put the module behind a callable into eval mode and compute no gradients; restore each submodule's mode after.
 
     Args:
-        given: an `nn.Module`, or a method of one. Any other callable is left alone, because it may train on purpose.
+        given: an `nn.Module`, or a method of one, also behind `functools.partial`. Any other callable is left alone,
+            because it may train on purpose.
     """
+    while isinstance(given, partial):
+        given = given.func
     module = given if isinstance(given, nn.Module) else getattr(given, "__self__", None)
     if not isinstance(module, nn.Module):
         yield

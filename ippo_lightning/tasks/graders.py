@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from numbers import Real
 from typing import Any
@@ -40,6 +41,11 @@ def as_grade(value: object, *, grader: object = None) -> Grade:
         UserError: anything else; one line that names the grader.
     """
     if isinstance(value, Grade):
+        correct = value.correct.item() if hasattr(value.correct, "item") else value.correct  # np.bool_ is no bool
+        # any text is true, so a Grade("no") would count as right
+        if not isinstance(correct, bool):
+            raise _refusal(value.correct, grader, expected="a Grade whose `correct` is a bool")
+        value = replace(value, correct=correct)
         _check_label(value.label, grader)
         # the vote compares answers with text, so a number would never win it
         if value.answer is not None and not isinstance(value.answer, str):

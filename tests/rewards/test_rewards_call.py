@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -174,11 +175,11 @@ class RewardModel(nn.Module):
         return self(prompts, responses, examples)
 
 
-@pytest.mark.parametrize("as_method", [False, True], ids=["module", "method"])
-def test_a_model_is_called_in_eval_mode_without_gradients_and_left_as_it_was(as_method: bool) -> None:
+@pytest.mark.parametrize("way", ["module", "method", "partial"])
+def test_a_model_is_called_in_eval_mode_without_gradients_and_left_as_it_was(way: str) -> None:
     model = RewardModel()
     before = [part.training for part in model.modules()]
-    reward = model.score if as_method else model
+    reward = {"module": model, "method": model.score, "partial": partial(partial(model.score))}[way]
     first, second = call_reward(reward, **TEXTS), call_reward(reward, **TEXTS)
     assert model.seen == [(False, False)] * 2
     assert torch.equal(first, second)

@@ -174,3 +174,13 @@ def test_the_check_finds_a_mistake_before_the_first_iteration() -> None:
     with pytest.raises(UserError, match=r"returned NoneType"):
         check_grader(lambda prompt, response, example: None, ROWS)  # type: ignore[arg-type, return-value]
     check_grader(grade_arithmetic, [])
+
+
+@pytest.mark.parametrize("correct", ["no", 0.5, 1, None])
+def test_a_grade_whose_correctness_is_no_bool_is_refused(correct: Any) -> None:
+    with pytest.raises(UserError, match=r"expected a Grade whose `correct` is a bool"):
+        as_grade(Grade(correct), grader=grade_arithmetic)
+
+
+def test_a_bool_of_numpy_is_a_bool() -> None:
+    assert as_grade(Grade(np.bool_(True)), grader=grade_arithmetic).correct is True  # type: ignore[arg-type]
