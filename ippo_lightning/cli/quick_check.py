@@ -204,7 +204,6 @@ def _own(module: str, name: str, field: str, said: str) -> Definition | None:
         return None
     near = difflib.get_close_matches(name, sorted(source.names), n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    hint = f"; {REPLACED[key]}" if key in REPLACED else hint
     raise UserError(f"{field}: module '{module}' has no attribute '{name}'{said}{hint}")
 
 
@@ -226,6 +225,7 @@ def _unknown(key: str, known: Iterable[str], *, path: Sequence[str] = (), owner:
     for wanted in (key, key.split(".")[0]):
         near = near or difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; {REPLACED[key]}" if key in REPLACED else hint
     field = f"{'.'.join(path)}: " if path else ""
     inside = f" (in {owner})" if owner else ""
     return UserError(f"{field}Option '{key}' is not accepted{inside}{hint}")
