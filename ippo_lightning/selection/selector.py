@@ -21,7 +21,7 @@ from ippo_lightning.selection.scorer import Scored, Scorer
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.table import RolloutTable, gather_table
 from ippo_lightning.selection.target_gradients import TargetGradientCache, TargetGradients
-from ippo_lightning.selection.targets import Target
+from ippo_lightning.selection.targets import Target, TargetLoss
 
 OnEmpty = Literal["skip", "keep_all", "stop"]
 
@@ -150,8 +150,15 @@ class Selector:
     ) -> TargetGradients:
         """Return the gradients that the rows are scored along; arguments as in `change`."""
         return self.gradients.take(
-            module, lambda: self.target.loss(module, plan, trainer=trainer), iteration=iteration, part=part
+            module, lambda: self._target_loss(module, plan, trainer=trainer), iteration=iteration, part=part
         )
+
+    def _target_loss(self, module: Any, plan: UpdatePlan, *, trainer: Any) -> TargetLoss:
+        found: Any = self.target.loss(module, plan, trainer=trainer)
+        if not isinstance(found, TargetLoss):
+            method = f"{type(self.target).__name__}.loss"
+            raise UserError(f"{method}: returned a {type(found).__name__}; expected TargetLoss(loss, batches)")
+        return found
 
     def _table(self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int) -> RolloutTable:
         if scored is None:
