@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ippo_lightning.distributed.collectives import world_size
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
 from ippo_lightning.maths import effective_sample_size
@@ -128,8 +129,11 @@ class Selector:
             view: of the buffer.
 
         Raises:
-            UserError: weights without a column for them, or a buffer that may become empty.
+            UserError: no row, weights without a column for them, or a buffer that may become empty.
         """
+        # one rank of several may have no row left by another filter, while the others still have some
+        if not len(view) and world_size() == 1:
+            raise UserError("InfluenceFilter.buffer: its columns have 0 rows; expected at least one row to filter")
         if view.has_weights or self.settings.monitor_only:
             return
         if self.rule.scales:
