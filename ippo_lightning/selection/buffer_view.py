@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -64,7 +65,7 @@ class BufferView:
     def mask(self) -> Tensor:
         """[rows, steps] bool: the column `mask`, which may have holes; without one, each step of `advantages`."""
         if self._has("mask"):
-            return self._named("mask", "rule").bool().reshape(len(self), -1)
+            return _by_row(self._named("mask", "rule").bool())
         width = self._advantages.shape[1] if self._has("advantages") else 1
         return torch.ones(len(self), width, dtype=torch.bool, device=self.device)
 
@@ -76,12 +77,12 @@ class BufferView:
     @property
     def values(self) -> Tensor:
         """[rows, steps], from the column `values`."""
-        return self._per_step(self._named("values", "rule").float().reshape(len(self), -1), "values")
+        return self._per_step(_by_row(self._named("values", "rule").float()), "values")
 
     @property
     def outcome_rewards(self) -> Tensor:
         """[rows], from the column `rewards`, summed over the steps that count."""
-        rewards = self._named("rewards", "rule: reward").float().reshape(len(self), -1)
+        rewards = _by_row(self._named("rewards", "rule: reward").float())
         # one number per row has no steps to mask
         if self._has("mask") and rewards.shape == self.mask.shape:
             rewards = torch.where(self.mask, rewards, 0.0)
@@ -129,7 +130,7 @@ class BufferView:
         written = None if column is None else _written(column)
         if column is None or written is None or owner in written.by:
             return torch.ones(len(self), device=self.device)
-        return column.reshape(len(self), -1)[:, 0].float()
+        return _by_row(column)[:, 0].float()
 
     def write(self, weights: Tensor, owner: object) -> None:
         """Write the weights into their column, or take the rows of weight zero out of the buffer.
@@ -155,7 +156,7 @@ class BufferView:
 
     @property
     def _advantages(self) -> Tensor:
-        return self._named("advantages", "rule: advantage_sign").float().reshape(len(self), -1)
+        return _by_row(self._named("advantages", "rule: advantage_sign").float())
 
     def _per_step(self, values: Tensor, name: str) -> Tensor:
         shape = self.mask.shape
@@ -181,6 +182,11 @@ class BufferView:
         if not isinstance(value, Tensor) or not value.ndim or len(value) != len(self):
             raise UserError(f"InfluenceFilter.{wanted_by} needs a column {name!r} of {len(self)} rows in the buffer")
         return value
+
+
+def _by_row(value: Tensor) -> Tensor:
+    # the width is counted, because torch cannot infer it for 0 rows: another filter may have left a rank none
+    return value.reshape(len(value), math.prod(value.shape[1:]))
 
 
 def _version(value: Tensor) -> int:

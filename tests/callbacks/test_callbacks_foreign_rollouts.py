@@ -270,6 +270,20 @@ def test_two_filters_on_one_buffer_stack_and_do_not_compound() -> None:
         assert int(kept.sum()) == round(int((alone > 0).sum()) / 2)
 
 
+class SecondFilter(InfluenceFilter):
+    """Of the same rule as the first."""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(InfluenceFilter(), InfluenceFilter(rule="reward")), (InfluenceFilter(), SecondFilter())],
+    ids=["another rule", "another class"],
+)
+def test_two_filters_keep_their_states_apart(first: InfluenceFilter, second: InfluenceFilter) -> None:
+    assert first.state_key == "InfluenceFilter"  # as in checkpoints of earlier versions
+    assert second.state_key != first.state_key
+
+
 def test_two_filters_by_hooks_are_not_taken_for_the_module(tmp_path: Path) -> None:
     module = Collected()
     fit(module, two_filters(), tmp_path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection import AdvantageSign, BufferView
@@ -46,6 +49,19 @@ def test_a_row_takes_its_steps_up_to_the_last_that_counts_and_is_as_long_as_thos
 def test_rewards_of_steps_are_summed_on_the_mask() -> None:
     assert BufferView({"rewards": torch.ones(3, 3), "mask": HOLES}).outcome_rewards.tolist() == [2, 2, 2]
     assert BufferView({"rewards": torch.tensor([1.0, 2.0])}).outcome_rewards.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("rule", ["reward", "advantage_sign"])
+def test_a_buffer_of_no_rows_is_named_in_one_line(rule: Any) -> None:
+    buffer = {"rewards": torch.zeros(0), "advantages": torch.zeros(0, 3), "weights": torch.zeros(0)}
+    with pytest.raises(UserError, match=r"InfluenceFilter.buffer: its columns have 0 rows; expected at least one row"):
+        InfluenceFilter(rule=rule).apply(torch.nn.Linear(1, 1), buffer)
+
+
+def test_a_rank_without_rows_still_has_columns_for_the_others() -> None:
+    view = BufferView({"advantages": torch.zeros(0, 3), "rewards": torch.zeros(0), "values": torch.zeros(0, 3)})
+    assert view.advantages.shape == view.values.shape == view.mask.shape == (0, 3)
+    assert view.outcome_rewards.shape == (0,)
 
 
 def test_a_selection_is_a_buffer_of_the_same_kind() -> None:

@@ -164,6 +164,38 @@ def test_kept_rows_that_weigh_nothing_do_not_count_for_min_keep() -> None:
         factors(Weightless(), make_table(scores=SCORES), min_keep=2)
 
 
+class Ranked(SelectionRule):
+    """Drop each row; `min_keep` brings rows back by a ranking."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        return torch.zeros(len(table), dtype=torch.bool)
+
+    def ranking(self, table: RolloutTable) -> Tensor:
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ([1.0] * 6, r"Ranked.ranking: returned a list; expected a number per row, of shape \(6,\)"),
+        (torch.ones(3), r"Ranked.ranking: returned torch.float32 of shape \(3,\); expected a number per row"),
+        (torch.full((6,), torch.nan), "Ranked.ranking: returned NaN; expected a number per row"),
+    ],
+    ids=["list", "shape", "nan"],
+)
+def test_a_mistake_in_a_ranking_is_named_in_one_line(result: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        factors(Ranked(result), make_table(scores=SCORES), min_keep=2)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_ranking_may_be_of_integers() -> None:
+    assert factors(Ranked(torch.arange(6)), make_table(scores=SCORES), min_keep=2) == [0, 0, 0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("field", ["on_empty", "drop_when", "on_nonfinite"])
 def test_a_misspelt_word_is_refused(field: str) -> None:
     with pytest.raises(UserError, match=rf"InfluenceFilter\.{field}: 'typo' is unknown; expected one of"):
