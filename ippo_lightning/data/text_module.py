@@ -96,7 +96,7 @@ class TextDataModule(LightningDataModule):
             stage: Lightning's; all splits are made, whatever its value is.
 
         Raises:
-            UserError: a row is not as it must be.
+            UserError: the task raised, or a row is not as it must be.
         """
         if self._splits is None:
             # all splits at once, so that a mistake in one shows before training and not at its first evaluation
@@ -127,8 +127,15 @@ class TextDataModule(LightningDataModule):
         return evaluation_loader(rows, batch_size=self.evaluation_batch_size, num_workers=self.num_workers)
 
     def _checked_rows(self, split: Split) -> Sequence[Row]:
-        rows = self.task.rows(split)
-        check_rows(rows, split=split, source=callable_name(self.task))
+        source = callable_name(self.task)
+        try:
+            rows = self.task.rows(split)
+            check_rows(rows, split=split, source=source)
+        except UserError:
+            raise  # already one line for the user
+        except Exception as error:  # the user's code may raise anything; its cause stays attached
+            message = " ".join(str(error).split())[:200]
+            raise UserError(f"data.task: {source}.rows({split!r}) raised {type(error).__name__}: {message}") from error
         return rows
 
 

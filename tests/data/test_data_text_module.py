@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -235,6 +236,53 @@ def test_a_row_that_is_not_as_it_must_be_is_named_in_setup(given: Any, said: str
     with pytest.raises(UserError, match=rf"^data\.task: .*Wrong\.rows.*{said}") as caught:
         TextDataModule(Wrong(given)).setup()
     assert "\n" not in str(caught.value)
+
+
+class Raising(Letters):
+    """A task that fails for one split, at once or when its first row is read."""
+
+    def __init__(self, error: Exception, *, is_late: bool) -> None:
+        super().__init__()
+        self.error = error
+        self.is_late = is_late
+
+    def rows(self, split: str) -> Any:
+        if split != "validation":
+            return super().rows(split)
+        if self.is_late:
+            return LateRows(self.error)
+        raise self.error
+
+
+class LateRows(Sequence[Any]):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "at the first row"])
+@pytest.mark.parametrize(
+    "error", [KeyError("no\nkey"), OSError("x" * 1000), ZeroDivisionError()], ids=["key", "file", "division"]
+)
+def test_a_task_that_raises_is_one_line_with_its_split(error: Exception, is_late: bool) -> None:
+    with pytest.raises(UserError) as caught:
+        TextDataModule(Raising(error, is_late=is_late)).setup()
+    name = type(error).__name__
+    assert re.match(rf"data\.task: \S*Raising\.rows\('validation'\) raised {name}: ", str(caught.value))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 350
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_line_that_the_task_wrote_for_the_user_stays(is_late: bool) -> None:
+    with pytest.raises(UserError, match=r"^task\.path: x does not exist$"):
+        TextDataModule(Raising(UserError("task.path: x does not exist"), is_late=is_late)).setup()
 
 
 def test_rows_may_be_any_sequence() -> None:
