@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+import torch
 from lightning import Callback
 
-from ippo_lightning.errors import require_range
+from ippo_lightning.errors import require_choice, require_range
 from ippo_lightning.records import Episodes, UpdatePlan
 from ippo_lightning.selection import BufferView, ScoringSettings, SelectionRule, Target
 from ippo_lightning.selection.accumulation import Accumulation
@@ -91,6 +92,7 @@ class InfluenceFilter(Callback):
         super().__init__()
         require_range("InfluenceFilter.warmup_iterations", warmup_iterations, at_least=0, integer=True)
         require_range("InfluenceFilter.every_n_iterations", every_n_iterations, at_least=1, integer=True)
+        require_choice("InfluenceFilter.on_nonfinite", on_nonfinite, ("stop", "skip"))
         self.warmup_iterations = warmup_iterations
         self.every_n_iterations = every_n_iterations
         interface = ModuleInterface(episode_losses=episode_losses, buffer=buffer)
@@ -108,11 +110,19 @@ class InfluenceFilter(Callback):
             scoring=scoring or ScoringSettings(),
             interface=interface,
         )
+        self.token = object()
+        """Says which of several filters wrote a buffer's weights."""
         self.watch = BufferWatch(interface)
         self.accumulation = Accumulation()
         self.iteration = 0
         self.has_acted: bool | None = None
         """None before the first batch."""
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint: `lightning.Trainer` takes two filters only if their names differ."""
+        parts = (self.selector.rule.name, type(self.selector.target).__name__)
+        return super().state_key if parts == ("influence", "Demonstrations") else f"{super().state_key}{list(parts)}"
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score and select; called by modules that make a plan of their update."""
@@ -146,7 +156,7 @@ class InfluenceFilter(Callback):
         view = self.watch.begin(pl_module, batch)
         if view is not None:
             self._filter_buffer(trainer, pl_module, view)
-            self.watch.leave(view.raw)
+            self.watch.leave(pl_module, view.raw)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check that the module learned from the buffer that was filtered."""
@@ -188,9 +198,14 @@ class InfluenceFilter(Callback):
     def _filter_buffer(self, trainer: Any, pl_module: Any, view: BufferView) -> UpdatePlan:
         self.selector.require_outlet(view)
         plan = UpdatePlan(episodes=cast(Any, view))  # it has what a plan needs of episodes
+        before = view.weights_before(self.token)
+        if bool((before != 1).any()):  # another filter has chosen before this one
+            plan.drop(before <= 0, reason="buffer")
+            plan.scale(torch.where(before > 0, before, 1.0), reason="buffer")
         rows = len(view)
         metrics = self._change(trainer, pl_module, plan)
-        view.write(plan.weights)  # also in iterations without filtering: weights of an earlier one must not stay
+        # also in iterations without filtering: weights of an earlier one must not stay
+        view.write(plan.weights, self.token)
         self._log(pl_module, metrics, rows=rows)
         return plan
 

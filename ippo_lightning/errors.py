@@ -1,8 +1,9 @@
-"""The exception for a mistake of the user, and the one check of a number's range."""
+"""The exception for a mistake of the user, and the checks of a number's range and of a word's choices."""
 
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -54,6 +55,27 @@ def require_range(
     shown = value if is_number else repr(value)
     kind = "an integer" if integer else "a number"
     raise UserError(f"{name}: {shown} is out of range; expected {kind} {bounds}".rstrip())
+
+
+def require_choice(field: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a word that is not one of the choices.
+
+    Args:
+        field: as the user writes it, for example "update.denominator".
+        value: what the user gave.
+        choices: the words allowed.
+
+    Raises:
+        UserError: the value is not one of them.
+
+    Example:
+        >>> require_choice("update.denominator", "al", ("kept", "all"))
+        Traceback (most recent call last):
+        ...
+        ippo_lightning.errors.UserError: update.denominator: 'al' is unknown; expected one of kept, all
+    """
+    if value not in choices:
+        raise UserError(f"{field}: {value!r} is unknown; expected one of {', '.join(choices)}")
 
 
 def _inside(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.engine import UpdateSettings
+from ippo_lightning.errors import UserError, require_choice, require_range
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,15 @@ def test_a_number_outside_the_range_is_refused(value: Any, limits: dict[str, Any
 )
 def test_a_number_inside_the_range_is_accepted(value: float, limits: dict[str, Any]) -> None:
     require_range("room.field", value, **limits)
+
+
+def test_a_word_that_is_no_choice_is_refused_with_the_choices() -> None:
+    require_choice("room.field", "kept", ("kept", "all"))
+    with pytest.raises(UserError, match=r"^room\.field: 'al' is unknown; expected one of kept, all$"):
+        require_choice("room.field", "al", ("kept", "all"))
+
+
+@pytest.mark.parametrize("name", ["loss_reduction", "denominator", "steps_after_filtering", "on_nonfinite"])
+def test_a_misspelt_word_in_python_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^update\.{name}: 'typo' is unknown"):
+        UpdateSettings(**{name: "typo"})

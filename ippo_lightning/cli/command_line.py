@@ -17,12 +17,12 @@ from ippo_lightning.cli.experiment_paths import (
     DEFAULT_BASE,
     FOLDERS,
     ROOT,
+    Part,
     axis_file,
     axis_names,
-    axis_of,
     derived_run_dir,
     find_file,
-    part_name,
+    part_of,
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
@@ -42,30 +42,24 @@ class CommandLine:
         words: what the parser reads.
         layers: the configurations and dotted words in their order, as nested dictionaries.
         files: the YAML files, in their order.
-        names: of each axis, in their order; they make up the run's folder.
+        parts: for each file, the part of the run's name that its option or its folder gives, or None.
     """
 
     words: list[str]
     layers: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    names: dict[str, list[str]] = field(default_factory=dict)
+    parts: list[Part | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option.
-
-    Args:
-        name: without dashes.
-        value: None if it has none.
-        words: what the user typed.
-        axis: of a file that was given by the name of its axis.
-    """
+    """One option: its name without dashes, its value if it has one, and the words it was given by."""
 
     name: str
     value: str | None
     words: tuple[str, ...]
-    axis: str | None = None
+    part: Part | None = None
+    """The part of the run's name, for a file that an axis has named."""
 
 
 def read_command_line(words: Sequence[str]) -> CommandLine:
@@ -86,7 +80,7 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
         found = _with_axes_as_files(found)
     for option in found:
         if option.name == "config" and option.value is not None:
-            _add_file(line, option.value, axis=option.axis)
+            _add_file(line, option.value, option.part)
         else:
             _add_option(line, option)
     if words[0] in EXPERIMENT_COMMANDS:
@@ -98,7 +92,7 @@ def with_resume(words: Sequence[str]) -> list[str]:
     """Return the words with `--resume DIR` spelt out: the configuration of that run, its folder, and to resume it.
 
     Raises:
-        UserError: the folder contains no run, or an axis is given beside it.
+        UserError: the folder contains no run.
     """
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
     if words[:1] != ["fit"] or "--resume" not in words:
@@ -108,15 +102,11 @@ def with_resume(words: Sequence[str]) -> list[str]:
     if not value or value.startswith("--"):
         raise UserError("resume: no value given; expected --resume DIR, the folder of a run of `ippo fit`")
     folder = Path(value)
-    for option in _options([*words[1:place], *words[place + 2 :]]):
-        # the stored configuration contains the axes already: a method would add its callbacks a second time
-        if _is_axis(option):
-            raise UserError(
-                f"resume: --{option.name} {option.value or ''} is not accepted; expected no axis, because {folder} "
-                "contains base, task, model and method"
-            )
     if not (folder / CONFIG).is_file():
         raise UserError(f"resume: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
+    others = [option.name for option in _options([*words[1:place], *words[place + 2 :]]) if _is_axis(option)]
+    if others:
+        raise UserError(f"resume: --{others[0]} cannot be combined with --resume; the run's {CONFIG} names its files")
     given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
     return ["fit", *given, "--loop.resume", "true", "--loop.overwrite", "false", *words[1:place], *words[place + 2 :]]
 
@@ -154,10 +144,11 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
             _check_model_name(option)
             rest.append(option)
             continue
-        chosen = _file_option(axis_file(option.name, option.value or "", base=base or DEFAULT_BASE), option.name)
+        name = option.value or ""
+        chosen = _file_option(axis_file(option.name, name, base=base or DEFAULT_BASE), axis=option.name, name=name)
         first.get(option.name, rest).append(chosen)
     if first["task"] and base is None:
-        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE), "base")]
+        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE), axis="base", name=DEFAULT_BASE)]
     return [*first["base"], *first["task"], *first["model"], *rest]
 
 
@@ -192,16 +183,14 @@ def _check_model_name(option: Option) -> None:
         raise UserError(f"model: '{name}' is neither a file in {place} nor a class; did you mean '{near[0]}'?")
 
 
-def _file_option(path: Path, axis: str) -> Option:
-    return Option(name="config", value=str(path), words=("--config", str(path)), axis=axis)
+def _file_option(path: Path, *, axis: str, name: str) -> Option:
+    # the option says which axis a user's own file belongs to, wherever the file lies
+    part = Part(FOLDERS[axis], Path(name).stem)
+    return Option(name="config", value=str(path), words=("--config", str(path)), part=part)
 
 
-def _add_file(line: CommandLine, name: str, *, axis: str | None) -> None:
+def _add_file(line: CommandLine, name: str, part: Part | None) -> None:
     path = find_file(name)
-    # a file of the user may lie anywhere, so the option decides; of a `--config` only the folder can tell the axis
-    axis = axis if axis is not None or path is None else axis_of(path)
-    if axis is not None and path is not None:
-        line.names.setdefault(axis, []).append(part_name(path))
     if path is None and not _is_inline(name):
         raise UserError(f"config: {name} is not a file; expected a YAML of `ippo {line.words[0]}`")
     content = load_yaml(name if path is None else read_text(path), origin=name if path is not None else "config")
@@ -211,6 +200,7 @@ def _add_file(line: CommandLine, name: str, *, axis: str | None) -> None:
         raise UserError(f"config: {name} contains no keys and values; expected a YAML of `ippo {line.words[0]}`")
     if path is not None:
         line.files.append(path)
+        line.parts.append(part or part_of(path))
     content = with_packaged_paths(expand_names(content))
     line.layers.append(content)
     line.words += ["--config", dump_yaml(content)]
@@ -250,10 +240,10 @@ def _loaded(word: str) -> Any:
 
 
 def _add_run_dir(line: CommandLine) -> None:
-    """Derive the run's folder from the axes that make it up, unless something names one."""
+    """Derive the run's folder from the files that make it up, unless something names one."""
     if any(_names_run_dir(layer) for layer in line.layers):
         return
-    run_dir = derived_run_dir(line.names)
+    run_dir = derived_run_dir([part for part in line.parts if part is not None])
     if run_dir is not None:
         line.words += ["--loop.run_dir", run_dir]
         line.layers.append({"loop.run_dir": run_dir})

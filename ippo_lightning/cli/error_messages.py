@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
-from ippo_lightning.cli.old_names import key_hint
-
 # parts of the parser's report that do not help: alternatives that nobody meant, and dumps of full configurations
 _NOISE = (
     "Does not validate against any of the Union subtypes",
@@ -80,6 +78,9 @@ def _article(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
+REPLACED = {"ppo": "use update, advantages, loss and value_loss instead"}
+"""Keys of earlier versions, and what took their place."""
+
 _UNKNOWN = (
     re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
     re.compile(r"does not accept option '(?P<key>[^']+)'"),
@@ -90,7 +91,7 @@ _CLASS_PATH = re.compile(r"Problem with given class_path '([^']+)'")
 
 
 def suggestion(message: str, known_keys: Iterable[str]) -> str:
-    """Return the key that was probably meant, as `; did you mean 'max_iterations'?`, what replaced it, or nothing.
+    """Return the key that was probably meant, as `; did you mean 'max_iterations'?`, or nothing.
 
     Args:
         message: of the parser, as it is.
@@ -104,10 +105,10 @@ def suggestion(message: str, known_keys: Iterable[str]) -> str:
     if found is None:
         return ""
     unknown = found["key"]
+    if unknown.split(".")[0] in REPLACED:
+        return f"; {REPLACED[unknown.split('.')[0]]}"
     classes = _CLASS_PATH.findall(message[: found.start()])
     known = _arguments_of(classes[-1]) if classes else list(known_keys)
-    if hint := key_hint(unknown, known):
-        return hint
     for wanted in (unknown, unknown.split(".")[0]):
         sections = {key.split(".")[0] for key in known} if "." not in wanted else set()
         near = difflib.get_close_matches(wanted, sorted({*known, *sections}), n=1, cutoff=0.6)

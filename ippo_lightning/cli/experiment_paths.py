@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ippo_lightning.errors import UserError
 
@@ -82,38 +81,35 @@ def axis_file(axis: str, name: str, *, base: str = DEFAULT_BASE) -> Path:
     raise UserError(f"{axis}: '{name}' is not a file in {ROOT}/{FOLDERS[axis]}{hint}")
 
 
-def axis_of(path: Path) -> str | None:
-    """Return the axis in whose folder a file lies, or None for any other file."""
-    folder = _without_base(path.resolve()).parent.name
-    return next((axis for axis, name in FOLDERS.items() if name == folder), None)
+class Part(NamedTuple):
+    """A part of a run's name."""
+
+    folder: str
+    """Of its axis, for example `tasks`."""
+    stem: str
 
 
-def part_name(path: Path) -> str:
-    """Return what a file contributes to the name of a run's folder."""
-    return _without_base(path.resolve()).stem
+def part_of(path: Path) -> Part | None:
+    """Return the part of a run's name that a file's own folder gives, or None if that folder is no axis."""
+    place = path.resolve()
+    if place.parent.parent.name in FOLDERS.values():  # the file for one base, in a folder with the name of the axis
+        place = place.parent
+    return Part(place.parent.name, place.stem) if place.parent.name in FOLDERS.values() else None
 
 
-def _without_base(path: Path) -> Path:
-    """Return the place of a file; `tasks/arithmetic/sft.yaml`, the file for one base, counts as `tasks/arithmetic`."""
-    is_for_base = path.parent.parent.name in FOLDERS.values() and path.stem in axis_names("base")
-    return path.parent if is_for_base else path
-
-
-def derived_run_dir(names: Mapping[str, Sequence[str]]) -> str | None:
-    """Return `runs/<task>/<model>/<method>` of a run, or None if neither a task nor a method names it.
+def derived_run_dir(parts: list[Part]) -> str | None:
+    """Return `runs/<task>/<model>/<method>` of a run with these parts, or None if neither task nor method is named.
 
     Args:
-        names: of each axis. A part that has no name is left out. Without a method, the base takes its place; a base
-            other than `ppo` stands before the method, because it trains something else.
-
-    Example:
-        >>> derived_run_dir({"task": ["arithmetic"], "base": ["sft"], "method": ["ippo"]})
-        'runs/arithmetic/sft+ippo'
+        parts: in the order of the files. One that is missing is left out. Without a method the base takes its place;
+            a base other than the usual one stands before the method.
     """
-    if not names.get("task") and not names.get("method"):
+    stems: dict[str, list[str]] = {}
+    for part in parts:
+        stems.setdefault(part.folder, []).append(part.stem)
+    if not stems.keys() & {FOLDERS["task"], FOLDERS["method"]}:
         return None
-    base, methods = list(names.get("base", ())), list(names.get("method", ()))
-    if methods and base == [DEFAULT_BASE]:
-        base = []
-    parts = ["+".join(names[axis]) for axis in ("task", "model") if names.get(axis)]
-    return "/".join(["runs", *parts, "+".join([*base, *methods]) or "run"])
+    base, methods = stems.get(FOLDERS["base"], []), stems.get(FOLDERS["method"], [])
+    last = [*(base if base != [DEFAULT_BASE] else []), *methods] or base or ["run"]
+    found = ["+".join(stems[FOLDERS[axis]]) for axis in ("task", "model") if FOLDERS[axis] in stems]
+    return "/".join(["runs", *found, "+".join(last)])

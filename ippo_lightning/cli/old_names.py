@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-_KEYS = {
-    "ppo": (
-        "update",
-        "it is now update (epochs, sizes, what filtering does), advantages, loss, value_loss, entropy_coef and "
-        "missing_eos_penalty",
-    ),
-    "engine": ("pretrained", "it is gone; a method build_sampler of the policy makes the sampler"),
-    "clip_range": ("minibatch_size", "it is now loss: ClippedLoss with low and high"),
-    "value_clip_range": ("minibatch_size", "it is now value_loss: ValueLoss with clip_range"),
-    "value_coef": ("minibatch_size", "it is now value_loss: ValueLoss with coef"),
-    "entropy_coef": ("minibatch_size", "it is now an argument of the model"),
-    "missing_eos_penalty": ("minibatch_size", "it is now an argument of the model"),
-    "gamma": ("minibatch_size", "it is now advantages: GAE with gamma"),
-    "gae_lambda": ("minibatch_size", "it is now advantages: GAE with gae_lambda"),
-    "bootstrap_truncated": ("minibatch_size", "it is now advantages: GAE with bootstrap_truncated"),
-    "whiten_advantages": ("minibatch_size", "it is now advantages: GAE with whiten"),
+_SETTINGS = {
+    "clip_range": "loss: ClippedLoss with low and high",
+    "value_clip_range": "value_loss: ValueLoss with clip_range",
+    "value_coef": "value_loss: ValueLoss with coef",
+    "entropy_coef": "an argument of the model",
+    "missing_eos_penalty": "an argument of the model",
+    "gamma": "advantages: GAE with gamma",
+    "gae_lambda": "advantages: GAE with gae_lambda",
+    "bootstrap_truncated": "advantages: GAE with bootstrap_truncated",
+    "whiten_advantages": "advantages: GAE with whiten",
 }
-"""Old key to an argument that its class has today, and what took its place. The argument tells the class."""
+"""Keys that once stood beside `minibatch_size`, and what took their place."""
 
 _CLASSES = {
     "ArithmeticDataModule": "TextDataModule with task: arithmetic",
@@ -45,8 +39,8 @@ def key_hint(key: str, known: Collection[str]) -> str:
         >>> key_hint("gamma", ["minibatch_size"])
         '; it is now advantages: GAE with gamma'
     """
-    sibling, said = _KEYS.get(key, ("", ""))
-    return f"; {said}" if sibling in known else ""
+    said = _SETTINGS.get(key)
+    return f"; it is now {said}" if said and "minibatch_size" in known else ""
 
 
 def class_hint(name: str) -> str:

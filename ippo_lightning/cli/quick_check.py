@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from ippo_lightning.cli.error_messages import REPLACED
 from ippo_lightning.cli.old_names import class_hint, key_hint
 from ippo_lightning.cli.short_names import ROOMS, nearest_name
 from ippo_lightning.cli.simple_types import Option, options, refuses
@@ -235,7 +236,8 @@ def _unknown(key: str, known: Collection[str], *, path: Sequence[str] = (), owne
     near: list[str] = []
     for wanted in (key, key.split(".")[0]):
         near = near or difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.6)
-    hint = key_hint(key, known) or (f"; did you mean '{near[0]}'?" if near else "")
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; {REPLACED[key]}" if key in REPLACED else key_hint(key, known) or hint
     field = f"{'.'.join(path)}: " if path else ""
     inside = f" (in {owner})" if owner else ""
     return UserError(f"{field}Option '{key}' is not accepted{inside}{hint}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ippo_lightning.engine.nonfinite import OnNonfinite
-from ippo_lightning.errors import require_range
+from ippo_lightning.errors import require_choice, require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class UpdateSettings:
             run, or `skip` the episode; either way it is named.
 
     Raises:
-        UserError: a number out of its range.
+        UserError: a number out of its range, or an unknown word.
     """
 
     num_epochs: int = 4
@@ -47,3 +47,8 @@ class UpdateSettings:
             require_range(f"update.{name}", getattr(self, name), at_least=1, integer=True)
         if self.max_grad_norm is not None:
             require_range("update.max_grad_norm", self.max_grad_norm, above=0)
+        # a YAML is checked by its parser; in Python a misspelt word would quietly mean the other choice
+        require_choice("update.loss_reduction", self.loss_reduction, ("episode_mean", "token_mean"))
+        require_choice("update.denominator", self.denominator, ("kept", "all"))
+        require_choice("update.steps_after_filtering", self.steps_after_filtering, ("fewer", "same"))
+        require_choice("update.on_nonfinite", self.on_nonfinite, ("stop", "skip"))

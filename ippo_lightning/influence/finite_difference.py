@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ippo_lightning.distributed.dtensor import inner_product, local, sharded_like
+from ippo_lightning.distributed.collectives import any_rank
+from ippo_lightning.distributed.dtensor import inner_product, is_sharded, local, sharded_like
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.model_state import coarsest_dtype, trainable_parameters
@@ -29,6 +30,10 @@ The powers balance rounding (about eps / step) against curvature (about step, or
 measured on small Llamas, trained in full or with new or trained adapters: one side gives the signs of at least 99 % of
 the scores, two sides an error below 3e-3 of the largest score.
 """
+
+
+_TOLERANCE = 0.25
+"""Greatest error of the known values, as a fraction of the differences that the scores are made of."""
 
 
 def difference_scores(
@@ -54,7 +59,8 @@ def difference_scores(
         function: called with the model and a batch; returns any shape, float32 or better.
         batches: in the order of the result.
         blocks: the direction's blocks.
-        known: the function's values at the current parameters, one tensor per batch; None if unknown.
+        known: the function's values at the current parameters, one tensor per batch; None if unknown. Values that do
+            not agree with a forward of the first batch are left alone, with a warning.
         step: e; None uses `choose_step`.
         dtype: dtype of the result.
 
@@ -74,10 +80,39 @@ def difference_scores(
         ahead = [_values(model, function, batch) for batch in batches]
     if known is not None:
         _require_same_shapes(known, ahead)
+    if known is not None and _are_current(model, function, batches, known, ahead):
         return [_quotient(after, before, size, dtype) for after, before in zip(ahead, known, strict=True)]
+    if known is not None and step is None:  # the step of two sides is another one
+        return difference_scores(model, function, batches, blocks, known=None, dtype=dtype)
     with displaced(blocks, -size):
         behind = [_values(model, function, batch) for batch in batches]
     return [_quotient(after, before, 2 * size, dtype) for after, before in zip(ahead, behind, strict=True)]
+
+
+def _are_current(
+    model: Model,
+    function: Callable[[Model, Batch], Tensor],
+    batches: Sequence[Batch],
+    known: Sequence[Tensor],
+    ahead: Sequence[Tensor],
+) -> bool:
+    """Return whether the known values are those at the current parameters, by a forward of the first batch; else warn.
+
+    The step is tiny, so known values of another function or of other parameters would give scores of any sign.
+    """
+    if not batches:
+        return True
+    here = _values(model, function, batches[0]).double()
+    error = (known[0].to(here) - here).norm()
+    is_other = bool(error > _TOLERANCE * (ahead[0].to(here) - here).norm())
+    if is_sharded(model):  # the two sides are passes that sharded ranks make together
+        is_other = any_rank(is_other, device=here.device)
+    if is_other:
+        warnings.warn(
+            "known_losses: they are not the losses at the current parameters, so each score takes two forwards",
+            stacklevel=4,
+        )
+    return not is_other
 
 
 def choose_step(model: nn.Module, blocks: Sequence[Block], *, one_sided: bool) -> float:

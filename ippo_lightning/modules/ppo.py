@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ippo_lightning.algorithms import (
     ValueLoss,
 )
 from ippo_lightning.engine import UpdateSettings, run_iteration
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import (
     KLEstimator,
     kl_estimate,
@@ -28,6 +28,7 @@ from ippo_lightning.maths import (
     shape_rewards,
     update_diagnostics,
 )
+from ippo_lightning.modules.loss_outputs import checked_terms, require_parts
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.text import TextModule
 from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
@@ -68,7 +69,7 @@ class PPOModule(TextModule):
 
     loss_method = "minibatch_loss"
     loss_reads: ClassVar[frozenset[str]] = frozenset()
-    """What a subclass's `loss_terms` reads of the output besides `log_probs`: `{"entropy"}`, or nothing."""
+    """What a subclass's `loss_terms` reads of the output besides `log_probs`: names from "entropy" and "values"."""
 
     def __init__(
         self,
@@ -99,8 +100,9 @@ class PPOModule(TextModule):
         )
         require_range("model.entropy_coef", entropy_coef, at_least=0)
         require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0)
-        # held by a plain object: a reward that is an nn.Module is neither trained nor saved with the policy
-        self._reward = HeldReward(reward) if reward is not None and not isinstance(reward, HeldReward) else reward
+        require_choice("model.kl_estimator", kl_estimator, get_args(KLEstimator))
+        self._reward: HeldReward | None = None
+        self.reward = reward
         self.sampling = own_sampling
         self.update_settings = update or UpdateSettings()
         self.advantages = advantages or GAE()
@@ -111,9 +113,7 @@ class PPOModule(TextModule):
         self.kl_controller = kl_controller or FixedKLController(coef=0.05)
         self.kl_estimator: KLEstimator = kl_estimator
         self.last_stats: UpdateStats | None = None
-        if policy.has_values and not self.advantages.needs_values:
-            name = type(self.advantages).__name__
-            raise UserError(f"policy.value: {name} reads no values, and the policy has a critic; set value to none")
+        require_parts(self.loss, self.advantages, loss_reads=self.loss_reads, has_values=policy.has_values)
 
     @property
     def reward(self) -> HeldReward:
@@ -127,6 +127,11 @@ class PPOModule(TextModule):
                 raise UserError("model.reward: null, and there is no grader whose grade could be the reward; set one")
             self._reward = HeldReward(grade_reward(self.grader))
         return self._reward
+
+    @reward.setter
+    def reward(self, reward: Reward | None) -> None:
+        # in a plain object: a reward that is an nn.Module is neither trained nor saved with the policy
+        self._reward = reward if reward is None or isinstance(reward, HeldReward) else HeldReward(reward)
 
     def use_data(self, datamodule: object) -> None:
         """Take grader and reward from the data module's task if none was given; see `TextModule.use_data`."""
@@ -259,7 +264,7 @@ class PPOModule(TextModule):
         episodes = cast(TextEpisodes, minibatch.episodes)
         mask = episodes.mask
         # A detached entropy is only for the log, and its softmax is not kept for the backward.
-        needs_gradient = self.entropy_coef > 0 or self._reads_entropy
+        needs_gradient = self.entropy_coef > 0 or "entropy" in self._reads
         output = self.score(
             episodes,
             with_values=self.policy.has_values,
@@ -270,7 +275,7 @@ class PPOModule(TextModule):
             reduction = self.update_settings.loss_reduction
             return reduce_terms(terms=terms, mask=mask, weights=weights, reduction=reduction, denominator=denominator)
 
-        policy_loss = reduced(self.loss_terms(output, episodes), minibatch.weights, minibatch.policy_denominator)
+        policy_loss = reduced(self._terms(output, episodes), minibatch.weights, minibatch.policy_denominator)
         assert output.entropy is not None, "requested above"
         entropy = reduced(output.entropy, minibatch.value_weights, minibatch.value_denominator)
         value_loss = torch.zeros_like(policy_loss)
@@ -281,12 +286,9 @@ class PPOModule(TextModule):
         # `value_weights`: a row that is dropped for the policy counts, one that only fills a rank does not.
         counted = mask & (minibatch.value_weights > 0)[:, None]
         low, high = self.loss.bounds
+        now = output.log_probs.detach()
         sums = update_diagnostics(
-            log_probs=output.log_probs.detach(),
-            old_log_probs=episodes.log_probs,
-            mask=counted,
-            clip_low=low,
-            clip_high=high,
+            log_probs=now, old_log_probs=episodes.log_probs, mask=counted, clip_low=low, clip_high=high
         )
         sums["entropy_sum"] = (output.entropy.detach() * counted).sum()
         return loss, {**sums, "policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
@@ -299,31 +301,32 @@ class PPOModule(TextModule):
         Reduced as in training: the mean over an episode's steps, or their sum if `loss_reduction` is `token_mean`. The
         episodes need `advantages`, and `log_probs` of the policy that sampled.
         """
-        output = self.score(episodes, with_entropy=self._reads_entropy)
-        return self._per_row(self.loss_terms(output, episodes), episodes)
+        output = self.score(episodes, with_values="values" in self._reads, with_entropy="entropy" in self._reads)
+        return self._per_row(self._terms(output, episodes), episodes)
 
     def rollout_losses(self, episodes: TextEpisodes) -> Tensor | None:
         """Return what `episode_losses` is at the parameters that sampled, shape [rows], without a forward.
 
-        Returns:
-            None if `loss_terms` reads the entropy, which a rollout does not store: scores then need one more forward.
+        None if `loss_terms` reads the entropy, which a rollout does not store: scores then need one more forward.
         """
-        if self._reads_entropy:
+        if "entropy" in self._reads:
             return None
         # At the parameters that sampled, a forward would compute what the rollout has stored.
         output = PolicyOutput(log_probs=episodes.log_probs, entropy=None, values=episodes.values)
-        return self._per_row(self.loss_terms(output, episodes), episodes)
+        return self._per_row(self._terms(output, episodes), episodes)
 
     def validation_loss(self, batch: Batch) -> Tensor:
         """Return the SFT loss of demonstrations in nats: mean over tokens, then over demonstrations, shape []."""
         encoded = self.encode_demonstrations(batch)
         output = self.policy(*encoded)
-        # Over demonstrations last: each has the same weight, whatever its length is.
         return -masked_row_mean(values=output.log_probs, mask=encoded.response_mask).mean()
 
     @property
-    def _reads_entropy(self) -> bool:
-        return "entropy" in self.loss_reads or "entropy" in self.loss.reads
+    def _reads(self) -> frozenset[str]:
+        return self.loss_reads | self.loss.reads
+
+    def _terms(self, output: PolicyOutput, episodes: TextEpisodes) -> Tensor:
+        return checked_terms(self.loss_terms, output, episodes, reads=self._reads)
 
     def _per_row(self, terms: Tensor, episodes: TextEpisodes) -> Tensor:
         # Reduced as in training: scores of another loss would not describe the update.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
 
 from ippo_lightning.data import Splits
 from ippo_lightning.distributed.collectives import rank
@@ -47,8 +47,8 @@ class TextModule(BaseModule):
     ) -> None:
         super().__init__(optimizer=optimizer)
         self.policy = policy
-        # held by a plain object: a grader that is an nn.Module must not become a part of this one
-        self._grader = HeldGrader(grader) if grader is not None and not isinstance(grader, HeldGrader) else grader
+        self._grader: HeldGrader | None = None
+        self.grader = grader
         self.evaluation = evaluation or SamplingSettings()
         self.evaluation_seed = evaluation_seed
         self.evaluation_metrics = ReasoningMetrics(k=self.evaluation.num_responses)
@@ -57,6 +57,18 @@ class TextModule(BaseModule):
     def grader(self) -> HeldGrader | None:
         """The grader: the one given, else that of the data module's task; None without either."""
         return self._grader
+
+    @grader.setter
+    def grader(self, grader: Grader | None) -> None:
+        # held by a plain object: a grader that is an nn.Module must not become a part of this one
+        self._grader = grader if grader is None or isinstance(grader, HeldGrader) else HeldGrader(grader)
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        """Set an attribute; a reward or grader that is an `nn.Module` goes to its property, not to the children."""
+        if isinstance(getattr(type(self), name, None), property) and isinstance(value, nn.Module):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def setup(self, stage: str) -> None:
         """Let `lightning.Trainer` run the module from here on, and use its data module's task."""

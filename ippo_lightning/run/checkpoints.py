@@ -98,7 +98,7 @@ def checkpoint_state(
         "scaler": module.backend.scaler.state_dict() if module.backend.scaler is not None else {},
         "progress": module.progress_state(),
         "position": dict(position),
-        "callbacks": {_callback_key(index, item): item.state_dict() for index, item in enumerate(callbacks)},
+        "callbacks": {_callback_key(index, item): _state_of(item) for index, item in enumerate(callbacks)},
         "random": random_states(),
         "best": best.copy(),
         "config": config,
@@ -321,4 +321,10 @@ def _read_or_warn(path: Path) -> Checkpoint | None:
 
 def _callback_key(index: int, callback: Callback) -> str:
     # With the index, because two callbacks of one class may have the same `state_key`.
-    return f"{index}:{callback.state_key}"
+    return f"{index}:{getattr(callback, 'state_key', type(callback).__qualname__)}"
+
+
+def _state_of(callback: Callback) -> dict[str, Any]:
+    # An object with hooks and without Lightning's base class is a callback, too; it may have no state.
+    state: dict[str, Any] = callback.state_dict() if hasattr(callback, "state_dict") else {}
+    return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.errors import UserError, require_choice, require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class LoopSettings:
         }
         for name, bound in lowest.items():
             require_range(f"loop.{name}", getattr(self, name), at_least=bound, integer=True)
+        require_choice("loop.best_mode", self.best_mode, ("max", "min"))
         if self.best_metric is not None and self.evaluate_every_n_iterations == 0:
             raise UserError(
                 f"loop.best_metric: {self.best_metric} needs an evaluation, and evaluate_every_n_iterations is 0; "

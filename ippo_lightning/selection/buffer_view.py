@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,18 @@ from ippo_lightning.errors import UserError
 
 WEIGHTS = "weights"
 """A mapping with this column is weighted; any other buffer loses the rows that are dropped."""
+
+
+class _Written(NamedTuple):
+    """Which filters made a column of weights; lies on the tensor that they wrote."""
+
+    version: int
+    """Of that tensor: another one means that the project has changed it since."""
+    by: frozenset[object]
+    """Tokens of the filters that wrote since."""
+
+
+_MARK = "_ippo_written"
 
 
 class BufferView:
@@ -52,7 +65,7 @@ class BufferView:
     def mask(self) -> Tensor:
         """[rows, steps] bool: the column `mask`, which may have holes; without one, each step of `advantages`."""
         if self._has("mask"):
-            return self._named("mask", "rule").bool().reshape(len(self), -1)
+            return _by_row(self._named("mask", "rule").bool())
         width = self._advantages.shape[1] if self._has("advantages") else 1
         return torch.ones(len(self), width, dtype=torch.bool, device=self.device)
 
@@ -64,12 +77,12 @@ class BufferView:
     @property
     def values(self) -> Tensor:
         """[rows, steps], from the column `values`."""
-        return self._per_step(self._named("values", "rule").float().reshape(len(self), -1), "values")
+        return self._per_step(_by_row(self._named("values", "rule").float()), "values")
 
     @property
     def outcome_rewards(self) -> Tensor:
         """[rows], from the column `rewards`, summed over the steps that count."""
-        rewards = self._named("rewards", "rule: reward").float().reshape(len(self), -1)
+        rewards = _by_row(self._named("rewards", "rule: reward").float())
         # one number per row has no steps to mask
         if self._has("mask") and rewards.shape == self.mask.shape:
             rewards = torch.where(self.mask, rewards, 0.0)
@@ -104,15 +117,35 @@ class BufferView:
         cut = {key: self._cut(value, rows) for key, value in items_of(self.raw)}
         return list(cut.values()) if isinstance(self.raw, list) else cut
 
-    def write(self, weights: Tensor) -> None:
+    def weights_before(self, owner: object) -> Tensor:
+        """Return the weights that a filter starts from, shape [rows]: those of another filter for this update, or ones.
+
+        So several filters stack, and a column that nobody resets does not compound. What the project itself puts into
+        the column is a place for the filter's weights, and not a weight.
+
+        Args:
+            owner: token of the filter.
+        """
+        column = self._named(WEIGHTS, "power") if self.has_weights else None
+        written = None if column is None else _written(column)
+        if column is None or written is None or owner in written.by:
+            return torch.ones(len(self), device=self.device)
+        return _by_row(column)[:, 0].float()
+
+    def write(self, weights: Tensor, owner: object) -> None:
         """Write the weights into their column, or take the rows of weight zero out of the buffer.
 
         Args:
             weights: shape [rows].
+            owner: token of the filter.
         """
         if self.has_weights:
             column = self._named(WEIGHTS, "power")
-            self.raw[WEIGHTS] = weights.to(column).reshape(column.shape)
+            written = _written(column)
+            others = written.by if written is not None and owner not in written.by else frozenset()
+            filled = weights.to(column).reshape(column.shape).clone()
+            setattr(filled, _MARK, _Written(_version(filled), others | {owner}))
+            self.raw[WEIGHTS] = filled
             return
         if bool((weights > 0).all()):  # a copy of each column would cost memory for nothing
             return
@@ -123,7 +156,7 @@ class BufferView:
 
     @property
     def _advantages(self) -> Tensor:
-        return self._named("advantages", "rule: advantage_sign").float().reshape(len(self), -1)
+        return _by_row(self._named("advantages", "rule: advantage_sign").float())
 
     def _per_step(self, values: Tensor, name: str) -> Tensor:
         shape = self.mask.shape
@@ -149,6 +182,21 @@ class BufferView:
         if not isinstance(value, Tensor) or not value.ndim or len(value) != len(self):
             raise UserError(f"InfluenceFilter.{wanted_by} needs a column {name!r} of {len(self)} rows in the buffer")
         return value
+
+
+def _by_row(value: Tensor) -> Tensor:
+    # the width is counted, because torch cannot infer it for 0 rows: another filter may have left a rank none
+    return value.reshape(len(value), math.prod(value.shape[1:]))
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version  # inference tensors count nothing
+
+
+def _written(column: Tensor) -> _Written | None:
+    """Return what filters wrote into a column, None if the project has changed or replaced it since."""
+    found: _Written | None = getattr(column, _MARK, None)
+    return found if found is not None and found.version == _version(column) else None
 
 
 def items_of(raw: Any) -> list[tuple[Any, Any]]:

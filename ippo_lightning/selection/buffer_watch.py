@@ -20,6 +20,21 @@ class _Seen(NamedTuple):
 
     tensor: weakref.ReferenceType[Tensor]
     version: int
+    rows: int
+
+
+class _Left(NamedTuple):
+    """A buffer as filters left it for one batch."""
+
+    tensors: dict[Any, _Seen]
+    by: frozenset[BufferWatch]
+
+
+_LEFT: weakref.WeakKeyDictionary[Any, _Left] = weakref.WeakKeyDictionary()
+"""By module, so that a filter does not take the change of another filter for one of the module."""
+
+DERIVED = frozenset({"advantages", "returns", "values", WEIGHTS})
+"""Columns that a step may compute again from the filtered ones, for example to normalise them."""
 
 
 class BufferWatch:
@@ -38,7 +53,6 @@ class BufferWatch:
         self.interface = interface
         self.is_off = False
         """True once the project itself calls the filter after its rollout; the hooks then leave its buffer alone."""
-        self._left: dict[Any, _Seen] | None = None
 
     def begin(self, pl_module: Any, batch: Any) -> BufferView | None:
         """Return the buffer to filter when a batch begins, None if there is none.
@@ -51,19 +65,24 @@ class BufferWatch:
         raw = self.interface.buffer(pl_module, batch)
         # an empty container is a buffer that is not filled yet; `end` checks whether it is by then
         if raw is None or (isinstance(raw, (dict, list)) and not raw):
-            self._left = None
+            _LEFT.pop(pl_module, None)
             return None
+        left = _LEFT.get(pl_module)
+        if left is None or self not in left.by:  # first batch, or another filter has just filtered this one
+            return BufferView(raw)
+        del _LEFT[pl_module]
         # the batch itself cannot be out of date, even if a loader gives the same tensors in each epoch
-        if raw is not batch and self._is_unchanged(raw):
+        if raw is not batch and _is_unchanged(raw, left.tensors):
             raise UserError(
                 "InfluenceFilter.buffer: this batch begins with the buffer of the batch before, so the update does not "
                 f"read it, or it would be filtered twice; {_INSTEAD}"
             )
         return BufferView(raw)
 
-    def leave(self, raw: Any) -> None:
+    def leave(self, pl_module: Any, raw: Any) -> None:
         """Remember the tensors of a buffer after it was filtered."""
-        self._left = _seen(raw)
+        left = _LEFT.get(pl_module)
+        _LEFT[pl_module] = _Left(_seen(raw), frozenset({self}) | (left.by if left is not None else frozenset()))
 
     def end(self, pl_module: Any, batch: Any) -> None:
         """Check at the end of a batch that its buffer is still the one that was filtered.
@@ -75,32 +94,38 @@ class BufferWatch:
         """
         if self.is_off or not self.interface.has_buffer(pl_module):
             return
-        raw = self.interface.buffer(pl_module, batch)
-        now = _seen(raw)
-        if self._left is None and now:
-            raise UserError(f"InfluenceFilter.buffer: the module made it after the filter had run; {_INSTEAD}")
-        left = self._left or {}
-        if any(key in left and seen.tensor() is not left[key].tensor() for key, seen in now.items()):
+        now = _seen(self.interface.buffer(pl_module, batch))
+        if pl_module not in _LEFT:
+            if now:
+                raise UserError(f"InfluenceFilter.buffer: the module made it after the filter had run; {_INSTEAD}")
+            return
+        left = _LEFT[pl_module].tensors
+        common = [key for key in now if key in left]
+        replaced = [key for key in common if now[key].tensor() is not left[key].tensor()]
+        changed = [key for key in common if key not in replaced and now[key].version > left[key].version]
+        if any(key not in DERIVED or now[key].rows != left[key].rows for key in replaced):
             raise UserError(f"InfluenceFilter.buffer: the module replaced it after it was filtered; {_INSTEAD}")
-        data = [key for key in now if key != WEIGHTS and key in left]
-        # one column may be changed in place, advantages that a step normalises; all of them are a new rollout
-        if len(data) > 1 and all(now[key].version > left[key].version for key in data):
+        # A step may normalise one column in place. Several, or the only one, are a new rollout, also if a column that
+        # does not change between rollouts, such as a mask, stays as it is.
+        refilled = [key for key in changed if key not in DERIVED]
+        if len(refilled) > 1 or (refilled and len([key for key in common if key != WEIGHTS]) == 1):
             raise UserError(f"InfluenceFilter.buffer: the module filled it again after it was filtered; {_INSTEAD}")
 
-    def _is_unchanged(self, raw: Any) -> bool:
-        now, left = _seen(raw), self._left or {}
-        data = [key for key in now if key != WEIGHTS]  # the filter itself writes new weights
-        return bool(data) and all(
-            key in left and now[key].tensor() is left[key].tensor() and now[key].version == left[key].version
-            for key in data
-        )
+
+def _is_unchanged(raw: Any, left: Mapping[Any, _Seen]) -> bool:
+    now = _seen(raw)
+    data = [key for key in now if key != WEIGHTS]  # the filter itself writes new weights
+    return bool(data) and all(
+        key in left and now[key].tensor() is left[key].tensor() and now[key].version == left[key].version
+        for key in data
+    )
 
 
 def _seen(raw: Any) -> dict[Any, _Seen]:
     if not isinstance(raw, (Mapping, list)):
         return {}
     return {
-        key: _Seen(weakref.ref(value), 0 if value.is_inference() else value._version)  # inference tensors count nothing
+        key: _Seen(weakref.ref(value), 0 if value.is_inference() else value._version, len(value))  # inference: no count
         for key, value in items_of(raw)
         if isinstance(value, Tensor) and value.ndim
     }

@@ -251,7 +251,7 @@ def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weigh
         Shape [rows], float64; 0 for rows that another callback has dropped.
 
     Raises:
-        UserError: the rule returned something other than a mask or weights.
+        UserError: the rule returned something other than a mask, weights or a ranking.
     """
     factors = torch.zeros(len(table), dtype=torch.float64, device=table.kept.device)
     places = (table.kept & ~table.force_drop).nonzero().flatten()
@@ -261,19 +261,36 @@ def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weigh
     candidates = table.select(places)
     chosen = _checked(rule.keep(candidates), candidates, method=f"{type(rule).__name__}.keep", is_mask=True)
     # force_keep comes on top of min_keep: those rows are kept in any case and do not use up its places
-    keep = candidates.force_keep | keep_at_least(scores=rule.ranking(candidates), keep=chosen, min_keep=min_keep)
+    keep = candidates.force_keep | keep_at_least(scores=_ranking(rule, candidates), keep=chosen, min_keep=min_keep)
     raw = _checked(rule.weights(candidates, keep), candidates, method=f"{type(rule).__name__}.weights", is_mask=False)
     raw = torch.where(keep, raw.double(), 0.0)
+    least = min(min_keep, len(places))
+    if int((raw > 0).sum()) < least:
+        raise UserError(f"{type(rule).__name__}.weights: 0 for rows that min_keep: {min_keep} keeps; expected > 0")
     factors[places] = normalise_weights(raw=raw, keep=keep, max_weight=max_weight)
     return factors
 
 
 def _checked_rule(rule: SelectionRule) -> SelectionRule:
+    if not isinstance(rule.needs, (set, frozenset)):
+        raise UserError(f"{type(rule).__name__}.needs: got {rule.needs!r}; expected a frozenset of names")
     unknown = sorted(rule.needs - NEEDS)
     if unknown:
         known = ", ".join(sorted(NEEDS))
         raise UserError(f"{type(rule).__name__}.needs: {unknown[0]!r} is unknown; expected names from {known}")
     return rule
+
+
+def _ranking(rule: SelectionRule, table: RolloutTable) -> Tensor:
+    found, method = rule.ranking(table), f"{type(rule).__name__}.ranking"
+    expected = f"a number per row, of shape ({len(table)},)"
+    if not isinstance(found, Tensor):
+        raise UserError(f"{method}: returned a {type(found).__name__}; expected {expected}")
+    if found.shape != (len(table),) or found.is_complex():
+        raise UserError(f"{method}: returned {found.dtype} of shape {tuple(found.shape)}; expected {expected}")
+    if bool(found.isnan().any()):  # sorted to the front, such a row would come back first
+        raise UserError(f"{method}: returned NaN; expected {expected}")
+    return found.to(table.kept.device).double()
 
 
 def _checked(result: Tensor, table: RolloutTable, *, method: str, is_mask: bool) -> Tensor:

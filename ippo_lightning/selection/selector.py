@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.distributed.collectives import world_size
+from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
 from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.records import UpdatePlan
@@ -21,7 +22,7 @@ from ippo_lightning.selection.scorer import Scored, Scorer
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.table import RolloutTable, gather_table
 from ippo_lightning.selection.target_gradients import TargetGradientCache, TargetGradients
-from ippo_lightning.selection.targets import Target
+from ippo_lightning.selection.targets import Target, TargetLoss
 
 OnEmpty = Literal["skip", "keep_all", "stop"]
 
@@ -45,6 +46,9 @@ class SelectorSettings:
         if self.max_weight is not None:
             require_range("InfluenceFilter.max_weight", self.max_weight, at_least=1)
         require_range("InfluenceFilter.min_keep", self.min_keep, at_least=0, integer=True)
+        # a YAML is checked by its parser; in Python a misspelt word would quietly mean the other choice
+        require_choice("InfluenceFilter.on_empty", self.on_empty, get_args(OnEmpty))
+        require_choice("InfluenceFilter.drop_when", self.drop_when, ("mean", "all"))
 
 
 class Selector:
@@ -125,8 +129,11 @@ class Selector:
             view: of the buffer.
 
         Raises:
-            UserError: weights without a column for them, or a buffer that may become empty.
+            UserError: no row, weights without a column for them, or a buffer that may become empty.
         """
+        # one rank of several may have no row left by another filter, while the others still have some
+        if not len(view) and world_size() == 1:
+            raise UserError("InfluenceFilter.buffer: its columns have 0 rows; expected at least one row to filter")
         if view.has_weights or self.settings.monitor_only:
             return
         if self.rule.scales:
@@ -147,8 +154,15 @@ class Selector:
     ) -> TargetGradients:
         """Return the gradients that the rows are scored along; arguments as in `change`."""
         return self.gradients.take(
-            module, lambda: self.target.loss(module, plan, trainer=trainer), iteration=iteration, part=part
+            module, lambda: self._target_loss(module, plan, trainer=trainer), iteration=iteration, part=part
         )
+
+    def _target_loss(self, module: Any, plan: UpdatePlan, *, trainer: Any) -> TargetLoss:
+        found: Any = self.target.loss(module, plan, trainer=trainer)
+        if not isinstance(found, TargetLoss):
+            method = f"{type(self.target).__name__}.loss"
+            raise UserError(f"{method}: returned a {type(found).__name__}; expected TargetLoss(loss, batches)")
+        return found
 
     def _table(self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int) -> RolloutTable:
         if scored is None:

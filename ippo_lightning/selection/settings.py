@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
-from ippo_lightning.errors import require_range
+from ippo_lightning.errors import require_choice, require_range
 from ippo_lightning.influence import Method, Normalisation
 
 
@@ -44,3 +45,5 @@ class ScoringSettings:
         lowest = {"refresh_every_n_iterations": 1, "max_tokens": 1, "health_every_n_iterations": 0, "health_groups": 2}
         for name, bound in lowest.items():
             require_range(f"InfluenceFilter.scoring.{name}", getattr(self, name), at_least=bound, integer=True)
+        require_choice("InfluenceFilter.scoring.method", self.method, get_args(Method))
+        require_choice("InfluenceFilter.scoring.normalise", self.normalise, get_args(Normalisation))

@@ -124,6 +124,9 @@ def gather_table(
         group_scores: of this rank, shape [groups, rows].
         force_keep: of this rank, shape [rows], bool.
         force_drop: of this rank, shape [rows], bool.
+
+    Raises:
+        FloatingPointError: a column has NaN or infinity in a row that may still be kept.
     """
     zeros = torch.zeros(len(plan.weights), device=plan.weights.device)
     local = {
@@ -144,6 +147,12 @@ def gather_table(
     ]
     rows, mine = gather_rows(torch.stack(columns, dim=1))
     everyone = dict(zip(local, rows.unbind(dim=1), strict=False))
+    is_open = (everyone["kept"] > 0) & (everyone["force_drop"] <= 0)  # the rule sees no other row
+    for name in sorted(needs & _READ.keys()):
+        # NaN compares as False, so a rule would drop such rows without a word; after the gather all ranks raise alike
+        broken = (is_open & ~everyone[name].isfinite()).nonzero().flatten()
+        if len(broken):
+            raise FloatingPointError(f"InfluenceFilter: NaN or infinity in the {name} of row {int(broken[0])}")
     if "groups" in needs:
         everyone["groups"] = _unique(everyone["groups"], everyone.pop("rank"))
     return RolloutTable(

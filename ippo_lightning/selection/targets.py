@@ -69,7 +69,7 @@ class Demonstrations(Target):
 
     def _found(self, trainer: Any) -> list[Any]:
         if self.batches is not None:
-            return list(self.batches)
+            return _not_empty(list(self.batches), field="InfluenceFilter.demonstrations")
         datamodule = getattr(trainer, "datamodule", None)
         loader = getattr(datamodule, "influence_dataloader", None)
         if loader is None:
@@ -78,7 +78,7 @@ class Demonstrations(Target):
                 "pass batches for validation_loss, or give the data module that method"
             )
         batches: Iterable[Any] = loader()
-        return list(batches)
+        return _not_empty(list(batches), field=f"{type(datamodule).__name__}.influence_dataloader()")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +140,12 @@ def build_target(
                 f"InfluenceFilter.{name}: it is for the default target, and target is a {kind}; leave it out"
             )
     return target
+
+
+def _not_empty(batches: list[Any], *, field: str) -> list[Any]:
+    if not batches:
+        raise UserError(f"{field}: it has no batch; expected at least one batch of good demonstrations")
+    return batches
 
 
 def _validation_loss(module: Any, batch: Any) -> Tensor:

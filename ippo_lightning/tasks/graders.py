@@ -26,7 +26,7 @@ _EXPECTED = "a Grade, a bool, a number from 0 to 1, or a label"
 def as_grade(value: object, *, grader: object = None) -> Grade:
     """Return what a grader returned as a `Grade`.
 
-    - A `Grade` stays as it is; its `correct` must be a bool, and a NumPy or torch bool becomes one.
+    - A `Grade` stays as it is.
     - A bool is True for a right response.
     - A number from 0 to 1 is right if it is exactly 1, so partial credit is not a right answer. Return a bool for
       another threshold.
@@ -41,16 +41,18 @@ def as_grade(value: object, *, grader: object = None) -> Grade:
         UserError: anything else; one line that names the grader.
     """
     if isinstance(value, Grade):
+        correct = value.correct.item() if hasattr(value.correct, "item") else value.correct  # np.bool_ is no bool
+        # any text is true, so a Grade("no") would count as right
+        if not isinstance(correct, bool):
+            raise _refusal(value.correct, grader, expected="a Grade whose `correct` is a bool")
+        value = replace(value, correct=correct)
         _check_label(value.label, grader)
         # the vote compares answers with text, so a number would never win it
         if value.answer is not None and not isinstance(value.answer, str):
             raise _refusal(value.answer, grader, expected="an answer of text, or None")
-        correct = _plain(value.correct)
-        # any text would count as right, because it is true, and a number would be a reward of its own
-        if not isinstance(correct, bool):
-            raise _refusal(value.correct, grader, expected="a bool as `correct` of the Grade", place="Grade.correct = ")
-        return value if correct is value.correct else replace(value, correct=correct)
-    value = _plain(value)
+        return value
+    if not isinstance(value, (bool, str, Real)) and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # np.bool_ and torch scalars are no Python numbers
     if isinstance(value, bool):
         return Grade(value)
     if isinstance(value, str):
@@ -98,12 +100,6 @@ def check_grader(grader: Grader, rows: Iterable[Row]) -> None:
         call_grader(grader, row["prompt"], row.get("response", ""), row["example"])
 
 
-def _plain(value: object) -> object:
-    """Return a NumPy or torch scalar, which is no Python bool or number, as what it contains."""
-    is_scalar = not isinstance(value, (bool, str, Real)) and getattr(value, "shape", None) == ()
-    return value.item() if is_scalar and hasattr(value, "item") else value
-
-
 def _check_label(label: object, grader: object) -> None:
     """Refuse a label that cannot be the name of a metric."""
     if label is None or (isinstance(label, str) and 0 < len(label) <= MAX_LABEL_LENGTH and label.isprintable()):
@@ -111,8 +107,8 @@ def _check_label(label: object, grader: object) -> None:
     raise _refusal(label, grader, expected=f"a label of 1 to {MAX_LABEL_LENGTH} printable characters")
 
 
-def _refusal(value: object, grader: object, *, expected: str = _EXPECTED, place: str = "") -> UserError:
+def _refusal(value: object, grader: object, *, expected: str = _EXPECTED) -> UserError:
     name = "the grader" if grader is None else callable_name(grader)
     # the value may contain generated text, and its own __repr__ may contain an address
     shown = f"{value!r:.60}" if isinstance(value, (str, int, float)) else type(value).__name__
-    return UserError(f"model.grader: {name} returned {place}{shown}; expected {expected}")
+    return UserError(f"model.grader: {name} returned {shown}; expected {expected}")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import Episodes
+from ippo_lightning.selection import Random
 
 ROWS = 8
 GOOD = [{"x": torch.randn(16, 3), "y": torch.randn(16)}]
@@ -76,6 +77,18 @@ class FilledInPlace(Replaced):
         return self.learn()
 
 
+class FilledButForAMask(Replaced):
+    """A column that is the same in each rollout does not hide the others."""
+
+    def on_train_start(self) -> None:
+        self.buffer = {**new_buffer(), "mask": torch.ones(ROWS, 1, dtype=torch.bool)}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        for name, column in new_buffer().items():
+            self.buffer[name].copy_(column)
+        return self.learn()
+
+
 class NotRead(Replaced):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.episode_losses(new_buffer()).mean()
@@ -90,6 +103,20 @@ class Collected(Replaced):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.buffer = new_buffer()
+
+
+class Normalised(Collected):
+    """A column that follows from the filtered ones may be a new tensor."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.buffer["advantages"] = self.buffer["advantages"] - self.buffer["advantages"].mean()
+        return self.learn()
+
+    def on_train_start(self) -> None:
+        self.buffer = {**new_buffer(), "advantages": torch.randn(ROWS)}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.on_train_start()
 
 
 class Emptied(Collected):
@@ -109,7 +136,9 @@ class Applied(Project):
         return self.learn()
 
 
-def fit(module: Project, callback: InfluenceFilter, folder: Path, *, batches: int = 3, **settings: Any) -> Trainer:
+def fit(
+    module: Project, callback: InfluenceFilter | list[Any], folder: Path, *, batches: int = 3, **settings: Any
+) -> Trainer:
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -118,7 +147,7 @@ def fit(module: Project, callback: InfluenceFilter, folder: Path, *, batches: in
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[callback],
+        callbacks=callback if isinstance(callback, list) else [callback],
         **settings,
     )
     trainer.fit(module, DataLoader(range(batches)))
@@ -132,6 +161,7 @@ def fit(module: Project, callback: InfluenceFilter, folder: Path, *, batches: in
         (InOwnHook, "the module made it after the filter had run"),
         (Replaced, "the module replaced it after it was filtered"),
         (FilledInPlace, "the module filled it again after it was filtered"),
+        (FilledButForAMask, "the module filled it again after it was filtered"),
         (NotRead, "this batch begins with the buffer of the batch before, so the update does not read it"),
     ],
 )
@@ -146,19 +176,19 @@ def test_a_buffer_that_the_step_does_not_learn_from_stops_the_run(
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("kind", [Collected, Emptied])
+@pytest.mark.parametrize("kind", [Collected, Emptied, Normalised])
 def test_a_buffer_that_is_there_before_the_batch_is_filtered(kind: type[Project], tmp_path: Path) -> None:
     module = kind()
     fit(module, InfluenceFilter(demonstrations=GOOD, power=0), tmp_path)
     assert len(module.learned) == 3
-    assert all(set(weights.tolist()) == {0.0, 1.0} for weights in module.learned)
+    assert set(torch.cat(module.learned).tolist()) == {0.0, 1.0}
 
 
 def test_apply_filters_what_the_step_has_just_rolled_out(tmp_path: Path) -> None:
     influence = InfluenceFilter(demonstrations=GOOD, power=0)
     module = Applied(influence)
     trainer = fit(module, influence, tmp_path)
-    assert all(set(weights.tolist()) == {0.0, 1.0} for weights in module.learned)
+    assert set(torch.cat(module.learned).tolist()) == {0.0, 1.0}
     kept = float((module.learned[-1] > 0).float().mean())
     assert float(trainer.callback_metrics["influence/scored_kept_fraction"]) == pytest.approx(kept)
     assert influence.iteration == 3
@@ -220,3 +250,42 @@ def test_accumulated_micro_batches_share_a_target_gradient_and_a_line_of_the_log
     assert logged == pytest.approx(float((weights > 0).float().mean()))
     size = float(weights.sum()) ** 2 / float(weights.square().sum())
     assert float(trainer.callback_metrics["influence/effective_sample_size"]) == pytest.approx(size)
+
+
+def two_filters() -> list[InfluenceFilter]:
+    rule = Random(fraction=0.5, seed=3)
+    return [InfluenceFilter(demonstrations=GOOD, power=0), InfluenceFilter(rule=rule)]
+
+
+def test_two_filters_on_one_buffer_stack_and_do_not_compound() -> None:
+    module, buffer = Project(), new_buffer()
+    first, second = two_filters()
+    for _ in range(2):  # the buffer is filtered again for a second update
+        first.apply(module, buffer)
+        alone = buffer["weights"].clone()
+        assert 0 < int((alone > 0).sum()) < ROWS
+        second.apply(module, buffer)
+        kept = buffer["weights"] > 0
+        assert not bool((kept & (alone == 0)).any())
+        assert int(kept.sum()) == round(int((alone > 0).sum()) / 2)
+
+
+class SecondFilter(InfluenceFilter):
+    """Of the same rule as the first."""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(InfluenceFilter(), InfluenceFilter(rule="reward")), (InfluenceFilter(), SecondFilter())],
+    ids=["another rule", "another class"],
+)
+def test_two_filters_keep_their_states_apart(first: InfluenceFilter, second: InfluenceFilter) -> None:
+    assert first.state_key == "InfluenceFilter"  # as in checkpoints of earlier versions
+    assert second.state_key != first.state_key
+
+
+def test_two_filters_by_hooks_are_not_taken_for_the_module(tmp_path: Path) -> None:
+    module = Collected()
+    fit(module, two_filters(), tmp_path)
+    assert len(module.learned) == 3
+    assert 0 < float((torch.cat(module.learned) > 0).float().mean()) < 0.6

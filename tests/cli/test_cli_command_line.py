@@ -72,38 +72,41 @@ def test_axes_are_files_in_a_fixed_order(words: str, expected: list[str], run_di
     assert next((layer["loop.run_dir"] for layer in line.layers if "loop.run_dir" in layer), None) == run_dir
 
 
-@pytest.mark.parametrize(
-    ("words", "run_dir"),
-    [
-        ("--task my/alpha.yaml --method ippo", "runs/alpha/ippo"),
-        ("--task my/beta.yaml --method ippo", "runs/beta/ippo"),
-        ("--task my/alpha.yaml", "runs/alpha/ppo"),
-        ("--task sums --model my/beta.yaml --method ippo", "runs/sums/beta/ippo"),
-        ("--task sums --method my/alpha.yaml", "runs/sums/alpha"),
-        ("--task methods/my/alpha.yaml --method methods/my/beta.yaml", "runs/alpha/beta"),
-        ("--task sums --base sft", "runs/sums/sft"),
-        ("--task sums --base sft --method ippo", "runs/sums/sft+ippo"),
-        ("--task sums --base my/beta.yaml --method ippo", "runs/sums/beta+ippo"),
-        ("--task sums --config my/alpha.yaml --method ippo", "runs/sums/ippo"),
-        ("--config experiments/tasks/sums/sft.yaml --method ippo", "runs/sums/ippo"),
-    ],
-)
-def test_two_different_runs_have_two_folders(words: str, run_dir: str, tree: Path) -> None:
-    for name in ("my/alpha", "my/beta", "methods/my/alpha", "methods/my/beta"):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / f"{name}.yaml").write_text("data: {init_args: {batch_size: 4}}", encoding="utf-8")
-    for name in ("base/sft", "tasks/sums/sft"):
-        (tree / "experiments" / name).parent.mkdir(exist_ok=True)
-        (tree / "experiments" / f"{name}.yaml").write_text("loop: {max_iterations: 7}", encoding="utf-8")
-    assert read_command_line(["fit", *words.split()]).layers[-1] == {"loop.run_dir": run_dir}
-
-
 @pytest.mark.usefixtures("tree")
 def test_a_method_overlay_leaves_the_callbacks_of_the_user() -> None:
     Path("mine.yaml").write_text("callbacks+: [{class_path: CompletionsTable}]", encoding="utf-8")
     both = parsed("--task", "sums", "--config", "mine.yaml", "--method", "ippo")
     assert callbacks(both) == ["EpisodeLog", "CompletionsTable", "InfluenceFilter"]
     assert both.callbacks[2].init_args.power == 0.5
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(
+    ("words", "run_dir"),
+    [
+        ("--task own/alpha.yaml --method ippo", "runs/alpha/ippo"),
+        ("--task own/beta.yaml --method ippo", "runs/beta/ippo"),
+        ("--task sums --model own/alpha.yaml", "runs/sums/alpha/ppo"),
+        ("--task sums --method own/alpha.yaml", "runs/sums/alpha"),
+        ("--task sums --base own/alpha.yaml --method ippo", "runs/sums/alpha+ippo"),
+    ],
+)
+def test_runs_of_own_files_have_folders_of_their_own(words: str, run_dir: str) -> None:
+    Path("own").mkdir()
+    for name in ("alpha", "beta"):
+        Path(f"own/{name}.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    layers = read_command_line(["fit", *words.split()]).layers
+    assert layers[-1] == {"loop.run_dir": run_dir}
+
+
+@pytest.mark.parametrize("form", ["--resume {} {}", "{1} --resume={0}"])
+@pytest.mark.parametrize("axis", ["--base ppo", "--task sums", "--method=random", "--model tiny", "--model my.yaml"])
+def test_a_resumed_run_keeps_its_files(form: str, axis: str, tree: Path) -> None:
+    (tree / "config.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    name = axis.replace("=", " ").split()[0]
+    with pytest.raises(UserError, match=f"resume: {name} cannot be combined with --resume"):
+        read_command_line(["fit", *form.format(tree, axis).split()])
+    assert read_command_line(["fit", "--resume", str(tree), "--model", "PPOModule"]).layers[-1]["model"]
 
 
 @pytest.mark.usefixtures("tree")
@@ -124,16 +127,6 @@ def test_a_task_may_have_a_file_for_one_base(tree: Path, form: str) -> None:
     assert sorted(used) == ["base/sft.yaml", "tasks/sums/sft.yaml"]
     assert line.layers[-1] == {"loop.run_dir": "runs/sums/sft"}
     assert files("--task", "sums") == ["base/ppo", "tasks/sums"]
-
-
-@pytest.mark.parametrize("axis", ["--base ppo", "--task sums", "--method=ippo", "--model tiny", "--task my.yaml"])
-@pytest.mark.parametrize("form", ["--resume {} {}", "{1} --resume={0}"])
-def test_a_resumed_run_has_its_axes_already(axis: str, form: str, tree: Path) -> None:
-    (tree / "config.yaml").write_text("loop: {max_iterations: 7}", encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        read_command_line(["fit", *form.format(tree, axis).split()])
-    assert str(error.value).startswith(f"resume: {axis.replace('=', ' ')} is not accepted; expected no axis")
-    assert read_command_line(["fit", "--resume", str(tree), "--model", "PPOModule"]).layers[-1]["model"]
 
 
 @pytest.mark.usefixtures("tree")
@@ -157,7 +150,7 @@ def test_model_names_a_file_or_a_class() -> None:
         ("--resume=", "resume: no value given"),
         (
             "--task sums --model tinny",
-            "model: 'tinny' is neither a file in experiments/models nor a class; did you mean",
+            "model: 'tinny' is neither a file in experiments/models nor a class; did you mean 'tiny'?",
         ),
         ("--config experiments/tasks/none.yaml", "experiments/tasks/none.yaml is not a file"),
     ],

@@ -80,6 +80,11 @@ USER_ERRORS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
         {"scoring": {"metod": "hooks"}},
         ("scoring", "metod", "did you mean 'method'?"),
     ),
+    "a key of an earlier version": (
+        "model.init_args.ppo",
+        {"num_epochs": 2},
+        ("ppo", "use update, advantages, loss and value_loss instead"),
+    ),
     "a section with a slip": ("looop.max_iterations", 3, ("looop", "did you mean 'loop.max_iterations'?")),
     "no checkpoint to keep": ("loop.keep_last_checkpoints", 0, ("keep_last_checkpoints", "0", ">= 1")),
     "a best metric that nobody measures": ("loop.best_metric", "accuracy", ("best_metric", "accuracy", "exact_match")),

@@ -178,10 +178,6 @@ def test_another_class_takes_no_arguments_of_the_one_before(experiment: dict[str
         ("--model.class_path=ippo_lightning.PPOModul", "did you mean 'PPOModule'?"),
         ("--data.class_path=ippo_lightning.dta.TextDataModule", "did you mean 'ippo_lightning.data'?"),
         ("--model.init_args.policy.init_args.lora={r: some}", "model.policy.lora.r: expected an int. Got value: some"),
-        (
-            "--model.init_args.ppo={num_epochs: 2}",
-            "'ppo' is not accepted (in PPOModule); it is now update (epochs, sizes",
-        ),
         ("--model.init_args.update={clip_range: 0.2}", "(in UpdateSettings); it is now loss: ClippedLoss with low"),
         ("--data.class_path=ippo_lightning.data.GSM8KDataModule", "it is now TextDataModule with task: gsm8k"),
         ("--data=ArithmeticDataModule", "it is now TextDataModule with task: arithmetic"),

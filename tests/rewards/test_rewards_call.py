@@ -183,7 +183,7 @@ WAYS: dict[str, Callable[[RewardModel], Any]] = {
     "module": lambda model: model,
     "method": lambda model: model.score,
     "partial": lambda model: functools.partial(model),
-    "partial of a method": lambda model: functools.partial(model.score),
+    "partial of a method": lambda model: functools.partial(functools.partial(model.score)),
     "partial of a class's method": lambda model: functools.partial(RewardModel.score, model),
     "argument of a partial": lambda model: functools.partial(scored_by, model),
     "keyword of a partial": lambda model: functools.partial(scored_by, None, judge=model),

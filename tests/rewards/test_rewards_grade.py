@@ -65,5 +65,5 @@ def test_a_grader_that_is_a_model_is_called_in_eval_mode(wrapped: Any) -> None:
 
 @pytest.mark.parametrize("correct", ["no", 0.5])
 def test_a_grade_that_is_neither_right_nor_wrong_earns_nothing(correct: Any) -> None:
-    with pytest.raises(UserError, match=r"expected a bool as `correct` of the Grade"):
+    with pytest.raises(UserError, match=r"expected a Grade whose `correct` is a bool"):
         grade_reward(lambda prompt, response, example: Grade(correct))(["a"], ["b"], [{}])

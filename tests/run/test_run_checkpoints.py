@@ -176,3 +176,16 @@ def test_two_processes_cannot_write_the_same_run(tmp_path: Path) -> None:
         other.communicate()  # closes its input, by which it ends
     RunFolder(tmp_path).begin(resume=False, overwrite=False)
     RunFolder(tmp_path).release()
+
+
+def test_an_object_with_hooks_and_without_a_base_class_is_a_callback(tmp_path: Path) -> None:
+    class Counter:
+        seen = 0
+
+        def on_rollout_end(self, trainer: Any, pl_module: Any, plan: Any) -> None:
+            self.seen += 1
+
+    first, second = Counter(), Counter()
+    tiny_loop(tmp_path / "run", tiny_module(), callbacks=[first], max_iterations=1).fit()
+    tiny_loop(tmp_path / "run", tiny_module(), callbacks=[second], max_iterations=2, resume=True).fit()
+    assert (first.seen, second.seen) == (1, 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection import AdvantageSign, BufferView
@@ -48,6 +51,19 @@ def test_rewards_of_steps_are_summed_on_the_mask() -> None:
     assert BufferView({"rewards": torch.tensor([1.0, 2.0])}).outcome_rewards.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("rule", ["reward", "advantage_sign"])
+def test_a_buffer_of_no_rows_is_named_in_one_line(rule: Any) -> None:
+    buffer = {"rewards": torch.zeros(0), "advantages": torch.zeros(0, 3), "weights": torch.zeros(0)}
+    with pytest.raises(UserError, match=r"InfluenceFilter.buffer: its columns have 0 rows; expected at least one row"):
+        InfluenceFilter(rule=rule).apply(torch.nn.Linear(1, 1), buffer)
+
+
+def test_a_rank_without_rows_still_has_columns_for_the_others() -> None:
+    view = BufferView({"advantages": torch.zeros(0, 3), "rewards": torch.zeros(0), "values": torch.zeros(0, 3)})
+    assert view.advantages.shape == view.values.shape == view.mask.shape == (0, 3)
+    assert view.outcome_rewards.shape == (0,)
+
+
 def test_a_selection_is_a_buffer_of_the_same_kind() -> None:
     assert BufferView({"x": torch.arange(3), "name": ["a", "b", "c"]}).select([2, 0])["name"] == ["c", "a"]
     assert [column.tolist() for column in BufferView([torch.arange(3)]).select([1])] == [[1]]
@@ -55,7 +71,7 @@ def test_a_selection_is_a_buffer_of_the_same_kind() -> None:
 
 def test_what_is_no_column_is_left_alone() -> None:
     view = BufferView({"x": torch.arange(4), "name": "batch 7", "table": torch.eye(3), "scale": torch.tensor(2.0)})
-    view.write(torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    view.write(torch.tensor([1.0, 0.0, 0.0, 1.0]), owner=None)
     assert view.raw["x"].tolist() == [0, 3]
     assert len(view) == 2
     assert view.raw["name"] == "batch 7"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.selection import AboveMeanReward, AdvantageSign, Influence, Random, RolloutTable, SelectionRule
 from ippo_lightning.selection.rules import build_rule, decide
@@ -146,11 +147,78 @@ def test_a_number_beside_an_object_belongs_to_the_object() -> None:
         build_rule(Influence(), threshold=None, power=2.0, seed=None)
 
 
+def test_needs_that_are_no_set_are_refused() -> None:
+    class Listed(Greedy):
+        needs = ["rewards"]  # noqa: RUF012
+
+    with pytest.raises(UserError, match=r"Listed.needs: got \['rewards'\]; expected a frozenset of names"):
+        build_rule(Listed(), threshold=None, power=None, seed=None)  # type: ignore[arg-type]
+
+
+def test_kept_rows_that_weigh_nothing_do_not_count_for_min_keep() -> None:
+    class Weightless(Influence):
+        def weights(self, table: RolloutTable, keep: Tensor) -> Tensor:
+            return torch.zeros(len(table))
+
+    with pytest.raises(UserError, match=r"Weightless.weights: 0 for rows that min_keep: 2 keeps"):
+        factors(Weightless(), make_table(scores=SCORES), min_keep=2)
+
+
+class Ranked(SelectionRule):
+    """Drop each row; `min_keep` brings rows back by a ranking."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        return torch.zeros(len(table), dtype=torch.bool)
+
+    def ranking(self, table: RolloutTable) -> Tensor:
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ([1.0] * 6, r"Ranked.ranking: returned a list; expected a number per row, of shape \(6,\)"),
+        (torch.ones(3), r"Ranked.ranking: returned torch.float32 of shape \(3,\); expected a number per row"),
+        (torch.full((6,), torch.nan), "Ranked.ranking: returned NaN; expected a number per row"),
+    ],
+    ids=["list", "shape", "nan"],
+)
+def test_a_mistake_in_a_ranking_is_named_in_one_line(result: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        factors(Ranked(result), make_table(scores=SCORES), min_keep=2)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_ranking_may_be_of_integers() -> None:
+    assert factors(Ranked(torch.arange(6)), make_table(scores=SCORES), min_keep=2) == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("field", ["on_empty", "drop_when", "on_nonfinite"])
+def test_a_misspelt_word_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match=rf"InfluenceFilter\.{field}: 'typo' is unknown; expected one of"):
+        InfluenceFilter(**{field: "typo"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["method", "normalise"])
+def test_a_misspelt_word_of_the_scoring_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match=rf"InfluenceFilter\.scoring\.{field}: 'typo' is unknown; expected one of"):
+        ScoringSettings(**{field: "typo"})  # type: ignore[arg-type]
+
+
+def test_a_number_that_is_nan_is_named_and_not_dropped() -> None:
+    buffer = {"x": torch.randn(4, 3), "rewards": torch.tensor([1.0, 2.0, float("nan"), 0.0]), "weights": torch.ones(4)}
+    with pytest.raises(FloatingPointError, match="NaN or infinity in the rewards of row 2"):
+        InfluenceFilter(rule="reward").apply(torch.nn.Linear(3, 1), buffer)
+
+
 def test_a_need_that_no_table_has_is_named() -> None:
     class Curious(Greedy):
         needs = frozenset({"mood"})
 
-    with pytest.raises(UserError, match=r"Curious.needs: 'mood' is unknown; expected names out of advantages, groups"):
+    with pytest.raises(UserError, match=r"Curious.needs: 'mood' is unknown; expected names from advantages, groups"):
         build_rule(Curious(), threshold=None, power=None, seed=None)
 
 

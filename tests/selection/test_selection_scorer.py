@@ -85,7 +85,8 @@ def test_a_module_that_cannot_know_its_losses_gets_two_sided_differences(
         monkeypatch.setattr(module, "rollout_losses", lambda episodes: None)
     calls = count_forwards(module, monkeypatch)
     found = scores_of(scored(module, episodes, method="finite_difference", health_every_n_iterations=0))
-    assert sum(calls) == num_forwards * len(episodes)
+    # stored losses are compared with a forward of the first eight rows
+    assert sum(calls) == num_forwards * len(episodes) + (8 if known else 0)
     assert float((found - exact).abs().max() / exact.abs().max()) <= 2e-2
 
 

@@ -35,6 +35,19 @@ def test_advantages_and_values_are_means_over_a_mask_with_holes() -> None:
     assert table.values.tolist() == [-2, -5]
 
 
+@pytest.mark.parametrize("how", ["dropped by another", "without a score"])
+def test_nan_in_a_row_that_the_rule_does_not_see_is_no_mistake(how: str) -> None:
+    episodes = make_episodes([2, 2], [1, 1])
+    plan = UpdatePlan(episodes=episodes.evolve(outcome_rewards=torch.tensor([torch.nan, 1.0])))
+    first, needs = torch.tensor([True, False]), frozenset({"rewards"})
+    with pytest.raises(FloatingPointError, match="NaN or infinity in the rewards of row 0"):
+        gather_table(plan, needs=needs, iteration=0)
+    if how == "dropped by another":
+        plan.drop(first, reason="another")
+    table = gather_table(plan, needs=needs, iteration=0, force_drop=first if how == "without a score" else None)
+    assert table.rewards[1:].tolist() == [1]
+
+
 def test_groups_of_two_ranks_with_one_number_stay_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "rank", lambda: 1)
 

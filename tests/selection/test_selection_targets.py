@@ -86,6 +86,24 @@ def test_demonstrations_come_from_the_data_module_or_from_the_user(module: PPOMo
         Demonstrations(batches=[1]).loss(torch.nn.Linear(1, 1), plan)
 
 
+def test_demonstrations_without_a_batch_are_named(module: PPOModule, episodes: Episodes) -> None:
+    plan = UpdatePlan(episodes=episodes)
+    with pytest.raises(UserError, match=r"InfluenceFilter.demonstrations: it has no batch; expected at least one"):
+        InfluenceFilter(demonstrations=[]).on_rollout_end(None, module, plan)
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(influence_dataloader=list))
+    with pytest.raises(UserError, match=r"SimpleNamespace.influence_dataloader\(\): it has no batch"):
+        InfluenceFilter().on_rollout_end(trainer, module, plan)
+
+
+def test_a_target_that_returns_a_plain_tensor_is_named(module: PPOModule, episodes: Episodes) -> None:
+    class Plain(Target):
+        def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> Any:
+            return torch.tensor(1.0)
+
+    with pytest.raises(UserError, match=r"Plain.loss: returned a Tensor; expected TargetLoss\(loss, batches\)"):
+        InfluenceFilter(target=Plain()).on_rollout_end(None, module, UpdatePlan(episodes=episodes))
+
+
 def test_micro_batches_of_one_optimizer_step_share_a_gradient(module: PPOModule, episodes: Episodes) -> None:
     cache = TargetGradientCache(ScoringSettings(health_every_n_iterations=0))
     plan, calls = UpdatePlan(episodes=episodes), []

@@ -1,0 +1,88 @@
+"""What a policy loss may read of the policy's output, and what it must return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ippo_lightning.algorithms import AdvantageEstimator, PolicyLoss
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies import PolicyOutput
+from ippo_lightning.records import TextEpisodes
+
+READABLE = frozenset({"entropy", "values"})
+"""Fields of a `PolicyOutput` that are computed on demand; the log-probs are always there."""
+
+
+def require_parts(loss: object, advantages: object, *, loss_reads: frozenset[str], has_values: bool) -> None:
+    """Check the objects that make an algorithm.
+
+    Args:
+        loss: a `PolicyLoss`.
+        advantages: an `AdvantageEstimator`.
+        loss_reads: of the module's class.
+        has_values: whether the policy has a critic.
+
+    Raises:
+        UserError: another type, an unknown name in `loss_reads` or in `reads` of the loss, or a critic that the
+            advantage estimator does not use.
+    """
+    for field, part, expected in (("loss", loss, PolicyLoss), ("advantages", advantages, AdvantageEstimator)):
+        if not isinstance(part, expected):
+            name = f"ippo_lightning.algorithms.{expected.__name__}"
+            raise UserError(f"model.{field}: got {type(part).__name__}; expected an object of a subclass of {name}")
+    assert isinstance(loss, PolicyLoss), "checked above"
+    assert isinstance(advantages, AdvantageEstimator), "checked above"
+    for field, names in (("loss_reads", loss_reads), ("loss.reads", loss.reads)):
+        unknown = sorted(set(names) - READABLE)
+        if unknown:
+            raise UserError(f"model.{field}: {unknown[0]!r} is unknown; expected names from entropy, values")
+    if has_values and not advantages.needs_values:
+        name = type(advantages).__name__
+        raise UserError(f"policy.value: {name} reads no values, and the policy has a critic; set value to none")
+
+
+def checked_terms(
+    loss_terms: Callable[[PolicyOutput, TextEpisodes], Tensor],
+    output: PolicyOutput,
+    episodes: TextEpisodes,
+    *,
+    reads: frozenset[str],
+) -> Tensor:
+    """Return the loss of each step, from an output that contains only what the loss declares.
+
+    Args:
+        loss_terms: returns shape [rows, steps], or [rows, 1] for one loss per row.
+        output: of the policy.
+        episodes: the same rows.
+        reads: fields of the output, besides the log-probs, that the loss declares.
+
+    Returns:
+        Shape [rows, steps].
+
+    Raises:
+        UserError: the loss reads what it does not declare, or returns another shape.
+    """
+    # An undeclared entropy is detached, and a rollout stores none: a loss that read it would lose a gradient silently.
+    hidden = READABLE - reads
+    visible = PolicyOutput(
+        log_probs=output.log_probs,
+        entropy=None if "entropy" in hidden else output.entropy,
+        values=None if "values" in hidden else output.values,
+    )
+    try:
+        terms = loss_terms(visible, episodes)
+    except (TypeError, AttributeError) as error:
+        if hidden and "None" in str(error):
+            names = " or ".join(f"output.{name}" for name in sorted(hidden))
+            raise UserError(
+                f"loss_terms: {error}; if it reads {names}, list the name in loss_reads of the module, or in reads of "
+                "the loss"
+            ) from error
+        raise
+    rows, steps = episodes.mask.shape
+    # With as many rows as steps, a loss per row would be broadcast along the wrong axis without an error.
+    if terms.dim() != 2 or terms.shape[0] != rows or terms.shape[1] not in (1, steps):
+        raise UserError(f"loss_terms: returned shape {list(terms.shape)}; expected [rows, steps], here {[rows, steps]}")
+    return terms.expand(rows, steps)
