@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeVar, get_args
 import torch
 
 from ippo_lightning.distributed.collectives import all_reduce_sum
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.errors import require_choice, require_range
 from ippo_lightning.maths import (
     Moments,
     gae,
@@ -115,10 +115,7 @@ class GroupBaseline(AdvantageEstimator):
     scale: Scale = "group"
 
     def __post_init__(self) -> None:
-        if self.scale not in get_args(Scale):
-            raise UserError(
-                f"advantages.scale: {self.scale!r} is unknown; expected one of {', '.join(get_args(Scale))}"
-            )
+        require_choice("advantages.scale", self.scale, get_args(Scale))
 
     def __call__(self, episodes: Record) -> Record:
         """Return the episodes with `advantages`, and `returns` equal to the row's reward."""

@@ -120,8 +120,8 @@ class BufferView:
     def weights_before(self, owner: object) -> Tensor:
         """Return the weights that a filter starts from, shape [rows]: those of another filter for this update, or ones.
 
-        So several filters stack, and a column that nobody resets does not compound. What the project itself puts into
-        the column is a place for the filter's weights, and not a weight.
+        So several filters stack, and the weights of an earlier update are not multiplied again. The project's own
+        content of the column is a placeholder and is not read.
 
         Args:
             owner: token of the filter.

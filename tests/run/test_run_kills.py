@@ -16,18 +16,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from experiment_files import TINY
 
 from ippo_lightning.data import arithmetic_tokenizer
 from ippo_lightning.policies import CausalLMPolicy
 
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
 ITERATIONS = 24
 REWARD = '''
 """Rewards by length; they fail where the environment variable FAIL_FILE names a file, once."""

@@ -23,12 +23,12 @@ SCORES = [3.0, -1.0, 1.0, 0.0, 2.0, -2.0]
 def make_table(*, kept: list[bool] | None = None, force_drop: list[bool] | None = None, **columns: Any) -> RolloutTable:
     columns = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
     count = len(next(iter(columns.values())))
-    nobody = torch.zeros(count, dtype=torch.bool)
+    no_row = torch.zeros(count, dtype=torch.bool)
     return RolloutTable(
         columns=columns,
         kept=torch.ones(count, dtype=torch.bool) if kept is None else torch.tensor(kept),
-        force_keep=nobody,
-        force_drop=nobody if force_drop is None else torch.tensor(force_drop),
+        force_keep=no_row,
+        force_drop=no_row if force_drop is None else torch.tensor(force_drop),
         group_scores=torch.zeros(0, count),
         mine=slice(0, count),
         iteration=0,
