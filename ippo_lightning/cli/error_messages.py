@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
-# parts of the parser's report that do not help: alternatives that the user did not mean, and dumps of full configurations
+# parts of the parser's report that do not help: alternatives that the user did not mean, and full configurations
 _NOISE = (
     "Does not validate against any of the Union subtypes",
     "Subtypes:",
