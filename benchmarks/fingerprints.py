@@ -135,7 +135,6 @@ def train(name: str) -> dict[str, Any]:
     seed_everything(settings.fit.seed_everything, verbose=False)
     objects = build_objects(parser, settings)
     kept = Kept()
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu",
@@ -145,7 +144,9 @@ def train(name: str) -> dict[str, Any]:
             limit_val_batches=0,
             default_root_dir=folder,
             callbacks=[*objects.callbacks, kept],
-            **quiet,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
         trainer.fit(objects.model, datamodule=objects.data)
     parameters = {name: p.detach() for name, p in objects.model.named_parameters() if p.requires_grad}

@@ -15,7 +15,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 GIB = 2**30
 
@@ -181,6 +181,7 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
     from ippo_lightning.data import TextDataModule, arithmetic_tokenizer
     from ippo_lightning.engine import UpdateSettings
     from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
+    from ippo_lightning.records import TextEpisodes
     from ippo_lightning.run.settings import LoopSettings
     from ippo_lightning.tasks import ArithmeticTask
 
@@ -210,8 +211,9 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
     rows = rows[1:]
     found = {stage: statistics.median(row[key] for row in rows) for stage, key in STAGES.items()}
     assert module.last_stats is not None
+    episodes = cast(TextEpisodes, module.last_stats.episodes)
     weights = sum(parameter.numel() for parameter in policy.language_model.parameters())
-    embedding = policy.language_model.get_input_embeddings().weight.numel()
+    embedding = cast(Any, policy.language_model).get_input_embeddings().weight.numel()
     job = Job(
         parameters=weights - embedding,  # looking up a row costs nothing
         layers=layers,
@@ -219,7 +221,7 @@ def measure(layers: int, hidden: int, *, iterations: int) -> tuple[Job, dict[str
         trained=weights - embedding,
         weight_bytes=4,
         episodes=256,
-        prompt=int(module.last_stats.episodes.prompt_mask.sum(dim=1).float().mean()),
+        prompt=int(episodes.prompt_mask.sum(dim=1).float().mean()),
         response=round(statistics.median(row["rollout/response_tokens_mean"] for row in rows)),
         kept=statistics.median(row["update/kept_fraction"] for row in rows),
         demonstrations=sum(len(batch["prompts"]) for batch in data.influence_dataloader()),
@@ -271,7 +273,7 @@ ADAPTERS = {"8B": 4.2e7, "70B": 2.1e8}
 
 def large_jobs(**sizes: Any) -> dict[str, Job]:
     """Return the jobs of the table, by name."""
-    jobs = {}
+    jobs: dict[str, Job] = {}
     for shape, numbers in SHAPES.items():
         full = {"trained": numbers["parameters"], "weight_bytes": 2.0}
         adapter = {"trained": ADAPTERS[shape], "weight_bytes": 2.0}

@@ -19,18 +19,18 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric, seed_everything
 
-from ippo_lightning import Episodes, PPOModule
+from ippo_lightning import PPOModule
 from ippo_lightning.data import arithmetic_tokenizer
 from ippo_lightning.engine import UpdateSettings, run_update
 from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.modules import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings
-from ippo_lightning.records import UpdatePlan
+from ippo_lightning.records import TextEpisodes, UpdatePlan
 
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -49,6 +49,7 @@ class Host:
 
     callbacks: Sequence[Any] = ()
     max_iterations = 1
+    should_stop = False
 
 
 def build(options: argparse.Namespace, folder: Path) -> PPOModule:
@@ -111,7 +112,7 @@ def prompts_of(options: argparse.Namespace) -> dict[str, list[Any]]:
     return {"prompts": [text[: options.prompt] for text in texts], "examples": [{}] * options.episodes}
 
 
-def scored(module: PPOModule, episodes: Episodes, direction: Any, *, way: str, size: int) -> torch.Tensor:
+def scored(module: PPOModule, episodes: TextEpisodes, direction: Any, *, way: str, size: int) -> torch.Tensor:
     """Score all episodes by one way."""
     size = 1 if way == "per_episode" else size
     batches = [episodes.select(rows) for rows in torch.arange(len(episodes), device=episodes.device).split(size)]
@@ -121,7 +122,7 @@ def scored(module: PPOModule, episodes: Episodes, direction: Any, *, way: str, s
         batches,
         direction,
         method=way,  # type: ignore[arg-type]
-        known_losses=module.rollout_losses if way == "finite_difference" else None,
+        known_losses=cast(Any, module.rollout_losses) if way == "finite_difference" else None,
     )
 
 

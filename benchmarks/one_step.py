@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ippo_lightning.influence import influence_scores, precondition, target_gradient
+from ippo_lightning.influence import Normalisation, influence_scores, precondition, target_gradient
 from ippo_lightning.maths import masked_row_mean, policy_loss_terms
 
 VOCAB, TOKENS, PROMPT = 32, 10, 2
@@ -80,7 +80,8 @@ def episode_losses(model: nn.Module, episodes: Episodes) -> Tensor:
         log_probs=_log_probs(model, episodes.ids),
         old_log_probs=episodes.log_probs,
         advantages=episodes.advantages,
-        clip_range=0.2,
+        clip_low=0.2,
+        clip_high=0.2,
     )
     mask = torch.zeros_like(terms, dtype=torch.bool)
     mask[:, PROMPT - 1 :] = True
@@ -92,7 +93,7 @@ def scores_of(scene: Scene, *, kind: str) -> Tensor:
     direction = target_gradient(scene.model, chain_loss, [scene.demonstrations])
     if kind == "adam":
         direction = precondition(direction, model=scene.model, optimizer=scene.adam)
-    normalise = "cosine" if kind == "cosine" else "none"
+    normalise: Normalisation = "cosine" if kind == "cosine" else "none"
     return influence_scores(scene.model, episode_losses, [scene.episodes], direction, normalise=normalise)
 
 
@@ -171,7 +172,8 @@ def _in_double(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child).__name__ == "LlamaRMSNorm":
-                setattr(parent, name, nn.RMSNorm(tuple(child.weight.shape), eps=child.variance_epsilon))
+                norm: Any = child
+                setattr(parent, name, nn.RMSNorm(tuple(norm.weight.shape), eps=norm.variance_epsilon))
     return model.double()
 
 

@@ -47,7 +47,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {name: column[index] for name, column in self.columns.items()}
 
 
-class Influence(Task):  # type: ignore[misc]
+class Influence(Task):
     """What kronfluence asks of a user: the training loss, the query's loss, the modules."""
 
     def __init__(self, modules: list[str]) -> None:

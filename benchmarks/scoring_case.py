@@ -99,7 +99,7 @@ def build_case(
     )
     model: nn.Module = LlamaForCausalLM(config)
     if adapter:
-        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))  # type: ignore[arg-type]
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -125,7 +125,8 @@ def episode_losses(model: nn.Module, batch: Batch) -> Tensor:
         log_probs=_log_probs(model, batch.ids),
         old_log_probs=batch.old_log_probs,
         advantages=batch.advantages,
-        clip_range=0.2,
+        clip_low=0.2,
+        clip_high=0.2,
     )
     return masked_row_mean(values=terms, mask=batch.mask[:, 1:])
 
