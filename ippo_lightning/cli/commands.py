@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -141,7 +142,15 @@ def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
         if os.environ.get("IPPO_TRACEBACK"):
             raise
         chosen = settings[settings.subcommand]
-        raise UserError(logger_error(chosen) or with_section(one_line(str(error)), chosen)) from error
+        message = one_line(str(error))
+        # Fabric's messages name its arguments without their section
+        own = f"fabric: {message}" if _is_of_fabric(error) else with_section(message, chosen)
+        raise UserError(logger_error(chosen) or own) from error
+
+
+def _is_of_fabric(error: BaseException) -> bool:
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "lightning.fabric.connector" for frame, _ in frames)
 
 
 def with_section(message: str, chosen: Mapping[str, Any] | Namespace) -> str:

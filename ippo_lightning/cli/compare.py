@@ -10,17 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from ippo_lightning.cli.columns import Column, baseline_of, columns_of, is_featured
+from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.experiment_paths import find_file
 from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
+from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
-from ippo_lightning.report import results_table, write_report
-from ippo_lightning.report.summary import Results
+from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, seed_folder
+
+if TYPE_CHECKING:
+    from ippo_lightning.report.summary import Results
 
 _PACKAGES = ("ippo-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 
@@ -38,8 +42,12 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     """
     columns = columns_of(settings)
     root = Path(settings.run_dir)
-    root.mkdir(parents=True, exist_ok=True)
     jobs = list(plan_jobs(settings, columns))
+    for job in jobs:
+        _check(job)
+    from ippo_lightning.report import results_table, write_report  # takes a second; a mistake is reported before
+
+    root.mkdir(parents=True, exist_ok=True)
     waiting = [job for job in jobs if not is_reusable(job, overwrite=settings.overwrite)]
     describe(settings, columns, command=command, root=root)
     console = Console()
@@ -51,6 +59,14 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     console.print(results_table(results))
     console.print(f"Report: {report}", soft_wrap=True)
     return results
+
+
+def _check(job: Job) -> None:
+    """Refuse a run that certainly cannot start, before any other has run."""
+    try:
+        check_command(read_command_line(job.arguments))
+    except UserError as error:
+        raise UserError(f"{job.column}: {error}") from error
 
 
 def plan_jobs(settings: CompareSettings, columns: Sequence[Column]) -> Iterator[Job]:

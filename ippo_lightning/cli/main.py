@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ippo_lightning.cli.command_line import EXPERIMENT_COMMANDS, CommandLine, read_command_line
+from ippo_lightning.cli.command_line import CommandLine, read_command_line
 from ippo_lightning.cli.error_messages import one_line, suggestion
 from ippo_lightning.cli.help_pages import light_answer
-from ippo_lightning.cli.quick_check import check_experiment
+from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.signals import Interrupted
 
@@ -84,20 +84,8 @@ def run(words: Sequence[str]) -> int:
         print(answer)
         return 0
     line = read_command_line(words)
-    check_before_imports(line)
+    check_command(line)
     return parse_and_run(line, given=words)
-
-
-def check_before_imports(line: CommandLine) -> None:
-    """Refuse what is certainly wrong before the imports that parsing an experiment needs.
-
-    Raises:
-        UserError: see `check_experiment`.
-    """
-    command = line.words[0]
-    is_question = any(word.startswith(("-h", "--help", "--print_config")) or ".help" in word for word in line.words)
-    if command in EXPERIMENT_COMMANDS:
-        check_experiment(line.layers, command=command, is_complete=not is_question)
 
 
 def parse_and_run(line: CommandLine, *, given: Sequence[str]) -> int:

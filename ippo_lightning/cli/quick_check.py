@@ -10,9 +10,12 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from ippo_lightning.cli.command_line import EXPERIMENT_COMMANDS, CommandLine
 from ippo_lightning.cli.error_messages import REPLACED
 from ippo_lightning.cli.old_names import class_hint, key_hint
 from ippo_lightning.cli.short_names import ROOMS, nearest_name
@@ -23,7 +26,16 @@ from ippo_lightning.errors import UserError
 
 LOOP, FABRIC = f"{PACKAGE}.run.settings.LoopSettings", "lightning.fabric.Fabric"
 OBJECTS = ("model", "data")
-OPTIONS = {"fit": ("resume",), "evaluate": ("split", "checkpoint", "output")}
+FABRIC_NAMES = {
+    "accelerator": ("auto", "cpu", "cuda", "gpu", "mps", "tpu"),
+    "strategy": ("auto", "ddp", "ddp_find_unused_parameters_true", "deepspeed", "fsdp", "fsdp2"),
+}
+"""Names that Fabric takes as text; it has more, so only a word close to one of these is an error."""
+TEXT = (Option("str"), Option("none"))
+OPTIONS: dict[str, dict[str, Sequence[Option]]] = {
+    "fit": {"resume": TEXT},
+    "evaluate": {"split": [Option("choice", choices=("validation", "test"))], "checkpoint": TEXT, "output": TEXT},
+}
 """Options of a command beside the sections of an experiment."""
 
 
@@ -42,8 +54,10 @@ def merged(old: Any, new: Any) -> Any:
         return [merged({}, item) for item in new]
     if not isinstance(new, Mapping):
         return new
-    if isinstance(old, (list, Unreadable)):  # a key inside a list: the parser changes its last entry
-        return Unreadable()
+    if isinstance(old, Unreadable):
+        return old
+    if isinstance(old, list):  # a key inside a list: the parser changes its last entry
+        return [*old[:-1], merged(old[-1], new)] if old else Unreadable()
     kept = {"class_path": old} if isinstance(old, str) else dict(old) if isinstance(old, Mapping) else {}
     if kept.get("class_path") not in (None, new.get("class_path", kept.get("class_path"))):
         kept = {}  # of another class; arguments that both have are left to the parser
@@ -64,13 +78,52 @@ def _put(kept: dict[str, Any], key: str, value: Any) -> None:
         kept[key] = merged(kept.get(key), value)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a value stands.
+
+    Args:
+        path: keys that lead to it, without `class_path` and `init_args`.
+        owner: the class whose argument it is, or empty.
+        has_ranges: whether numbers out of their range are refused; not where values may still be missing.
+    """
+
+    path: tuple[str, ...]
+    owner: str = ""
+    has_ranges: bool = True
+
+    @property
+    def field(self) -> str:
+        """The path with dots."""
+        return ".".join(self.path)
+
+    def inside(self, key: str) -> _Place:
+        """Return the place of an argument or entry."""
+        return replace(self, path=(*self.path, key))
+
+
+def check_command(line: CommandLine) -> None:
+    """Refuse what is certainly wrong before the imports that parsing an experiment needs.
+
+    Args:
+        line: a command with its files read; of `fit` or `evaluate`, others pass.
+
+    Raises:
+        UserError: see `check_experiment`.
+    """
+    command = line.words[0]
+    is_question = any(word.startswith(("-h", "--help", "--print_config")) or ".help" in word for word in line.words)
+    if command in EXPERIMENT_COMMANDS:
+        check_experiment(line.layers, command=command, is_complete=not is_question)
+
+
 def check_experiment(layers: Sequence[Mapping[str, Any]], *, command: str, is_complete: bool = True) -> None:
     """Refuse what is certainly wrong with an experiment.
 
     Args:
         layers: the configurations and dotted words in their order, short names already expanded.
         command: `fit` or `evaluate`.
-        is_complete: whether the model and the data must be there.
+        is_complete: whether the model and the data must be there, with all their arguments.
 
     Raises:
         UserError: one line, as the real parser reports it, with the key or class that was probably meant.
@@ -83,16 +136,18 @@ def check_experiment(layers: Sequence[Mapping[str, Any]], *, command: str, is_co
         if key not in known:
             dotted = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else key
             raise _unknown(dotted, [*known, *_dotted("loop", LOOP), *_dotted("fabric", FABRIC)])
-    _check_value(settings.get("seed_everything", 0), [Option("int")], ["seed_everything"], owner="")
+    for name, kinds in {"seed_everything": [Option("int")], **OPTIONS[command]}.items():
+        if name in settings:
+            _check_value(settings[name], kinds, _Place((name,)))
     for name, path in (("loop", LOOP), ("fabric", FABRIC)):
         _check_section(name, path, settings.get(name))
     for name in OBJECTS:
         if is_complete and settings.get(name) is None:
             raise UserError(f"{name}: missing; expected class_path and init_args, from --config, --task, or --{name}")
-        _check_object(settings.get(name), [name])
+        _check_object(settings.get(name), _Place((name,), has_ranges=is_complete))
     callbacks = settings.get("callbacks")
     for item in callbacks if isinstance(callbacks, list) else []:
-        _check_object(item, ["callbacks"])
+        _check_object(item, _Place(("callbacks",), has_ranges=is_complete))
 
 
 def _dotted(section: str, path: str) -> list[str]:
@@ -108,43 +163,65 @@ def _check_section(name: str, path: str, given: Any) -> None:
     for key in given:
         if key not in arguments.parameters and not arguments.is_open and key != "class_path":
             raise _unknown(f"{name}.{key}", _dotted(name, path))
-    _check_arguments(given, arguments, [name], owner="")
+    for key, names in FABRIC_NAMES.items() if path == FABRIC else ():
+        word = str(given.get(key) or names[0])
+        near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+        if near and word.split("_")[0] not in names:  # of `ddp` there are variants such as `ddp_spawn`
+            raise UserError(f"{name}.{key}: '{word}' is unknown; did you mean '{near[0]}'?")
+    _check_arguments(given, arguments, _Place((name,)))
     check_range(found, given)
 
 
-def _check_object(value: Any, path: list[str]) -> None:
+def _check_object(value: Any, place: _Place) -> None:
     """Check a `class_path` and its `init_args`."""
     text = value.get("class_path") if isinstance(value, Mapping) else value
     if not isinstance(text, str):
         return
-    found = _existing(text, path)
+    found = _existing(text, place)
     if found is None or not isinstance(value, Mapping) or value.get("dict_kwargs"):
         return
-    _check_arguments(value.get("init_args"), signature(found), path, owner=text.rpartition(".")[2])
+    given = value.get("init_args")
+    _check_arguments(given, signature(found), replace(place, owner=text.rpartition(".")[2]))
+    _check_range(found, given, place)
 
 
-def _check_arguments(given: Any, arguments: Signature, path: list[str], *, owner: str) -> None:
+def _check_arguments(given: Any, arguments: Signature, place: _Place) -> None:
     for key, value in given.items() if isinstance(given, Mapping) else ():
         parameter = arguments.parameters.get(key)
         if parameter is not None:
-            _check_value(value, options(parameter.annotation, parameter.source), [*path, key], owner=owner)
-        elif not arguments.is_open and owner:
-            raise _unknown(key, arguments.parameters, path=path, owner=owner)
+            _check_value(value, options(parameter.annotation, parameter.source), place.inside(key))
+        elif not arguments.is_open and place.owner:
+            raise _unknown(key, arguments.parameters, place=place)
 
 
-def _check_value(value: Any, wanted: list[Option], path: list[str], *, owner: str) -> None:
+def _check_value(value: Any, wanted: Sequence[Option], place: _Place) -> None:
     if isinstance(value, Unreadable):
         return
     is_object = isinstance(value, Mapping) and isinstance(value.get("class_path"), str)
     if is_object and not any(option.kind == "dict" for option in wanted):
-        _check_object(value, path)
+        _check_object(value, place)
         return
     fitting = [option for option in wanted if not refuses(option, value)]
     if not fitting:
-        said = f"{'.'.join(path)}: {_expected(wanted)}. Got value: {value}"
-        raise UserError(f"{said} (in {owner})" if owner else said)
+        said = f"{place.field}: {_expected(wanted)}. Got value: {value}"
+        raise UserError(f"{said} (in {place.owner})" if place.owner else said)
+    if isinstance(value, str) and value.isidentifier():
+        _check_name(value, {option.kind for option in fitting}, place)
     if len(fitting) == 1:  # with several, one of them may accept what another refuses
-        _check_inside(value, fitting[0], path, owner=owner)
+        _check_inside(value, fitting[0], place)
+
+
+def _check_name(value: str, kinds: set[str], place: _Place) -> None:
+    """Refuse a bare name where an object or a function is expected."""
+    near = nearest_name(value)
+    if near == value or not kinds <= {"object", "callable"} or Path(value).exists():
+        return
+    if near is not None:
+        raise UserError(f"{place.field}: there is no {value}; did you mean '{near}'?")
+    if kinds == {"callable"}:  # of a class the parser knows more names than this library's
+        raise UserError(
+            f"{place.field}: there is no {value}; expected the dotted path of a function, as in file.{value}"
+        )
 
 
 def _expected(wanted: Sequence[Option]) -> str:
@@ -155,29 +232,31 @@ def _expected(wanted: Sequence[Option]) -> str:
     return " or ".join(dict.fromkeys(said))
 
 
-def _check_inside(value: Any, option: Option, path: list[str], *, owner: str) -> None:
+def _check_inside(value: Any, option: Option, place: _Place) -> None:
     """Check the entries of a list or dict, the fields of settings, or the path of a function."""
     if option.kind == "settings" and isinstance(value, Mapping) and option.target is not None:
-        _check_arguments(value, signature(option.target), path, owner=option.target.name)
-        _check_range(option.target, value, path)
+        _check_arguments(value, signature(option.target), replace(place, owner=option.target.name))
+        _check_range(option.target, value, place)
     elif option.inner is not None and option.source is not None:
         entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
         for entry in entries:
-            _check_value(entry, options(option.inner, option.source), path, owner=owner)
+            _check_value(entry, options(option.inner, option.source), place)
     elif option.kind == "callable" and isinstance(value, str) and "." in value:
-        _existing(value, path, note=f". Got value: {value}" + (f" (in {owner})" if owner else ""))
+        _existing(value, place, note=f". Got value: {value}" + (f" (in {place.owner})" if place.owner else ""))
 
 
-def _check_range(found: Definition, given: Mapping[str, Any], path: Sequence[str]) -> None:
-    """Check ranges as the settings do, and complete the field, of which settings know only their own end."""
+def _check_range(found: Definition, given: Any, place: _Place) -> None:
+    """Check ranges as the class does, and complete the field, of which a class knows only the end."""
+    if not place.has_ranges or not isinstance(given, Mapping):
+        return
     try:
         check_range(found, given)
     except UserError as error:
-        is_short = len(path) > 1 and str(error).startswith(f"{path[-1]}.")
-        raise (UserError(f"{'.'.join(path[:-1])}.{error}") if is_short else error) from error
+        is_short = len(place.path) > 1 and str(error).startswith(f"{place.path[-1]}.")
+        raise (UserError(f"{'.'.join(place.path[:-1])}.{error}") if is_short else error) from error
 
 
-def _existing(text: str, path: list[str], note: str | None = None) -> Definition | None:
+def _existing(text: str, place: _Place, note: str | None = None) -> Definition | None:
     """Return what a class path names, or None if it cannot be told.
 
     Raises:
@@ -185,7 +264,7 @@ def _existing(text: str, path: list[str], note: str | None = None) -> Definition
     """
     module, _, name = text.rpartition(".")
     said = f" (in {name})" if note is None else note
-    field = ".".join(path)
+    field = place.field
     if not module:
         near = nearest_name(text)
         if class_hint(text):
@@ -232,12 +311,12 @@ def _is_missing(top: str) -> bool:
         return False
 
 
-def _unknown(key: str, known: Collection[str], *, path: Sequence[str] = (), owner: str = "") -> UserError:
+def _unknown(key: str, known: Collection[str], *, place: _Place | None = None) -> UserError:
     near: list[str] = []
     for wanted in (key, key.split(".")[0]):
         near = near or difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     hint = f"; {REPLACED[key]}" if key in REPLACED else key_hint(key, known) or hint
-    field = f"{'.'.join(path)}: " if path else ""
-    inside = f" (in {owner})" if owner else ""
+    field = f"{place.field}: " if place is not None else ""
+    inside = f" (in {place.owner})" if place is not None else ""
     return UserError(f"{field}Option '{key}' is not accepted{inside}{hint}")

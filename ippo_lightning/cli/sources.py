@@ -16,6 +16,8 @@ from pathlib import Path
 PACKAGE = "ippo_lightning"
 _READ = (PACKAGE, "lightning")
 """Packages whose files are read. Of another package only its existence is checked."""
+_WITHOUT_ARGUMENTS = ("abc.ABC", "typing.Protocol", "typing.Generic")
+"""Base classes of other packages that add no argument to a constructor."""
 _MAX_HOPS = 12  # imports that lead from a public name to its definition; a circle of imports ends here
 
 
@@ -191,16 +193,16 @@ def signature(found: Definition) -> Signature:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return _of_function(node, found.source, is_method=True)
     for base in bases(found):
-        if isinstance(base, Definition):
-            return signature(base)
-    return Signature(is_open=True)
+        if base not in _WITHOUT_ARGUMENTS:
+            return signature(base) if isinstance(base, Definition) else Signature(is_open=True)
+    return Signature()
 
 
 def bases(found: Definition) -> list[Definition | str | None]:
     """Return the base classes of a class, in their order."""
     if not isinstance(found.node, ast.ClassDef):
         return []
-    return [resolve(ast.unparse(base), found.source) for base in found.node.bases]
+    return [resolve(ast.unparse(base).split("[")[0], found.source) for base in found.node.bases]
 
 
 def is_a(found: Definition, wanted: str) -> bool:
@@ -235,6 +237,8 @@ def _of_dataclass(found: Definition) -> Signature:
     parameters: dict[str, Parameter] = {}
     is_open = False
     for base in bases(found):
+        if base in _WITHOUT_ARGUMENTS:
+            continue
         inherited = signature(base) if isinstance(base, Definition) else Signature(is_open=True)
         parameters.update(inherited.parameters)
         is_open = is_open or inherited.is_open

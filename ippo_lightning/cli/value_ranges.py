@@ -1,113 +1,279 @@
-"""Ranges of settings, checked by the settings themselves where that needs no heavy import."""
+"""Ranges of arguments, checked by the constructor's own lines, without importing its module.
+
+A constructor refuses a number in lines of its own: `require_range(...)`, or `if ...: raise UserError(...)`. Its module
+may need torch, whose import costs seconds. So these lines are read from the source file and run alone, with the values
+of a YAML in place of the arguments. A line that reads or calls anything unknown is left to the real constructor.
+"""
 
 from __future__ import annotations
 
 import ast
-import sys
-import warnings
+import math
+import typing
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from ippo_lightning.cli.simple_types import options
-from ippo_lightning.cli.sources import PACKAGE, Definition, Parameter, Source, signature, source_of
-from ippo_lightning.errors import UserError
+from ippo_lightning.cli.sources import Definition, Parameter, bases, is_dataclass, resolve, signature
+from ippo_lightning.errors import UserError, require_choice, require_range
 
-_PLAIN = (int, float, str)
+_BUILTINS = (abs, all, any, float, getattr, int, isinstance, len, list, max, min, set, sorted, str)
+_TOOLS: dict[str, Any] = {
+    "__builtins__": {},
+    **{tool.__name__: tool for tool in _BUILTINS},
+    **{"get_args": typing.get_args, "Literal": typing.Literal, "math": math},
+    **{"UserError": UserError, "require_choice": require_choice, "require_range": require_range},
+}
+"""What a line may use beside values. Nothing here reads a file or changes anything."""
+_METHODS = ("get", "items", "join", "keys", "values")
+_CONDITIONAL = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_UNSUPPORTED = (ast.Lambda, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Starred)
+_MAX_DEPTH = 6  # calls inside calls; a function that calls itself ends here
+
+
+class _Unknown:
+    """Stands for a value that cannot be told."""
+
+
+_UNKNOWN = _Unknown()
+
+
+@dataclass
+class _Scope:
+    """Where a line stands: what it may read, and whose method it belongs to."""
+
+    found: Definition
+    values: dict[str, Any]
+    depth: int
 
 
 def check_range(found: Definition, given: Mapping[str, Any]) -> None:
-    """Build settings from plain values; they refuse a number out of its range themselves.
+    """Refuse values that the constructor of a class, or a function, certainly refuses.
 
     Args:
-        found: a dataclass of this library.
-        given: its fields as loaded from a YAML.
+        found: a class or function of this library.
+        given: its arguments as loaded from a YAML. An argument that is left out has its default.
 
     Raises:
-        UserError: as the settings raise it.
+        UserError: as the constructor raises it.
     """
-    parameters = signature(found).parameters
-    values = {key: _converted(value, parameters[key]) for key, value in given.items() if key in parameters}
-    if len(values) < len(given) or any(value is NotImplemented for value in values.values()):
+    _enter(found, given, depth=0)
+
+
+def _enter(found: Definition, given: Mapping[str, Any], *, depth: int) -> None:
+    place = _body_of(found)
+    if place is None or depth > _MAX_DEPTH:
         return
-    settings = _light_class(found)
-    if settings is None:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run itself warns
-        try:
-            settings(**values)
-        except UserError:
-            raise
-        except Exception:  # an object that a plain value stands for; the parser knows how to make it
-            return
+    owner, body = place
+    known = _values(found, given)
+    if isinstance(owner.node, ast.ClassDef):
+        fields = known if is_dataclass(owner.node) else {}
+        known = {"self": SimpleNamespace(**fields), **({} if fields else known)}
+    _run(body, _Scope(found=owner, values=known, depth=depth))
 
 
-def _converted(value: Any, parameter: Parameter) -> Any:
-    """Return a plain value as the parser would convert it, or NotImplemented if that is not certain."""
-    kinds = {option.kind for option in options(parameter.annotation, parameter.source)}
-    if value is None:
-        return None if "none" in kinds else NotImplemented
-    if isinstance(value, bool):
-        return value if "bool" in kinds else NotImplemented
-    if isinstance(value, (int, float)):
-        number = "int" in kinds if isinstance(value, int) else False
-        return value if number else float(value) if "float" in kinds else NotImplemented
-    return value if isinstance(value, str) and kinds & {"str", "choice"} else NotImplemented
+def _values(found: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are known, by name."""
+    values = {name: _value(name, given, parameter) for name, parameter in signature(found).parameters.items()}
+    return {name: value for name, value in values.items() if value is not _UNKNOWN}
 
 
-def _light_class(found: Definition) -> Any:
-    """Return a class of which neither its own file nor its imports need a heavy library, or None."""
-    source = found.source
-    if source.module.split(".")[0] != PACKAGE or not _imports_are_light(source.module):
+def _body_of(found: Definition) -> tuple[Definition, list[ast.stmt]] | None:
+    """Return the lines that check arguments, and the class that defines them, or the function."""
+    if isinstance(found.node, ast.FunctionDef):
+        return found, found.node.body
+    if not isinstance(found.node, ast.ClassDef):
         return None
-    if all(_imports_are_light(package) for package in _packages_above(source.module)):
-        return getattr(import_module(source.module), found.name, None)
-    return getattr(_loaded_alone(source), found.name, None)
+    method = _method(found, "__post_init__" if is_dataclass(found.node) else "__init__")
+    if method is not None:
+        return found, method.body
+    return next((place for base in bases(found) if isinstance(base, Definition) and (place := _body_of(base))), None)
 
 
-def _packages_above(module: str) -> Iterator[str]:
-    while "." in module:
-        module = module.rpartition(".")[0]
-        yield module
+def _method(found: Definition, name: str) -> ast.FunctionDef | None:
+    body = found.node.body if isinstance(found.node, ast.ClassDef) else []
+    return next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == name), None)
 
 
-@cache
-def _loaded_alone(source: Source) -> Any:
-    """Run a light file by itself, so that the heavy imports of its package stay out."""
-    name = f"{__name__}.{source.module.replace('.', '_')}"
-    spec = spec_from_file_location(name, source.path)
-    assert spec is not None, "made from the path of a file"
-    assert spec.loader is not None, "the loader of Python files"
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up the module of a class by its name
-    spec.loader.exec_module(module)
-    return module
+def _value(name: str, given: Mapping[str, Any], parameter: Parameter) -> Any:
+    """Return the value that an argument will have: what the parser makes of a plain value, or the default."""
+    if name not in given:
+        return _literal(parameter.default)
+    value = given[name]
+    found = options(parameter.annotation, parameter.source)
+    kinds = {option.kind for option in found}
+    if isinstance(value, SimpleNamespace):  # settings, passed on by another constructor
+        return value
+    if isinstance(value, Mapping):
+        target = next((option.target for option in found if option.kind == "settings"), None)
+        return _UNKNOWN if target is None else SimpleNamespace(**_values(target, value))
+    if value is None or isinstance(value, bool):
+        return value if ("none" if value is None else "bool") in kinds else _UNKNOWN
+    if isinstance(value, int) and "int" in kinds:
+        return value
+    if isinstance(value, (int, float)):
+        return float(value) if "float" in kinds else _UNKNOWN
+    return value if isinstance(value, str) and kinds & {"str", "choice"} else _UNKNOWN
 
 
-@cache
-def _imports_are_light(module: str) -> bool:
-    """Return whether importing a module brings in the standard library and light modules of this library only."""
-    source = source_of(module)
-    if source is None:
+def _literal(text: str | None) -> Any:
+    try:
+        return _UNKNOWN if text is None else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return _UNKNOWN
+
+
+def _run(body: list[ast.stmt], scope: _Scope) -> bool:
+    """Run the lines that can be run; return False if what comes after them may never be reached."""
+    return all(_run_statement(node, scope) for node in body)
+
+
+def _run_statement(node: ast.stmt, scope: _Scope) -> bool:
+    if isinstance(node, ast.If):
+        test = _evaluated(node.test, scope)
+        return _skip(node, scope) if test is _UNKNOWN else _run(node.body if test else node.orelse, scope)
+    if isinstance(node, ast.For):
+        return _run_loop(node, scope)
+    if isinstance(node, (ast.Expr, ast.Assign, ast.AnnAssign)):
+        if not (_is_known(node, scope) and _executed(node, scope)):
+            _follow_calls(node, scope)
+            _forget(node, scope)
+        return True
+    if isinstance(node, ast.Return):
+        _follow_calls(node, scope)
+    if isinstance(node, ast.Raise) and _is_known(node, scope):
+        _executed(node, scope)
+    return _skip(node, scope)
+
+
+def _run_loop(node: ast.For, scope: _Scope) -> bool:
+    entries = _evaluated(node.iter, scope)
+    has_jump = any(isinstance(child, (ast.Break, ast.Continue)) for child in ast.walk(node))
+    if entries is _UNKNOWN or has_jump:
+        return _skip(node, scope)
+    for entry in entries:
+        names = [target.id for target in ast.walk(node.target) if isinstance(target, ast.Name)]
+        scope.values.update(zip(names, entry if isinstance(node.target, ast.Tuple) else [entry], strict=True))
+        if not _run(node.body, scope):
+            return False
+    return True
+
+
+def _skip(node: ast.stmt, scope: _Scope) -> bool:
+    """Leave a statement out; return whether the next one is certainly reached, unless the constructor raises."""
+    _forget(node, scope)
+    return not any(isinstance(child, ast.Return) for child in ast.walk(node)) and not isinstance(node, ast.Raise)
+
+
+def _forget(node: ast.AST, scope: _Scope) -> None:
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            scope.values.pop(child.id, None)
+        elif isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store) and "self" in scope.values:
+            scope.values["self"].__dict__.pop(child.attr, None)
+
+
+def _executed(node: ast.stmt, scope: _Scope) -> bool:
+    """Run one statement; return False if it failed otherwise than with an error of the user."""
+    names = {**_TOOLS, **scope.values}
+    try:
+        exec(compile(ast.Module(body=[node], type_ignores=[]), scope.found.source.module, "exec"), names)
+    except UserError:
+        raise
+    except Exception:
         return False
-    tree = ast.parse(source.path.read_text(encoding="utf-8"))
-    return all(_is_light(name) for node in tree.body for name in _imported(node))
+    scope.values.update({name: value for name, value in names.items() if name not in _TOOLS})
+    return True
 
 
-def _imported(node: ast.stmt) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        yield "." if node.level else node.module or "."
-    elif isinstance(node, ast.Try):
-        yield from (name for inner in node.body for name in _imported(inner))
+def _evaluated(node: ast.expr, scope: _Scope) -> Any:
+    if not _is_known(node, scope):
+        return _UNKNOWN
+    try:
+        return eval(compile(ast.Expression(node), scope.found.source.module, "eval"), {**_TOOLS, **scope.values})
+    except Exception:
+        return _UNKNOWN
 
 
-def _is_light(module: str) -> bool:
-    root = module.split(".")[0]
-    if root == PACKAGE:
-        return _imports_are_light(module) and all(_imports_are_light(package) for package in _packages_above(module))
-    return root in sys.stdlib_module_names
+def _is_known(node: ast.AST, scope: _Scope) -> bool:
+    """Return whether a line reads and calls nothing but known values and tools."""
+    stored = {child.id for child in ast.walk(node) if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)}
+    return all(_is_known_part(child, scope, stored) for child in ast.walk(node))
+
+
+def _is_known_part(node: ast.AST, scope: _Scope, stored: set[str]) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Attribute) or (isinstance(node.func, ast.Name) and node.func.id in _TOOLS)
+    if isinstance(node, ast.Attribute):
+        name = node.value.id if isinstance(node.value, ast.Name) else ""
+        owner = scope.values.get(name)
+        if isinstance(owner, SimpleNamespace):
+            return hasattr(owner, node.attr) if isinstance(node.ctx, ast.Load) else name == "self"
+        return isinstance(node.ctx, ast.Load) and (name == "math" or node.attr in _METHODS)
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        return node.id in stored or node.id in _TOOLS or node.id in scope.values or _has_constant(node.id, scope)
+    return not isinstance(node, _UNSUPPORTED)
+
+
+def _has_constant(name: str, scope: _Scope) -> bool:
+    """Look up a constant of the module; a class of this library is one, of which no plain value is an instance."""
+    found = resolve(name, scope.found.source)
+    value: Any = _UNKNOWN
+    if isinstance(found, Definition) and isinstance(found.node, ast.ClassDef):
+        value = type(found.name, (), {})
+    elif isinstance(found, Definition) and isinstance(found.node, ast.expr) and scope.depth <= _MAX_DEPTH:
+        value = _evaluated(found.node, _Scope(found=found, values={}, depth=scope.depth + 1))
+    if value is not _UNKNOWN:
+        scope.values[name] = value
+    return value is not _UNKNOWN
+
+
+def _follow_calls(node: ast.AST, scope: _Scope) -> None:
+    """Check the arguments that a line passes on to constructors and functions of this library."""
+    for call in _calls(node):
+        arguments = _arguments(call, scope)
+        function = ast.unparse(call.func)
+        if arguments is None:
+            continue
+        if function.startswith("self.") and "self" in scope.values:
+            method = _method(scope.found, function.removeprefix("self."))
+            if method is not None and not call.args and not call.keywords:
+                inner = _Scope(found=scope.found, values={"self": scope.values["self"]}, depth=scope.depth + 1)
+                _ = scope.depth < _MAX_DEPTH and _run(method.body, inner)
+            continue
+        targets = bases(scope.found) if function == "super().__init__" else [resolve(function, scope.found.source)]
+        for target in targets:
+            if isinstance(target, Definition):
+                _enter(target, _by_name(target, arguments), depth=scope.depth + 1)
+
+
+def _calls(node: ast.AST) -> Iterator[ast.Call]:
+    """Yield the calls that are made in any case."""
+    if isinstance(node, _CONDITIONAL):
+        return
+    if isinstance(node, ast.Call):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _calls(child)
+
+
+def _arguments(call: ast.Call, scope: _Scope) -> list[tuple[str | None, Any]] | None:
+    """Return the arguments of a call, without names where they are positional; None if they cannot be read."""
+    if any(isinstance(argument, ast.Starred) for argument in call.args):
+        return None
+    found: list[tuple[str | None, Any]] = [(None, _evaluated(argument, scope)) for argument in call.args]
+    for keyword in call.keywords:
+        value = _evaluated(keyword.value, scope)
+        if keyword.arg is None and not isinstance(value, dict):
+            return None
+        found += list(value.items()) if keyword.arg is None else [(keyword.arg, value)]
+    return found
+
+
+def _by_name(target: Definition, arguments: list[tuple[str | None, Any]]) -> dict[str, Any]:
+    names = list(signature(target).parameters)
+    positional = [value for name, value in arguments if name is None]
+    named = {name: value for name, value in arguments if name is not None}
+    return {**dict(zip(names, positional, strict=False)), **named}

@@ -11,7 +11,7 @@ from experiment_files import write, write_tree
 
 from ippo_lightning.cli import experiment_paths
 from ippo_lightning.cli.command_line import dump_yaml, load_yaml, read_command_line
-from ippo_lightning.cli.main import check_before_imports, main
+from ippo_lightning.cli.main import check_command, main
 from ippo_lightning.cli.parsers import build_parser
 from ippo_lightning.errors import UserError
 
@@ -28,7 +28,7 @@ def tree(experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def parsed(*words: str) -> Any:
     line = read_command_line(["fit", *words])
-    check_before_imports(line)
+    check_command(line)
     return build_parser("fit").parse_args(line.words).fit
 
 

@@ -13,7 +13,8 @@ import pytest
 from experiment_files import change, write
 
 from ippo_lightning.cli.command_line import read_command_line
-from ippo_lightning.cli.main import EXIT_USER_ERROR, check_before_imports, main
+from ippo_lightning.cli.main import EXIT_USER_ERROR, main
+from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ UNUSUAL: dict[str, tuple[str, Any]] = {
 
 
 def check(words: list[str]) -> None:
-    check_before_imports(read_command_line(words))
+    check_command(read_command_line(words))
 
 
 def run_apart(words: list[str], folder: Path) -> tuple[int, str, float]:
@@ -80,8 +81,14 @@ def run_apart(words: list[str], folder: Path) -> tuple[int, str, float]:
         ["fit", "--config", "class.yaml"],
         ["fit", "--config", "broken.yaml"],
         ["fit", "--loop.max_iteration", "3"],
+        ["fit", "--task", "arithmetic", "--method", "ippo", "--callbacks.init_args.min_keep", "-1"],
+        ["fit", "--task", "arithmetic", "--model.init_args.loss", "ClipedLoss"],
+        ["fit", "--task", "arithmetic", "--data.init_args.task", "aritmetic"],
+        ["fit", "--task", "arithmetic", "--fabric.strategy", "fpsd2"],
+        ["evaluate", "--task", "arithmetic", "--split", "tst"],
         ["fit", "--callbacks.help"],
         ["compare", "--config", "comparison.yaml"],
+        ["compare", "--config", "column.yaml"],
     ],
     ids=lambda words: " ".join(words) or "nothing",
 )
@@ -92,11 +99,12 @@ def test_help_and_errors_answer_at_once_and_import_nothing_heavy(words: list[str
         "class": "callbacks: [{class_path: ippo_lightning.callbacks.InfluenceFiltre}]",
         "broken": "loop: [1",
         "comparison": "jobs: 0",
+        "column": "{axes: {task: [arithmetic], method: [ppo]}, overrides: {loop.max_iteration: 3}}",
     }
     for name, content in contents.items():
         (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
     code, errors, seconds = run_apart(words, tmp_path)
-    is_error = words[:1] in (["fit"], ["compare"], ["trian"]) and "--callbacks.help" not in words
+    is_error = words[:1] not in ([], ["--help"], ["--version"]) and "--callbacks.help" not in words
     assert code == (EXIT_USER_ERROR if is_error else 0), errors
     assert errors.splitlines()[-1] == "[]"
     assert errors.count("ippo: error:") == is_error
@@ -111,7 +119,7 @@ def test_what_the_parser_accepts_passes(name: str, experiment: dict[str, Any], t
     change(experiment, key, value)
     line = read_command_line(["fit", "--config", write(experiment, tmp_path)])
     build_parser("fit").parse_args(line.words)  # otherwise this case would prove nothing
-    check_before_imports(line)
+    check_command(line)
 
 
 RUNS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.name != "grids")
@@ -122,7 +130,7 @@ RUNS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml") if path.pa
 def test_every_experiment_passes(path: Path, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     line = read_command_line(["fit", *["--config", str(path)] * layers, "--print_config"])
-    check_before_imports(line)
+    check_command(line)
 
 
 def test_the_full_configuration_that_the_parser_prints_passes(
@@ -146,11 +154,11 @@ def test_words_of_every_form_pass(experiment: dict[str, Any], tmp_path: Path) ->
         "--callbacks+={class_path: ippo_lightning.callbacks.EpisodeLog}",
         "--loop.run_dir",
         "a: b: c",
-        "--data.init_args.task.init_args.operators",
+        "--loop.best_metric",
         "[",
     ]
     line = read_command_line(["fit", "--config", write(experiment, tmp_path), *words])
-    check_before_imports(line)
+    check_command(line)
     parsed = build_parser("fit").parse_args(line.words).fit
     assert parsed.model.init_args.policy.init_args.lora.r == 3
     assert [item.class_path.rpartition(".")[2] for item in parsed.callbacks] == ["InfluenceFilter"] * 2 + ["EpisodeLog"]
@@ -187,6 +195,25 @@ def test_another_class_takes_no_arguments_of_the_one_before(experiment: dict[str
         ),
         ("--loop.max_iterations=0", "loop.max_iterations: 0"),
         ("--fabric.precision=fp7", "Got value: fp7"),
+        ("--fabric.accelerator=cpuu", "fabric.accelerator: 'cpuu' is unknown; did you mean 'cpu'?"),
+        ("--model.init_args.advantages={class_path: GAE, init_args: {lam: 1}}", "model.advantages: Option 'lam'"),
+        ("--model.init_args.loss=ClipedLoss", "model.loss: there is no ClipedLoss; did you mean 'ClippedLoss'?"),
+        ("--model.init_args.reward=mine", "model.reward: there is no mine; expected the dotted path of a function"),
+        ("--callbacks+={class_path: InfluenceFilter, init_args: {rule: rewrd}}", "InfluenceFilter.rule: 'rewrd'"),
+        (
+            "--callbacks+={class_path: InfluenceFilter, init_args: {rule: {class_path: Random, init_args: "
+            "{fraction: 2}}}}",
+            "callbacks.rule.fraction: 2.0 is out of range",
+        ),
+        (
+            "--callbacks+={class_path: InfluenceFilter, init_args: {target: ReturnOfBufer}}",
+            "callbacks.target: there is no ReturnOfBufer; did you mean 'ReturnOfBuffer'?",
+        ),
+        (
+            "--model.init_args.policy.init_args.lora={dropout: 0.5}",
+            "model.policy.lora.dropout: 0.5 has no effect while dropout is off",
+        ),
+        ("--data.init_args.task={class_path: ArithmeticTask, init_args: {min_terms: 7}}", "data.task.min_terms: 7"),
         ("--model.init_args.sampling={stop_tokens: 3}", "expected a list"),
         ("--data.init_args.task.init_args.unfaithful_kinds={shortcut: lots}", "expected a float. Got value: lots"),
     ],

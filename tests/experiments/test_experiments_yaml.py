@@ -15,8 +15,8 @@ from ippo_lightning.cli.columns import columns_of
 from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.compare import plan_jobs
 from ippo_lightning.cli.experiment_paths import axis_names
-from ippo_lightning.cli.main import check_before_imports
 from ippo_lightning.cli.parsers import experiment_parser
+from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
 
@@ -63,7 +63,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def parsed(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
     """The full settings of `ippo fit` with these words."""
     line = read_command_line(["fit", *words])
-    check_before_imports(line)
+    check_command(line)
     return parser.parse_args(line.words[1:]).as_dict()
 
 
@@ -211,7 +211,7 @@ def test_a_grid_has_the_columns_of_its_tables(name: str, columns: list[str], see
     jobs = list(plan_jobs(settings, planned))
     assert len(jobs) == seeds * len(columns) - (seeds - 1) * ("sft" in columns)
     for job in jobs[: len(columns)]:
-        check_before_imports(read_command_line([word for word in job.arguments if "output" not in word]))
+        check_command(read_command_line([word for word in job.arguments if "output" not in word]))
 
 
 def test_every_grid_is_tested_here() -> None:
