@@ -10,6 +10,8 @@ from ippo_lightning.tasks.gsm8k.task import GSM8KTask
 from ippo_lightning.tasks.named import TASKS, named_task
 from ippo_lightning.tasks.names import callable_name
 from ippo_lightning.tasks.protocol import Grader, NeedsPreparation, Row, Split, Task, TaskLike
+from ippo_lightning.tasks.word_problems.grading import grade_word_problem
+from ippo_lightning.tasks.word_problems.task import WordProblemsTask
 
 __all__ = [
     "MAX_DIGITS",
@@ -29,12 +31,14 @@ __all__ = [
     "Step",
     "Task",
     "TaskLike",
+    "WordProblemsTask",
     "as_grade",
     "call_grader",
     "callable_name",
     "check_grader",
     "grade_arithmetic",
     "grade_gsm8k",
+    "grade_word_problem",
     "gsm8k_answer",
     "label_text",
     "named_task",

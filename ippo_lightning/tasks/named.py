@@ -8,8 +8,13 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.tasks.arithmetic.task import ArithmeticTask
 from ippo_lightning.tasks.gsm8k.task import GSM8KTask
 from ippo_lightning.tasks.protocol import Task
+from ippo_lightning.tasks.word_problems.task import WordProblemsTask
 
-TASKS: Mapping[str, type[ArithmeticTask] | type[GSM8KTask]] = {"arithmetic": ArithmeticTask, "gsm8k": GSM8KTask}
+TASKS: Mapping[str, type[ArithmeticTask] | type[GSM8KTask] | type[WordProblemsTask]] = {
+    "arithmetic": ArithmeticTask,
+    "gsm8k": GSM8KTask,
+    "word_problems": WordProblemsTask,
+}
 """Short name to class."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.tasks.gsm8k.grading import gsm8k_answer
-
-MAX_LINE_BYTES = 1 << 20
-"""A longer line is refused before it is parsed."""
+from ippo_lightning.tasks.json_lines import check_text, json_lines
 
 Record = dict[str, str]
 """`question` and `answer`."""
@@ -34,7 +31,8 @@ def load_records(path: str, *, split: str, config_name: str | None, revision: st
     if is_folder(path):
         return read_folder(path, split=split)
     rows = _from_hub(path, split=split, config_name=config_name, revision=revision)
-    return _checked(((f"{path} {split}, record {number}", row) for number, row in enumerate(rows)), where=path)
+    places = ((f"task.path: {path} {split}, record {number}", row) for number, row in enumerate(rows))
+    return _checked(places, where=path)
 
 
 def read_folder(path: str, *, split: str) -> list[Record]:
@@ -48,7 +46,7 @@ def read_folder(path: str, *, split: str) -> list[Record]:
     if not file.is_file():
         raise UserError(f"task.path: {file} does not exist; expected a folder with train.jsonl and test.jsonl")
     # not through `datasets`: its errors name no line, and it turns text that looks like a date into one
-    return _checked(_lines(file), where=str(file))
+    return _checked(json_lines(file), where=str(file))
 
 
 def is_folder(path: str) -> bool:
@@ -79,49 +77,19 @@ def _from_hub(path: str, *, split: str, config_name: str | None, revision: str |
     return rows
 
 
-def _lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the content of each line that is not blank."""
-    with file.open("rb") as stream:
-        number = 0
-        # readline with a limit, because one line may be as long as the file
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            place = f"{file}, line {number}"
-            if len(line) > MAX_LINE_BYTES:
-                raise UserError(f"task.path: {place}: more than {MAX_LINE_BYTES} bytes")
-            if line.strip():
-                yield place, _parse(line, place)
-
-
-def _parse(line: bytes, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"task.path: {place}: not JSON ({_one_line(error)})") from error
-
-
 def _checked(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Record]:
     records = []
     for place, row in rows:
         if not isinstance(row, dict):
-            raise UserError(f"task.path: {place}: {type(row).__name__}; expected an object with question and answer")
+            raise UserError(f"{place}: {type(row).__name__}; expected an object with question and answer")
         for key in ("question", "answer"):
-            _check_text(row.get(key), key, place)
+            check_text(row.get(key), key, place)
         if gsm8k_answer(row["answer"]) is None:
-            raise UserError(f"task.path: {place}: answer has no number after ####")
+            raise UserError(f"{place}: answer has no number after ####")
         records.append({"question": row["question"], "answer": row["answer"]})
     if not records:
         raise UserError(f"task.path: {where} contains no records; expected at least one")
     return records
-
-
-def _check_text(value: Any, key: str, place: str) -> None:
-    if not isinstance(value, str) or not value.strip():
-        kind = "missing" if value is None else "empty" if value == "" else f"{type(value).__name__} {value!r:.40}"
-        raise UserError(f"task.path: {place}: {key} is {kind}; expected text")
-    # tokenizers raise an unreadable error at half a surrogate pair
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"task.path: {place}: {key} contains half a surrogate pair; expected valid Unicode")
 
 
 def _one_line(error: Exception) -> str:
