@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from ippo_lightning.tasks.protocol import Split
 from ippo_lightning.tasks.word_problems.questions import load_problems
 
 SPLITS: tuple[Split, ...] = ("prompts", "demonstrations", "validation", "test", "influence")
-DATA = Path(os.environ.get("IPPO_DATA", Path(__file__).parents[3] / "shared" / "data")) / "easy_arithmetic"
-real_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no questions of MAWPS in {DATA}; set IPPO_DATA")
 
 
 def write_lines(path: Path, rows: list[Any]) -> None:
@@ -129,17 +126,16 @@ def test_a_missing_folder_and_too_few_questions_are_errors(folder: Path) -> None
         task(folder, num_validation=60).rows("test")
 
 
-@real_data
-def test_most_questions_of_mawps_have_steps_that_the_grader_finds_faithful() -> None:
-    problems = load_problems(str(DATA), "mawps")
-    made = WordProblemsTask(path=str(DATA), unfaithful_fraction=0.4)
+def test_most_questions_of_mawps_have_steps_that_the_grader_finds_faithful(shared_data: Path) -> None:
+    path = str(shared_data / "easy_arithmetic")
+    problems = load_problems(path, "mawps")
+    made = WordProblemsTask(path=path, unfaithful_fraction=0.4)
     assert len(problems) == 1850
     assert sum(problem.steps() is not None for problem in problems) == 1734
     for row in made.rows("demonstrations"):
         assert made.grade(row["prompt"], row["response"], row["example"]).label == row["example"]["label"]
 
 
-@real_data
 @pytest.mark.parametrize(("source", "number"), [("svamp", 1000), ("asdiv", 2082)])
-def test_the_sources_of_transfer_are_read_whole(source: Any, number: int) -> None:
-    assert len(load_problems(str(DATA), source)) == number
+def test_the_sources_of_transfer_are_read_whole(source: Any, number: int, shared_data: Path) -> None:
+    assert len(load_problems(str(shared_data / "easy_arithmetic"), source)) == number
