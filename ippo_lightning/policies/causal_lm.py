@@ -50,7 +50,7 @@ class CausalLMPolicy(nn.Module):
     construction and never changes.
 
     Args:
-        pretrained: folder or Hub name of a saved model; this or `config`.
+        pretrained: folder or Hub name of a saved model, or `package:NAME`; this or `config`.
         config: a new model instead, for instance {"model_type": "llama", "hidden_size": 128}; the vocabulary size and
             special tokens come from the tokenizer.
         tokenizer: an object, a folder or a Hub name; by default the one saved with `pretrained`.

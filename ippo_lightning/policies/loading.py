@@ -21,6 +21,7 @@ from transformers import (
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.contexts import seeded
+from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.quantized import (
     Quantization,
     is_quantized,
@@ -43,7 +44,7 @@ class ModelSource:
     """Where a language model comes from; every call of `load` returns a new model with equal weights.
 
     Args:
-        pretrained: folder or Hub name, or None.
+        pretrained: folder or Hub name, `package:NAME` for a model that a package brings, or None.
         config: model type and sizes for a new model, or None.
         dtype: "float32", "bfloat16" or "float16".
         quantization: quantise the weights while loading: "nf4", "fp4" or "int8"; None for no quantisation.
@@ -93,7 +94,8 @@ class ModelSource:
         Raises:
             UserError: the model cannot be loaded or built, or its embedding is smaller than the vocabulary.
         """
-        model = self._from_config(tokenizer) if self.pretrained is None else self._from_pretrained(self.pretrained)
+        source = local_model(self.pretrained)
+        model = self._from_config(tokenizer) if source is None else self._from_pretrained(source)
         pin_layers(model)
         embedding: Any = model.get_input_embeddings()
         rows = int(embedding.weight.shape[0])
@@ -163,7 +165,7 @@ def load_tokenizer(
     Raises:
         UserError: there is none, it cannot be loaded, or it lacks a pad or EOS token.
     """
-    source = pretrained if tokenizer is None else tokenizer
+    source = local_model(pretrained) if tokenizer is None else tokenizer
     if source is None:
         raise UserError("policy.tokenizer: none; a model built from a config needs one")
     if isinstance(source, str):

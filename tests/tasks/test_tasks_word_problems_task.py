@@ -130,7 +130,7 @@ def test_most_questions_of_mawps_have_steps_that_the_grader_finds_faithful(share
     path = str(shared_data / "easy_arithmetic")
     problems = load_problems(path, "mawps")
     made = WordProblemsTask(path=path, unfaithful_fraction=0.4)
-    assert len(problems) == 1850
+    assert len(problems) == 1799
     assert sum(problem.steps() is not None for problem in problems) == 1734
     for row in made.rows("demonstrations"):
         assert made.grade(row["prompt"], row["response"], row["example"]).label == row["example"]["label"]
