@@ -23,25 +23,30 @@ if TYPE_CHECKING:
 
 def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
     """Run `ippo fit`."""
+    from ippo_lightning.distributed.collectives import end_process_group
+
     loop = build_loop(parser, settings)
     results = loop.fit()
     if results and loop.is_global_zero:
         print_metrics(results, title=f"test, {loop.folder.path}")
+    end_process_group()
 
 
 def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
     """Run `ippo evaluate`."""
+    from ippo_lightning.distributed.collectives import end_process_group
+
     loop = build_loop(parser, settings)
     chosen = settings.evaluate
     loop.set_up_evaluation(Path(chosen.checkpoint) if chosen.checkpoint else None)
     metrics = loop.evaluate(chosen.split)
-    if not loop.is_global_zero:
-        return
-    print_metrics(metrics, title=chosen.split)
-    if chosen.output:
+    if loop.is_global_zero:
+        print_metrics(metrics, title=chosen.split)
+    if chosen.output and loop.is_global_zero:
         folder = RunFolder(Path(chosen.output).parent)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write(Path(chosen.output).name, loop.describe_evaluation(metrics))
+    end_process_group()
 
 
 def compare(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:

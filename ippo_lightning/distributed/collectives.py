@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,6 +20,19 @@ def world_size() -> int:
 def rank() -> int:
     """Return this process's rank, 0 outside a process group."""
     return dist.get_rank() if _is_distributed() else 0
+
+
+def end_process_group() -> None:
+    """Wait for the other ranks and close the connections to them; call it when no work is left.
+
+    gloo's threads can abort a process that ends with open connections ("terminate called without an active exception").
+    """
+    if not _is_distributed():
+        return
+    # a rank that closes its connections a moment earlier must not make an error of a run that is complete
+    with contextlib.suppress(RuntimeError):
+        dist.barrier()
+    dist.destroy_process_group()
 
 
 def is_lost_rank_error(error: BaseException) -> bool:
