@@ -103,6 +103,7 @@ def _is_distributed() -> bool:
 
 
 def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    # all_reduce writes into its argument, which belongs to the caller.
     reduced = values.clone()
     dist.all_reduce(reduced, op=operation)
     return reduced

@@ -78,6 +78,7 @@ class Demonstrations(Target):
                 "pass batches for validation_loss, or give the data module that method"
             )
         batches: Iterable[Any] = loader()
+        # as a list, because groups and ranks divide the batches by their number
         return _not_empty(list(batches), field=f"{type(datamodule).__name__}.influence_dataloader()")
 
 
@@ -115,6 +116,7 @@ class ReturnOfBuffer(Target):
         rows = (plan.keep & (plan.episodes.lengths > 0)).nonzero().flatten()
         parts = cut_rows(plan.episodes.cost()[rows], max_tokens=self.max_tokens)
         batches = [plan.episodes.select(rows[part]) for part in parts]
+        # of this rank: each rank has sampled other rows, while demonstrations are the same on all ranks
         return TargetLoss(_minus_return, batches, weight=_num_actions, is_of_rank=True)
 
 
