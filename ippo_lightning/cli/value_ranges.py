@@ -21,14 +21,17 @@ from ippo_lightning.errors import UserError, require_choice, require_range
 
 _BUILTINS = (abs, all, any, float, getattr, int, isinstance, len, list, max, min, set, sorted, str)
 _TOOLS: dict[str, Any] = {
+    # without this entry, `exec` and `eval` would add all builtins
     "__builtins__": {},
     **{tool.__name__: tool for tool in _BUILTINS},
     **{"get_args": typing.get_args, "Literal": typing.Literal, "math": math},
     **{"UserError": UserError, "require_choice": require_choice, "require_range": require_range},
 }
 """What a line may use beside values. Nothing here reads a file or changes anything."""
+# these only read; `pop` or `update` would change what the next line sees
 _METHODS = ("get", "items", "join", "keys", "values")
 _CONDITIONAL = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+# a lambda and `yield` run later, and `:=` and `*` name or spread what the scope does not follow
 _UNSUPPORTED = (ast.Lambda, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Starred)
 _MAX_DEPTH = 6  # calls inside calls; a function that calls itself ends here
 
@@ -69,6 +72,7 @@ def _enter(found: Definition, given: Mapping[str, Any], *, depth: int) -> None:
     owner, body = place
     known = _values(found, given)
     if isinstance(owner.node, ast.ClassDef):
+        # a dataclass checks its fields through `self`, any other constructor its arguments by name
         fields = known if is_dataclass(owner.node) else {}
         known = {"self": SimpleNamespace(**fields), **({} if fields else known)}
     _run(body, _Scope(found=owner, values=known, depth=depth))
@@ -77,6 +81,7 @@ def _enter(found: Definition, given: Mapping[str, Any], *, depth: int) -> None:
 def _values(found: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that are known, by name."""
     values = {name: _value(name, given, parameter) for name, parameter in signature(found).parameters.items()}
+    # left out and not marked: a line that reads such an argument is then not run
     return {name: value for name, value in values.items() if value is not _UNKNOWN}
 
 
@@ -109,11 +114,13 @@ def _value(name: str, given: Mapping[str, Any], parameter: Parameter) -> Any:
     if isinstance(value, Mapping):
         target = next((option.target for option in found if option.kind == "settings"), None)
         return _UNKNOWN if target is None else SimpleNamespace(**_values(target, value))
+    # before the numbers, because True is an int for Python
     if value is None or isinstance(value, bool):
         return value if ("none" if value is None else "bool") in kinds else _UNKNOWN
     if isinstance(value, int) and "int" in kinds:
         return value
     if isinstance(value, (int, float)):
+        # the parser makes 3 a 3.0, and a message must show the same number before and after the imports
         return float(value) if "float" in kinds else _UNKNOWN
     return value if isinstance(value, str) and kinds & {"str", "choice"} else _UNKNOWN
 
@@ -137,6 +144,7 @@ def _run_statement(node: ast.stmt, scope: _Scope) -> bool:
     if isinstance(node, ast.For):
         return _run_loop(node, scope)
     if isinstance(node, (ast.Expr, ast.Assign, ast.AnnAssign)):
+        # a line that cannot be run may still build objects of this library, whose arguments can be checked
         if not (_is_known(node, scope) and _executed(node, scope)):
             _follow_calls(node, scope)
             _forget(node, scope)
@@ -150,6 +158,7 @@ def _run_statement(node: ast.stmt, scope: _Scope) -> bool:
 
 def _run_loop(node: ast.For, scope: _Scope) -> bool:
     entries = _evaluated(node.iter, scope)
+    # a jump would have to leave several nested blocks; such a loop is left to the constructor
     has_jump = any(isinstance(child, (ast.Break, ast.Continue)) for child in ast.walk(node))
     if entries is _UNKNOWN or has_jump:
         return _skip(node, scope)
@@ -168,6 +177,7 @@ def _skip(node: ast.stmt, scope: _Scope) -> bool:
 
 
 def _forget(node: ast.AST, scope: _Scope) -> None:
+    # what a skipped line assigns is unknown from here on; its earlier value would be wrong
     for child in ast.walk(node):
         if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             scope.values.pop(child.id, None)
@@ -178,10 +188,12 @@ def _forget(node: ast.AST, scope: _Scope) -> None:
 def _executed(node: ast.stmt, scope: _Scope) -> bool:
     """Run one statement; return False if it failed otherwise than with an error of the user."""
     names = {**_TOOLS, **scope.values}
+    # only lines from files of this library and of Lightning run here; a YAML gives values and never code
     try:
         exec(compile(ast.Module(body=[node], type_ignores=[]), scope.found.source.module, "exec"), names)
     except UserError:
         raise
+    # for example a value of a wrong type, which the parser reports
     except Exception:
         return False
     scope.values.update({name: value for name, value in names.items() if name not in _TOOLS})
@@ -193,6 +205,7 @@ def _evaluated(node: ast.expr, scope: _Scope) -> Any:
         return _UNKNOWN
     try:
         return eval(compile(ast.Expression(node), scope.found.source.module, "eval"), {**_TOOLS, **scope.values})
+    # for example `getattr(self, name)` of an argument that is unknown
     except Exception:
         return _UNKNOWN
 
@@ -205,6 +218,7 @@ def _is_known(node: ast.AST, scope: _Scope) -> bool:
 
 def _is_known_part(node: ast.AST, scope: _Scope, stored: set[str]) -> bool:
     if isinstance(node, ast.Call):
+        # the attribute of a method call is a part of its own, which is checked as such
         return isinstance(node.func, ast.Attribute) or (isinstance(node.func, ast.Name) and node.func.id in _TOOLS)
     if isinstance(node, ast.Attribute):
         name = node.value.id if isinstance(node.value, ast.Name) else ""
@@ -226,6 +240,7 @@ def _has_constant(name: str, scope: _Scope) -> bool:
     elif isinstance(found, Definition) and isinstance(found.node, ast.expr) and scope.depth <= _MAX_DEPTH:
         value = _evaluated(found.node, _Scope(found=found, values={}, depth=scope.depth + 1))
     if value is not _UNKNOWN:
+        # kept, because a line that runs finds names in these values only
         scope.values[name] = value
     return value is not _UNKNOWN
 
@@ -239,6 +254,7 @@ def _follow_calls(node: ast.AST, scope: _Scope) -> None:
             continue
         if function.startswith("self.") and "self" in scope.values:
             method = _method(scope.found, function.removeprefix("self."))
+            # a method with arguments is left to the constructor, because the scope below has `self` only
             if method is not None and not call.args and not call.keywords:
                 inner = _Scope(found=scope.found, values={"self": scope.values["self"]}, depth=scope.depth + 1)
                 _ = scope.depth < _MAX_DEPTH and _run(method.body, inner)
