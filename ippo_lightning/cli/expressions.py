@@ -20,6 +20,7 @@ TOOLS: Mapping[str, Any] = {
     **{"UserError": UserError, "require_choice": require_choice, "require_range": require_range},
 }
 """Names that every expression may use. Nothing here reads a file or changes anything."""
+# these only read; `pop` or `update` would change what the next line sees
 _METHODS = ("get", "items", "join", "keys", "values")
 _MAX_EXPONENT = 1000  # a larger power of a number from a YAML can take forever
 _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {

@@ -59,6 +59,7 @@ def _enter(found: Definition, given: Mapping[str, Any], *, depth: int) -> None:
     owner, body = place
     known = _values(found, given)
     if isinstance(owner.node, ast.ClassDef):
+        # a dataclass checks its fields through `self`, any other constructor its arguments by name
         fields = known if is_dataclass(owner.node) else {}
         known = {"self": SimpleNamespace(**fields), **({} if fields else known)}
     _run(body, _Scope(found=owner, values=known, depth=depth))
@@ -67,6 +68,7 @@ def _enter(found: Definition, given: Mapping[str, Any], *, depth: int) -> None:
 def _values(found: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that are known, by name."""
     values = {name: _value(name, given, parameter) for name, parameter in signature(found).parameters.items()}
+    # left out and not marked: a line that reads such an argument is then skipped
     return {name: value for name, value in values.items() if value is not _UNKNOWN}
 
 
@@ -99,11 +101,13 @@ def _value(name: str, given: Mapping[str, Any], parameter: Parameter) -> Any:
     if isinstance(value, Mapping):
         target = next((option.target for option in found if option.kind == "settings"), None)
         return _UNKNOWN if target is None else SimpleNamespace(**_values(target, value))
+    # before the numbers, because True is an int for Python
     if value is None or isinstance(value, bool):
         return value if ("none" if value is None else "bool") in kinds else _UNKNOWN
     if isinstance(value, int) and "int" in kinds:
         return value
     if isinstance(value, (int, float)):
+        # the parser makes 3 a 3.0, and a message must show the same number before and after the imports
         return float(value) if "float" in kinds else _UNKNOWN
     return value if isinstance(value, str) and kinds & {"str", "choice"} else _UNKNOWN
 
@@ -140,6 +144,7 @@ def _run_statement(node: ast.stmt, scope: _Scope) -> bool:
 
 def _run_loop(node: ast.For, scope: _Scope) -> bool:
     entries = _evaluated(node.iter, scope)
+    # a jump would have to leave several nested blocks; such a loop is left to the constructor
     has_jump = any(isinstance(child, (ast.Break, ast.Continue)) for child in ast.walk(node))
     if entries is _UNKNOWN or has_jump:
         return _skip(node, scope)
@@ -176,6 +181,7 @@ def _skip(node: ast.stmt, scope: _Scope) -> bool:
 
 
 def _forget(node: ast.AST, scope: _Scope) -> None:
+    # what a skipped line assigns is unknown from here on; its earlier value would be wrong
     for child in ast.walk(node):
         if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             scope.values.pop(child.id, None)
@@ -212,6 +218,7 @@ def _follow_calls(node: ast.AST, scope: _Scope) -> None:
             continue
         if function.startswith("self.") and "self" in scope.values:
             method = _method(scope.found, function.removeprefix("self."))
+            # a method with arguments is left to the constructor, because the scope below has `self` only
             if method is not None and not call.args and not call.keywords:
                 inner = _Scope(found=scope.found, values={"self": scope.values["self"]}, depth=scope.depth + 1)
                 _ = scope.depth < _MAX_DEPTH and _run(method.body, inner)

@@ -107,7 +107,7 @@ class Selector:
             scored = self.scorer.score(module, plan.episodes, gradients)
         table = self._table(plan, scored, iteration=iteration, part=part or 0)
         factors = decide(self.rule, table, min_keep=self.settings.min_keep, max_weight=self.settings.max_weight)
-        # decided in float64, applied in the scores' dtype, which the plan and the log have always had
+        # decided in float64, applied in the scores' dtype, which the plan and the log have
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
         now = time.perf_counter()
         if scored is not None:
@@ -221,8 +221,8 @@ def weight_metrics(factors: Tensor) -> dict[str, float]:
     Args:
         factors: shape [rows], 0 for rows that are dropped.
     """
-    # As one column of several, as earlier versions gathered it: torch sums a contiguous tensor in another order, and
-    # the last bit of the effective sample size would differ from that of their logs.
+    # As one column of several: torch sums a contiguous tensor in another order, and the last bit of the effective
+    # sample size would depend on how many columns are gathered.
     factors = torch.stack([factors, factors], dim=1)[:, 0]
     return {
         "influence__scored_kept_fraction": int((factors > 0).sum()) / max(len(factors), 1),

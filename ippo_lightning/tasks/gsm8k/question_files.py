@@ -81,6 +81,7 @@ def _from_hub(path: str, *, split: str, config_name: str | None, revision: str |
 
 def _lines(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield the place and the content of each line that is not blank."""
+    # bytes, so that the limit bounds memory whatever the characters are
     with file.open("rb") as stream:
         number = 0
         # readline with a limit, because one line may be as long as the file
