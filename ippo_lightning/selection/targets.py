@@ -73,8 +73,9 @@ class Demonstrations(Target):
         datamodule = getattr(trainer, "datamodule", None)
         loader = getattr(datamodule, "influence_dataloader", None)
         if loader is None:
+            owner = "a run without a data module" if datamodule is None else type(datamodule).__name__
             raise UserError(
-                f"InfluenceFilter.demonstrations: null, and {type(datamodule).__name__} has no influence_dataloader(); "
+                f"InfluenceFilter.demonstrations: null, and {owner} has no influence_dataloader(); "
                 "pass batches for validation_loss, or give the data module that method"
             )
         batches: Iterable[Any] = loader()
