@@ -183,6 +183,7 @@ def log_table(loggers: Iterable[Any], rows: Sequence[JsonObject], *, iteration: 
             logger.log_table("completions", columns=list(COLUMNS), data=cells, step=iteration)
         elif kind == "MLFlowLogger":
             columns = {name: [row[place] for row in cells] for place, name in enumerate(COLUMNS)}
+            # With leading zeros, so that the order of the names is that of the iterations.
             logger.experiment.log_table(logger.run_id, columns, f"completions/iteration_{iteration:07d}.json")
 
 
@@ -206,6 +207,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _shown(text: str | None) -> str:
+    # Cut first: a code that stands for a hidden character must not be cut in two.
     return visible_text(cut(text or "", _LONGEST_CELL))
 
 

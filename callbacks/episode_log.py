@@ -75,6 +75,7 @@ def append_rows(path: Path, rows: Sequence[JsonObject]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
+        # json.dumps escapes all but ASCII: half a character of a model has no UTF-8, and some characters end a line.
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
@@ -139,5 +140,6 @@ def _changes(plan: UpdatePlan) -> list[list[tuple[str, float]]]:
 def _graded(grader: Grader | None, prompt: str, response: str, example: Example) -> dict[str, str | bool | None]:
     if grader is None:
         return {"label": None, "correct": None}
+    # Episodes carry rewards and no grades, so the grader reads the texts again.
     grade = call_grader(grader, prompt, response, example)
     return {"label": None if grade.label is None else label_text(grade.label), "correct": grade.correct}

@@ -127,6 +127,7 @@ class InfluenceFilter(Callback):
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score and select; called by modules that make a plan of their update."""
         self.watch.is_off = True  # such a module has no use for the hooks around a training batch
+        # The numbers are not logged here: the engine logs those of the plan.
         self._change(trainer, pl_module, plan)
 
     def apply(self, pl_module: Any, buffer: Any, trainer: Any = None) -> UpdatePlan:
@@ -160,6 +161,7 @@ class InfluenceFilter(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check that the module learned from the buffer that was filtered."""
+        # None becomes False: a run without any batch must not warn that nothing was filtered.
         self.has_acted = self.has_acted or False
         self.watch.end(pl_module, batch)
 
@@ -200,8 +202,10 @@ class InfluenceFilter(Callback):
         plan = UpdatePlan(episodes=cast(Any, view))  # it has what a plan needs of episodes
         before = view.weights_before(self.token)
         if bool((before != 1).any()):  # another filter has chosen before this one
+            # as changes of the plan, so that the rule does not see the rows that the other filter has dropped
             plan.drop(before <= 0, reason="buffer")
             plan.scale(torch.where(before > 0, before, 1.0), reason="buffer")
+        # counted before `write`, which may take rows out
         rows = len(view)
         metrics = self._change(trainer, pl_module, plan)
         # also in iterations without filtering: weights of an earlier one must not stay
@@ -210,5 +214,6 @@ class InfluenceFilter(Callback):
         return plan
 
     def _log(self, pl_module: Any, metrics: dict[str, float], *, rows: int) -> None:
+        # without a trainer there is no log, and a plain module has no log_dict
         if trainer_of(pl_module) is not None:
             pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=rows)

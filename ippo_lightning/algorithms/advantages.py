@@ -67,6 +67,8 @@ class GAE(AdvantageEstimator):
 
     def __call__(self, episodes: Record) -> Record:
         """Return the episodes with `advantages` and `returns` (advantages + values before whitening)."""
+        # A fragment of an environment may contain several episodes and end in the middle of one, so its record states
+        # where they end. A response is one episode.
         if isinstance(episodes, ControlEpisodes):
             advantages = gae(
                 rewards=episodes.rewards,
@@ -119,6 +121,7 @@ class GroupBaseline(AdvantageEstimator):
 
     def __call__(self, episodes: Record) -> Record:
         """Return the episodes with `advantages`, and `returns` equal to the row's reward."""
+        # Of the shaped rewards, so that the KL penalty takes part in the comparison within a group.
         totals = masked_row_sum(values=episodes.rewards, mask=episodes.mask)
         # All responses to a prompt are on one rank, so a group needs no other rank; the scale of a batch does.
         advantages = group_advantages(rewards=totals, group=episodes.group, scale=self.scale == "group")

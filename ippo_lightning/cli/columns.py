@@ -47,12 +47,14 @@ def columns_of(settings: CompareSettings) -> list[Column]:
     columns = [_given(name, method) for name, method in settings.methods.items()]
     columns += _combinations(settings) if settings.axes else []
     names = [column.name for column in columns]
+    # two columns of one name would write their runs into the same folders
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"methods: '{name}' is also a column of the axes; expected another name")
     known = sorted({*names, *(column.method for column in columns)})
     references = [("baseline", settings.baseline), ("featured", settings.featured)]
     references += [("titles", title) for title in settings.titles]
+    # a misspelt method would not fail later: the table would only lack its title or its difference
     for key, wanted in references:
         if wanted is not None and wanted not in known:
             near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
@@ -72,6 +74,7 @@ def baseline_of(column: Column, columns: list[Column], *, baseline: str | None) 
     if baseline is None:
         return None
     same_group = [other for other in columns if baseline in (other.method, other.name) and other.group == column.group]
+    # a column that is given by its files belongs to no group, so its name counts in all of them
     found = same_group or [other for other in columns if other.name == baseline]
     return found[0].name if found and found[0].name != column.name else None
 
@@ -95,8 +98,10 @@ def _given(name: str, method: MethodSettings) -> Column:
 def _combinations(settings: CompareSettings) -> Iterator[Column]:
     axes = settings.axes
     several = any(len(axes.get(part, [])) > 1 for part in _PARTS)
+    # an axis that is left out gets one empty name: a product with an empty list has no combination
     chosen = [axes.get(part) or [DEFAULT_BASE if part == "base" else ""] for part in _PARTS]
     for base, task, model in itertools.product(*chosen):
+        # without methods the base alone is the method, as in the name of a run's folder
         for method in axes.get("method") or [base]:
             group = tuple(part for part in (base if len(chosen[0]) > 1 else "", task, model) if part)
             title = settings.titles.get(method, method)
@@ -113,6 +118,7 @@ def _files(**names: str) -> Iterator[str]:
     """Yield the files of one combination, in the order in which they apply."""
     for axis in FOLDERS:
         name = names[axis]
+        # a file of that name in methods/ comes first: it may add a callback to the base of the same name
         is_base_alone = axis == "method" and name == names["base"] and name not in axis_names("method")
         if name and not is_base_alone:
             yield str(axis_file(axis, name, base=names["base"]))

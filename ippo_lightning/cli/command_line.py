@@ -30,6 +30,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import CONFIG
 
 EXPERIMENT_COMMANDS = ("fit", "evaluate")
+# without this list, the word after such an option would be taken for its value
 _NO_VALUE = ("help", "-h", "print_config")
 _OBJECT_KEYS = ("model", "data", "callbacks", "callbacks+", "fabric.loggers")
 
@@ -77,12 +78,14 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
     found = list(_options(words[1:]))
     line = CommandLine(words=[words[0]])
     if words[0] in EXPERIMENT_COMMANDS:
+        # `compare` has axes too, but as settings of its own
         found = _with_axes_as_files(found)
     for option in found:
         if option.name == "config" and option.value is not None:
             _add_file(line, option.value, option.part)
         else:
             _add_option(line, option)
+    # only at the end: any file or word may name the folder, and then none is derived
     if words[0] in EXPERIMENT_COMMANDS:
         _add_run_dir(line)
     return line
@@ -94,6 +97,7 @@ def with_resume(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: the folder contains no run.
     """
+    # both ways to write the option become two words, so that one case is left
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
     if words[:1] != ["fit"] or "--resume" not in words:
         return words
@@ -107,7 +111,9 @@ def with_resume(words: Sequence[str]) -> list[str]:
     others = [option.name for option in _options([*words[1:place], *words[place + 2 :]]) if _is_axis(option)]
     if others:
         raise UserError(f"resume: --{others[0]} cannot be combined with --resume; the run's {CONFIG} names its files")
+    # the folder itself, because the configuration names the old place if the run was moved
     given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
+    # the user's words come last and so override the configuration of the run
     return ["fit", *given, "--loop.resume", "true", "--loop.overwrite", "false", *words[1:place], *words[place + 2 :]]
 
 
@@ -120,6 +126,7 @@ def _options(words: Sequence[str]) -> Iterator[Option]:
             yield Option(name="", value=None, words=(word,))
         elif equals:
             yield Option(name=name, value=value, words=(word,))
+        # one dash begins no option here: -1 is a value
         elif waiting and not waiting[0].startswith("--"):
             value = waiting.pop(0)
             yield Option(name=name, value=value, words=(word, value))
@@ -135,6 +142,7 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
     """
     first: dict[str, list[Option]] = {"base": [], "task": [], "model": []}
     rest: list[Option] = []
+    # before the loop: the file of a task depends on the base, which may be named after it
     base = _base_of(found)
     for option in found:
         if option.name in FOLDERS and not option.value:
@@ -147,6 +155,7 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
         name = option.value or ""
         chosen = _file_option(axis_file(option.name, name, base=base or DEFAULT_BASE), axis=option.name, name=name)
         first.get(option.name, rest).append(chosen)
+    # a task sets arguments and names no module, so it needs a base; other files may be complete without one
     if first["task"] and base is None:
         first["base"] = [_file_option(axis_file("base", DEFAULT_BASE), axis="base", name=DEFAULT_BASE)]
     return [*first["base"], *first["task"], *first["model"], *rest]
@@ -175,6 +184,7 @@ def _is_model_file(name: str) -> bool:
 def _check_model_name(option: Option) -> None:
     """Refuse a word that resembles a file of the model axis; any other word may be a class that the parser knows."""
     name = option.value or ""
+    # an existing path passes, because the parser reads an object from a file
     if option.name != "model" or name in short_names() or not name.isidentifier() or Path(name).exists():
         return
     near = difflib.get_close_matches(name, axis_names("model"), n=1, cutoff=0.6)
@@ -190,10 +200,12 @@ def _file_option(path: Path, *, axis: str, name: str) -> Option:
 
 
 def _add_file(line: CommandLine, name: str, part: Part | None) -> None:
+    # as in jsonargparse, the value may be the YAML text itself
     path = find_file(name)
     if path is None and not _is_inline(name):
         raise UserError(f"config: {name} is not a file; expected a YAML of `ippo {line.words[0]}`")
     content = load_yaml(name if path is None else read_text(path), origin=name if path is not None else "config")
+    # a file of comments alone is empty and no error
     if content is None:
         return
     if not isinstance(content, dict):
@@ -201,6 +213,7 @@ def _add_file(line: CommandLine, name: str, part: Part | None) -> None:
     if path is not None:
         line.files.append(path)
         line.parts.append(part or part_of(path))
+    # names are spelt out here, because the parser knows only the classes that are imported already
     content = with_packaged_paths(expand_names(content))
     line.layers.append(content)
     line.words += ["--config", dump_yaml(content)]
@@ -226,6 +239,7 @@ def _expanded(name: str, value: str) -> str:
         loaded = _loaded(value)
         full = expand_names(loaded, is_argument=".init_args" in name)
         return value if full == loaded else json.dumps(full)
+    # elsewhere a text may equal a short name by chance, for example the name of a folder
     is_object = name in _OBJECT_KEYS or name.endswith("class_path")
     is_short = value in short_names() and (is_object or (".init_args." in name and is_function(value)))
     return full_path(value) if is_short else value
@@ -250,6 +264,7 @@ def _add_run_dir(line: CommandLine) -> None:
 
 
 def _names_run_dir(layer: Mapping[str, Any]) -> bool:
+    # a layer from a file is nested, one from a word has a dotted key
     loop = layer.get("loop")
     return "loop.run_dir" in layer or (isinstance(loop, Mapping) and "run_dir" in loop)
 
@@ -261,6 +276,7 @@ def read_text(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
+        # -sig, because some editors on Windows begin a file with a byte order mark
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"config: {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
@@ -282,6 +298,7 @@ def load_yaml(text: str, *, origin: str) -> Any:
     from jsonargparse import get_loader
 
     try:
+        # not PyYAML's own loader, which reads 1e-3 as a text
         return get_loader("yaml")(text)
     except yaml.YAMLError as error:
         raise UserError(f"config: {origin}, {_place_and_problem(error)}") from error
@@ -305,4 +322,5 @@ def dump_yaml(content: Mapping[str, Any]) -> str:
             return True
 
     Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+    # unsorted, because the order of a dictionary may matter to the class that gets it
     return yaml.dump(dict(content), Dumper=Quoting, sort_keys=False, allow_unicode=True, width=1_000_000)

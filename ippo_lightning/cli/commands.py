@@ -23,25 +23,32 @@ if TYPE_CHECKING:
 
 def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
     """Run `ippo fit`."""
+    from ippo_lightning.distributed.collectives import end_process_group
+
     loop = build_loop(parser, settings)
     results = loop.fit()
+    # all ranks come here, and one of them prints
     if results and loop.is_global_zero:
         print_metrics(results, title=f"test, {loop.folder.path}")
+    end_process_group()
 
 
 def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
     """Run `ippo evaluate`."""
+    from ippo_lightning.distributed.collectives import end_process_group
+
     loop = build_loop(parser, settings)
     chosen = settings.evaluate
     loop.set_up_evaluation(Path(chosen.checkpoint) if chosen.checkpoint else None)
     metrics = loop.evaluate(chosen.split)
-    if not loop.is_global_zero:
-        return
-    print_metrics(metrics, title=chosen.split)
-    if chosen.output:
+    if loop.is_global_zero:
+        print_metrics(metrics, title=chosen.split)
+    if chosen.output and loop.is_global_zero:
         folder = RunFolder(Path(chosen.output).parent)
         folder.path.mkdir(parents=True, exist_ok=True)
+        # written whole, because `ippo compare` takes this file as the sign of a finished run
         folder.write(Path(chosen.output).name, loop.describe_evaluation(metrics))
+    end_process_group()
 
 
 def compare(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
@@ -85,6 +92,7 @@ def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
 
     chosen = settings.report
     path = report_of([Path(run) for run in chosen.runs], output=Path(chosen.output) if chosen.output else None)
+    # one line without markup: a path that is broken or loses its brackets cannot be opened
     Console().print(f"Report: {path}", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -110,9 +118,11 @@ def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
 
     from ippo_lightning.run.fabric_loop import FabricLoop
 
+    # the bars of loading weights would stand between the lines of the run, or in its log
     disable_progress_bar()
     chosen = settings[settings.subcommand]
     seed_everything(chosen.seed_everything, verbose=False)  # before objects are built: new weights are random
+    # before the default logger is set: it names this folder, and a run that was moved would log to the old one
     config = full_config(parser, settings)
     if chosen.fabric.loggers is None:
         chosen.fabric.loggers = csv_logger(Path(chosen.loop.run_dir))
@@ -145,10 +155,12 @@ def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
         message = one_line(str(error))
         # Fabric's messages name its arguments without their section
         own = f"fabric: {message}" if _is_of_fabric(error) else with_section(message, chosen)
+        # a logger first: the parser's report does not name the one of several that failed
         raise UserError(logger_error(chosen) or own) from error
 
 
 def _is_of_fabric(error: BaseException) -> bool:
+    # the type does not tell: Fabric raises ValueError and RuntimeError as other constructors do
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__") == "lightning.fabric.connector" for frame, _ in frames)
 
@@ -188,6 +200,7 @@ def logger_error(chosen: Namespace) -> str | None:
 
 def csv_logger(run_dir: Path) -> dict[str, Any]:
     """Return the configuration of the default logger of a run: `csv/metrics.csv` in its folder."""
+    # no version, so that a resumed run logs to the same place; flushed at once, so that a killed run keeps its rows
     arguments = {"root_dir": str(run_dir), "name": "csv", "version": "", "flush_logs_every_n_steps": 1}
     return {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": arguments}
 
@@ -197,6 +210,7 @@ def full_config(parser: ArgumentParser, settings: Namespace) -> str:
     import yaml
 
     content = yaml.safe_load(parser.dump(settings))[settings.subcommand]
+    # the files are merged into this text already, and `ippo evaluate`, which reads it too, has no `resume`
     for name in ("config", "resume"):
         content.pop(name, None)
     return str(yaml.safe_dump(content, sort_keys=False))

@@ -49,6 +49,7 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
 
     root.mkdir(parents=True, exist_ok=True)
     waiting = [job for job in jobs if not is_reusable(job, overwrite=settings.overwrite)]
+    # before the runs: `ippo report` can then show a comparison under way
     describe(settings, columns, command=command, root=root)
     console = Console()
     if len(waiting) < len(jobs):
@@ -71,18 +72,22 @@ def _check(job: Job) -> None:
 
 def plan_jobs(settings: CompareSettings, columns: Sequence[Column]) -> Iterator[Job]:
     """Yield one job per column and seed, all columns of a seed next to each other."""
+    # by seed first: after an early stop, columns have seeds in common, and differences need such pairs
     for seed in settings.seeds:
         for column in columns:
+            # all seeds share the start, so it is measured once
             if column.command == "evaluate" and seed != settings.seeds[0]:
                 continue
             folder = seed_folder(Path(settings.run_dir), method=column.name, seed=seed)
             arguments = [column.command, *(word for path in column.config for word in ("--config", path))]
+            # after the files, so that the comparison's seed and folder win
             arguments += ["--seed_everything", str(seed), "--loop.run_dir", str(folder)]
             chosen = {**settings.overrides, **column.overrides}
             arguments += [f"--{key}={_as_word(value)}" for key, value in chosen.items()]
             if column.command == "evaluate":
                 arguments += ["--output", str(folder / RESULTS)]
             else:
+                # so that the same command continues the runs after Ctrl-C; the output goes to a log, which needs no bar
                 arguments += ["--loop.resume", "true", "--loop.progress_bar", "false"]
             yield Job(
                 column=column.name,
@@ -101,6 +106,7 @@ def _as_word(value: Any) -> str:
 def _fingerprint(arguments: Sequence[str], column: Column) -> str:
     """Return a hash of the words and of the content of the files, so that an edited file makes another run."""
     contents = [(find_file(path) or Path(path)).read_bytes() for path in column.config]
+    # a zero byte between the parts: without it, words that are cut elsewhere would give the same bytes
     return hashlib.sha256(b"\0".join([*(word.encode() for word in arguments), *contents])).hexdigest()
 
 

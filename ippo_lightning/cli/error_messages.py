@@ -41,6 +41,7 @@ def one_line(message: str, *, limit: int = 400) -> str:
         if not line or line.startswith(_NOISE):
             continue
         if match := _KEY.match(line):
+            # reports are nested, and each level names its part of the path only
             keys.append(match.group(1))
             line = match.group(2)
         elif match := _CLASS.match(line):
@@ -108,6 +109,7 @@ def suggestion(message: str, known_keys: Iterable[str]) -> str:
     if unknown.split(".")[0] in REPLACED:
         return f"; {REPLACED[unknown.split('.')[0]]}"
     classes = _CLASS_PATH.findall(message[: found.start()])
+    # the last class before the key is the innermost one, which refused it
     known = _arguments_of(classes[-1]) if classes else list(known_keys)
     for wanted in (unknown, unknown.split(".")[0]):
         sections = {key.split(".")[0] for key in known} if "." not in wanted else set()

@@ -45,6 +45,7 @@ def with_packaged_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [with_packaged_paths(item) for item in value]
     if isinstance(value, str) and value.startswith(f"{ROOT}/") and not Path(value).exists():
+        # only if the file is really there: any text of a YAML may begin with the same letters
         packaged = packaged_path(value)
         return str(packaged) if packaged is not None and packaged.exists() else value
     return value

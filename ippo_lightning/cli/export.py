@@ -39,6 +39,7 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
     if settings.form == "adapter" and not has_adapter:
         raise UserError(f"form: adapter is not possible, {run_dir} trained all weights; expected merged")
     folder = Path(settings.output) if settings.output else run_dir / "export"
+    # after the checks, so that an error leaves no empty folder
     folder.mkdir(parents=True, exist_ok=True)
     error = None
     if settings.form == "adapter":
@@ -52,6 +53,7 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
         license_name=settings.license,
         merging_error=error,
     )
+    # after the model: PEFT writes a README.md of its own beside an adapter
     card.save(folder / "README.md")
     return folder
 
@@ -97,6 +99,7 @@ def model_card(
                 metric_value=results[name],
             )
             for name in ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
+            # a run without a right answer has null for the unfaithful fraction
             if results.get(name) is not None
         ],
     )
@@ -126,6 +129,7 @@ def model_card(
         "Model, data and every setting; `ippo fit --config` on it makes the run again.",
         "",
         "```yaml",
+        # three backticks inside would end the code block early
         str(state["config"]).replace("```", "'''").rstrip() or _config_text(run_dir),
         "```",
     ]
@@ -142,9 +146,11 @@ def log_prob_difference(first: Any, second: Any, *, vocabulary: int) -> float:
     """
     import torch
 
+    # a generator of its own, so that the same model always gets the same card
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (_PROBED // 32, 32), generator=generator)
     with torch.no_grad():
+        # float32 before the softmax, which would otherwise add a rounding error of its own to the difference
         one, two = (model(input_ids=ids.to(model.device)).logits.float().log_softmax(-1) for model in (first, second))
     return float((one - two.to(one.device)).abs().max())
 
@@ -158,10 +164,12 @@ def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | N
 
     model = policy.model
     if isinstance(model, PeftModel):
+        # a quantised base is made dense and then loads the adapter from a folder, see `merged_copy`
         with tempfile.TemporaryDirectory() as adapter:
             save_adapter(model, policy.tokenizer, Path(adapter))
             model = merged_copy(model, Path(adapter))
     elif dtype is not None:
+        # `to` changes a model in place, and the policy is the other side of the comparison below
         model = copy.deepcopy(model)
     if dtype is not None:
         model = model.to(getattr(torch, dtype))
@@ -169,6 +177,7 @@ def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | N
     policy.tokenizer.save_pretrained(folder)
     if model is policy.model:
         return None
+    # ids of the tokenizer only: an embedding may have more rows, which no text uses
     return log_prob_difference(policy.model, model, vocabulary=len(policy.tokenizer))
 
 
@@ -192,6 +201,7 @@ def _base_of(state: Mapping[str, Any]) -> str | None:
     config = yaml.safe_load(str(state["config"])) or {}
     model = config.get("model") if isinstance(config, dict) else None
     policy = ((model or {}).get("init_args") or {}).get("policy") or {}
+    # the policy may be written with a class_path or as its arguments alone
     base = (policy.get("init_args") or policy).get("pretrained")
     return str(base) if base else None
 

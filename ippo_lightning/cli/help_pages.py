@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "write a run's model for transformers, PEFT and vLLM",
     "report": "write the report of one run, or of several side by side",
 }
+# names and not classes: an import of Lightning's classes takes seconds
 KINDS = {"model": "BaseModule", "data": "LightningDataModule", "callbacks": "Callback"}
 """Base class of what each section takes."""
 _WIDTH = 80
@@ -36,14 +37,17 @@ def light_answer(words: Sequence[str]) -> str | None:
         return overview()
     if words[0] == "--version":
         return f"ippo {ippo_lightning.__version__}"
+    # --print_completion needs the full parser
     if words[0].startswith("-"):
         return None
     if words[0] not in COMMANDS:
         raise UserError(f"command: '{words[0]}' is unknown; expected one of {', '.join(COMMANDS)}")
+    # the parser answers these options too, but after heavy imports
     for place, word in enumerate(words):
         section = word.removeprefix("--").partition("=")[0].removesuffix(".help")
         if word.startswith("--") and section in KINDS and word.partition("=")[0].endswith(".help"):
             given = word.partition("=")[2] or next(iter(words[place + 1 : place + 2]), "")
+            # the word after the option may be another option
             return class_help(section, given if not given.startswith("-") else "")
     return None
 
@@ -77,6 +81,7 @@ def class_help(section: str, name: str) -> str | None:
         return "\n".join([*lines, "", f"`--{section}.help NAME` lists the arguments of one."])
     path = full_path(name)
     found = definition(path)
+    # of a class of another library only an import tells the arguments; the parser does that
     if found is None and "." in path:
         return None
     if found is None:
@@ -104,6 +109,7 @@ def _kind(annotation: ast.expr, source: Source) -> str:
     """Return a type as text, with the choices of a Literal in place of its name."""
     if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
         return f"{_kind(annotation.left, source)} | {_kind(annotation.right, source)}"
+    # the name of an alias, such as `OptimizerKind`, does not tell a reader what to write
     alternatives = options(annotation, source)
     if all(option.kind == "choice" for option in alternatives):
         return " | ".join(repr(choice) for option in alternatives for choice in option.choices)
@@ -120,6 +126,7 @@ def _described(docstring: str) -> dict[str, str]:
     described: dict[str, str] = {}
     last = ""
     for line in part.splitlines():
+        # a blank line ends the arguments; sections such as `Raises:` follow it
         if not line.startswith("    "):
             break
         match = _ARGUMENT.match(line[4:])

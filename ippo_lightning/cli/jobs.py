@@ -57,6 +57,7 @@ def is_reusable(job: Job, *, overwrite: bool) -> bool:
         UserError: the folder contains a run with other settings, and `overwrite` is false.
     """
     stamp = job.folder / FINGERPRINT
+    # an unfinished run of the same settings stays as it is: it resumes from its checkpoint
     is_same = stamp.is_file() and stamp.read_text(encoding="utf-8") == job.fingerprint
     if is_same or (not (job.folder / HISTORY).exists() and not job.is_finished()):
         return is_same and job.is_finished()
@@ -93,10 +94,12 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
                     job = queue.pop(0)
                     running[_start(job, environment)] = (job, progress.add_task(job.name[:24], total=None, numbers=""))
                 time.sleep(_POLL_SECONDS)
+                # a copy, because finished runs leave the dictionary in this loop
                 for process, (job, task) in list(running.items()):
                     _show(progress, task, job)
                     if process.poll() is not None:
                         del running[process]
+                        # code 0 is not enough: a run without a final test leaves no results for the table
                         has_failed = bool(process.returncode) or not job.is_finished()
                         failed += [job] if has_failed else []
                         _finish(progress, task, has_failed=has_failed)
@@ -111,7 +114,9 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
 
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
+    # before the run, so that one that is killed is known again and resumes
     (job.folder / FINGERPRINT).write_text(job.fingerprint, encoding="utf-8")
+    # appended: a resumed run keeps the log of its first part
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "ippo_lightning.cli", *job.arguments],
@@ -124,6 +129,7 @@ def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
 
 
 def _stop(running: Mapping[subprocess.Popen[bytes], Any]) -> None:
+    # all signals before the first wait: the runs finish their iterations side by side
     for process in running:
         process.send_signal(signal.SIGINT)
     for process in running:
@@ -155,5 +161,6 @@ def _finish(progress: Progress, task: TaskID, *, has_failed: bool) -> None:
 
 
 def _last_line(job: Job) -> str:
+    # `ippo fit` ends with its error in one line, so the last line tells most
     lines = (job.folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else "it wrote nothing"

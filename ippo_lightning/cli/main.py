@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"ippo: error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
+    # not a mistake in the words: training or the disk failed, so the code is another one
     except (FloatingPointError, OSError) as error:
         if os.environ.get("IPPO_TRACEBACK"):
             raise
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILURE
     except RuntimeError as error:
         return _lost_rank(error)
+    # before KeyboardInterrupt, which is its base class
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks would print the same line
             print(f"ippo: interrupted: {error}", file=sys.stderr)
@@ -116,9 +118,11 @@ def parse_and_run(line: CommandLine, *, given: Sequence[str]) -> int:
 
 def quieten() -> None:
     """Keep notices of other libraries out of the terminal; their errors still come."""
+    # setdefault: what the user has set in the environment wins
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # without a GPU, bitsandbytes reports missing kernels at import
     for name in ("bitsandbytes", "bitsandbytes.cextension", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

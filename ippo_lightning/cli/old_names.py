@@ -39,6 +39,7 @@ def key_hint(key: str, known: Collection[str]) -> str:
         >>> key_hint("gamma", ["minibatch_size"])
         '; it is now advantages: GAE with gamma'
     """
+    # only for the class with `minibatch_size`: in any other, `gamma` is just an unknown key
     said = _SETTINGS.get(key)
     return f"; it is now {said}" if said and "minibatch_size" in known else ""
 

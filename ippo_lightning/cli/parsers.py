@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from ippo_lightning.cli.help_pages import COMMANDS
 
+# a setting of all parsers; a single parser has no argument for it
 set_parsing_settings(add_print_completion_argument=True)
 
 Split = Literal["validation", "test"]
@@ -63,6 +64,7 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
     parser = _parser(usage=usage)
     parser.add_argument("--config", action="config", help="a YAML file; given several times, later ones win")
     parser.add_argument("--seed_everything", type=int, default=0, help="seed of every random stream")
+    # the loop calls callbacks itself, at many more places than Fabric does
     parser.add_class_arguments(Fabric, "fabric", skip={"callbacks"}, instantiate=True)
     parser.add_class_arguments(LoopSettings, "loop")
     parser.add_subclass_arguments(BaseModule, "model", required=True)
@@ -72,6 +74,7 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
     parser.groups["fabric"].title = "Strategy, devices, precision: Fabric's own arguments"
     parser.groups["model"].title = "The module, by class_path and init_args"
     parser.groups["data"].title = "The data module, by class_path and init_args"
+    # Fabric's own default takes every GPU that it finds
     parser.set_defaults({"fabric.accelerator": "cpu", "fabric.devices": 1})
     return parser
 
@@ -79,6 +82,7 @@ def experiment_parser(usage: str | None = None) -> ArgumentParser:
 def fit_parser() -> ArgumentParser:
     """Return the parser of `ippo fit`."""
     parser = experiment_parser(_FIT)
+    # for the help: `with_resume` spells the option out before the parser reads the words
     parser.add_argument("--resume", type=str | None, default=None, help="resume the run in this folder")
     return parser
 
@@ -140,8 +144,10 @@ def known_keys(words: Sequence[str]) -> list[str]:
 
 
 def _parser(*, prog: str | None = None, description: str | None = None, usage: str | None = None) -> ArgumentParser:
+    # no abbreviations: the check before the imports and `--resume` compare full names
     parser = ArgumentParser(
         prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=ShortHelp
     )
+    # errors are raised and not printed with the usage: `main` makes one line of each
     parser.exit_on_error = False
     return parser

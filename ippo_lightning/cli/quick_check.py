@@ -31,6 +31,7 @@ FABRIC_NAMES = {
     "strategy": ("auto", "ddp", "ddp_find_unused_parameters_true", "deepspeed", "fsdp", "fsdp2"),
 }
 """Names that Fabric takes as text; it has more, so only a word close to one of these is an error."""
+# written out here, because `evaluate_parser` imports Lightning
 TEXT = (Option("str"), Option("none"))
 OPTIONS: dict[str, dict[str, Sequence[Option]]] = {
     "fit": {"resume": TEXT},
@@ -51,6 +52,7 @@ def merged(old: Any, new: Any) -> Any:
         new: a later value. Dotted keys go into sections, and `key+` appends to the list under `key`.
     """
     if isinstance(new, list):
+        # entries of a list are merged with nothing, because they may have dotted keys too
         return [merged({}, item) for item in new]
     if not isinstance(new, Mapping):
         return new
@@ -58,6 +60,7 @@ def merged(old: Any, new: Any) -> Any:
         return old
     if isinstance(old, list):  # a key inside a list: the parser changes its last entry
         return [*old[:-1], merged(old[-1], new)] if old else Unreadable()
+    # a bare name is short for an object without arguments
     kept = {"class_path": old} if isinstance(old, str) else dict(old) if isinstance(old, Mapping) else {}
     if kept.get("class_path") not in (None, new.get("class_path", kept.get("class_path"))):
         kept = {}  # of another class; arguments that both have are left to the parser
@@ -112,6 +115,7 @@ def check_command(line: CommandLine) -> None:
         UserError: see `check_experiment`.
     """
     command = line.words[0]
+    # help and a printed configuration may be asked for before the experiment is complete
     is_question = any(word.startswith(("-h", "--help", "--print_config")) or ".help" in word for word in line.words)
     if command in EXPERIMENT_COMMANDS:
         check_experiment(line.layers, command=command, is_complete=not is_question)
@@ -178,6 +182,7 @@ def _check_object(value: Any, place: _Place) -> None:
     if not isinstance(text, str):
         return
     found = _existing(text, place)
+    # dict_kwargs is the parser's place for arguments that no signature names
     if found is None or not isinstance(value, Mapping) or value.get("dict_kwargs"):
         return
     given = value.get("init_args")
@@ -198,6 +203,7 @@ def _check_value(value: Any, wanted: Sequence[Option], place: _Place) -> None:
     if isinstance(value, Unreadable):
         return
     is_object = isinstance(value, Mapping) and isinstance(value.get("class_path"), str)
+    # where a dict fits, class_path may be an entry like any other
     if is_object and not any(option.kind == "dict" for option in wanted):
         _check_object(value, place)
         return
@@ -214,6 +220,7 @@ def _check_value(value: Any, wanted: Sequence[Option], place: _Place) -> None:
 def _check_name(value: str, kinds: set[str], place: _Place) -> None:
     """Refuse a bare name where an object or a function is expected."""
     near = nearest_name(value)
+    # the parser also reads a value from a file of that name
     if near == value or not kinds <= {"object", "callable"} or Path(value).exists():
         return
     if near is not None:
@@ -227,6 +234,7 @@ def _check_name(value: str, kinds: set[str], place: _Place) -> None:
 def _expected(wanted: Sequence[Option]) -> str:
     """Return what a value must be, the choices of several alternatives as one list."""
     choices = {str(choice): choice for option in wanted for choice in option.choices}
+    # without null: whoever writes a wrong value did not mean it
     said = [option.words for option in wanted if option.kind not in ("none", "choice")]
     said += [Option("choice", choices=tuple(choices.values())).words] if choices else []
     return " or ".join(dict.fromkeys(said))
@@ -265,6 +273,7 @@ def _existing(text: str, place: _Place, note: str | None = None) -> Definition |
     module, _, name = text.rpartition(".")
     said = f" (in {name})" if note is None else note
     field = place.field
+    # a bare name that is near to none of this library may be a class that an import of the parser brings along
     if not module:
         near = nearest_name(text)
         if class_hint(text):
@@ -273,6 +282,7 @@ def _existing(text: str, place: _Place, note: str | None = None) -> Definition |
             raise UserError(f"{field}: there is no class {text}; did you mean '{near}'?")
         return None
     top = text.split(".")[0]
+    # only the top package is looked up: to find a submodule, Python would import its parents
     if top != PACKAGE:
         if top not in sys.modules and _is_missing(top):
             raise UserError(f"{field}: No module named '{top}'{said}")
@@ -291,6 +301,7 @@ def _own(module: str, name: str, field: str, said: str) -> Definition | None:
     if source is None:  # an attribute of a class
         return None
     is_submodule = source_of(f"{module}.{name}") is not None
+    # the package itself imports lazily too, but its TYPE_CHECKING block lists every name
     if name in source.names or is_submodule or (source.is_open and module != PACKAGE):
         return None
     near = difflib.get_close_matches(name, sorted(source.names), n=1, cutoff=0.6)
@@ -313,6 +324,7 @@ def _is_missing(top: str) -> bool:
 
 def _unknown(key: str, known: Collection[str], *, place: _Place | None = None) -> UserError:
     near: list[str] = []
+    # the full key first; inside a misspelt section it may be near to no known key
     for wanted in (key, key.split(".")[0]):
         near = near or difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -85,6 +85,7 @@ def _check_axis(axis: str, names: list[str]) -> None:
 
 
 def _check_method(name: str, method: MethodSettings) -> None:
+    # the name becomes a folder, so it must not lead out of the comparison
     if not name.replace("_", "").isalnum():
         raise UserError(f"methods: '{name}' is not the name of a folder; use letters, digits and _")
     for path in method.config:

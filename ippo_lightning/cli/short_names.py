@@ -56,6 +56,7 @@ def full_path(name: str) -> str:
 
 def nearest_name(name: str) -> str | None:
     """Return the short name that is probably meant, or None."""
+    # stricter than for keys: a bare word may also be a class of another library
     near = difflib.get_close_matches(name, sorted(short_names()), n=1, cutoff=0.8)
     return near[0] if near else None
 

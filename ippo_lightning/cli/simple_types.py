@@ -75,6 +75,7 @@ def _of_constant(annotation: ast.Constant, source: Source, depth: int) -> list[O
 
 
 def _of_subscript(annotation: ast.Subscript, source: Source, depth: int) -> list[Option]:
+    # by the last part, so that `typing.Optional` and `Optional` are the same
     head = ast.unparse(annotation.value).rpartition(".")[2]
     inner = annotation.slice
     entries = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
@@ -98,6 +99,7 @@ def _choices(entries: list[ast.expr], source: Source, depth: int) -> Iterator[Op
 
 
 def _of_name(name: str, source: Source, depth: int) -> list[Option]:
+    # first, because a module may give a name such as `list` another meaning
     found = resolve(name, source)
     if found is None and name in ("int", "float", "bool", "str"):
         return [Option(name)]
@@ -125,6 +127,7 @@ def _is_no_number(_: Option, value: Any) -> bool:
 
 def _reads_as_number(text: str) -> bool:
     try:
+        # YAML 1.1 allows underscores inside a number, and writes infinity as .inf
         float(text.replace("_", "").strip())
     except ValueError:
         return text.strip().lower().lstrip("+-") in (".inf", ".nan")
@@ -133,6 +136,7 @@ def _reads_as_number(text: str) -> bool:
 
 def _is_no_bool(_: Option, value: Any) -> bool:
     if isinstance(value, str):
+        # what the YAML parser reads as a truth value, and 0 and 1
         return value.strip().lower() not in ("true", "false", "yes", "no", "on", "off", "0", "1")
     return isinstance(value, (list, dict))
 
@@ -140,11 +144,13 @@ def _is_no_bool(_: Option, value: Any) -> bool:
 def _is_no_choice(option: Option, value: Any) -> bool:
     if value is None or isinstance(value, (bool, list, dict)):
         return isinstance(value, (list, dict))
+    # compared as text: a YAML may give 32 for the choice '32'
     spelt = {str(choice) for choice in option.choices}
     return str(value) not in spelt and not (isinstance(value, float) and math.isnan(value))
 
 
 def _is_no_list(_: Option, value: Any) -> bool:
+    # a text passes: on the command line it may be a list, such as [1, 2]
     return isinstance(value, (*_NUMBERS, dict))
 
 
@@ -160,6 +166,7 @@ _TESTS: dict[str, Callable[[Option, Any], bool]] = {
     "choice": _is_no_choice,
     "list": _is_no_list,
     "dict": _is_no_dict,
+    # a text passes here too: it may name a class or a file
     "settings": _is_no_dict,
     "object": _is_no_dict,
 }

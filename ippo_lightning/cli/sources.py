@@ -86,6 +86,7 @@ def source_of(module: str) -> Source | None:
     if folder is None:
         return None
     base = folder.joinpath(*parts)
+    # a package comes before a module of the same name, as in Python's own search
     for path in (base / "__init__.py", base.with_suffix(".py")) if parts else (base / "__init__.py",):
         if path.is_file():
             return _parsed(module, path)
@@ -108,6 +109,7 @@ def _parsed(module: str, path: Path) -> Source:
     for node in _statements(tree.body):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             names[node.name] = node
+            # such a module makes names when they are asked for
             is_open = is_open or node.name == "__getattr__"
         elif isinstance(node, ast.ImportFrom):
             origin = _absolute(node, package)
@@ -136,6 +138,7 @@ def _absolute(node: ast.ImportFrom, package: str) -> str:
     if not node.level:
         return node.module or ""
     parts = package.split(".")
+    # one dot is the package itself, and each further dot is one package up
     base = ".".join(parts[: len(parts) - node.level + 1])
     return f"{base}.{node.module}" if node.module else base
 
@@ -187,6 +190,7 @@ def signature(found: Definition) -> Signature:
         return _of_function(found.node, found.source, is_method=False)
     if not isinstance(found.node, ast.ClassDef):
         return Signature(is_open=True)
+    # the constructor of a dataclass is generated, so the source does not contain it
     if is_dataclass(found.node):
         return _of_dataclass(found)
     for node in found.node.body:
@@ -202,12 +206,14 @@ def bases(found: Definition) -> list[Definition | str | None]:
     """Return the base classes of a class, in their order."""
     if not isinstance(found.node, ast.ClassDef):
         return []
+    # without type parameters: `Dataset[Row]` is the class `Dataset`
     return [resolve(ast.unparse(base).split("[")[0], found.source) for base in found.node.bases]
 
 
 def is_a(found: Definition, wanted: str) -> bool:
     """Return whether a class has a base class of this name, at any distance."""
     for base in bases(found):
+        # by name alone: of a base class in a package that is not read, only the path is known
         path = base.path if isinstance(base, Definition) else base or ""
         if path.rpartition(".")[2] == wanted or (isinstance(base, Definition) and is_a(base, wanted)):
             return True
@@ -223,6 +229,7 @@ def is_dataclass(node: ast.AST) -> bool:
 def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, source: Source, *, is_method: bool) -> Signature:
     given = node.args
     positional = [*given.posonlyargs, *given.args]
+    # ast lists only the defaults that exist, and they belong to the last positional arguments
     spelt: list[ast.expr | None] = [None] * (len(positional) - len(given.defaults)) + list(given.defaults)
     pairs = [*zip(positional, spelt, strict=True)][1 if is_method else 0 :]
     pairs += list(zip(given.kwonlyargs, given.kw_defaults, strict=True))
@@ -236,6 +243,7 @@ def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, source: Source, *
 def _of_dataclass(found: Definition) -> Signature:
     parameters: dict[str, Parameter] = {}
     is_open = False
+    # fields of base classes come first, as in the generated constructor
     for base in bases(found):
         if base in _WITHOUT_ARGUMENTS:
             continue
@@ -246,6 +254,7 @@ def _of_dataclass(found: Definition) -> Signature:
     for node in found.node.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             spelt = ast.unparse(node.value) if node.value is not None else None
+            # neither of them is an argument of the constructor
             if "ClassVar" in ast.unparse(node.annotation) or "init=False" in (spelt or ""):
                 continue
             parameters[node.target.id] = Parameter(node.target.id, node.annotation, found.source, spelt)

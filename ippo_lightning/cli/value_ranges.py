@@ -8,28 +8,18 @@ of a YAML in place of the arguments. A line that reads or calls anything unknown
 from __future__ import annotations
 
 import ast
-import math
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from ippo_lightning.cli.expressions import Evaluator, UnknownValueError, unpacked
 from ippo_lightning.cli.simple_types import options
 from ippo_lightning.cli.sources import Definition, Parameter, bases, is_dataclass, resolve, signature
-from ippo_lightning.errors import UserError, require_choice, require_range
+from ippo_lightning.errors import UserError
 
-_BUILTINS = (abs, all, any, float, getattr, int, isinstance, len, list, max, min, set, sorted, str)
-_TOOLS: dict[str, Any] = {
-    "__builtins__": {},
-    **{tool.__name__: tool for tool in _BUILTINS},
-    **{"get_args": typing.get_args, "Literal": typing.Literal, "math": math},
-    **{"UserError": UserError, "require_choice": require_choice, "require_range": require_range},
-}
-"""What a line may use beside values. Nothing here reads a file or changes anything."""
-_METHODS = ("get", "items", "join", "keys", "values")
 _CONDITIONAL = (ast.IfExp, ast.BoolOp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-_UNSUPPORTED = (ast.Lambda, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Starred)
 _MAX_DEPTH = 6  # calls inside calls; a function that calls itself ends here
 
 
@@ -69,6 +59,7 @@ def _enter(found: Definition, given: Mapping[str, Any], *, depth: int) -> None:
     owner, body = place
     known = _values(found, given)
     if isinstance(owner.node, ast.ClassDef):
+        # a dataclass checks its fields through `self`, any other constructor its arguments by name
         fields = known if is_dataclass(owner.node) else {}
         known = {"self": SimpleNamespace(**fields), **({} if fields else known)}
     _run(body, _Scope(found=owner, values=known, depth=depth))
@@ -77,6 +68,7 @@ def _enter(found: Definition, given: Mapping[str, Any], *, depth: int) -> None:
 def _values(found: Definition, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that are known, by name."""
     values = {name: _value(name, given, parameter) for name, parameter in signature(found).parameters.items()}
+    # left out and not marked: a line that reads such an argument is then skipped
     return {name: value for name, value in values.items() if value is not _UNKNOWN}
 
 
@@ -109,11 +101,13 @@ def _value(name: str, given: Mapping[str, Any], parameter: Parameter) -> Any:
     if isinstance(value, Mapping):
         target = next((option.target for option in found if option.kind == "settings"), None)
         return _UNKNOWN if target is None else SimpleNamespace(**_values(target, value))
+    # before the numbers, because True is an int for Python
     if value is None or isinstance(value, bool):
         return value if ("none" if value is None else "bool") in kinds else _UNKNOWN
     if isinstance(value, int) and "int" in kinds:
         return value
     if isinstance(value, (int, float)):
+        # the parser makes 3 a 3.0, and a message must show the same number before and after the imports
         return float(value) if "float" in kinds else _UNKNOWN
     return value if isinstance(value, str) and kinds & {"str", "choice"} else _UNKNOWN
 
@@ -137,28 +131,47 @@ def _run_statement(node: ast.stmt, scope: _Scope) -> bool:
     if isinstance(node, ast.For):
         return _run_loop(node, scope)
     if isinstance(node, (ast.Expr, ast.Assign, ast.AnnAssign)):
-        if not (_is_known(node, scope) and _executed(node, scope)):
-            _follow_calls(node, scope)
-            _forget(node, scope)
+        _assign(node, scope)
         return True
     if isinstance(node, ast.Return):
         _follow_calls(node, scope)
-    if isinstance(node, ast.Raise) and _is_known(node, scope):
-        _executed(node, scope)
+    if isinstance(node, ast.Raise) and node.exc is not None:
+        error = _evaluated(node.exc, scope)
+        if isinstance(error, UserError):
+            raise error
     return _skip(node, scope)
 
 
 def _run_loop(node: ast.For, scope: _Scope) -> bool:
     entries = _evaluated(node.iter, scope)
+    # a jump would have to leave several nested blocks; such a loop is left to the constructor
     has_jump = any(isinstance(child, (ast.Break, ast.Continue)) for child in ast.walk(node))
     if entries is _UNKNOWN or has_jump:
         return _skip(node, scope)
     for entry in entries:
-        names = [target.id for target in ast.walk(node.target) if isinstance(target, ast.Name)]
-        scope.values.update(zip(names, entry if isinstance(node.target, ast.Tuple) else [entry], strict=True))
+        scope.values.update(unpacked(node.target, entry))
         if not _run(node.body, scope):
             return False
     return True
+
+
+def _assign(node: ast.Expr | ast.Assign | ast.AnnAssign, scope: _Scope) -> None:
+    """Run a check, or keep the value of an assignment; what is unknown is left out, with the calls in it followed."""
+    value = _evaluated(node.value, scope) if node.value is not None else _UNKNOWN
+    if value is _UNKNOWN:
+        _follow_calls(node, scope)
+        _forget(node, scope)
+        return
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    for target in targets:
+        if isinstance(target, ast.Attribute):
+            owner = scope.values.get(ast.unparse(target.value))
+            if isinstance(owner, SimpleNamespace):
+                setattr(owner, target.attr, value)
+        elif isinstance(target, ast.Name):
+            scope.values[target.id] = value
+        else:
+            _forget(node, scope)
 
 
 def _skip(node: ast.stmt, scope: _Scope) -> bool:
@@ -168,6 +181,7 @@ def _skip(node: ast.stmt, scope: _Scope) -> bool:
 
 
 def _forget(node: ast.AST, scope: _Scope) -> None:
+    # what a skipped line assigns is unknown from here on; its earlier value would be wrong
     for child in ast.walk(node):
         if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             scope.values.pop(child.id, None)
@@ -175,59 +189,24 @@ def _forget(node: ast.AST, scope: _Scope) -> None:
             scope.values["self"].__dict__.pop(child.attr, None)
 
 
-def _executed(node: ast.stmt, scope: _Scope) -> bool:
-    """Run one statement; return False if it failed otherwise than with an error of the user."""
-    names = {**_TOOLS, **scope.values}
-    try:
-        exec(compile(ast.Module(body=[node], type_ignores=[]), scope.found.source.module, "exec"), names)
-    except UserError:
-        raise
-    except Exception:
-        return False
-    scope.values.update({name: value for name, value in names.items() if name not in _TOOLS})
-    return True
-
-
 def _evaluated(node: ast.expr, scope: _Scope) -> Any:
-    if not _is_known(node, scope):
-        return _UNKNOWN
     try:
-        return eval(compile(ast.Expression(node), scope.found.source.module, "eval"), {**_TOOLS, **scope.values})
-    except Exception:
+        return Evaluator(scope.values, partial(_constant, scope=scope)).value(node)
+    except UnknownValueError:
         return _UNKNOWN
 
 
-def _is_known(node: ast.AST, scope: _Scope) -> bool:
-    """Return whether a line reads and calls nothing but known values and tools."""
-    stored = {child.id for child in ast.walk(node) if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)}
-    return all(_is_known_part(child, scope, stored) for child in ast.walk(node))
-
-
-def _is_known_part(node: ast.AST, scope: _Scope, stored: set[str]) -> bool:
-    if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Attribute) or (isinstance(node.func, ast.Name) and node.func.id in _TOOLS)
-    if isinstance(node, ast.Attribute):
-        name = node.value.id if isinstance(node.value, ast.Name) else ""
-        owner = scope.values.get(name)
-        if isinstance(owner, SimpleNamespace):
-            return hasattr(owner, node.attr) if isinstance(node.ctx, ast.Load) else name == "self"
-        return isinstance(node.ctx, ast.Load) and (name == "math" or node.attr in _METHODS)
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-        return node.id in stored or node.id in _TOOLS or node.id in scope.values or _has_constant(node.id, scope)
-    return not isinstance(node, _UNSUPPORTED)
-
-
-def _has_constant(name: str, scope: _Scope) -> bool:
-    """Look up a constant of the module; a class of this library is one, of which no plain value is an instance."""
+def _constant(name: str, *, scope: _Scope) -> Any:
+    """Return a constant of the module; a class of this library is one, of which no plain value is an instance."""
     found = resolve(name, scope.found.source)
     value: Any = _UNKNOWN
     if isinstance(found, Definition) and isinstance(found.node, ast.ClassDef):
         value = type(found.name, (), {})
     elif isinstance(found, Definition) and isinstance(found.node, ast.expr) and scope.depth <= _MAX_DEPTH:
         value = _evaluated(found.node, _Scope(found=found, values={}, depth=scope.depth + 1))
-    if value is not _UNKNOWN:
-        scope.values[name] = value
-    return value is not _UNKNOWN
+    if value is _UNKNOWN:
+        raise UnknownValueError(name)
+    return value
 
 
 def _follow_calls(node: ast.AST, scope: _Scope) -> None:
@@ -239,6 +218,7 @@ def _follow_calls(node: ast.AST, scope: _Scope) -> None:
             continue
         if function.startswith("self.") and "self" in scope.values:
             method = _method(scope.found, function.removeprefix("self."))
+            # a method with arguments is left to the constructor, because the scope below has `self` only
             if method is not None and not call.args and not call.keywords:
                 inner = _Scope(found=scope.found, values={"self": scope.values["self"]}, depth=scope.depth + 1)
                 _ = scope.depth < _MAX_DEPTH and _run(method.body, inner)

@@ -55,6 +55,7 @@ def collate_rows(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """
     # copies of the examples: a reward or a callback may write into them
     batch = {"prompts": [row["prompt"] for row in rows], "examples": [dict(row["example"]) for row in rows]}
+    # One row tells for all: a batch comes from one split.
     if "response" in rows[0]:
         batch["responses"] = [row["response"] for row in rows]
     return batch

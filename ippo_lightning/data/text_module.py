@@ -86,6 +86,7 @@ class TextDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what the task needs; Lightning and FabricLoop call this in one process per machine."""
+        # Optional, so that a task without a download needs no empty method.
         if isinstance(self.task, NeedsPreparation):
             self.task.prepare()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,6 +20,19 @@ def world_size() -> int:
 def rank() -> int:
     """Return this process's rank, 0 outside a process group."""
     return dist.get_rank() if _is_distributed() else 0
+
+
+def end_process_group() -> None:
+    """Wait for the other ranks and close the connections to them; call it when no work is left.
+
+    gloo's threads can abort a process that ends with open connections ("terminate called without an active exception").
+    """
+    if not _is_distributed():
+        return
+    # a rank that closes its connections a moment earlier must not make an error of a run that is complete
+    with contextlib.suppress(RuntimeError):
+        dist.barrier()
+    dist.destroy_process_group()
 
 
 def is_lost_rank_error(error: BaseException) -> bool:
@@ -55,12 +70,13 @@ def gather_rows(values: Tensor) -> tuple[Tensor, slice]:
     counts[rank()] = len(values)
     sizes = all_reduce_sum(counts).tolist()
     # all_gather requires equal shapes on all ranks.
-    padded = values.new_zeros((max(sizes), *values.shape[1:]))
+    padded = torch.zeros((max(sizes), *values.shape[1:]), dtype=values.dtype, device=_device_for(values))
     padded[: len(values)] = values
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     first = sum(sizes[: rank()])
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), slice(first, first + len(values))
+    rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return rows.to(values.device), slice(first, first + len(values))
 
 
 def all_reduce_max(value: int, *, device: torch.device) -> int:
@@ -88,6 +104,13 @@ def _is_distributed() -> bool:
 
 
 def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-    reduced = values.clone()
+    # all_reduce writes into its argument, which belongs to the caller.
+    reduced = values.clone().to(_device_for(values))
     dist.all_reduce(reduced, op=operation)
-    return reduced
+    return reduced.to(values.device)
+
+
+def _device_for(values: Tensor) -> torch.device:
+    """Return where a collective can take place: NCCL moves CUDA tensors only."""
+    is_stranded = values.device.type == "cpu" and "cpu" not in str(dist.get_backend_config())
+    return torch.device("cuda", torch.cuda.current_device()) if is_stranded else values.device

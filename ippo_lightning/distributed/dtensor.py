@@ -74,8 +74,10 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     if not pairs:
         return 0.0
     device = pairs[0][0].device
+    # float64 before the product: in half precision, products of small entries would be zero.
     products = [(one.double() * other.double()).sum().to(device) for one, other in pairs]
     total = torch.stack(products).sum()
+    # Tensors that are not sharded are equal on all ranks; a sum over ranks would count them several times.
     return float(all_reduce_sum(total) if any(isinstance(tensor, DTensor) for tensor in first) else total)
 
 

@@ -62,6 +62,7 @@ def run_iteration(
     Returns:
         What happened, with metrics summed over all ranks.
     """
+    # A generator would be empty after the first hook.
     callbacks = list(callbacks)
     seconds: dict[str, float] = {}
     # 1. callbacks decide how many responses each prompt gets

@@ -73,6 +73,7 @@ def assignment(tokens: list[int], *, num_ranks: int) -> list[list[int]]:
 
 def _gathered(work: Work, chosen: Tensor) -> Work:
     """Return the rows at `chosen` among those of all ranks."""
+    # Widened first: `gather_rows` pads the rows, and all other axes must be equal on all ranks.
     wide = _widened(work.episodes).for_update()
     columns: dict[str, object] = {}
     for name in wide.columns():
@@ -84,6 +85,7 @@ def _gathered(work: Work, chosen: Tensor) -> Work:
     places = chosen.tolist()
     for name, entries in _gathered_objects(wide).items():
         columns[name] = tuple(entries[place] for place in places)
+    # The placeholder does not move: a rank that receives no episode needs it.
     return Work(wide.evolve(**columns).trimmed(), weights, numbers, work.placeholder)
 
 

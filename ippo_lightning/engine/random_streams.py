@@ -85,5 +85,6 @@ def restore_random_states(states: Sequence[RandomStates], *, source: object) -> 
     kind, keys, position, has_gauss, cached = mine["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(mine["torch"])
+    # A checkpoint from a machine without a GPU has no state to continue.
     if torch.cuda.is_available() and mine["cuda"]:
         torch.cuda.set_rng_state_all(mine["cuda"])

@@ -184,6 +184,7 @@ def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: Up
             policy_denominator=float(_sizes(episodes, place, settings)),
             value_denominator=float(_sizes(episodes, place, settings)),
         )
+        # Not averaged over ranks: the NaN of one rank would reach all others, and their rows would look broken, too.
         with stages.no_sync(True):
             quantity = stages.why_not_finite(alone)
         if quantity is not None and one.is_real and len(rows):
@@ -201,6 +202,7 @@ def _accumulate(
     # Before the first backward, over the whole minibatch and all ranks: the parts then add up to the same loss, however
     # the minibatch is cut into micro-batches and ranks.
     sizes = _sizes(episodes, rows, settings).double()
+    # Rows are counted and weights are not summed: the sum would cancel any factor that a minibatch has in common.
     counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
     policy_count, value_count = all_reduce_sum(counted).tolist()
     # gradients are averaged over ranks, so each rank's sum is scaled up by their number

@@ -39,6 +39,7 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
         ChecksumError: the two sums differ by more than that.
     """
     weights = _spread_weights(losses)
+    # By name: several directions share parameters, and one backward gives the gradient for all directions.
     parameters = {block.name: block.parameter for blocks in directions for block in blocks}
     found: Sequence[Tensor | None] = [None] * len(parameters)
     if losses.requires_grad and parameters:
@@ -58,6 +59,7 @@ def _spread_weights(losses: Tensor) -> Tensor:
     # Multiples of the golden ratio's fractional part never repeat and share no period with the data, so no two errors
     # cancel because their weights are equal. And they are the same in each run, unlike random weights.
     steps = torch.arange(1, len(losses) + 1, device=losses.device, dtype=torch.float64)
+    # Rounded to the losses' dtype here, so that both sums use the same weights to the last bit.
     return ((steps * 0.6180339887498949) % 1.0 + 0.5).to(dtype=losses.dtype)
 
 

@@ -52,6 +52,7 @@ def linear_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, rows:
         return _row_dot(gradient=gradient, other=values @ matrix.T, like=block, rows=rows, may_overwrite=True)
     if rows.careful:  # here g^T V takes the gradient's place: it is exactly zero at each step where g is
         return _row_dot(gradient=gradient @ matrix, other=values, like=block, rows=rows)
+    # The factors change places, because only `other` may be overwritten, and here g^T V is the temporary tensor.
     return _row_dot(gradient=values, other=gradient @ matrix, like=block, rows=rows, may_overwrite=True)
 
 
@@ -140,6 +141,7 @@ def rms_scale_term(*, inputs: Tensor, output_gradient: Tensor, block: Tensor, ep
     if rows.careful or block.dtype == torch.float64:
         normalised = rms_normalised(inputs=inputs, dims=dims, eps=eps)
         return scale_term(normalised=normalised, output_gradient=output_gradient, block=block, rows=rows)
+    # A norm needs no tensor of squares of the size of the inputs.
     mean_square = torch.linalg.vector_norm(inputs, dim=dims).square() / block.numel()
     along = (output_gradient.to(dtype=block.dtype) * inputs).flatten(start_dim=-block.ndim) @ block.flatten()
     return _row_dot(gradient=along, other=torch.rsqrt(mean_square + eps), like=block, rows=rows)
@@ -158,6 +160,7 @@ def layer_normalised(*, inputs: Tensor, dims: tuple[int, ...], eps: float) -> Te
     Returns:
         xhat, the shape of `inputs`, at least float32.
     """
+    # In half precision, the centred values would be rounded before they are squared.
     values = inputs.to(dtype=torch.promote_types(inputs.dtype, torch.float32))
     centred = values - values.mean(dim=dims, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dim=dims, keepdim=True) + eps)
@@ -207,4 +210,5 @@ def _row_dot(*, gradient: Tensor, other: Tensor, like: Tensor, rows: Rows, may_o
 
 
 def _flat(values: Tensor, rows: Rows) -> Tensor:
+    # The short way of RMSNorm has already summed the features, so there may be no axis left to flatten.
     return values.flatten(start_dim=rows.keep) if values.ndim > rows.keep else values.unsqueeze(-1)

@@ -71,7 +71,9 @@ def active_blocks(model: nn.Module, direction: Direction) -> list[Block]:
     dtype = accumulation_dtype(direction)
     for name, block in direction.items():
         _check_block(model, trainable, name, block)
+    # In the model's order, so that all ranks reduce the counts of sharded blocks in the same order.
     names = [name for name in trainable if name in direction]
+    # Without zero blocks: a parameter that no hook covers does no harm if the direction is zero on it.
     return [
         Block(name, trainable[name], direction[name].detach().to(device=trainable[name].device, dtype=dtype))
         for name, counts in zip(names, have_nonzero([direction[name] for name in names]), strict=True)
@@ -103,8 +105,10 @@ def hooked_modules(model: nn.Module, directions: Sequence[Sequence[Block]]) -> l
     names = {key: block.name for blocks in by_parameter for key, block in blocks.items()}
     hooked = []
     for path, module in model.named_modules():
+        # Every module, not only owners of blocks: a repacked frozen layer passes no gradient to the layers before it.
         _refuse_repacked(path, module)
         parts = []
+        # With duplicates: a second name of a parameter may be a second use, which needs a term of its own.
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             name = names.get(id(parameter))
             if name is not None:
@@ -141,6 +145,7 @@ def _term_of(path: str, module: nn.Module, attribute: str, name: str) -> Term:
 
 
 def _refuse_repacked(path: str, module: nn.Module) -> None:
+    # By attribute, so that this room does not import bitsandbytes.
     state = getattr(getattr(module, "weight", None), "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
         raise CoverageError(

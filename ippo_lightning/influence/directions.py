@@ -111,12 +111,15 @@ def target_gradient_groups(
     group_weights = [0.0] * num_groups
     together = is_sharded(model)
     with undisturbed(model):
+        # Inside the block: a tensor that is made in a caller's inference mode cannot be changed in place outside of it.
+        # `zeros_like` keeps the sharding.
         groups = [
             {name: torch.zeros_like(p, dtype=_sum_dtype(p), requires_grad=False) for name, p in parameters.items()}
             for _ in range(num_groups)
         ]
         for number, (batch, weight) in enumerate(_weighted(batches, weights)):
             value = _checked_loss(loss(model, batch))
+            # Batches are dealt out in turn: if similar examples are neighbours, each group still gets its part of them.
             totals = groups[number % num_groups]
             # The backward of a sharded model averages over ranks, so each rank's weight must already be in the loss.
             # Otherwise the weight is applied in the sum's dtype, which rounds less.
@@ -126,7 +129,9 @@ def target_gradient_groups(
                     total.add_(gradient.to(dtype=total.dtype), alpha=1.0 if together else weight)
             group_weights[number % num_groups] += weight
         if together:
+            # The backward has divided by the number of ranks, so the weights that divide its sum are means, too.
             group_weights = mean_over_ranks(group_weights, device=next(iter(parameters.values())).device)
+    # After the mean over ranks: all ranks of a sharded model then raise together, or none does.
     for totals, group_weight in zip(groups, group_weights, strict=True):
         if group_weight <= 0.0:
             each = "at least one batch" if num_groups == 1 else f"at least one batch for each of {num_groups} groups"
@@ -153,6 +158,7 @@ def select_blocks(
     Raises:
         UserError: a pattern matches no name, or no block is left.
     """
+    # A misspelt pattern would otherwise exclude nothing, without any sign of it.
     for option, patterns in (("include", include or ()), ("exclude", exclude)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in direction):
@@ -198,6 +204,7 @@ def precondition(
     groups = {id(parameter): group for group in adam.param_groups for parameter in group["params"]}
     scales: dict[str, Tensor] = {}
     for name in direction:
+        # `get`, because the state is a defaultdict: an index would add an entry to the optimizer.
         state = adam.state.get(parameters[name], {}) if name in parameters else {}
         if state:
             scales[name] = _adam_scale(state, groups[id(parameters[name])], type(adam).__name__)
@@ -206,8 +213,10 @@ def precondition(
     usual = 1.0
     if len(scales) < len(direction):
         # Scale 1 would be wrong by orders of magnitude: 1 / (sqrt(v_hat) + eps) is often 1e4 and more.
+        # Medians and not means: an entry with v_hat = 0 has the scale 1 / eps, which would outweigh all others.
         usual = float(torch.stack([full_tensor(scale).double().median().cpu() for scale in scales.values()]).median())
     return {
+        # The optimizer's state is sharded like the parameter, but a small direction may be full.
         name: block * (sharded_like(scales[name], block).to(dtype=block.dtype) if name in scales else usual)
         for name, block in direction.items()
     }
@@ -246,6 +255,7 @@ def halves_agreement(first: Direction, second: Direction) -> float:
         >>> halves_agreement({"weight": torch.tensor([3.0, 4.0])}, {"weight": torch.tensor([4.0, 3.0])})
         0.96
     """
+    # By name: the two dictionaries may have different orders.
     one, other = list(first.values()), [second[name] for name in first]
     both, length = inner_product(one, other), math.sqrt(inner_product(one, one) * inner_product(other, other))
     return both / length if length > 0 else 0.0
@@ -258,6 +268,7 @@ def _sum_dtype(parameter: Tensor) -> torch.dtype:
 
 def _weighted(batches: Iterable[Batch], weights: Sequence[float] | None) -> Iterator[tuple[Batch, float]]:
     """Pair every batch with its weight; refuse a wrong number of weights."""
+    # Counted on the way: the batches may come from a generator, whose length is unknown.
     count = 0
     for batch in batches:
         if weights is not None and count >= len(weights):
@@ -301,6 +312,7 @@ def _adam_scale(state: Mapping[str, Any], group: Mapping[str, Any], kind: str) -
     if "exp_avg_sq" not in state:
         raise UserError(f"optimizer: {kind} keeps no second moments (exp_avg_sq); expected Adam or AdamW")
     _, beta2 = group["betas"]
+    # With amsgrad, Adam divides its step by the running maximum.
     second: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
     correction = 1 - beta2 ** float(state["step"])
     return 1 / ((second / correction).sqrt() + group["eps"])

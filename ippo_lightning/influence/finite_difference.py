@@ -76,6 +76,7 @@ def difference_scores(
         return [torch.zeros_like(_values(model, function, batch), dtype=dtype) for batch in batches]
     _warn_of_half_precision(model)
     size = choose_step(model, blocks, one_sided=known is not None) if step is None else step
+    # This side comes first: both ways need it, and its distance from the known values is the scale of their check.
     with displaced(blocks, size):
         ahead = [_values(model, function, batch) for batch in batches]
     if known is not None:
@@ -131,6 +132,7 @@ def choose_step(model: nn.Module, blocks: Sequence[Block], *, one_sided: bool) -
     parameters = list(trainable_parameters(model).values())
     directions = [block.direction for block in blocks]
     parameter_squares, direction_squares = (inner_product(each, each) for each in (parameters, directions))
+    # One step serves all parameters, so the coarsest dtype decides.
     rounding = max(torch.finfo(block.parameter.dtype).eps for block in blocks)
     relative = _ONE_SIDED * math.sqrt(rounding) if one_sided else _CENTRAL * rounding ** (1 / 3)
     # Parameters that are all zero have no scale; any positive step works.
@@ -158,6 +160,8 @@ def displaced(blocks: Sequence[Block], step: float) -> Iterator[None]:
 
 def _kept(parameter: Tensor) -> Tensor:
     """Return the values with which `_replace` restores a parameter."""
+    # Only a shard is overwritten and needs a copy. An ordinary parameter gets another tensor as its data, and the old
+    # one stays as it was.
     return local(parameter.detach()).clone() if isinstance(parameter, DTensor) else parameter.data
 
 

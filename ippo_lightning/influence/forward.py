@@ -52,6 +52,8 @@ def forward_derivative(
         UserError: a model whose derivative would be silently wrong, or a kernel without forward derivative.
     """
     refuse_what_drops_tangents(model)
+    # Forward mode needs no graph, so no_grad saves the activations. Dual numbers exist only inside a level, so it is
+    # opened before they are made.
     with torch.no_grad(), forward_ad.dual_level(), _dual_parameters(model, blocks), sdpa_kernel(SDPBackend.MATH):
         try:
             primal, tangent = forward_ad.unpack_dual(function(model, batch))
@@ -86,6 +88,7 @@ def verify_forward(
     Raises:
         ChecksumError: they disagree.
     """
+    # Flat, so that the checksum weighs each token like an episode and finds exchanged tokens, too.
     value = function(model, batch).flatten()
     coarse = value.dtype in HALVES or is_coarse(model)
     verify_checksum(value, derivative.flatten().unsqueeze(0), [blocks], is_coarse=coarse)

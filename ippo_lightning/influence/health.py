@@ -29,6 +29,7 @@ def score_quantiles(scores: Tensor) -> dict[str, float]:
     """
     if scores.numel() == 0:
         return dict.fromkeys(_QUANTILES, math.nan)
+    # torch.quantile refuses half precision.
     values = scores.detach().to(dtype=torch.float64)
     levels = torch.tensor(list(_QUANTILES.values()), dtype=torch.float64, device=values.device)
     return dict(zip(_QUANTILES, torch.quantile(values, levels).tolist(), strict=True))
@@ -78,6 +79,7 @@ def score_intervals(
     """
     num_groups = len(group_scores)
     group_weights = torch.ones(num_groups) if weights is None else torch.tensor(list(weights))
+    # On the CPU, whose generator draws the same numbers whatever device the scores are on.
     drawn = torch.randint(num_groups, (num_resamples, num_groups), generator=generator)
     # How often each draw contains each group: one matrix product then gives the means of all draws.
     counts = torch.zeros(num_resamples, num_groups).scatter_add_(1, drawn, torch.ones(drawn.shape)) * group_weights

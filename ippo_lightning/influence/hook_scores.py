@@ -78,6 +78,7 @@ def scores_by_hooks(
     if not results:
         no_norms = torch.zeros(0, dtype=dtype) if with_norms else None
         return HookScores({}, torch.zeros(len(directions), 0, dtype=dtype), no_norms)
+    # A dictionary and not a set, whose order would change from run to run.
     names = {block.name: None for entry in directions for block in entry}
     # A parameter without gradient in one batch has no entry there, although it may have one in the next batch.
     parts = {
@@ -103,6 +104,7 @@ def _batch_by_batch(
     dtype: torch.dtype,
 ) -> Iterator[HookScores]:
     trainable = list(trainable_parameters(model).values())
+    # Before the first forward: an uncovered parameter is reported before any pass has been made.
     hooked = hooked_modules(model, directions)
     together = is_sharded(model)
     session = HookSession(hooked, num_directions=len(directions), with_norms=with_norms, dtype=dtype)
@@ -122,6 +124,7 @@ def _batch_by_batch(
                     finite = _all_finite(scores.total, together=together)
                 if not together:  # ranks of a sharded model must make all passes before one of them raises
                     require_finite_scores(scores.total, first=first)
+                # If the model is sharded, `finite` is of all ranks: all of them make the checksum's backward, or none.
                 if has_checksum and finite:
                     coarse = session.saw_half_precision or is_coarse(model)
                     verify_checksum(scores.losses, scores.total, directions, is_coarse=coarse)

@@ -83,12 +83,14 @@ class HookSession:
         Raises:
             CoverageError: a module's rows do not correspond to episodes.
         """
+        # Before the early return: losses without a graph then have norms of zero, not those of the batch before.
         self._norms = GradientNorms(self.zeros(losses)[0], num_uses=self._num_uses) if self.with_norms else None
         if not losses.requires_grad:
             return {}
         rows = Rows(keep=1 if segments is None else 2, careful=self.careful)
         self._tally = tally = Tally(self.zeros(losses), num_parts=self._num_parts, segments=segments, rows=rows)
         try:
+            # One backward from the sum is enough: the loss of an episode depends only on the episode's own rows.
             gradients(losses, [self._anchor], torch.ones_like(losses), keep_graph=keep_graph)
         finally:
             self._tally = None
@@ -119,6 +121,7 @@ class HookSession:
             if not torch.is_grad_enabled():
                 return None
             self._num_uses.update(part.name for part in entry.parts)
+            # A model may call its layers by keyword, so the input is the first tensor of either kind.
             inputs = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
             # Detached: only the input's value is needed, so autograd must see no second path to earlier modules.
             watched: Tensor = _Watch.apply(output, inputs.detach(), self._anchor, self, entry)
@@ -166,6 +169,7 @@ class Tally:
                 if block is not None:
                     # A sharded block is gathered for this module only, as FSDP2 does with weights, to limit memory.
                     terms = part.term(entry.module, inputs, gradient, full_tensor(block), rows=self._rows)
+                    # The layers of a model may be on several devices; the sums are on that of the losses.
                     total[number] += self._by_episode(terms.to(device=total.device))
 
     def _by_episode(self, terms: Tensor) -> Tensor:

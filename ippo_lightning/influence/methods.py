@@ -49,6 +49,7 @@ def scores_without_hooks(
         NonFiniteScoreError: some scores are NaN or infinite.
     """
     if method == "per_episode":
+        # A generator: in a list, the graphs of all batches would be in memory at once.
         losses = (checked_losses(episode_losses(model, batch)) for batch in batches)
         parts = [per_episode_scores(row, blocks, dtype=dtype) for row in losses]
     else:
@@ -63,6 +64,7 @@ def scores_without_hooks(
             dtype=dtype,
             axes=("rows",),
         )
+    # After all passes: a rank of a sharded model that raises between two passes would leave the other ranks waiting.
     first = 0
     for part in parts:
         require_finite_scores(part, first=first)
@@ -103,6 +105,7 @@ def derivatives(
         return checked_losses(losses(of, batch), axes=axes)
 
     if method == "finite_difference":
+        # Before the parameters move: these are the losses at the current ones.
         known = None if known_losses is None else [known_losses(batch) for batch in batches]
         return difference_scores(model, function, batches, blocks, known=known, step=None, dtype=dtype)
     parts = []

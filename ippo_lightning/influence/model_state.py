@@ -70,6 +70,7 @@ def gradients(
     # Autocast is for forwards. A backward inside it rounds its matmuls, and two backwards would round differently.
     with torch.autocast(device_type=outputs.device.type, enabled=False):
         raw = torch.autograd.grad(outputs, inputs, weights, retain_graph=keep_graph, allow_unused=True)
+    # An embedding with sparse=True has a sparse gradient, which cannot be contracted with a dense block.
     return tuple(gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in raw)
 
 

@@ -88,6 +88,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
     # By name: each language model has its own class, without a common base.
     if not type(module).__name__.endswith("RMSNorm"):
         return False
+    # Gemma multiplies by 1 + w instead of w, which has the same derivative.
     return isinstance(module, nn.RMSNorm) or hasattr(module, "variance_epsilon") or hasattr(module, "eps")
 
 

@@ -79,6 +79,8 @@ def check_sharding(model: nn.Module, *, method: str) -> None:
     Raises:
         UserError: "forward" or "per_episode" with a sharded model.
     """
+    # FSDP2 averages the gradients of weights over ranks, which mixes the episodes of different ranks. "hooks" reads the
+    # gradients at outputs, which stay on their rank.
     if method in ("forward", "per_episode") and is_sharded(model):
         raise UserError(
             f"method: '{method}' requires full parameters, but the model is sharded; use hooks or finite_difference"

@@ -89,6 +89,7 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
     for block in blocks:
         gradient = found[block.name]
         if gradient is not None:
+            # A full direction is cut like the gradient, so that the sum over ranks counts each product once.
             along = local(sharded_like(block.direction, gradient))
             product = local(gradient).to(dtype=like.dtype) * along.to(dtype=like.dtype)
             # Squares of small products are denormal in float32, and arithmetic with these is many times slower.

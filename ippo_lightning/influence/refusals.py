@@ -60,6 +60,7 @@ def checked_segments(segments: Tensor, *, num_episodes: int) -> Tensor:
     Raises:
         UserError: another shape or dtype, or an episode that does not exist.
     """
+    # A mask is no floating-point tensor either; it would silently mean the episodes 0 and 1.
     if segments.ndim != 2 or segments.is_floating_point() or segments.dtype == torch.bool:
         shape = tuple(segments.shape)
         raise UserError(f"segments: returned shape {shape} of {segments.dtype}, expected [rows, tokens], integers")

@@ -154,6 +154,7 @@ def score_episodes(
     )
     check_sharding(model, method=method)
     blocks = [active_blocks(model, entry) for entry in directions]
+    # The finest dtype of all directions, because their scores are rows of one tensor.
     dtype = max((accumulation_dtype(entry) for entry in directions), key=lambda kind: torch.finfo(kind).bits)
     has_norms = normalise == "cosine"
     noted: list[Tensor] = []
@@ -161,6 +162,7 @@ def score_episodes(
     checked = num_checked_batches(checksum_batches)
     norms: Tensor | None
     with undisturbed(model):
+        # Hooks serve all directions in one pass, so the batches of a generator need not be stored.
         if method == "hooks":
             parts, scores, norms = scores_by_hooks(
                 model,
@@ -188,10 +190,12 @@ def score_episodes(
                 for entry in blocks
             ]
             scores, parts = torch.stack(scores_of_each), {}
+            # The first direction stands for all: `_cosines` refuses directions that count other parameters.
             norms = norms_without_hooks(model, episode_losses, kept, blocks[0], dtype=dtype) if has_norms else None
     if norms is not None:
         scores = _cosines(scores, norms, blocks)
     elif normalise == "length" and noted:
+        # The clamp keeps an episode without tokens from being 0 / 0.
         scores = scores / torch.cat(noted).to(scores).clamp(min=1)
     return EpisodeScores(scores, parts)
 
@@ -247,6 +251,7 @@ def token_scores(
         )
     first = 0
     for part in parts:
+        # The sum of a row is not finite if one of its tokens is not, and the message names episodes.
         require_finite_scores(part.sum(dim=1), first=first)
         first += len(part)
     return parts
@@ -271,4 +276,5 @@ def _cosines(scores: Tensor, norms: Tensor, blocks: Sequence[Sequence[Block]]) -
     squares = [inner_product(entry, entry) for entry in directions]
     direction_norms = torch.tensor(squares, dtype=scores.dtype, device=scores.device).sqrt()
     product = norms.to(scores) * direction_norms[:, None]
+    # `where` computes both branches: the clamp keeps the one that is not taken from being 0 / 0.
     return torch.where(product > 0, scores / product.clamp(min=torch.finfo(scores.dtype).tiny), 0.0)

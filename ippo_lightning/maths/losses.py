@@ -52,6 +52,7 @@ def value_loss_terms(*, values: Tensor, old_values: Tensor, returns: Tensor, cli
         Shape [rows, steps].
     """
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    # The maximum: clipping can only raise the loss, so it never hides an error of the critic.
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
 
 
@@ -104,6 +105,7 @@ def update_diagnostics(
     # Before the exponential, which what stands in padding could overflow.
     log_ratio = torch.where(mask, log_probs - old_log_probs, torch.zeros_like(log_probs))
     ratio = log_ratio.exp()
+    # For both signs of the advantage: this number measures how far the ratios have moved, not where the loss is flat.
     is_clipped = (ratio - 1 > clip_high) | (1 - ratio > clip_low)
     return {
         "clipped_tokens": masked_sum(values=is_clipped.to(ratio.dtype), mask=mask),

@@ -135,6 +135,7 @@ def normalise_weights(*, raw: RowFloats, keep: RowMask, max_weight: float | None
         raise UserError(f"max_weight: {max_weight} is out of range; expected a number >= 1")
     # float64: the mean is 1 to the last digit also for thousands of episodes
     total = raw.double().sum()
+    # Without any weight there is no mean to divide by.
     if float(total) <= 0:
         return keep.to(raw.dtype)
     weights = raw * (keep.sum() / total).to(raw.dtype)

@@ -19,6 +19,7 @@ MAX_LABELS = 64
 OTHER_LABELS = "other_labels"
 """What the rarest labels are counted as if there are more."""
 
+# Not 0, which is the code of a character.
 _NO_CHARACTER = -1
 
 

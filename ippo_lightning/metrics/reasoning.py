@@ -57,6 +57,7 @@ class ReasoningMetrics(nn.Module):
 
     def __init__(self, k: int = 1) -> None:
         super().__init__()
+        # No MetricCollection: it passes the same arguments to all, and `unfaithful_fraction` needs another `correct`.
         self.exact_match = ExactMatch()
         self.majority_vote = MajorityVote()
         self.pass_at_k = PassAtK(k)
@@ -74,6 +75,7 @@ class ReasoningMetrics(nn.Module):
         # The grades become a matrix [prompts, samples], and a mean over prompts needs the same n in each.
         if len(sizes) > 1:
             raise UserError(f"metrics.grades: {sorted(sizes)} samples per prompt; expected the same number for each")
+        # Without prompts there is no matrix: the tensor of an empty list has one axis.
         if not grades:
             return
         correct = torch.tensor([[bool(grade.correct) for grade in group] for group in grades])

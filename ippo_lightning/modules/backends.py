@@ -105,12 +105,14 @@ class FabricBackend:
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Use Fabric's; for sharded parameters do nothing, because full gradients would stay in memory meanwhile."""
+        # Without training there is no wrapper, and no gradient is sent.
         if self.wrapper is None or self.module.fabric is None or is_sharded(self.module):
             return nullcontext()
         return self.module.fabric.no_backward_sync(self.wrapper)
 
     def call(self, method: str, *arguments: object) -> Any:
         """Call it through the wrapper; without training there is none."""
+        # The loop has marked the loss method as a forward, so that DDP takes part in it.
         return getattr(self.wrapper or self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
@@ -157,6 +159,7 @@ class TrainerBackend:
     @property
     def total_iterations(self) -> int | None:
         """Batches of all epochs; None if `max_steps` ends the run, because it counts optimizer steps."""
+        # The learning rate follows the number of iterations, so an unknown one is better than a wrong one.
         trainer = self.host
         if trainer.max_steps != -1 or trainer.max_epochs in (None, -1):
             return None
@@ -166,6 +169,7 @@ class TrainerBackend:
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Use the strategy's context, if it has one; do nothing for sharded parameters, as above."""
+        # A strategy of one process has no such context, and sends no gradients.
         block = None if is_sharded(self.module) else getattr(self.host.strategy, "block_backward_sync", None)
         return block() if block is not None else nullcontext()
 

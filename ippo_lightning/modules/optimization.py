@@ -69,6 +69,7 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
     """
     if not trainable:
         raise UserError("policy: 0 trainable parameters; full fine-tuning or lora has some")
+    # Any part of a name counts: the critic stands inside the policy, as in `policy.value_head.linear.weight`.
     critic = {name for name in trainable if any(part in _CRITIC_NAMES for part in name.split("."))}
     value_rate = settings.value_learning_rate or settings.learning_rate
     groups = [

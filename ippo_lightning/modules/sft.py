@@ -55,6 +55,7 @@ class SFTModule(TextModule):
         factor = self.schedule_learning_rate()
         encoded = self.encode_demonstrations(batch)
         local_tokens = encoded.response_mask.sum().double()
+        # Over all ranks: with a mean per rank, the tokens of a rank with short responses would weigh more.
         tokens = float(all_reduce_sum(local_tokens))
         lengths = encoded.response_mask.sum(dim=1)
         # Gradients are averaged over ranks: divided by tokens / ranks, their average is the mean over all tokens.
@@ -62,6 +63,7 @@ class SFTModule(TextModule):
         for one in self.passes(lengths, max_rows=self.micro_batch_size, sort=False):
             part = EncodedResponses(*(tensor[one.rows] for tensor in encoded))
             with self.no_sync(not one.is_last):
+                # A repeated pass serves the collectives of other ranks; times 0, it adds nothing to the gradient.
                 loss = self.call_through_wrapper(self.loss_method, part, tokens / world_size()) * one.is_real
                 self.backward_loss(loss)
             total = total + loss.detach().double()

@@ -65,6 +65,7 @@ class TextModule(BaseModule):
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         """Set an attribute; a reward or grader that is an `nn.Module` goes to its property, not to the children."""
+        # torch's own __setattr__ registers a module before it looks for a property.
         if isinstance(getattr(type(self), name, None), property) and isinstance(value, nn.Module):
             object.__setattr__(self, name, value)
         else:
@@ -87,6 +88,7 @@ class TextModule(BaseModule):
         grade = getattr(getattr(datamodule, "task", None), "grade", None)
         if self._grader is None and callable(grade):
             self._grader = HeldGrader(grade)
+        # Tried at once: a grader that raises would otherwise end the run at its first evaluation.
         if self._grader is not None:
             self._grader.check(_sample_rows(datamodule))
 
@@ -169,6 +171,7 @@ class TextModule(BaseModule):
 
     def _log_evaluation(self, split: str) -> None:
         self.log_dict({f"{_SPLITS[split]}/{name}": value for name, value in self.evaluation_metrics.compute().items()})
+        # Lightning resets only metrics that are logged as objects, and these are logged as numbers.
         self.evaluation_metrics.reset()
 
     @contextmanager
@@ -187,4 +190,5 @@ def _sample_rows(datamodule: object) -> Sequence[Row]:
     splits = getattr(datamodule, "splits", None)
     if not isinstance(splits, Splits):
         return ()
+    # Demonstrations first: they have responses, so the grader is tried on real ones.
     return next((rows for rows in (splits.demonstrations, splits.validation, splits.prompts) if len(rows)), ())

@@ -200,6 +200,7 @@ class CausalLMPolicy(nn.Module):
             raise UserError("policy.value: 'none' gives no values; use head or separate")
         sequences = join(prompt_ids, prompt_mask, response_ids, response_mask)
         num_tokens = response_ids.shape[1]
+        # The head reads the features of this same forward: a second one would double the cost.
         read_features = with_values and self.value_head is not None
         features: list[Tensor] = []
         with captured_features(self.language_model, features) if read_features else nullcontext():
@@ -320,6 +321,7 @@ class CausalLMPolicy(nn.Module):
         Together with the constructor's arguments they determine the policy. If it is sharded, every rank must call
         this.
         """
+        # Clones, because an optimizer step changes the parameters in place.
         return {name: full_tensor(parameter.detach()).clone() for name, parameter in self.named_trainable_parameters()}
 
     def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -42,6 +42,7 @@ class ValueHead(nn.Module):
         with seeded(seed):
             self.linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
             nn.init.normal_(self.linear.weight, std=std)
+            # Without it, torch's random bias would shift all first values by the same amount.
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -74,6 +75,7 @@ class SeparateCritic(nn.Module):
     def forward(self, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Return the value [rows, sequence] of the text up to and including each position."""
         call: Any = self.trunk
+        # A cache of keys and values helps sampling only; here it would cost memory.
         outputs = call(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
         values: Tensor = self.head(outputs.last_hidden_state)
         return values
@@ -145,6 +147,7 @@ def feature_size(language_model: PreTrainedModel) -> int:
     Args:
         language_model: a causal language model.
     """
+    # Not the configuration's hidden_size: models with a projection before the head have another width.
     return int(language_model.get_output_embeddings().weight.shape[1])
 
 
@@ -167,4 +170,5 @@ def captured_features(language_model: PreTrainedModel, features: list[Tensor]) -
     try:
         yield
     finally:
+        # A hook that stays would append the features of every later forward.
         handle.remove()

@@ -107,6 +107,7 @@ class ModelSource:
 
     def _from_config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         assert self.config is not None
+        # Outside the `try`, so that its errors keep their own field.
         config = _new_config(self.config, tokenizer)
         try:
             with seeded(self.seed):
@@ -284,6 +285,7 @@ def _new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     if model_type is None:
         raise UserError("policy.config.model_type: none; name an architecture, for instance llama")
     try:
+        # Built without the user's fields, to learn which names this architecture has.
         default = AutoConfig.for_model(model_type)
     except Exception as error:
         raise UserError(f"policy.config.model_type: {model_type!r} is unknown to transformers; try llama") from error
@@ -325,6 +327,7 @@ def _check_model_folder(pretrained: str) -> None:
             f"policy.pretrained: {pretrained!r} contains an adapter; give its base model here and the folder as "
             "policy.lora.adapter_path"
         )
+    # `save_model` puts an adapter and the merged model into folders of their own.
     inside = f"; did you mean {str(path / 'merged')!r}?" if (path / "merged" / "config.json").is_file() else ""
     raise UserError(
         f"policy.pretrained: no config.json in {pretrained!r}{inside or '; give a saved model or a Hub name'}"

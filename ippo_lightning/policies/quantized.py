@@ -47,6 +47,7 @@ def quantization_device() -> dict[str, str]:
     """Return the device map that quantises on this process's own GPU, or on the CPU if there is none."""
     if torch.cuda.is_available():
         # The policy is built before Fabric chooses a device; without LOCAL_RANK all ranks would load onto GPU 0.
+        # The key "" is the full model: nothing is spread over several devices.
         return {"": f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"}
     return {"": "cpu"}
 
@@ -90,6 +91,7 @@ def pin_layers(model: nn.Module) -> None:
 def _forward_as_in_training(layer: Linear8bitLt, inputs: Tensor) -> Tensor:
     mode, layer.training = layer.training, True
     try:
+        # From the class: the layer's own attribute `forward` is this function.
         outputs: Tensor = type(layer).forward(layer, inputs)
         return outputs
     finally:
@@ -139,6 +141,7 @@ def dense_copy(model: PreTrainedModel) -> PreTrainedModel:
         dense: Any = type(model)(config)
     dense.to(dtype=model.dtype, device=model.device)
     dense.load_state_dict(twin.state_dict())
+    # It is no part of the configuration, and a served model stops by the tokens that stand in it.
     dense.generation_config = copy.deepcopy(model.generation_config)
     ready: PreTrainedModel = dense
     return ready

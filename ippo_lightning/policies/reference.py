@@ -93,6 +93,7 @@ def frozen_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftMod
         model: the policy's network before any update.
     """
     twin = copy.deepcopy(model)
+    # A copy keeps the flags, and the reference would take part in the optimizer.
     twin.requires_grad_(False)
     twin.eval()
     return twin
@@ -125,6 +126,7 @@ def reference_adapter_active(model: PeftModel) -> Iterator[None]:
     """
     with keeping_trainable_flags(model):
         try:
+            # PEFT makes the parameters of the adapter that it activates trainable; the flags outside restore them.
             model.set_adapter(REFERENCE_ADAPTER)
             yield
         finally:

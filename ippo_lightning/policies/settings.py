@@ -85,6 +85,7 @@ class SamplingSettings:
         self._check_sampler()
         require_range("sampling.num_responses", self.num_responses, at_least=1, integer=True)
         require_range("sampling.max_new_tokens", self.max_new_tokens, at_least=1, integer=True)
+        # The logits are divided by it: 0 gives no distribution, and infinity gives every token the same probability.
         require_range("sampling.temperature", self.temperature, above=0, below=math.inf)
         require_range("sampling.top_p", self.top_p, above=0, at_most=1)
         if self.stop_tokens is not None and not all(self.stop_tokens):

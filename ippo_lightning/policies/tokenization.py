@@ -88,6 +88,7 @@ def encode_demonstrations(
     check_tokenizer(tokenizer)
     if len(prompts) != len(responses):
         raise UserError(f"responses: {len(responses)} for {len(prompts)} prompts; give one response per prompt")
+    # Prompt and response apart, as in a rollout: a joint text may be cut into other tokens where they meet.
     prompt_rows = _prompt_rows(tokenizer, prompts, max_length)
     response_rows = [_response_tokens(tokenizer, response, index) for index, response in enumerate(responses)]
     for index, (prompt, response) in enumerate(zip(prompt_rows, response_rows, strict=True)):
@@ -112,6 +113,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[str
     Raises:
         UserError: a string is not exactly one token.
     """
+    # EOS always ends a response, also with the user's own stop tokens.
     ids = [int(tokenizer.eos_token_id)]
     vocabulary = tokenizer.get_vocab()
     for text in stop_tokens or ():
@@ -127,6 +129,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[str
 def _prompt_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> list[list[int]]:
     if not prompts:
         raise UserError("prompts: none; give at least one")
+    # One text at a time, so that the tokenizer has nothing to pad.
     rows = [_prompt_tokens(tokenizer, prompt) for prompt in prompts]
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         if not prompt or not row:

@@ -183,6 +183,7 @@ class Episodes:
             if layout.axis is not None:
                 used = self._used_columns(layout.axis, layout.pad)
                 tensor: Tensor = getattr(self, name)
+                # `used` is at least 1: a slice from -0 would keep all columns.
                 changes[name] = tensor[:, -used:] if layout.pad == "left" else tensor[:, :used]
         return self.evolve(**changes)
 

@@ -64,6 +64,7 @@ class RolloutPlan:
             if len(batch[name]) != len(counts):
                 found = f"{len(batch[name])} entries of {name} for {len(counts)} counts"
                 raise UserError(f"plan.replace_prompts: '{reason}' gave {found}; expected one count per prompt")
+        # Before the batch: counts that are refused leave the plan as it was.
         self.counts = _checked_counts(counts, like=counts, reason=reason).to(self.counts.device)
         self.batch = batch
         self.history.append(reason)
@@ -103,6 +104,7 @@ class UpdatePlan:
     """Numbers that callbacks add to the log of this iteration; they change nothing."""
     sealed: bool = False
     """True once the update has begun."""
+    # Private, so that each change goes through `drop` or `scale`, which check and remember it.
     _weights: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +131,7 @@ class UpdatePlan:
         Raises:
             UserError: the plan is sealed, or `mask` has another shape or dtype.
         """
+        # For integers, `~` flips bits: ones and zeros would become large or negative weights.
         if mask.dtype != torch.bool:
             raise UserError(f"plan.drop: mask of '{reason}' has dtype {mask.dtype}; expected bool, True to drop")
         self._multiply("drop", (~mask).to(self._weights.dtype), reason=reason, scores=scores)
@@ -247,4 +250,5 @@ def _checked_counts(counts: Tensor, *, like: Tensor, reason: str) -> Tensor:
         raise UserError(
             f"plan.allocate: counts of '{reason}' are {counts.tolist()}; expected >= 0, one of them above 0"
         )
+    # Copied: the plan does not change when the callback changes its own tensor.
     return counts.detach().to(device=like.device, dtype=torch.long, copy=True)

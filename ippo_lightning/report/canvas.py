@@ -114,6 +114,7 @@ def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str
     values = [[one[iteration] for one in series if iteration in one] for iteration in iterations]
     means = [sum(at) / len(at) for at in values]
     if any(len(at) > 1 for at in values):
+        # Where only one seed is left, the band has no width and ends in the line.
         low, high = zip(*(bootstrap_bounds(at) for at in values), strict=True)
         axes.fill_between(iterations, low, high, color=colour, alpha=0.15, linewidth=0)
     # A line of one or two points is hard to see.
@@ -132,6 +133,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
     if not ends:
         return
     low, high = axes.get_ylim()
+    # One column of labels: at its own end, the label of a run that stopped early would cover other curves.
     right = max(end[2] for end in ends)
     heights = spread([end[3] for end in ends], gap=0.065 * (high - low), low=low, high=high)
     for (text, colour, _, _), height in zip(ends, heights, strict=True):

@@ -75,6 +75,7 @@ def gather_runs(folders: Sequence[Path], *, root: Path) -> Comparison:
     for folder in folders:
         run = read_run(folder)
         group = groups.setdefault(run.method, [])
+        # A second run of the same name would count as another seed of the method.
         if any(run.seed == other.seed for other in group):
             raise UserError(f"runs: {folder} and {group[0].folder} have the same name; give runs different names")
         group.append(run)
@@ -135,6 +136,7 @@ def _seeds(name: str, entry: object) -> list[int]:
     if not re.fullmatch(rf"{_NAME}(/{_NAME})*", name):
         raise UserError(f"{COMPARISON}: method {name!r} is no folder name; expected letters, digits and _ . + - /")
     seeds = entry.get("seeds") if isinstance(entry, dict) else None
+    # bool is a subclass of int: `true` would be read as seed 1.
     if not isinstance(seeds, list) or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
         raise UserError(f"{COMPARISON}: seeds of {name!r} are {seeds!r}; expected a list of integers")
     return seeds
@@ -145,6 +147,7 @@ def _baseline(name: str, entry: JsonObject, methods: JsonObject) -> str | None:
     baseline = entry.get("baseline")
     if baseline is None or (isinstance(baseline, str) and baseline in methods and baseline != name):
         return baseline
+    # Refused and not ignored: without its baseline, a method would lose its row of differences silently.
     raise UserError(f"{COMPARISON}: baseline of {name!r} is {baseline!r}; expected the name of another method or null")
 
 

@@ -44,6 +44,7 @@ def label_table(method: Method) -> LabelTable | None:
     Returns:
         The table without empty groups; None if no episode was dropped or none has a label.
     """
+    # An episode without a recorded weight would count as dropped.
     episodes = [episode for episode in method.episodes if episode.kept is not None]
     # Without dropped episodes the groups would all be equal; without episodes `all` is True too.
     if all(episode.kept for episode in episodes) or not any(episode.label for episode in episodes):
@@ -81,6 +82,7 @@ def extremes(method: Method, *, most_positive: bool, count: int = NUM_EXTREMES) 
     wanted = [episode for episode in method.episodes if sign * _score(episode) > 0]
     # A policy repeats its favourite responses in every iteration; they would fill the whole table.
     shown: dict[tuple[str, str], EpisodeRow] = {}
+    # Sorted first, so that of equal responses the one with the most extreme score is shown.
     for episode in sorted(wanted, key=_score, reverse=most_positive):
         shown.setdefault((episode.prompt, episode.response), episode)
         if len(shown) == count:

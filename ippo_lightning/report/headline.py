@@ -130,6 +130,7 @@ def baseline_summary(results: Results, method: str) -> MethodSummary:
 def _finding(results: Results, method: str, metric: ComparedMetric, difference: PairedDifference) -> Finding:
     interval = difference["interval"]
     # After the change of sign, positive means better for either metric.
+    # Sorted, because the change of sign exchanges the bounds.
     signed = None if interval is None else sorted(_GOOD_SIGN[metric] * bound for bound in interval)
     word = "unclear" if signed is None else "better" if signed[0] > 0 else "worse" if signed[1] < 0 else "unclear"
     mine, other = results["methods"][method], baseline_summary(results, method)
@@ -182,6 +183,7 @@ def _num_seeds(results: Results, method: str) -> int:
 
 def _featured(results: Results) -> str | None:
     """Choose the first featured method, else the first one that was trained from episodes, else the first one."""
+    # Methods without a difference are left out, because a headline is a comparison.
     names = compared_methods(results)
     featured = [name for name in names if results["methods"][name]["featured"]]
     trained = [name for name in names if results["methods"][name].get("kept_fraction")]

@@ -43,6 +43,7 @@ def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
                 _draw(panel, members, edges)
                 panel.set_title(f"{title}, {part}")
                 words.append(f"{title}, {part}: {percent(_dropped_fraction(members), digits=0)} % dropped.")
+            # One scale for both parts, so that their bars can be compared.
             row[1].sharey(row[0])
             row[1].tick_params(labelleft=False)
         for panel in axes[-1]:
@@ -53,6 +54,7 @@ def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
 
 def _thirds(episodes: Sequence[EpisodeRow]) -> tuple[list[EpisodeRow], list[EpisodeRow]]:
     iterations = sorted({episode.iteration for episode in episodes})
+    # At least one iteration: `iterations[-0:]` would be all of them.
     third = max(1, len(iterations) // 3)
     first, last = set(iterations[:third]), set(iterations[-third:])
     return [e for e in episodes if e.iteration in first], [e for e in episodes if e.iteration in last]
@@ -66,6 +68,7 @@ def _edges(scores: Sequence[float]) -> np.ndarray:
     low, high = np.quantile(scores, [0.02, 0.98])
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if high - low <= 0:
+        # Nearly all scores are 0: with a width of 0, the lines below would divide by zero.
         low, high = -1.0, 1.0
     width = (high - low) / _BINS
     # The rule drops at zero. A bar across zero would mix kept and dropped episodes.
@@ -77,6 +80,7 @@ def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray) -> Non
     # What lies beyond the outermost borders counts in the outermost bars, so that all fractions add up to one.
     kept = np.clip([e.score or 0.0 for e in episodes if e.kept], edges[0], edges[-1])
     dropped = np.clip([e.score or 0.0 for e in episodes if not e.kept], edges[0], edges[-1])
+    # Divided by kept and dropped together: both colours of a panel add up to one.
     weights = [np.full(len(part), 1 / max(1, len(episodes))) for part in (kept, dropped)]
     panel.hist([kept, dropped], bins=list(edges), weights=weights, stacked=True, color=[KEPT_COLOUR, DROPPED_COLOUR])
     panel.axvline(0, color=INK, linewidth=0.9)

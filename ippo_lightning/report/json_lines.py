@@ -45,6 +45,7 @@ def read_rows(path: Path) -> tuple[list[JsonObject], int]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Yield the lines that are not blank; of a line that is too long only the first character, which is no JSON."""
+    # replace: a broken byte spoils its own line and not the file. newline: only \n ends a line, a lone \r does not.
     with path.open(encoding="utf-8", errors="replace", newline="\n") as handle:
         while line := handle.readline(LONGEST_LINE):
             tail = line

@@ -35,6 +35,7 @@ def plan_changes(method: Method) -> dict[str, PlanChangeSummary]:
     Returns:
         Reason to summary, the reason that dropped most first; empty if no run recorded a change.
     """
+    # Episodes of a run that recorded no changes would make every fraction smaller.
     episodes = [episode for episode in method.episodes if episode.changes is not None]
     factors: dict[str, list[float]] = defaultdict(list)
     for episode in episodes:

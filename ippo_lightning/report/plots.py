@@ -175,6 +175,7 @@ def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
 def _mean_series(method: Method, key: str) -> dict[int, float]:
     """Return, for each iteration, the mean of a number over the seeds that reached it."""
     series = [run.series(key) for run in method.finished]
+    # All iterations of all seeds: one run that stopped early must not cut off the curve of the others.
     iterations = sorted({iteration for one in series for iteration in one})
     found = {iteration: [one[iteration] for one in series if iteration in one] for iteration in iterations}
     return {iteration: sum(values) / len(values) for iteration, values in found.items()}
@@ -187,6 +188,7 @@ def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
         return None
     names = [name for name in (*_PARTS, _REST) if any(parts.get(name) for parts in times.values())]
     tallest = max(sum(parts.values()) for parts in times.values())
+    # The figure grows with the methods, so that bars and names keep their size.
     with canvas(path, height=1.5 + 0.42 * len(times)) as axes:
         panel = axes[0][0]
         for height, parts in enumerate(reversed(times.values())):
@@ -212,6 +214,7 @@ def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
             borderaxespad=0.2,
         )
         panel.set_yticks(range(len(times)), list(reversed(times)))
+        # Room for the number behind the longest bar.
         panel.set_xlim(0, 1.12 * tallest)
         panel.grid(visible=False)
         panel.spines["left"].set_visible(False)
@@ -233,6 +236,7 @@ def _plot_curves(
     if not curves:
         return None
     colours = method_colours(comparison)
+    # Of every seed and not of the means, so that the bands lie inside the axis.
     values = [value for found in curves.values() for one in found for value in one.values()]
     ends: list[tuple[str, str, float, float]] = []
     with canvas(path) as axes:
@@ -261,6 +265,7 @@ def _merged(ends: list[tuple[str, str, float, float]], comparison: Comparison) -
     """Give curves that end in exactly the same point one common label, in the colour of text."""
     # `label_ends` moves labels apart. Two at one point would look like curves that end in different points.
     merged: list[tuple[str, str, float, float]] = []
+    # `groupby` joins neighbours only, so the ends are sorted first.
     for point, group in groupby(sorted(ends, key=lambda end: end[2:]), key=lambda end: end[2:]):
         members = list(group)
         text = ", ".join(comparison.methods[name].title for name, *_ in members)
@@ -277,6 +282,7 @@ def _draw_result(panel: Axes, method: Method, metric: str, *, height: int, colou
     mean = sum(values) / len(values)
     interval = bootstrap_interval(values)
     panel.axhline(height, color=FAINT, linewidth=0.8, zorder=0)
+    # With one seed, its dot is the mean itself.
     if interval is not None:
         panel.plot(interval, [height, height], color=colour, linewidth=8, alpha=0.28, zorder=2, solid_capstyle="butt")
         panel.scatter(values, [height] * len(values), s=13, color=colour, linewidths=0, zorder=3)

@@ -126,6 +126,7 @@ def _series(rows: Iterable[JsonObject], keys: tuple[str, ...]) -> dict[int, floa
     # Evaluations of a resumed run may repeat an iteration: the last row counts.
     found: dict[int, float] = {}
     for row in rows:
+        # Logs are written with null for NaN; such an iteration has no point instead of a wrong one.
         value = next((value for key in keys if (value := number(row.get(key))) is not None), None)
         if value is not None:
             found[row["iteration"]] = value

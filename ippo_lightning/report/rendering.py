@@ -115,6 +115,7 @@ def _extremes(method: Method) -> dict[str, object]:
 
 
 def _metric_names(comparison: Comparison) -> dict[str, str]:
+    # Runs may have sampled different numbers of responses; then no k is right for all columns.
     k = _common_result(comparison, "k")
     return {
         "exact_match": "Exact match",
@@ -142,6 +143,7 @@ def _common_result(comparison: Comparison, key: str) -> int | None:
 def _scope(comparison: Comparison) -> str:
     methods = comparison.methods.values()
     seeds = {run.seed for method in methods for run in method.finished}
+    # Iterations of SFT are steps of another kind, so the span leaves them out.
     iterations = [
         len(run.history) for method in methods for run in method.finished if run.series("update/kept_fraction")
     ]

@@ -57,6 +57,7 @@ def read_run(folder: Path | str) -> Run:
     seed = seed_of(folder)
     return Run(
         folder=folder,
+        # A run of `ippo compare` lies in `<method>/seed_<n>`; any other folder is named by its user.
         method=folder.name if seed is None else folder.parent.name,
         seed=seed,
         history=_latest(history),
@@ -77,6 +78,7 @@ def why_unfinished(run: Run) -> str:
 
 def short_text(value: object, *, limit: int = 60) -> str:
     """Return a name or remark on one line, cut to `limit` characters, with hidden characters made visible."""
+    # Cut first: a hostile text of any length then costs no more than `limit` characters.
     return visible_text(cut(str(value or ""), limit)).replace("\n", " ")
 
 
@@ -89,6 +91,7 @@ def _read_results(path: Path) -> JsonObject | None:
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError):
+        # No error: what the run recorded before is still worth a report.
         _LOG.warning("%s is not readable; the run counts as unfinished", path)
         return None
     return results if isinstance(results, dict) else None
@@ -135,6 +138,7 @@ def _label(row: JsonObject) -> str:
 def _changes(reasons: object, factors: object) -> tuple[tuple[str, float], ...] | None:
     if not isinstance(reasons, list) or not isinstance(factors, list) or len(reasons) != len(factors):
         return None
+    # A hostile file may list millions of changes in one row.
     pairs = zip(reasons[:_MOST_CHANGES], factors[:_MOST_CHANGES], strict=True)
     return tuple(
         (_short_label(_text(reason)[:100]), value) for reason, factor in pairs if (value := number(factor)) is not None

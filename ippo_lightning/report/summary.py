@@ -192,6 +192,7 @@ def _differences(comparison: Comparison) -> dict[str, dict[ComparedMetric, Paire
 
 def _paired(method: Method, baseline: Method, metric: ComparedMetric) -> PairedDifference:
     """Subtract seed by seed. The effect of the seed (data, starting model) is in both numbers and cancels."""
+    # By seed and not by position: a run in the middle may be unfinished, and later pairs would be wrong.
     theirs = {run.seed: run.result(metric) for run in baseline.finished}
     # A run outside a comparison has no seed in its folder's name. Two such runs still make one pair, under None.
     by_seed: dict[int | None, float] = {}

@@ -27,6 +27,7 @@ def results_table(results: Results) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     table.title = "Test results, %"
     table.title_justify = "left"
+    # Folded and not cut, because two titles may differ at their ends only.
     table.add_column("Method", overflow="fold", min_width=8)
     for heading in (*_HEADINGS, "Kept", "s/iter"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -48,5 +48,6 @@ def _recorded(method: Method, named: Mapping[str, str]) -> bool:
 
 
 def _mean(method: Method, key: str) -> float | None:
+    # Only some iterations measure these numbers, so the mean is over the values and not over the iterations.
     values = [value for run in method.finished for value in run.series(key).values()]
     return fmean(values) if values else None

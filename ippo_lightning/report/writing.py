@@ -113,6 +113,7 @@ def write_files(comparison: Comparison) -> Path:
     Args:
         comparison: from `read_comparison` or `gather_runs`.
     """
+    # Computed once for all files, because each interval takes 9,999 resamples.
     results = summarise(comparison)
     folder = comparison.root
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,7 @@ def _table_text(results: Results) -> str:
     # A width of its own: the file must not depend on the terminal of whoever wrote it.
     console = Console(file=io.StringIO(), record=True, width=_TABLE_WIDTH, color_system=None, legacy_windows=False)
     console.print(results_table(results))
+    # rich fills every line up to the width; a file has no use for these spaces.
     return "\n".join(line.rstrip() for line in console.export_text(styles=False).splitlines()) + "\n"
 
 

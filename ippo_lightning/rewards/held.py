@@ -72,6 +72,7 @@ class HeldGrader:
         Raises:
             UserError: the grader raised, or returned something other than a grade.
         """
+        # A grader may be a model: dropout would change its grades from call to call.
         with evaluation_mode(self.grader):
             return call_grader(self.grader, prompt, response, example)
 

@@ -54,6 +54,7 @@ def sample_episodes(
     """Sample responses; every other number of the episodes is NaN. Arguments as in `collect_episodes`."""
     if not prompts:
         raise UserError("rollout: the batch has 0 prompts; expected at least 1")
+    # Checked before sampling, so that a prompt that is too long costs no time and is named by its number.
     room = policy.context_length - sampling.max_new_tokens
     try:
         prompt_ids, prompt_mask = encode_prompts(policy.tokenizer, prompts, max_length=room)
@@ -132,6 +133,7 @@ def decode_responses(policy: CausalLMPolicy, response_ids: Tensor, response_mask
         response_ids: shape [rows, steps], int64.
         response_mask: shape [rows, steps], bool.
     """
+    # By the mask: the pad token may be a token that the policy has sampled, for example EOS.
     rows = [ids[mask].tolist() for ids, mask in zip(response_ids, response_mask, strict=True)]
     return tuple(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
@@ -144,6 +146,7 @@ def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling
         prompts: the texts to continue.
         sampling: how; all `num_responses` responses to a prompt are in one list.
     """
+    # Through the path of training: an evaluation then samples as training does.
     texts = sample_episodes(policy, prompts=prompts, examples=[{}] * len(prompts), sampling=sampling).responses
     return [
         list(texts[start : start + sampling.num_responses]) for start in range(0, len(texts), sampling.num_responses)

@@ -37,6 +37,7 @@ class TrainingBatches:
         while True:
             if hasattr(loader.sampler, "set_epoch"):
                 loader.sampler.set_epoch(self.position["epoch"])
+            # Skipped batches are loaded too, because a loader cannot begin in the middle of an epoch.
             for index, batch in enumerate(quiet_iterator(loader)):
                 if index >= skip:
                     # Before the batch is used: a checkpoint written during its iteration counts it as done.

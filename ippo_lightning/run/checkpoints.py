@@ -134,12 +134,14 @@ def restore_checkpoint(
             raise UserError(
                 f"checkpoint: {source} has {name} {saved[name]}, this run has {mine}; they must be the same"
             )
+    # Trained parameters on other frozen ones, for example an adapter on another base, would run without an error.
     if state["fingerprint"] != fingerprint:
         raise UserError(f"checkpoint: {source} is of another model; its frozen parameters are not those of this one")
     load_parameters(module, state["parameters"], source=source)
     module.load_progress_state(state["progress"])
     if optimizer is not None:
         optimizer.load_state_dict(_sharded(state["optimizer"], optimizer))
+        # A run may be resumed in another precision, so either side may have no scaler.
         if module.backend.scaler is not None and state["scaler"]:
             module.backend.scaler.load_state_dict(state["scaler"])
     if callbacks is not None:
@@ -164,6 +166,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"checkpoint: {path} does not exist; expected a checkpoint that `ippo fit` wrote")
     # weights_only: any other pickle may run code of whoever wrote it.
     try:
+        # To the CPU: the device that the file names may not exist on this machine.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
@@ -191,6 +194,7 @@ def load_parameters(module: BaseModule, parameters: Mapping[str, Tensor], *, sou
         UserError: a name or a shape differs; nothing is copied then.
     """
     trainable = module.trained_parameters()
+    # Names before shapes, because only a common name has two shapes to compare.
     differing = sorted(set(trainable) ^ set(parameters)) or sorted(
         name for name in trainable if trainable[name].shape != parameters[name].shape
     )

@@ -60,6 +60,7 @@ def require_supported(strategy: object, module: BaseModule) -> None:
         UserError: another sharding strategy than ours, or an optimizer that does not support sharding.
     """
     if isinstance(strategy, ShardedStrategy):
+        # The optimizers of bitsandbytes know no sharded tensors.
         if module.optimizer_settings.kind != "adamw":
             raise UserError(
                 f"optimizer.kind: {module.optimizer_settings.kind} does not support sharded parameters; use adamw with "

@@ -60,6 +60,7 @@ class ProgressBar:
             completed: iterations done.
             numbers: any part of the log; numbers that the bar does not show are ignored.
         """
+        # Kept: an evaluation brings other numbers than an iteration, and the bar shows both.
         self.numbers.update(numbers)
         self.progress.update(self.task, completed=completed, numbers=summary_line(self.numbers))
 

@@ -51,6 +51,7 @@ class Accumulation:
             total = sum(count * value for count, value in pairs) / max(sum(count for count, _ in pairs), 1)
             found[name] = sum(value for _, value in pairs) if name.startswith("time/") else total
         if self._weights:
+            # from the weights themselves: a step's effective sample size and largest weight are no means over its parts
             of_step = weight_metrics(torch.cat(self._weights))
             found.update({name.replace("__", "/"): value for name, value in of_step.items()})
         return found

@@ -47,6 +47,7 @@ class BufferView:
                 "a list of columns, with at least one tensor"
             )
         self.raw: Any = raw
+        # a tensor without axes describes the whole buffer, so it is no column
         tensors = [value for _, value in items_of(raw) if isinstance(value, Tensor) and value.ndim]
         if not tensors:
             raise UserError("InfluenceFilter.buffer: it contains no tensor; expected columns with one entry per row")
@@ -130,6 +131,7 @@ class BufferView:
         written = None if column is None else _written(column)
         if column is None or written is None or owner in written.by:
             return torch.ones(len(self), device=self.device)
+        # the column may have the shape [rows] or [rows, 1]
         return _by_row(column)[:, 0].float()
 
     def write(self, weights: Tensor, owner: object) -> None:
@@ -142,7 +144,9 @@ class BufferView:
         if self.has_weights:
             column = self._named(WEIGHTS, "power")
             written = _written(column)
+            # a filter that finds its own mark begins another update, for which the earlier marks do not count
             others = written.by if written is not None and owner not in written.by else frozenset()
+            # cloned: `to` and `reshape` may return the plan's own weights, which the project could then change in place
             filled = weights.to(column).reshape(column.shape).clone()
             setattr(filled, _MARK, _Written(_version(filled), others | {owner}))
             self.raw[WEIGHTS] = filled

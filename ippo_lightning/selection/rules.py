@@ -48,6 +48,7 @@ class SelectionRule(ABC):
     @property
     def scales(self) -> bool:
         """Whether kept rows can have different weights."""
+        # a rule without weights of its own also works on a buffer that has no column for them
         return type(self).weights is not SelectionRule.weights
 
     @abstractmethod
@@ -65,6 +66,7 @@ class SelectionRule(ABC):
 
     def ranking(self, table: RolloutTable) -> Tensor:
         """Return a number per row, shape [rows]: under `min_keep` the dropped rows with the highest come back first."""
+        # of equal numbers the first rows come back first, on all ranks alike
         return table.scores if table.has("scores") else torch.zeros(len(table), device=table.kept.device)
 
 
@@ -152,8 +154,9 @@ class Random(SelectionRule):
         else:
             # of the candidates, not of all rows: what another callback has dropped is not counted twice
             num_kept = round(self.fraction * len(table))
-        # a generator of its own, so that the run's random stream stays that of plain PPO, equal on all ranks
+        # large factors, so that the next seed or micro-batch does not repeat the draw of another iteration
         seed = self.seed * 1_000_003 + table.iteration + 1_000_000_007 * table.part
+        # a generator of its own, so that the run's random stream stays that of plain PPO, equal on all ranks
         generator = torch.Generator().manual_seed(seed)
         return keep_random(num_episodes=len(table), num_kept=num_kept, generator=generator)
 
@@ -263,10 +266,12 @@ def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weigh
     # force_keep comes on top of min_keep: those rows are kept in any case and do not use up its places
     keep = candidates.force_keep | keep_at_least(scores=_ranking(rule, candidates), keep=chosen, min_keep=min_keep)
     raw = _checked(rule.weights(candidates, keep), candidates, method=f"{type(rule).__name__}.weights", is_mask=False)
+    # a rule need not set the weights of dropped rows to 0
     raw = torch.where(keep, raw.double(), 0.0)
     least = min(min_keep, len(places))
     if int((raw > 0).sum()) < least:
         raise UserError(f"{type(rule).__name__}.weights: 0 for rows that min_keep: {min_keep} keeps; expected > 0")
+    # scaled last, so that the mean is 1 over the rows that are kept in the end
     factors[places] = normalise_weights(raw=raw, keep=keep, max_weight=max_weight)
     return factors
 

@@ -17,6 +17,7 @@ from ippo_lightning.influence import (
 )
 from ippo_lightning.selection.target_gradients import TargetGradients
 
+# The first pattern that matches counts: `post_attention_layernorm` is a norm, and so is `q_norm` of an attention.
 _PARTS = {
     "embedding": re.compile(r"embed|lm_head|wte|wpe"),
     "norm": re.compile(r"norm|\bln_|layernorm"),
@@ -71,5 +72,6 @@ def health_of(gradients: TargetGradients, group_scores: Tensor) -> dict[str, flo
         "influence__halves_cosine": halves_agreement(*of_halves),
         "influence__halves_sign_agreement": sign_agreement(first, second),
         "influence__sign_certain_fraction": sign_certainty(low, high),
+        # relative, because the unit of the scores depends on the model and on the loss
         "influence__interval_width": float((high - low).median() / scale),
     }

@@ -67,6 +67,8 @@ class Scorer:
             # sharded ranks make their passes together: one of them cannot divide its rows again alone
             if self._max_tokens <= int(episodes.cost().max()) or is_sharded(pl_module):
                 raise
+        # outside of the except block, whose traceback keeps the tensors of the failed pass alive; the smaller size
+        # stays, because the next iteration would run out of memory again
         self._max_tokens //= 2
         warnings.warn(
             f"InfluenceFilter.scoring.max_tokens: the device's memory is too small, continuing with {self._max_tokens}",
@@ -85,11 +87,13 @@ class Scorer:
                 passes(episodes.cost()[rows], module=pl_module, max_tokens=self._max_tokens, first_rows=_CHECKED)
             )
             chosen = [rows[one.rows] for one in made]
+            # rows[:0], because torch cannot join an empty list, and a rank may have no row
             places = torch.cat([rows[:0], *(rows[one.rows] for one in made if one.is_real)])
             lost = torch.empty(0, dtype=torch.long)
             try:
                 result = self._scored(pl_module, episodes, chosen, gradients)
             except NonFiniteScoreError as error:
+                # unique, because a repeated pass names its rows a second time
                 lost = torch.cat(chosen)[list(error.positions)].unique().cpu()
             # sharded ranks repeat the scoring together, also those whose own rows are all right
             if not (any_rank(len(lost) > 0, device=device) if together else len(lost) > 0):

@@ -100,13 +100,14 @@ class Selector:
         start = time.perf_counter()
         scored = None
         if "scores" in self.rule.needs:
+            # before the target's gradient is taken, which takes long on a large model
             self.interface.require_losses(module)
             gradients = self.take_gradients(plan, module=module, trainer=trainer, iteration=iteration, part=part)
             taken = time.perf_counter()
             scored = self.scorer.score(module, plan.episodes, gradients)
         table = self._table(plan, scored, iteration=iteration, part=part or 0)
         factors = decide(self.rule, table, min_keep=self.settings.min_keep, max_weight=self.settings.max_weight)
-        # decided in float64, applied in the scores' dtype, which the plan and the log have always had
+        # decided in float64, applied in the scores' dtype, which the plan and the log have
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
         now = time.perf_counter()
         if scored is not None:
@@ -116,6 +117,7 @@ class Selector:
                 time__influence_seconds=now - start,
                 **_score_metrics(table, scored, gradients),
             )
+        # the log shows what the rule decided, also if monitor_only or on_empty keeps the plan from it
         plan.record(**weight_metrics(factors))
         self._apply(plan, table, factors, scores=None if scored is None else scored.scores, trainer=trainer)
         if part is None:  # with accumulation the next micro-batch may need it
@@ -182,6 +184,7 @@ class Selector:
         """Return a mask [rows], True if some group of demonstrations is for keeping; None if groups have no vote."""
         if self.settings.drop_when == "mean":
             return None
+        # another rule has no threshold; above 0, a small step on the row lowers the loss of the target
         threshold = self.rule.threshold if isinstance(self.rule, (Influence, Random)) else 0.0
         return ~agree_to_drop(group_scores, threshold=threshold)
 
@@ -199,6 +202,7 @@ class Selector:
         mine = factors[table.mine].to(plan.weights.device)
         # rows that another callback has dropped stay as they are: their zero factor is not this rule's decision
         plan.drop((mine <= 0) & plan.keep, reason=reason, scores=scores)
+        # a factor of 1 for dropped rows: the history of a row would otherwise name the same drop twice
         weights = torch.where(mine > 0, mine, 1.0)
         if bool((weights != 1).any()):
             plan.scale(weights, reason=reason, scores=scores)
@@ -217,8 +221,8 @@ def weight_metrics(factors: Tensor) -> dict[str, float]:
     Args:
         factors: shape [rows], 0 for rows that are dropped.
     """
-    # As one column of several, as earlier versions gathered it: torch sums a contiguous tensor in another order, and
-    # the last bit of the effective sample size would differ from that of their logs.
+    # As one column of several: torch sums a contiguous tensor in another order, and the last bit of the effective
+    # sample size would depend on how many columns are gathered.
     factors = torch.stack([factors, factors], dim=1)[:, 0]
     return {
         "influence__scored_kept_fraction": int((factors > 0).sum()) / max(len(factors), 1),

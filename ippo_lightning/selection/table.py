@@ -14,6 +14,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.maths import masked_row_mean
 from ippo_lightning.records import UpdatePlan
 
+# functions, because the buffer of a foreign project may lack the columns that a rule does not need
 _READ: Mapping[str, Callable[[Any], Tensor]] = {
     "rewards": lambda episodes: episodes.outcome_rewards,
     "advantages": lambda episodes: masked_row_mean(values=episodes.advantages, mask=episodes.mask),
@@ -146,6 +147,7 @@ def gather_table(
         column.to(device).double() for column in [*local.values(), *(() if group_scores is None else group_scores)]
     ]
     rows, mine = gather_rows(torch.stack(columns, dim=1))
+    # not strict, because the scores of groups are the last columns and have no names
     everyone = dict(zip(local, rows.unbind(dim=1), strict=False))
     is_open = (everyone["kept"] > 0) & (everyone["force_drop"] <= 0)  # the rule sees no other row
     for name in sorted(needs & _READ.keys()):

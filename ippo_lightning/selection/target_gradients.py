@@ -67,6 +67,7 @@ class TargetGradientCache:
         settings = self.settings
         wants_groups = self.needs_groups or _is_due(iteration, settings.health_every_n_iterations)
         is_stale = self.raw is None or _is_due(iteration, settings.refresh_every_n_iterations)
+        # groups cannot be recovered from their mean, so a gradient without them is taken again
         if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
             self.raw = take_gradients(pl_module, target(), num_groups=settings.health_groups if wants_groups else 1)
         assert self.raw is not None, "taken just now"
@@ -94,6 +95,7 @@ class TargetGradientCache:
 
     def _scaled(self, pl_module: Any, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
         chosen = dict(direction)
+        # selected first, so that blocks that do not count are neither scaled nor part of the usual scale
         if self.settings.include is not None or self.settings.exclude:
             chosen = select_blocks(chosen, include=self.settings.include, exclude=self.settings.exclude)
         if self.settings.adam_aware:
@@ -131,6 +133,7 @@ def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int) -> Ta
     if together:
         taken = taken._replace(directions=_full_where_small(pl_module, taken.directions))
     elif is_shared or (target.is_of_rank and ranks > 1):
+        # without either, each rank has gone through all batches by itself, and the results are equal
         taken = _averaged(taken)
     mean = mean_direction(taken.directions, weights=taken.weights)
     return TargetGradients(mean, taken.directions if num_groups > 1 else [])
@@ -158,6 +161,7 @@ def _averaged(taken: TargetGroups) -> TargetGroups:
     """Average each group's gradient over the ranks, by the weight of what each has seen."""
     device = next(iter(taken.directions[0].values())).device
     totals = all_reduce_sum(torch.tensor(taken.weights, dtype=torch.float64, device=device)).tolist()
+    # each rank's gradient is a mean already, so it enters the sum with its fraction of the weight
     directions = [
         {name: all_reduce_sum(block * (weight / total)) for name, block in direction.items()}
         for direction, weight, total in zip(taken.directions, taken.weights, totals, strict=True)

@@ -73,11 +73,13 @@ class Demonstrations(Target):
         datamodule = getattr(trainer, "datamodule", None)
         loader = getattr(datamodule, "influence_dataloader", None)
         if loader is None:
+            owner = "a run without a data module" if datamodule is None else type(datamodule).__name__
             raise UserError(
-                f"InfluenceFilter.demonstrations: null, and {type(datamodule).__name__} has no influence_dataloader(); "
+                f"InfluenceFilter.demonstrations: null, and {owner} has no influence_dataloader(); "
                 "pass batches for validation_loss, or give the data module that method"
             )
         batches: Iterable[Any] = loader()
+        # as a list, because groups and ranks divide the batches by their number
         return _not_empty(list(batches), field=f"{type(datamodule).__name__}.influence_dataloader()")
 
 
@@ -115,6 +117,7 @@ class ReturnOfBuffer(Target):
         rows = (plan.keep & (plan.episodes.lengths > 0)).nonzero().flatten()
         parts = cut_rows(plan.episodes.cost()[rows], max_tokens=self.max_tokens)
         batches = [plan.episodes.select(rows[part]) for part in parts]
+        # of this rank: each rank has sampled other rows, while demonstrations are the same on all ranks
         return TargetLoss(_minus_return, batches, weight=_num_actions, is_of_rank=True)
 
 

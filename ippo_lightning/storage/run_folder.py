@@ -146,6 +146,7 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Lock the folder against other processes until this one releases it or ends."""
+        # This process may have locked the folder before; a second open file would not get the lock.
         self.release()
         if fcntl is None:
             return

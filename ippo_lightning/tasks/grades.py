@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
+# a str, so that a label can be compared, counted and written as JSON like a user's own text
 class Label(str, Enum):
     """The labels of this library's own tasks; each response has exactly one. A grader of yours may use any others."""
 

@@ -27,6 +27,7 @@ class Task(Protocol):
     machine before `rows`.
     """
 
+    # positional, so that a class may name its arguments as it likes
     def rows(self, split: Split, /) -> Sequence[Row]:
         """Return the rows of a split, the same on every call and every rank; empty if the task lacks the split."""
         ...

@@ -71,6 +71,7 @@ def build_request(
         stop_ids=stop_token_ids(tokenizer, settings.stop_tokens),
         pad_id=int(tokenizer.pad_token_id),
     )
+    # Checked before sampling: beyond its context a model may write nonsense without an error.
     longest = int(request.prompt_mask.sum(dim=1).max())
     if longest + settings.max_new_tokens > context_length:
         raise UserError(
@@ -105,6 +106,7 @@ def sample_in_batches(request: Request, draw: Callable[[Request], Tensor], *, ne
     batch_size = request.settings.batch_size
     response_ids = draw(request) if batch_size is None else _drawn_in_batches(request, draw, batch_size, network)
     response_mask, truncated = response_mask_of(response_ids, stop_ids=request.stop_ids)
+    # After a stop token the samplers differ; with one filler, equal responses have equal ids.
     return Samples(response_ids.masked_fill(~response_mask, request.pad_id), response_mask, truncated)
 
 
@@ -119,6 +121,7 @@ def _drawn_in_batches(
         columns = slice(request.prompt_ids.shape[1] - int(lengths[rows].max()), None)
         prompt_ids, prompt_mask = request.prompt_ids[rows, columns], request.prompt_mask[rows, columns]
         drawn = draw(request._replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask))
+        # A pass that is repeated for other ranks draws again; the responses of the first draw stay.
         if is_new:
             for row, response in zip(rows.tolist(), drawn, strict=True):
                 responses[row] = response

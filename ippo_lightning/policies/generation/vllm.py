@@ -107,6 +107,7 @@ class VLLMSampler:
     def _parameters(self, request: Request, seed: int) -> object:
         settings = request.settings
         return self._vllm.SamplingParams(
+            # vLLM takes a temperature of 0 for greedy.
             temperature=0.0 if settings.greedy else settings.temperature,
             top_p=1.0 if settings.greedy else settings.top_p,
             top_k=0,
@@ -114,6 +115,7 @@ class VLLMSampler:
             max_tokens=settings.max_new_tokens,
             stop_token_ids=request.stop_ids,
             ignore_eos=True,  # stop_token_ids already contains the EOS of the policy's tokenizer
+            # The policy's tokenizer decodes the ids afterwards, as for every sampler.
             detokenize=False,
         )
 

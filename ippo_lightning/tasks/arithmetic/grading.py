@@ -20,6 +20,7 @@ MAX_DIGITS = 18
 _DIGITS = rf"[0-9]{{1,{MAX_DIGITS}}}"
 _NUMBER = rf"-?{_DIGITS}"
 _ANSWER_LENGTH = MAX_DIGITS + len("#-")
+# \Z and not $, which would also match before a newline at the end
 _ANSWER = re.compile(rf"#({_NUMBER})\Z")
 _STEP = re.compile(rf"({_NUMBER})([+\-*])({_NUMBER})=({_NUMBER})\Z")
 _FIRST = re.compile(_DIGITS)
@@ -70,6 +71,7 @@ class ArithmeticProblem:
         first = _FIRST.match(text)
         tail = text[first.end() :] if first else ""
         pairs = _NEXT.findall(tail)
+        # `findall` skips what does not match, so the parts are compared with the full text.
         if first is None or not pairs or "".join(a + b for a, b in pairs) + "?" != tail:
             raise UserError(f"arithmetic problem: {prompt[:60]!r} is not of the form 7+12-5?")
         return cls((int(first.group()), *(int(number) for _, number in pairs)), tuple(sign for sign, _ in pairs))
@@ -135,6 +137,7 @@ def grade_arithmetic(prompt: str, response: str | bytes, example: Mapping[str, A
         Label, answer and whether it is right.
     """
     problem = ArithmeticProblem.parse(prompt)
+    # Latin-1 has a character for every byte, so no response fails to decode
     text = response.decode("latin-1") if isinstance(response, bytes) else response
     # the answer is at the end, so a search of the last characters costs the same for each response
     found = _ANSWER.search(text[-_ANSWER_LENGTH:]) if len(text) <= MAX_LENGTH else None
@@ -155,9 +158,11 @@ def _label_steps(problem: ArithmeticProblem, body: str) -> Label:
     if steps is None or len(steps) > len(problem.operators):
         return Label.NONSENSE
     running = problem.terms[0]
+    # not strict: a response may leave out steps at the end
     for step, operator, term in zip(steps, problem.operators, problem.terms[1:], strict=False):
         if (step.left, step.operator, step.right) != (running, operator, term):
             return Label.NONSENSE
+        # the written result, also a wrong one: the next step has to continue from what the policy wrote
         running = step.result
     is_complete = len(steps) == len(problem.operators)
     return Label.FAITHFUL if is_complete and all(step.is_right for step in steps) else Label.FALSE_POSITIVE

@@ -51,6 +51,7 @@ class ProblemSpace:
 
     def _largest_result(self) -> int:
         if "*" in self.operators:
+            # at least 2: with terms up to 1, sums are larger than products, and n terms reach n <= 2 ** n
             return int(max(self.max_number, 2) ** self.max_terms)
         return self.max_number * self.max_terms
 
@@ -71,6 +72,7 @@ class ProblemSpace:
         """
         lengths = range(self.min_terms, self.max_terms + 1)
         left = {length: self.size(length) for length in lengths}
+        # checked first: once no length is left, the choice below would be an IndexError
         if sum(left.values()) < count:
             raise UserError(
                 f"task: {count} different problems are needed, and only {sum(left.values())} exist; "
@@ -146,4 +148,5 @@ def read_kinds(given: Mapping[str, float] | None) -> dict[Label, float]:
     weights = [float(weight) for weight in given.values()]
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
         raise UserError(f"task.unfaithful_kinds: {dict(given)} is wrong; expected weights >= 0, one of them above 0")
+    # in the order of the user's keys: in another order, the same draw gives another kind
     return dict(zip((known[name] for name in given), weights, strict=True))

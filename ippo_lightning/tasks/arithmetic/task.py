@@ -71,6 +71,7 @@ class ArithmeticTask:
         }
         for name, size in self.sizes.items():
             require_range(f"task.{name}", size, at_least=0, integer=True)
+        # the default follows num_train, so that a small training split is no error
         if num_demonstrations is None:
             num_demonstrations = min(_MOST_DEMONSTRATIONS, num_train)
         require_range("task.num_demonstrations", num_demonstrations, at_least=0, integer=True)
@@ -109,6 +110,7 @@ class ArithmeticTask:
     @cached_property
     def _rows(self) -> dict[Split, list[dict[str, Any]]]:
         generator = random.Random(self.seed)
+        # one draw for all splits, so that no problem can be in two of them
         chosen = self.space.draw(sum(self.sizes.values()), generator)
         # short problems run out while drawing; after shuffling, no split gets more of them than another
         generator.shuffle(chosen)
@@ -125,6 +127,7 @@ class ArithmeticTask:
                 unfaithful_kinds=self.unfaithful_kinds,
                 generator=random.Random(f"{self.seed} demonstrations"),
             ),
+            # a text as seed is hashed by SHA-512 and not by hash(), so all processes draw the same rows
             "influence": demonstration_rows(
                 drawn["num_influence_demonstrations"],
                 unfaithful_fraction=self.influence_noise,

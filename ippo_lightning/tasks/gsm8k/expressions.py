@@ -48,6 +48,7 @@ def decimals(text: str) -> int | None:
 
 
 def _tokens(text: str) -> list[str]:
+    # a token takes the space before it, so space at the end would be no token
     tokens, position, end = [], 0, len(text.rstrip())
     while position < end:
         found = _TOKEN.match(text, position)
@@ -68,6 +69,7 @@ class _Parser:
 
     def value(self) -> Fraction:
         result = self._sum()
+        # without this check, `2 3` would be 2
         if self.position < len(self.tokens):
             raise ExpressionError("something follows the expression")
         return result
@@ -97,6 +99,7 @@ class _Parser:
         return result
 
     def _factor(self) -> Fraction:
+        # signs and brackets alone recurse, so this one counter bounds the recursion
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ExpressionError("too deep")
@@ -104,6 +107,7 @@ class _Parser:
             result = self._factor() if sign == "+" else -self._factor()
         elif self._next("("):
             result = self._sum()
+            # refused and not closed silently: such a step makes a response nonsense
             if not self._next(")"):
                 raise ExpressionError("a bracket stays open")
         else:
@@ -112,6 +116,7 @@ class _Parser:
         return result
 
     def _number(self) -> Fraction:
+        # at the end of the text, a bracket stands for the number that is missing
         token = self.tokens[self.position] if self.position < len(self.tokens) else ")"
         if token[0] not in "0123456789.":
             raise ExpressionError("a number is missing")

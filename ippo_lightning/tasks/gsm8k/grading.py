@@ -41,7 +41,9 @@ def gsm8k_answer(text: str) -> str | None:
     found = _NUMBER.match(tail[:_AFTER_MARK]) if mark else None
     if found is None or (found[1] and found[2]):
         return None
+    # Decimal and not float: all digits count, and 0.1 stays 0.1
     number = Decimal((found[1] or found[2]) + found[3].replace(",", ""))
+    # -0 and 0 are the same answer; `f` writes no exponent, so equal numbers have equal texts
     written = f"{abs(number) if number.is_zero() else number:f}"
     return written.rstrip("0").rstrip(".") if "." in written else written
 
@@ -99,6 +101,7 @@ def _is_right(annotation: str) -> bool:
     if not equals:
         raise ExpressionError("no equals sign")
     value, given = calculate(expression), calculate(result)
+    # a division by zero can be read, so it is a wrong step and not nonsense
     if value is None or given is None:
         return False
     places = decimals(result)

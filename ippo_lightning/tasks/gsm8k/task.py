@@ -86,6 +86,7 @@ class GSM8KTask:
     def prepare(self) -> None:
         """Download a data set from the Hub into its cache; a folder needs no preparation."""
         if not is_folder(self.path):
+            # both splits, so that the ranks find them in the cache and none downloads
             for split in ("train", "test"):
                 self._load(split)
 
@@ -103,12 +104,14 @@ class GSM8KTask:
 
     @cached_property
     def _rows(self) -> dict[Split, list[dict[str, Any]]]:
+        # too long problems are left out first: a limit must not make the validation split smaller.
         held_out, train = hold_out(self._short("train"), count=self.num_validation + self.num_influence_demonstrations)
         if not train:
             raise UserError(
                 f"task.num_validation: {self.num_validation}, with {self.num_influence_demonstrations} demonstrations "
                 f"for the filter, leaves no training question of {len(held_out)}; expected fewer"
             )
+        # only after the held-out questions are taken: their choice must not depend on num_train
         train = train[: self.num_train]
         return {
             "test": self._prompts(self._short("test")[: self.num_test]),
@@ -137,6 +140,7 @@ class GSM8KTask:
     def _prompts(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         return [
             {
+                # replace and not format: a template may contain other braces
                 "prompt": self.prompt_template.replace(_PLACEHOLDER, record["question"]),
                 "example": {"question": record["question"], "answer": gsm8k_answer(record["answer"])},
             }
