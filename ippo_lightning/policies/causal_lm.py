@@ -103,10 +103,7 @@ class CausalLMPolicy(nn.Module):
         self.reference_kind = resolve_reference(reference, lora)
         self.gather_for_sampling = True
         """Whether `sample` gathers a sharded language model once, see `shard_policy`."""
-        self.quiet_training = False
-        """Whether train mode keeps the language model in evaluation mode, see `quieten`."""
-        self.context_limit = sys.maxsize
-        """Most tokens of a row for which the rows of a batch do not change each other, see `check_policy`."""
+        self.quiet_training, self.context_limit = False, sys.maxsize  # what `check_policy` finds changes them
         self.self_check = self_check
         # Samplers are not modules, so neither the module tree nor the state dict contains them.
         self._samplers: dict[tuple[str | int, ...], Sampler] = {}

@@ -11,7 +11,9 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from torch import nn
 from transformers import PreTrainedModel
 
+from ippo_lightning.errors import UserError
 from ippo_lightning.policies.contexts import seeded
+from ippo_lightning.policies.loading import transformers_model
 from ippo_lightning.policies.quantized import dense_copy, is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER, uninitialised
 
@@ -27,13 +29,21 @@ def merged_copy(model: PeftModel) -> PreTrainedModel:
 
     Args:
         model: the adapter and its base.
+
+    Raises:
+        UserError: PEFT cannot merge this kind of adapter.
     """
     # a copy, because merging changes the model in place and cannot be undone exactly
     adapted = _on_dense_base(model) if is_quantized(model) else copy.deepcopy(model)
     # A merge into a weight with two owners would change both, and the policy has the adapter at one of them only.
+    ties = [getattr(config, "tie_word_embeddings", None) for config in _configs(adapted)]
     _untie(adapted)
-    merged: PreTrainedModel = adapted.merge_and_unload(adapter_names=[POLICY_ADAPTER])
-    _tie_again(merged)
+    try:
+        merged: PreTrainedModel = adapted.merge_and_unload(adapter_names=[POLICY_ADAPTER])
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"saved model: the adapter cannot be merged; {reason}; use the adapter alone") from error
+    _tie_again(merged, ties)
     return merged
 
 
@@ -58,13 +68,19 @@ def _untie(model: nn.Module) -> None:
                 owned.add(id(parameter))
 
 
-def _tie_again(merged: PreTrainedModel) -> None:
+def _tie_again(merged: PreTrainedModel, ties: list[bool | None]) -> None:
     model: Any = merged
     first, second = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if first.shape != second.shape or not torch.equal(first, second):
-        # transformers would tie the two when it loads the model, and lose one of them
-        for config in (model.config, model.config.get_text_config()):
-            if hasattr(config, "tie_word_embeddings"):
-                config.tie_word_embeddings = False
-        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    same = first.shape == second.shape and torch.equal(first, second)
+    for config, tied in zip(_configs(merged), ties, strict=True):
+        # If the weights differ, transformers would tie them when it loads the model, and lose one of them.
+        if tied is not None:
+            config.tie_word_embeddings = tied and same
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
     model.tie_weights()
+
+
+def _configs(model: PreTrainedModel | PeftModel) -> list[Any]:
+    # a multimodal model has one of its text part too
+    config = transformers_model(model).config
+    return [config, config.get_text_config()]

@@ -61,11 +61,20 @@ def prepare_reference(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -
 
     Returns:
         A second network for "copy", else None.
+
+    Raises:
+        UserError: the library cannot copy this network or this adapter.
     """
-    if kind == "adapter_copy":
-        assert isinstance(model, PeftModel)
-        add_reference_adapter(model)
-    return frozen_copy(model) if kind == "copy" else None
+    try:
+        if kind == "adapter_copy":
+            assert isinstance(model, PeftModel)
+            add_reference_adapter(model)
+        return frozen_copy(model) if kind == "copy" else None
+    except (RuntimeError, ValueError) as error:
+        # some adapters exist only once in a model, and some cannot be copied with it
+        other = {"adapter_copy": "copy", "copy": "adapter_copy" if isinstance(model, PeftModel) else "none"}[kind]
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"policy.reference: {kind!r} is not possible; {reason}; use {other}") from error
 
 
 def reference_active(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:

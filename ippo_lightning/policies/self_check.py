@@ -12,10 +12,12 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.contexts import evaluating, undisturbed
+from ippo_lightning.policies.base_changes import has_changed_base
+from ippo_lightning.policies.contexts import evaluating, seeded, undisturbed
 from ippo_lightning.policies.generation.generate import generated
 from ippo_lightning.policies.generation.request import Request, response_mask_of
 from ippo_lightning.policies.loading import transformers_model
@@ -76,9 +78,7 @@ def probe_policy(policy: CausalLMPolicy) -> Probe:
     Args:
         policy: if it is sharded, every rank must call this.
     """
-    network = policy.language_model
-    with undisturbed(policy), evaluating(policy):
-        return probe(network, check_rows(policy))
+    return _evaluated(policy, policy.model)
 
 
 def check_rows(policy: CausalLMPolicy, *, prompts: tuple[bool, ...] = (False, True)) -> Rows:
@@ -255,7 +255,10 @@ def _sampled_and_scored(network: PreTrainedModel, request: Request) -> tuple[Pro
     try:
         drawn = generated(network, request, with_scores=True)
     except Exception as error:
-        raise UserError(f"policy: the model does not sample; {_reason(error)}") from error
+        raise UserError(
+            f"policy: the model does not sample ({_reason(error)}); use another model, or set policy.self_check: false "
+            "if it is never sampled from"
+        ) from error
     response_ids = drawn.sequences[:, request.prompt_ids.shape[1] :]
     mask, _ = response_mask_of(response_ids, stop_ids=request.stop_ids)
     scored = probe(network, Rows(request.prompt_ids, request.prompt_mask, response_ids, mask))
@@ -276,6 +279,25 @@ def adapter_as_loaded(policy: CausalLMPolicy, adapter_path: str | None) -> Probe
     """
     if adapter_path is None or any(parameter.is_meta for parameter in policy.model.parameters()):
         return None
-    network = transformers_model(policy.model)
-    with undisturbed(network), evaluating(network):
-        return probe(network, check_rows(policy))
+    expected = _evaluated(policy, policy.model)
+    if has_changed_base(policy.model):
+        # Only then a second load can differ. It needs the memory of another base for a moment.
+        _check_second_load(policy, adapter_path, expected)
+    return expected
+
+
+def _check_second_load(policy: CausalLMPolicy, adapter_path: str, expected: Probe) -> None:
+    with seeded(policy.source.seed + 1000):
+        again = PeftModel.from_pretrained(policy.source.load(policy.tokenizer), adapter_path)
+    gap, bound = difference(expected, _evaluated(policy, again)), tolerance_of(again).nats(expected)
+    if gap > bound:
+        raise UserError(
+            f"policy.lora.adapter_path: two loads of {adapter_path!r} differ by {gap:.1e} nats, because its "
+            "initialisation changes the base at random, so the trained model is lost; save the adapter with PEFT's "
+            "path_initial_model_for_weight_conversion"
+        )
+
+
+def _evaluated(policy: CausalLMPolicy, model: PreTrainedModel | PeftModel) -> Probe:
+    with undisturbed(model), evaluating(model):
+        return probe(transformers_model(model), check_rows(policy))
