@@ -87,6 +87,30 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
             _restore(child, *state)
 
 
+@contextmanager
+def spread_weights(module: nn.Module) -> Iterator[None]:
+    """Add noise to every matrix for the block, and put the same bits back afterwards, also after an error.
+
+    Matrices of a new model are so small, or zero, that attention is uniform and some layers pass nothing on. What a
+    layer does with padding or positions would then not show. The noise is that of a unit gain: 1 / sqrt(inputs).
+
+    Args:
+        module: its weights need twice their memory inside the block.
+    """
+    generator = torch.Generator().manual_seed(0)
+    kept = {parameter: parameter.detach().clone() for parameter in module.parameters() if parameter.dim() > 1}
+    try:
+        with torch.no_grad():
+            for parameter in kept:
+                noise = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+                parameter.add_(noise.to(parameter))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, content in kept.items():
+                parameter.copy_(content)
+
+
 # Everything else among the attributes of a module is left alone: parameters, submodules, hooks, configurations.
 _PLAIN = (bool, int, float, str, type(None))
 

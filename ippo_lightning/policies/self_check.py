@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.base_changes import has_changed_base
-from ippo_lightning.policies.contexts import evaluating, seeded, undisturbed
+from ippo_lightning.policies.contexts import evaluating, seeded, spread_weights, undisturbed
 from ippo_lightning.policies.generation.generate import generated
 from ippo_lightning.policies.generation.request import Request, response_mask_of
 from ippo_lightning.policies.loading import transformers_model
@@ -36,8 +37,9 @@ _FARTHEST = 32768
 def check_policy(policy: CausalLMPolicy, *, keep_dropout: bool, as_loaded: Probe | None = None) -> None:
     """Check a new policy once, on rows of at most 13 tokens, and repair or refuse what would make PPO wrong.
 
-    The cost is about 16 forwards of one or two such rows, a fraction of one batch of responses. Weights, random
-    numbers, modes and caches do not change.
+    The cost is about 16 forwards of one or two such rows, a fraction of one batch of responses; a new model needs the
+    memory of its weights twice, and an adapter that changes its base loads the base again. Weights, random numbers,
+    modes and caches are the same afterwards.
 
     1. Train mode draws no random numbers and computes what evaluation mode computes; else the parts that differ stay
        in evaluation mode. Kept dropout is exempt.
@@ -64,11 +66,13 @@ def check_policy(policy: CausalLMPolicy, *, keep_dropout: bool, as_loaded: Probe
         if not keep_dropout:
             _check_train_mode(policy)
         with evaluating(policy):
-            _check_padding(policy)
-            _limit_context(policy)
             _check_loaded(policy, as_loaded)
             _check_reference(policy)
-            _check_sampling(policy)
+            is_new = policy.source.pretrained is None
+            with spread_weights(policy.model) if is_new else nullcontext():
+                _check_padding(policy)
+                _limit_context(policy)
+                _check_sampling(policy)
     policy.train(policy.training)
 
 
@@ -162,7 +166,7 @@ def _check_padding(policy: CausalLMPolicy) -> None:
             raise UserError(
                 f"policy: a row padded on the {side} differs by {gap:.1e} nats from the row alone (rounding of "
                 f"{tolerance.why} explains {bound:.1e}), so the model does not leave padding out; use a model that "
-                "reads attention_mask"
+                "reads attention_mask and position_ids"
             )
 
 
