@@ -37,7 +37,7 @@ _FARTHEST = 32768
 def check_policy(policy: CausalLMPolicy, *, keep_dropout: bool, as_loaded: Probe | None = None) -> None:
     """Check a new policy once, on rows of at most 13 tokens, and repair or refuse what would make PPO wrong.
 
-    The cost is about 16 forwards of one or two such rows, a fraction of one batch of responses; a new model needs the
+    The cost is about 17 forwards of one or two such rows, a fraction of one batch of responses; a new model needs the
     memory of its weights twice, and an adapter that changes its base loads the base again. Weights, random numbers,
     modes and caches are the same afterwards.
 
