@@ -13,9 +13,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
+from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
 from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout, evaluating
 from ippo_lightning.policies.critic import (
     SeparateCritic,
@@ -34,12 +33,15 @@ from ippo_lightning.policies.loading import (
     load_tokenizer,
     transformers_model,
 )
-from ippo_lightning.policies.output import PolicyOutput
+from ippo_lightning.policies.output import PolicyOutput, log_probs_and_entropy
 from ippo_lightning.policies.quantized import Quantization
 from ippo_lightning.policies.reference import ReferenceKind, prepare_reference, reference_active, resolve_reference
-from ippo_lightning.policies.saving import copy_parameters, full_copy, save_model
+from ippo_lightning.policies.saving import copy_parameters
+from ippo_lightning.policies.saving_check import save_policy
+from ippo_lightning.policies.self_check import adapter_as_loaded, check_policy
 from ippo_lightning.policies.sequences import join, response_logits, states_before
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, check_policy_settings
+from ippo_lightning.policies.train_mode import quieten
 
 
 class CausalLMPolicy(nn.Module):
@@ -68,6 +70,7 @@ class CausalLMPolicy(nn.Module):
         gradient_checkpointing: compute activations again in the backward pass to save memory.
         attn_implementation: "eager", "sdpa", ...; None for the library's choice.
         keep_dropout: keep the dropout of the model's configuration, for instance for supervised training.
+        self_check: check the new policy on a few short rows, and saved models too; see `check_policy`.
         trust_remote_code: run code that comes with the model.
 
     Raises:
@@ -92,6 +95,7 @@ class CausalLMPolicy(nn.Module):
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
         keep_dropout: bool = False,
+        self_check: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -99,6 +103,8 @@ class CausalLMPolicy(nn.Module):
         self.reference_kind = resolve_reference(reference, lora)
         self.gather_for_sampling = True
         """Whether `sample` gathers a sharded language model once, see `shard_policy`."""
+        self.quiet_training, self.context_limit = False, sys.maxsize  # what `check_policy` finds changes them
+        self.self_check = self_check
         # Samplers are not modules, so neither the module tree nor the state dict contains them.
         self._samplers: dict[tuple[str | int, ...], Sampler] = {}
         self.source = source = ModelSource(
@@ -117,6 +123,7 @@ class CausalLMPolicy(nn.Module):
         check_quantization(base, lora)
         # Base, adapter and critic have seeds of their own: adding one of them does not change the others' weights.
         self.model: PreTrainedModel | PeftModel = base if lora is None else add_lora(base, lora, seed=seed + 1)
+        as_loaded = adapter_as_loaded(self, lora.adapter_path) if self_check and lora else None
         self.value_head: ValueHead | None
         self.critic: SeparateCritic | None
         self.value_head, self.critic = build_critic(
@@ -131,6 +138,8 @@ class CausalLMPolicy(nn.Module):
             if self.critic is not None:
                 checkpoint_gradients(self.critic.trunk)
         self.train()
+        if self_check:
+            check_policy(self, keep_dropout=keep_dropout, as_loaded=as_loaded)
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -147,7 +156,7 @@ class CausalLMPolicy(nn.Module):
         """Most tokens, prompt and response together, that the model can read; `sys.maxsize` if it has no limit."""
         # a multimodal model keeps this limit in the configuration of its text part
         limit = getattr(self.language_model.config.get_text_config(), "max_position_embeddings", None)
-        return sys.maxsize if limit is None else int(limit)
+        return min(self.context_limit, sys.maxsize if limit is None else int(limit))
 
     @property
     def has_values(self) -> bool:
@@ -166,6 +175,8 @@ class CausalLMPolicy(nn.Module):
             mode: True for train mode.
         """
         super().train(mode)
+        if self.quiet_training:
+            quieten(self.model, self.critic)  # the trunk of a critic is a model of the same kind
         # with kept dropout, a reference in train mode would give random log-probabilities
         if self.reference_model is not None:
             self.reference_model.eval()
@@ -198,31 +209,20 @@ class CausalLMPolicy(nn.Module):
         """
         if with_values and not self.has_values:
             raise UserError("policy.value: 'none' gives no values; use head or separate")
-        sequences = join(prompt_ids, prompt_mask, response_ids, response_mask)
-        num_tokens = response_ids.shape[1]
+        sequences = join(prompt_ids, prompt_mask, response_ids, response_mask, limit=self.context_length)
         # The head reads the features of this same forward: a second one would double the cost.
         read_features = with_values and self.value_head is not None
         features: list[Tensor] = []
         with captured_features(self.language_model, features) if read_features else nullcontext():
-            logits = response_logits(self.language_model, sequences, num_tokens)
-        entropy = None
-        if with_entropy:
-            log_probs, entropy = token_log_probs_and_entropy(
-                logits=logits, ids=response_ids, temperature=temperature, detach_entropy=with_entropy == "detached"
-            )
-            # masked_fill and not a product: the model may compute NaN for padding, and 0 * NaN is NaN
-            entropy = entropy.masked_fill(~response_mask, 0.0)
-        else:
-            log_probs = token_log_probs(logits=logits, ids=response_ids, temperature=temperature)
+            logits = response_logits(self.language_model, sequences, response_ids.shape[1])
+        log_probs, entropy = log_probs_and_entropy(
+            logits, response_ids, response_mask, temperature=temperature, with_entropy=with_entropy
+        )
         values = None
         if with_values:
             every = values_of(self.value_head, self.critic, sequences=sequences, features=features)
-            values = states_before(every, num_tokens).masked_fill(~response_mask, 0.0)
-        return PolicyOutput(
-            log_probs=log_probs.masked_fill(~response_mask, 0.0),
-            entropy=entropy,
-            values=values,
-        )
+            values = states_before(every, response_ids.shape[1]).masked_fill(~response_mask, 0.0)
+        return PolicyOutput(log_probs=log_probs, entropy=entropy, values=values)
 
     @torch.no_grad()
     def reference_log_probs(
@@ -249,13 +249,12 @@ class CausalLMPolicy(nn.Module):
         Raises:
             UserError: the policy has no reference.
         """
-        sequences = join(prompt_ids, prompt_mask, response_ids, response_mask)
+        sequences = join(prompt_ids, prompt_mask, response_ids, response_mask, limit=self.context_length)
         # An adapter reference runs the policy's own network, which may be in train mode with dropout.
         reference = self.reference_model if self.reference_model is not None else self.model
         with reference_active(self.reference_kind, self.model), evaluating(reference):
             logits = response_logits(transformers_model(reference), sequences, response_ids.shape[1])
-        log_probs = token_log_probs(logits=logits, ids=response_ids, temperature=temperature)
-        return log_probs.masked_fill(~response_mask, 0.0)
+        return log_probs_and_entropy(logits, response_ids, response_mask, temperature=temperature)[0]
 
     def sample(
         self, prompt_ids: Tensor, prompt_mask: Tensor, settings: SamplingSettings, counts: Tensor | None = None
@@ -336,15 +335,15 @@ class CausalLMPolicy(nn.Module):
         copy_parameters(dict(self.named_trainable_parameters()), state)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, Path]:
-        """Save the language model and tokenizer for plain transformers; see `save_model`.
+        """Save the language model and tokenizer for plain transformers; see `save_policy`.
 
         Args:
             folder: created if missing. If the policy is sharded, every rank must call this, and rank 0 writes.
 
         Returns:
             Folders by name, see `save_model`; empty on a rank that wrote nothing.
+
+        Raises:
+            UserError: what was saved, loaded again, does not compute what the policy computes.
         """
-        if not is_sharded(self.model):
-            return save_model(self.model, self.tokenizer, folder)
-        ordinary = full_copy(self.model)
-        return {} if ordinary is None else save_model(ordinary, self.tokenizer, folder)
+        return save_policy(self, Path(folder))

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.policies.base_changes import noting_base_change, weight_versions
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.quantized import (
     Quantization,
@@ -193,11 +194,13 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
     """
     if settings.adapter_path is not None:
         check_adapter_folder(settings.adapter_path)
+        before = weight_versions(model)
         try:
             with seeded(seed):  # PEFT draws an adapter at random before it reads the saved weights
-                return PeftModel.from_pretrained(
+                continued = PeftModel.from_pretrained(
                     model, settings.adapter_path, adapter_name=POLICY_ADAPTER, is_trainable=True
                 )
+            return noting_base_change(continued, before)
         except Exception as error:
             raise UserError(
                 f"policy.lora.adapter_path: cannot load {settings.adapter_path!r}; {_one_line(error)}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from ippo_lightning.errors import UserError
 
 
 class Sequences(NamedTuple):
@@ -35,7 +38,14 @@ def position_ids_of(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Sequences:
+def join(
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+    *,
+    limit: int = sys.maxsize,
+) -> Sequences:
     """Put each response behind its prompt.
 
     Args:
@@ -43,8 +53,18 @@ def join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response
         prompt_mask: [rows, prompt_tokens] bool.
         response_ids: [rows, steps] int64, padded on the right.
         response_mask: [rows, steps] bool.
+        limit: most tokens of a row.
+
+    Raises:
+        UserError: a row is longer; some models then change their position tables for all rows, without an error.
     """
     mask = torch.cat([prompt_mask, response_mask], dim=1)
+    # The width needs no transfer from the GPU, and a batch is at least as wide as its longest row.
+    if mask.shape[1] > limit and int(mask.sum(dim=1).max()) > limit:
+        raise UserError(
+            f"policy: a row of {int(mask.sum(dim=1).max())} tokens exceeds the context of {limit}; shorten prompt or "
+            "response"
+        )
     return Sequences(
         input_ids=torch.cat([prompt_ids, response_ids], dim=1),
         attention_mask=mask.long(),

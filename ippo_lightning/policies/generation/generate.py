@@ -42,20 +42,35 @@ class GenerateSampler:
         with gathered(self.network) if self.gather else nullcontext():
             return sample_in_batches(request, self._draw, network=self.network)
 
-    @torch.no_grad()
     def _draw(self, request: Request) -> Tensor:
-        generate: Any = self.network.generate
-        with evaluating(self.network), own_generation_settings_aside(self.network):
-            sequences: Tensor = generate(
-                input_ids=request.prompt_ids,
-                attention_mask=request.prompt_mask.long(),
-                # The scoring forward uses the same positions. Left to the library, those of a padded prompt depend on
-                # the architecture.
-                position_ids=position_ids_of(request.prompt_mask),
-                generation_config=generation_config(request),
-                synced_gpus=self.synced,
-            )
+        sequences: Tensor = generated(self.network, request, synced=self.synced)
         return sequences[:, request.prompt_ids.shape[1] :]
+
+
+@torch.no_grad()
+def generated(network: PreTrainedModel, request: Request, *, synced: bool = False, with_scores: bool = False) -> Any:
+    """Return what transformers' `generate` returns for a request.
+
+    Args:
+        network: the policy's language model; modes and its own generation settings are the same afterwards.
+        request: prompts, one row per response.
+        synced: see `GenerateSampler`.
+        with_scores: return an object with `sequences` and `scores`, the logits that each token is drawn from, instead
+            of the sequences.
+    """
+    generate: Any = network.generate
+    config = generation_config(request)
+    config.return_dict_in_generate = config.output_scores = with_scores
+    with evaluating(network), own_generation_settings_aside(network):
+        return generate(
+            input_ids=request.prompt_ids,
+            attention_mask=request.prompt_mask.long(),
+            # The scoring forward uses the same positions. Left to the library, those of a padded prompt depend on the
+            # architecture.
+            position_ids=position_ids_of(request.prompt_mask),
+            generation_config=config,
+            synced_gpus=synced,
+        )
 
 
 def generation_config(request: Request) -> GenerationConfig:
@@ -74,7 +89,7 @@ def generation_config(request: Request) -> GenerationConfig:
         chosen["cache_implementation"] = "static"
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
-        eos_token_id=request.stop_ids,
+        eos_token_id=request.stop_ids or None,
         pad_token_id=request.pad_id,
         num_beams=1,
         repetition_penalty=1.0,
