@@ -149,6 +149,7 @@ class Tally:
         self._free = list(zeros.new_zeros((num_parts, *zeros.shape)).unbind())
         self._segments = segments
         self._rows = rows
+        self._gathered: dict[int, Tensor] = {}
 
     def add(self, entry: HookedModule, inputs: Tensor, gradient: Tensor, *, first_row: int | None = None) -> None:
         """Contract input and output gradient of one call of a module with the blocks of its parameters.
@@ -169,11 +170,21 @@ class Tally:
             total = self.parts[part.name]
             for number, block in enumerate(part.blocks):
                 if block is not None:
-                    # A sharded block is gathered for this module only, as FSDP2 does with weights, to limit memory.
-                    terms = part.term(entry.module, inputs, gradient, full_tensor(block), rows=self._rows)
+                    full = self._full(block, in_bands=first_row is not None)
+                    terms = part.term(entry.module, inputs, gradient, full, rows=self._rows)
                     # The layers of a model may be on several devices; the sums are on that of the losses.
                     of_rows = total[number] if first_row is None else total[number, first_row : first_row + len(terms)]
                     of_rows += self._by_episode(terms.to(device=total.device))
+
+    def _full(self, block: Tensor, *, in_bands: bool) -> Tensor:
+        """Return a block in full; a sharded one is gathered for its module only, as FSDP2 does with weights."""
+        if not in_bands:
+            self._gathered.clear()
+            return full_tensor(block)
+        # Once for all bands: gathering is a collective, and the ranks may have different numbers of bands.
+        if id(block) not in self._gathered:
+            self._gathered[id(block)] = full_tensor(block)
+        return self._gathered[id(block)]
 
     def _by_episode(self, terms: Tensor) -> Tensor:
         if self._segments is None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ippo_lightning.distributed.collectives import all_reduce_max
+from ippo_lightning.distributed.collectives import any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.policies.contexts import evaluating
 from ippo_lightning.policies.sequences import Sequences, keeps_logits
@@ -90,16 +90,13 @@ def head_in_blocks(
     vocabulary = int(network.config.get_text_config().vocab_size)
     positions = steps + 1 if keeps_logits(network) else sequences.input_ids.shape[1]
     tokens = max(BLOCK_ENTRIES // vocabulary, 1)
-    spans = spans_of(rows, steps, tokens=tokens)
-    # Each call of a sharded head is followed by collectives, so all ranks need the same number of calls, and one that
-    # has only one block joins in if another has more.
-    count = len(spans) if rows * positions > tokens else 0
-    if is_sharded(network):
-        count = all_reduce_max(count, device=response_ids.device)
-    trunk = _trunk_of(network, sequences, steps) if count else None
+    is_large = rows * positions > tokens
+    if is_sharded(network):  # trying the model on a few rows is a pass that all ranks make together
+        is_large = any_rank(is_large, device=response_ids.device)
+    trunk = _trunk_of(network, sequences, steps) if is_large else None
     if trunk is None:
         return None
-    return _run(network, trunk, sequences, response_ids, of_logits, spans + [spans[-1]] * (count - len(spans)))
+    return _run(network, trunk, sequences, response_ids, of_logits, spans_of(rows, steps, tokens=tokens))
 
 
 def _run(
@@ -154,8 +151,7 @@ def _by_block(
             return of_logits(_logits(network, trunk, shell, block, chosen), chosen)
 
     bands: dict[int, list[tuple[Tensor, ...]]] = {}
-    repeated: list[Tensor] = []
-    for number, span in enumerate(spans):
+    for span in spans:
         block, chosen, first = hidden[span.rows, span.steps], ids[span.rows, span.steps], span.rows.start
         # A head with an adapter may have dropout, so the state of the random generator is kept.
         made = (
@@ -163,16 +159,9 @@ def _by_block(
             if torch.is_grad_enabled()
             else of_block(block, chosen, first)
         )
-        if number and span == spans[number - 1]:
-            repeated.append(made[0])
-        else:
-            bands.setdefault(first, []).append(made)
+        bands.setdefault(first, []).append(made)
     columns = [[torch.cat(part, dim=1) for part in zip(*blocks, strict=True)] for blocks in bands.values()]
-    first_part, *others = (torch.cat(part) for part in zip(*columns, strict=True))
-    for extra in repeated:
-        # Of no effect on the result, but the backward must pass through the call, as on the other ranks.
-        first_part = first_part + torch.where(torch.zeros_like(extra, dtype=torch.bool), extra, 0.0).sum()
-    return first_part, *others
+    return tuple(torch.cat(part) for part in zip(*columns, strict=True))
 
 
 def _logits(network: PreTrainedModel, trunk: nn.Module, shell: Any, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -239,13 +228,11 @@ def _tried(network: PreTrainedModel, few: Sequences) -> tuple[nn.Module | None, 
     if len(heard) != 1 or _difference(heard[0], hidden) != 0:
         return None, "its head reads something else than the last hidden state"
     shell: Any = replace(output, last_hidden_state=None)  # type: ignore[type-var]
-    # Of two rows and several columns, also unequal ones: what mixes positions or rows shows as a difference.
-    spans = spans_of(*few.input_ids.shape, tokens=5)
+    # Cut by rows and by columns, also unequal ones: what mixes rows or positions shows as a difference.
+    rows, columns = few.input_ids.shape
+    spans = [*spans_of(rows, columns, tokens=5), *spans_of(rows, columns, tokens=1)]
     try:
-        pairs = [
-            (_logits(network, trunk, shell, hidden[span], few.input_ids[span]), own[span])
-            for span in spans
-        ]
+        pairs = [(_logits(network, trunk, shell, hidden[span], few.input_ids[span]), own[span]) for span in spans]
     except Exception as error:  # whatever foreign code cannot do with a block is a reason to leave it alone
         return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
     largest = max(_difference(found, expected) for found, expected in pairs)

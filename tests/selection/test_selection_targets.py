@@ -80,7 +80,9 @@ def test_demonstrations_come_from_the_data_module_or_from_the_user(module: PPOMo
     loss, batches, *_ = given.loss(None, plan)
     assert batches == [1, 2]
     assert float(loss(None, 1)) == 3
-    with pytest.raises(UserError, match="demonstrations: null, and a run without a data module has no influence_dataloader"):
+    with pytest.raises(
+        UserError, match="demonstrations: null, and a run without a data module has no influence_dataloader"
+    ):
         Demonstrations().loss(module, plan)
     with pytest.raises(UserError, match="validation_loss: null, and Linear has no method validation_loss"):
         Demonstrations(batches=[1]).loss(torch.nn.Linear(1, 1), plan)
