@@ -14,6 +14,7 @@ from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.influence import EpisodeScores, NonFiniteScoreError, score_episodes
 from ippo_lightning.records import Episodes, passes
+from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.module_interface import ModuleInterface
 from ippo_lightning.selection.settings import ScoringSettings
@@ -70,12 +71,12 @@ class Scorer:
         self._has_checked = False
         self.interface = interface
         self.skips_nonfinite = skips_nonfinite
-        self._max_tokens = settings.max_tokens
+        self.size = PassSize(settings.max_tokens, field="InfluenceFilter.scoring.max_tokens")
 
     def score(
         self, pl_module: Any, episodes: Episodes | BufferView, gradients: TargetGradients, *, iteration: int = 0
     ) -> Scored:
-        """Score the rows; if memory runs out, again in passes half as large.
+        """Score the rows; a pass for which memory runs out is made again, half as large.
 
         Args:
             pl_module: what the losses are of.
@@ -85,25 +86,8 @@ class Scorer:
 
         Raises:
             FloatingPointError: a score is NaN or infinite and may not be skipped; the row is named.
+            UserError: a single row does not fit in the device's memory.
         """
-        try:
-            return self._score(pl_module, episodes, gradients, iteration=iteration)
-        except torch.OutOfMemoryError:
-            # sharded ranks make their passes together: one of them cannot divide its rows again alone
-            if self._max_tokens <= int(episodes.cost().max()) or is_sharded(pl_module):
-                raise
-        # outside of the except block, whose traceback keeps the tensors of the failed pass alive; the smaller size
-        # stays, because the next iteration would run out of memory again
-        self._max_tokens //= 2
-        warnings.warn(
-            f"InfluenceFilter.scoring.max_tokens: the device's memory is too small, continuing with {self._max_tokens}",
-            stacklevel=2,
-        )
-        return self.score(pl_module, episodes, gradients, iteration=iteration)
-
-    def _score(
-        self, pl_module: Any, episodes: Episodes | BufferView, gradients: TargetGradients, *, iteration: int
-    ) -> Scored:
         size = len(episodes)
         if is_sharded(pl_module):  # the ranks make all passes together
             size = all_reduce_max(size, device=episodes.device)
@@ -135,6 +119,10 @@ class Scorer:
             self._has_checked = True
         except NonFiniteScoreError:
             return  # the scores of all rows name them
+        except torch.OutOfMemoryError:
+            # The check takes more memory than a score: the graph stays for a second backward. If a row does not fit
+            # even without a check, its score reports that.
+            warnings.warn("InfluenceFilter: too little memory to compare two scores with plain autograd", stacklevel=5)
 
     def _sample(self, rows: Tensor, *, size: int, num_groups: int) -> Tensor:
         """Choose evenly spaced rows for the groups, as many as their share of the cost allows."""
@@ -158,18 +146,11 @@ class Scorer:
         together = is_sharded(pl_module)
         broken = torch.zeros(len(episodes), dtype=torch.bool)
         while True:
-            made = list(
-                passes(episodes.cost()[rows], module=pl_module, max_tokens=self._max_tokens, first_rows=_FIRST_ROWS)
-            )
-            chosen = [rows[one.rows] for one in made]
-            # rows[:0], because torch cannot join an empty list, and a rank may have no row
-            places = torch.cat([rows[:0], *(rows[one.rows] for one in made if one.is_real)])
             lost = torch.empty(0, dtype=torch.long)
             try:
-                result = self._scored(pl_module, episodes, chosen, directions, checksum_batches=0)
-            except NonFiniteScoreError as error:
-                # unique, because a repeated pass names its rows a second time
-                lost = torch.cat(chosen)[list(error.positions)].unique().cpu()
+                places, result = self._pass_by_pass(pl_module, episodes, rows, directions)
+            except _LostRowsError as error:
+                lost = error.rows
             # sharded ranks repeat the scoring together, also those whose own rows are all right
             if not (any_rank(len(lost) > 0, device=device) if together else len(lost) > 0):
                 break
@@ -184,6 +165,43 @@ class Scorer:
             return filled
 
         return of_all(result.scores), {name: of_all(part) for name, part in result.by_parameter.items()}, broken
+
+    def _pass_by_pass(
+        self, pl_module: Any, episodes: Episodes | BufferView, rows: Tensor, directions: Sequence[dict[str, Tensor]]
+    ) -> tuple[Tensor, EpisodeScores]:
+        """Score rows in passes that fit; return the rows in the order of their scores, and the scores."""
+        costs = episodes.cost()
+        # The parameters move once for all passes of a difference, and sharded ranks make their passes together: there
+        # all passes are one call, which is made again as a whole.
+        at_once = self.settings.method == "finite_difference" or is_sharded(pl_module)
+        done: list[EpisodeScores] = []
+        # rows[:0], because torch cannot join an empty list, and a rank may have no row
+        places, rest = rows[:0], rows
+        while len(rest) or not done:
+            first_rows = None if len(places) else _FIRST_ROWS
+            made = list(passes(costs[rest], module=pl_module, max_tokens=self.size.tokens, first_rows=first_rows))[
+                : None if at_once else 1
+            ]
+            chosen = [rest[one.rows] for one in made]
+            largest = max((int(costs[one].max()) for one in chosen), default=0)
+            tokens = max((len(one) * int(costs[one].max()) for one in chosen), default=0)
+            try:
+                with self.size.measuring(episodes.device, tokens=tokens):
+                    found = self._scored(pl_module, episodes, chosen, directions, checksum_batches=0)
+            except NonFiniteScoreError as error:
+                # unique, because a repeated pass names its rows a second time
+                raise _LostRowsError(torch.cat(chosen)[list(error.positions)].unique().cpu()) from error
+            except torch.OutOfMemoryError:
+                found = None
+            if found is None:
+                # outside of the except block, whose traceback keeps the tensors of the failed pass alive
+                self.size.shrink(largest, can_retry=not is_sharded(pl_module), what=episodes.row_name)
+                continue
+            done.append(found)
+            real = torch.cat([rest[:0], *(rest[one.rows] for one in made if one.is_real)])
+            places = torch.cat([places, real])
+            rest = rest[~torch.isin(rest, real)]
+        return places, _joined(done)
 
     def _leave_out(self, episodes: Episodes | BufferView, lost: Tensor, *, is_all: bool) -> None:
         """Warn of the rows without a finite score, or raise if they may not be skipped."""
@@ -220,6 +238,26 @@ class Scorer:
             known_losses=known,
             checksum_batches=checksum_batches,
         )
+
+
+class _LostRowsError(Exception):
+    """Some rows have no finite score."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = rows
+
+
+def _joined(results: Sequence[EpisodeScores]) -> EpisodeScores:
+    """Join the scores of passes."""
+    if len(results) == 1:
+        return results[0]
+    names = {name: None for result in results for name in result.by_parameter}
+    parts = {
+        name: torch.cat([result.by_parameter.get(name, torch.zeros_like(result.scores)) for result in results], dim=1)
+        for name in names
+    }
+    return EpisodeScores(torch.cat([result.scores for result in results], dim=1), parts)
 
 
 def _lengths_of(part: Any) -> Tensor:

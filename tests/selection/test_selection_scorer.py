@@ -137,8 +137,38 @@ def test_batches_change_nothing_and_memory_that_is_too_small_halves_them(
     with pytest.warns(UserWarning, match="memory is too small, continuing with"):
         torch.testing.assert_close(scores_of(scored(module, episodes)), whole, rtol=1e-4, atol=1e-6)
     limit = 0
-    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="memory"):
+    with (
+        pytest.raises(UserError, match=r"max_tokens: one episode of \d+ tokens does not fit in the device's memory"),
+        pytest.warns(UserWarning, match="memory"),
+    ):
         scored(module, episodes)
+
+
+@pytest.mark.parametrize("method", ["hooks", "per_episode", "forward", "finite_difference"])
+def test_only_the_pass_that_failed_is_made_again(
+    method: Any, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = InfluenceFilter(scoring=ScoringSettings(method=method, health_every_n_iterations=0))
+    whole = scores_of(scored(module, episodes, callback=callback))
+    honest, made, failed = module.episode_losses, [], []
+
+    def tight(part: Episodes) -> torch.Tensor:
+        if len(made) >= 1 and not failed:
+            failed.append(len(part))
+            raise torch.OutOfMemoryError("out of memory")
+        made.append(len(part))
+        return honest(part)
+
+    monkeypatch.setattr(module, "episode_losses", tight)
+    with pytest.warns(UserWarning, match="continuing with 8192"):
+        found = scores_of(scored(module, episodes, callback=callback))
+    torch.testing.assert_close(found, whole, rtol=2e-2 if method == "finite_difference" else 1e-4, atol=1e-4)
+    if method == "hooks":
+        assert sum(made) == len(episodes), "the pass before the one that failed is not made again"
+    # a resumed run continues with the passes that fit
+    resumed = InfluenceFilter()
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed.selector.scorer.size.tokens == 8192
 
 
 def test_a_target_gradient_is_taken_again_when_it_is_due_and_not_before(module: PPOModule, episodes: Episodes) -> None:
@@ -271,7 +301,13 @@ def test_parts_of_a_model_are_told_by_their_names() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"refresh_every_n_iterations": 0}, {"max_tokens": 0}, {"health_groups": 1}, {"health_every_n_iterations": -1}],
+    [
+        {"refresh_every_n_iterations": 0},
+        {"max_tokens": 0},
+        {"max_tokens": "many"},
+        {"health_groups": 1},
+        {"health_every_n_iterations": -1},
+    ],
     ids=str,
 )
 def test_a_number_out_of_its_range_is_named(options: dict[str, int]) -> None:
