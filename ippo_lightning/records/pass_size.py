@@ -123,11 +123,12 @@ class PassSize:
         self.tokens = min(2 ** int(math.log2(fitting)), _MOST)
         self._is_measured = True
 
-    def shrink(self, largest: int, *, can_retry: bool = True, what: str = "row") -> None:
-        """Halve the tokens after memory ran out.
+    def shrink(self, tokens: int, *, largest: int, can_retry: bool = True, what: str = "row") -> None:
+        """Allow half as many tokens as a pass for which memory ran out.
 
         Args:
-            largest: tokens of the largest row of the pass that failed.
+            tokens: of the pass that failed, padding included; it may have had fewer than it was allowed.
+            largest: tokens of its largest row.
             can_retry: whether the pass may be made again; ranks that make their passes together cannot do it alone.
             what: what a row is, for the message.
 
@@ -136,14 +137,14 @@ class PassSize:
         """
         if not can_retry:
             raise UserError(
-                f"{self.field}: a pass of {self.tokens} tokens does not fit in the device's memory; set a smaller one"
+                f"{self.field}: a pass of {tokens} tokens does not fit in the device's memory; set a smaller one"
             )
-        if self.tokens <= largest:
+        if tokens <= largest:
             raise UserError(
                 f"{self.field}: one {what} of {largest} tokens does not fit in the device's memory; use shorter "
                 f"{what}s, gradient_checkpointing: true, or a device with more memory"
             )
-        self.tokens = max(self.tokens // 2, 1)
+        self.tokens = max(min(self.tokens, tokens) // 2, 1)
         # What the memory allows is known now; a measurement would choose too much again.
         self._is_measured = True
         warnings.warn(f"{self.field}: the device's memory is too small, continuing with {self.tokens}", stacklevel=3)

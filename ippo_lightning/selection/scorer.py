@@ -195,7 +195,7 @@ class Scorer:
                 found = None
             if found is None:
                 # outside of the except block, whose traceback keeps the tensors of the failed pass alive
-                self.size.shrink(largest, can_retry=not is_sharded(pl_module), what=episodes.row_name)
+                self.size.shrink(tokens, largest=largest, can_retry=not is_sharded(pl_module), what=episodes.row_name)
                 continue
             done.append(found)
             real = torch.cat([rest[:0], *(rest[one.rows] for one in made if one.is_real)])

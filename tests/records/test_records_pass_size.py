@@ -36,16 +36,16 @@ def test_a_gpu_has_the_power_of_two_that_fits_in_six_tenths_of_the_free_memory(
 
 
 def test_what_did_not_fit_is_halved_down_to_one_row_which_is_then_named() -> None:
-    size = PassSize(100, field="scoring.max_tokens")
+    size = PassSize(1000, field="scoring.max_tokens")
     with pytest.warns(UserWarning, match=r"scoring\.max_tokens: .* continuing with 50"):
-        size.shrink(30)
-    with pytest.warns(UserWarning, match="continuing with 25"):
-        size.shrink(30)
+        size.shrink(100, largest=30)
+    with pytest.warns(UserWarning, match="continuing with 15"):
+        size.shrink(30, largest=15)
     with pytest.raises(UserError, match=r"scoring\.max_tokens: one episode of 30 tokens does not fit") as raised:
-        size.shrink(30, what="episode")
+        size.shrink(30, largest=30, what="episode")
     assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="a pass of 25 tokens does not fit"):
-        size.shrink(3, can_retry=False)
+    with pytest.raises(UserError, match="a pass of 15 tokens does not fit"):
+        size.shrink(15, largest=3, can_retry=False)
 
 
 def test_a_pass_that_does_not_fit_is_run_in_halves_and_a_row_that_does_not_is_named() -> None:

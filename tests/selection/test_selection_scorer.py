@@ -160,15 +160,16 @@ def test_only_the_pass_that_failed_is_made_again(
         return honest(part)
 
     monkeypatch.setattr(module, "episode_losses", tight)
-    with pytest.warns(UserWarning, match="continuing with 8192"):
+    with pytest.warns(UserWarning, match="continuing with"):
         found = scores_of(scored(module, episodes, callback=callback))
     torch.testing.assert_close(found, whole, rtol=2e-2 if method == "finite_difference" else 1e-4, atol=1e-4)
-    if method == "hooks":
+    if method != "finite_difference":
+        # per_episode and forward have no check in this call, and hooks had theirs in the call before
         assert sum(made) == len(episodes), "the pass before the one that failed is not made again"
     # a resumed run continues with the passes that fit
     resumed = InfluenceFilter()
     resumed.load_state_dict(callback.state_dict())
-    assert resumed.selector.scorer.size.tokens == 8192
+    assert resumed.selector.scorer.size.tokens == callback.selector.scorer.size.tokens < 16384
 
 
 def test_a_target_gradient_is_taken_again_when_it_is_due_and_not_before(module: PPOModule, episodes: Episodes) -> None:
