@@ -89,13 +89,24 @@ class Scorer:
             UserError: a single row does not fit in the device's memory.
         """
         size = len(episodes)
-        if is_sharded(pl_module):  # the ranks make all passes together
+        together = is_sharded(pl_module)
+        if together:  # the ranks make all passes together
             size = all_reduce_max(size, device=episodes.device)
-        if self.settings.method in ("hooks", "forward") and self._check_is_due(size, iteration):
+        is_checked = self.settings.method in ("hooks", "forward") and self._check_is_due(size, iteration)
+        if is_checked and not together:
             self._check(pl_module, episodes, gradients)
         every = torch.arange(len(episodes), device=episodes.device)
         directions = [gradients.mean, *(gradients.groups if self.all_groups else [])]
-        scores, parts, broken = self._finite_scores(pl_module, episodes, every, directions)
+        scores, parts, broken = self._finite_scores(
+            # A pass through a sharded model gathers all parameters: there the first pass is checked, instead of two
+            # rows in a pass of their own.
+            pl_module,
+            episodes,
+            every,
+            directions,
+            checks_first=is_checked and together,
+        )
+        self._has_checked |= is_checked and together
         groups = scores[1:]
         if gradients.groups and not self.all_groups:
             sample = self._sample(every[~broken], size=size, num_groups=len(gradients.groups))
@@ -134,7 +145,13 @@ class Scorer:
         return rows[torch.arange(count, device=rows.device) * len(rows) // max(count, 1)]
 
     def _finite_scores(
-        self, pl_module: Any, episodes: Episodes | BufferView, rows: Tensor, directions: Sequence[dict[str, Tensor]]
+        self,
+        pl_module: Any,
+        episodes: Episodes | BufferView,
+        rows: Tensor,
+        directions: Sequence[dict[str, Tensor]],
+        *,
+        checks_first: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Score what can be scored; the rest is named, and left out or an error.
 
@@ -148,7 +165,7 @@ class Scorer:
         while True:
             lost = torch.empty(0, dtype=torch.long)
             try:
-                places, result = self._pass_by_pass(pl_module, episodes, rows, directions)
+                places, result = self._pass_by_pass(pl_module, episodes, rows, directions, checks_first)
             except _LostRowsError as error:
                 lost = error.rows
             # sharded ranks repeat the scoring together, also those whose own rows are all right
@@ -167,7 +184,12 @@ class Scorer:
         return of_all(result.scores), {name: of_all(part) for name, part in result.by_parameter.items()}, broken
 
     def _pass_by_pass(
-        self, pl_module: Any, episodes: Episodes | BufferView, rows: Tensor, directions: Sequence[dict[str, Tensor]]
+        self,
+        pl_module: Any,
+        episodes: Episodes | BufferView,
+        rows: Tensor,
+        directions: Sequence[dict[str, Tensor]],
+        checks_first: bool,
     ) -> tuple[Tensor, EpisodeScores]:
         """Score rows in passes that fit; return the rows in the order of their scores, and the scores."""
         costs = episodes.cost()
@@ -187,7 +209,8 @@ class Scorer:
             tokens = max((len(one) * int(costs[one].max()) for one in chosen), default=0)
             try:
                 with self.size.measuring(episodes.device, tokens=tokens):
-                    found = self._scored(pl_module, episodes, chosen, directions, checksum_batches=0)
+                    checked = int(checks_first and not done)
+                    found = self._scored(pl_module, episodes, chosen, directions, checksum_batches=checked)
             except NonFiniteScoreError as error:
                 # unique, because a repeated pass names its rows a second time
                 raise _LostRowsError(torch.cat(chosen)[list(error.positions)].unique().cpu()) from error
