@@ -45,6 +45,7 @@ class BaseModule(LightningModule):
         self.episodes_seen = 0
         self.optimizer_steps = 0
         self.tokens_trained = 0
+        self.rows_that_fit: int | None = None
         self._random_states: list[RandomStates] | None = None
 
     # --- the backend: Fabric or Trainer -----------------------------------------------------------
@@ -105,6 +106,10 @@ class BaseModule(LightningModule):
     def backward_loss(self, loss: Tensor) -> None:
         """Add to the gradients, through the precision plugin and the strategy."""
         self.manual_backward(loss)
+
+    def clear_gradients(self) -> None:
+        """Remove all gradients, without a step."""
+        self.only_optimizer().zero_grad()
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last."""
@@ -196,12 +201,14 @@ class BaseModule(LightningModule):
 
     def progress_state(self) -> dict[str, Any]:
         """Return counters and controllers as plain numbers, for a checkpoint."""
-        return {name: getattr(self, name) for name in _COUNTERS}
+        return {**{name: getattr(self, name) for name in _COUNTERS}, "rows_that_fit": self.rows_that_fit}
 
     def load_progress_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `progress_state` returned."""
         for name in _COUNTERS:
             setattr(self, name, int(state[name]))
+        # Other micro-batches round differently, so a resumed run makes the same ones.
+        self.rows_that_fit = state.get("rows_that_fit")
 
     def on_train_start(self) -> None:
         """Start the random stream of this rank, or continue that of the checkpoint (under `lightning.Trainer`)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout, evaluating
+from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout
 from ippo_lightning.policies.critic import (
     SeparateCritic,
     ValueHead,
     ValueKind,
     build_critic,
-    captured_features,
-    values_of,
 )
 from ippo_lightning.policies.generation.request import Samples, build_request
 from ippo_lightning.policies.generation.sampler import Sampler, build_sampler, sampler_key
@@ -33,13 +30,14 @@ from ippo_lightning.policies.loading import (
     load_tokenizer,
     transformers_model,
 )
-from ippo_lightning.policies.output import PolicyOutput, log_probs_and_entropy
+from ippo_lightning.policies.output import PolicyOutput
 from ippo_lightning.policies.quantized import Quantization
-from ippo_lightning.policies.reference import ReferenceKind, prepare_reference, reference_active, resolve_reference
+from ippo_lightning.policies.reference import ReferenceKind, prepare_reference, resolve_reference
 from ippo_lightning.policies.saving import copy_parameters
 from ippo_lightning.policies.saving_check import save_policy
+from ippo_lightning.policies.scoring import score_responses, score_with_reference
 from ippo_lightning.policies.self_check import adapter_as_loaded, check_policy
-from ippo_lightning.policies.sequences import join, response_logits, states_before
+from ippo_lightning.policies.sequences import join
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, check_policy_settings
 from ippo_lightning.policies.train_mode import quieten
 
@@ -209,20 +207,15 @@ class CausalLMPolicy(nn.Module):
         """
         if with_values and not self.has_values:
             raise UserError("policy.value: 'none' gives no values; use head or separate")
-        sequences = join(prompt_ids, prompt_mask, response_ids, response_mask, limit=self.context_length)
-        # The head reads the features of this same forward: a second one would double the cost.
-        read_features = with_values and self.value_head is not None
-        features: list[Tensor] = []
-        with captured_features(self.language_model, features) if read_features else nullcontext():
-            logits = response_logits(self.language_model, sequences, response_ids.shape[1])
-        log_probs, entropy = log_probs_and_entropy(
-            logits, response_ids, response_mask, temperature=temperature, with_entropy=with_entropy
+        return score_responses(
+            self.language_model,
+            join(prompt_ids, prompt_mask, response_ids, response_mask, limit=self.context_length),
+            response_ids=response_ids,
+            response_mask=response_mask,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            critic=(self.value_head, self.critic) if with_values else None,
         )
-        values = None
-        if with_values:
-            every = values_of(self.value_head, self.critic, sequences=sequences, features=features)
-            values = states_before(every, response_ids.shape[1]).masked_fill(~response_mask, 0.0)
-        return PolicyOutput(log_probs=log_probs, entropy=entropy, values=values)
 
     @torch.no_grad()
     def reference_log_probs(
@@ -249,12 +242,15 @@ class CausalLMPolicy(nn.Module):
         Raises:
             UserError: the policy has no reference.
         """
-        sequences = join(prompt_ids, prompt_mask, response_ids, response_mask, limit=self.context_length)
-        # An adapter reference runs the policy's own network, which may be in train mode with dropout.
-        reference = self.reference_model if self.reference_model is not None else self.model
-        with reference_active(self.reference_kind, self.model), evaluating(reference):
-            logits = response_logits(transformers_model(reference), sequences, response_ids.shape[1])
-        return log_probs_and_entropy(logits, response_ids, response_mask, temperature=temperature)[0]
+        return score_with_reference(
+            self.reference_kind,
+            self.model,
+            self.reference_model,
+            join(prompt_ids, prompt_mask, response_ids, response_mask, limit=self.context_length),
+            response_ids=response_ids,
+            response_mask=response_mask,
+            temperature=temperature,
+        )
 
     def sample(
         self, prompt_ids: Tensor, prompt_mask: Tensor, settings: SamplingSettings, counts: Tensor | None = None

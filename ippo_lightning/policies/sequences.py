@@ -88,6 +88,15 @@ def states_before(every: Tensor, num_tokens: int) -> Tensor:
     return every[:, -num_tokens - 1 : -1]
 
 
+def keeps_logits(network: PreTrainedModel) -> bool:
+    """Return whether a model can run its head on the last positions only.
+
+    Args:
+        network: a causal language model.
+    """
+    return "logits_to_keep" in inspect.signature(network.forward).parameters
+
+
 def response_logits(network: PreTrainedModel, sequences: Sequences, num_tokens: int) -> Tensor:
     """Return the logits that each response token was sampled from.
 
@@ -103,7 +112,6 @@ def response_logits(network: PreTrainedModel, sequences: Sequences, num_tokens: 
     """
     call: Any = network
     # Logits of a long prompt would take [rows, prompt_tokens, vocab] of memory for nothing.
-    takes_limit = "logits_to_keep" in inspect.signature(network.forward).parameters
-    limit = {"logits_to_keep": num_tokens + 1} if takes_limit else {}
+    limit = {"logits_to_keep": num_tokens + 1} if keeps_logits(network) else {}
     logits: Tensor = call(**sequences._asdict(), use_cache=False, **limit).logits
     return states_before(logits, num_tokens)

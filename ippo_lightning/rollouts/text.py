@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
 from ippo_lightning.records import Example, TextEpisodes, passes
+from ippo_lightning.records.pass_size import run_in_halves
 
 
 def collect_episodes(
@@ -104,8 +106,8 @@ def fill_log_probs(
     # would not be 1 before the first step. float32 also for a half-precision policy.
     log_probs = torch.zeros(episodes.response_ids.shape, device=episodes.response_ids.device)
     ref_log_probs, values = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
-    # sorted by the steps of the response; a pass that is repeated for other ranks writes the same numbers again
-    for rows, *_ in passes(episodes.spans, module=policy, max_rows=micro_batch_size):
+
+    def fill(rows: Tensor) -> None:
         part = episodes.select(rows)
         columns = part.response_ids.shape[1]
         tokens = (part.prompt_ids, part.prompt_mask, part.response_ids, part.response_mask)
@@ -117,6 +119,11 @@ def fill_log_probs(
             ref_log_probs[rows, :columns] = policy.reference_log_probs(*tokens, temperature=temperature).float()
         else:  # the policy itself, so that the divergence and its penalty are 0
             ref_log_probs[rows, :columns] = output.log_probs.float()
+
+    can_retry = not is_sharded(policy)
+    # sorted by the steps of the response; a pass that is repeated for other ranks writes the same numbers again
+    for rows, *_ in passes(episodes.spans, module=policy, max_rows=micro_batch_size):
+        run_in_halves(rows, fill, field="update.micro_batch_size", can_retry=can_retry)
     off = ~episodes.mask  # what stands between the policy's own tokens was read, but does not count
     return episodes.evolve(
         log_probs=log_probs.masked_fill(off, 0.0),
