@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.policies.contexts import evaluating
 from ippo_lightning.policies.generation.request import Request, Samples, sample_in_batches
+from ippo_lightning.policies.generation.stop_strings import StopStringCriteria
 from ippo_lightning.policies.sequences import position_ids_of
 
 
@@ -53,9 +54,17 @@ class GenerateSampler:
                 # the architecture.
                 position_ids=position_ids_of(request.prompt_mask),
                 generation_config=generation_config(request),
+                stopping_criteria=_criteria(request),
                 synced_gpus=self.synced,
             )
         return sequences[:, request.prompt_ids.shape[1] :]
+
+
+def _criteria(request: Request) -> StoppingCriteriaList | None:
+    if request.stop_strings is None:
+        return None
+    # Not transformers' own stop strings: those search the prompt too, and prepare a table over the vocabulary.
+    return StoppingCriteriaList([StopStringCriteria(request.stop_strings, request.prompt_ids.shape[1])])
 
 
 def generation_config(request: Request) -> GenerationConfig:

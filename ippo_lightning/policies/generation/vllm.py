@@ -114,7 +114,7 @@ class VLLMSampler:
             seed=seed,
             max_tokens=settings.max_new_tokens,
             stop_token_ids=request.stop_ids,
-            ignore_eos=True,  # stop_token_ids already contains the EOS of the policy's tokenizer
+            ignore_eos=True,  # stop_token_ids already contains every EOS of tokenizer and model
             # The policy's tokenizer decodes the ids afterwards, as for every sampler.
             detokenize=False,
         )
