@@ -42,7 +42,7 @@ from ippo_lightning.policies.saving import full_copy, save_model
 from ippo_lightning.policies.sequences import join, response_logits, states_before
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, check_policy_settings
 from ippo_lightning.policies.tokenization import TextFormat
-from ippo_lightning.policies.tokenizer_loading import eos_ids_of, load_tokenizer
+from ippo_lightning.policies.tokenizer_loading import eos_ids_of, keep_eos_ids, load_tokenizer
 
 
 class CausalLMPolicy(TrainableParts):
@@ -144,6 +144,7 @@ class CausalLMPolicy(TrainableParts):
             system_prompt=system_prompt,
             special_tokens=special_tokens,
         )
+        keep_eos_ids(base, self.text.end_ids)
         check_quantization(base, lora)
         # Base, adapter and critic have seeds of their own: adding one of them does not change the others' weights.
         self.model: PreTrainedModel | PeftModel = base if lora is None else add_lora(base, lora, seed=seed + 1)

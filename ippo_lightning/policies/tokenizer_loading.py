@@ -54,6 +54,18 @@ def eos_ids_of(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(int(token) for token in ids if int(token) >= 0)
 
 
+def keep_eos_ids(model: PreTrainedModel, ids: list[int]) -> None:
+    """Write the ids that end a response into the model's generation settings, so that a saved model ends there too.
+
+    Args:
+        model: changed in place if its settings name other ids.
+        ids: of tokenizer and model together.
+    """
+    config = model.generation_config
+    if config is not None and set(eos_ids_of(model)) != set(ids):
+        config.eos_token_id = ids if len(ids) > 1 else ids[0]
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
     """Refuse a tokenizer with more ids than the model's embedding has rows, but for added tokens that texts may lack.
 

@@ -112,7 +112,7 @@ def test_an_unusable_response_is_named(
 
 def test_a_tokenizer_that_cannot_stop_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.eos_token = None
-    with pytest.raises(UserError, match="tokenizer.eos_token: none"):
+    with pytest.raises(UserError, match=r"tokenizer.eos_token: none"):
         check_tokenizer(tokenizer)
 
 
