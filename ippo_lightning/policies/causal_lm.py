@@ -129,7 +129,7 @@ class CausalLMPolicy(TrainableParts):
             adapter_path=None if lora is None else lora.adapter_path,
         )
         found = load_tokenizer(
-            tokenizer or tokenizer_of_adapter(source.adapter_path),
+            tokenizer_of_adapter(source.adapter_path) if tokenizer is None else tokenizer,
             pretrained=pretrained,
             trust_remote_code=trust_remote_code,
             pad_token=pad_token,

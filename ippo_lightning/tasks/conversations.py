@@ -15,10 +15,6 @@ class Conversation(str):
     It is a text like any other prompt, so batches, episodes, graders and rewards take it as it is. A policy with
     `chat_template` reads the messages.
 
-    Args:
-        text: what graders, rewards and reports see.
-        messages: the turns in their order; the policy writes the next one.
-
     Example:
         >>> prompt = Conversation("And 3+4?", [{"role": "user", "content": "And 3+4?"}])
         >>> prompt == "And 3+4?", len(prompt.messages)
@@ -28,7 +24,12 @@ class Conversation(str):
     messages: tuple[Message, ...]
 
     def __new__(cls, text: str = "", messages: Sequence[Message] = ()) -> Conversation:
-        """Return the text with its messages; pickle passes the text alone and restores the messages afterwards."""
+        """Return the text with its messages; pickle passes the text alone and restores the messages afterwards.
+
+        Args:
+            text: what graders, rewards and reports see.
+            messages: the turns in their order; the policy writes the next one.
+        """
         made = super().__new__(cls, text)
         made.messages = tuple(messages)
         return made

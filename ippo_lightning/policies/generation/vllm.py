@@ -56,6 +56,11 @@ class VLLMSampler:
                 f"sampling.engine: no quantization, while the policy's base is {source.quantization}; responses would "
                 "be those of another model; set engine.quantization, for example to bitsandbytes"
             )
+        if model.peft_config[POLICY_ADAPTER].to_dict().get("modules_to_save"):
+            raise UserError(
+                "sampling.sampler: vllm takes low-rank changes only, and the adapter has modules of its own "
+                "(modules_to_save); use generate or continuous"
+            )
         # Each rank would start an engine on the GPU that its policy already fills.
         if world_size() > 1:
             raise UserError("sampling.sampler: vllm works with one process only; use generate or continuous")
