@@ -63,9 +63,8 @@ class BaseModule(LightningModule):
         """
         # not through nn.Module.__setattr__: the wrapper contains this module and would become its child
         self.__dict__["_backend"] = FabricBackend(self, loop, wrapper)
-        if (
-            wrapper is not None
-        ):  # again: a precision such as bf16-true converts the weights after the optimizer is built
+        # Again: a precision such as bf16-true converts the weights after the optimizer is built.
+        if wrapper is not None:
             check_trained_dtypes(self.trained_parameters())
 
     def setup(self, stage: str) -> None:

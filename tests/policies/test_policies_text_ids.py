@@ -49,7 +49,9 @@ def test_the_prompt_of_a_demonstration_is_what_sampling_continues_from(kind: str
     assert encoded.prompt_ids.tolist() == encode_prompts(tokenizer, [prompt], max_length=64)[0].tolist()
 
 
-@pytest.mark.parametrize(("prompt", "response"), [("7+5=", "=12"), ("7+5? ", "12"), ("7+5?", "a12"), ("7+5?", " a")])
+@pytest.mark.parametrize(
+    ("prompt", "response"), [("7+5=", "=12"), ("7+5? ", "12"), ("7+5?", "a12"), ("7+5?", " a"), ("7+1", "2")]
+)
 @pytest.mark.parametrize("kind", ["byte-level BPE", "metaspace before the first word", "metaspace before every piece"])
 def test_a_token_over_the_boundary_changes_no_character(kind: str, prompt: str, response: str) -> None:
     tokenizer = KINDS[kind]()
@@ -90,3 +92,9 @@ def test_a_shipped_task_with_a_space_before_the_response_keeps_the_prompt_that_i
     encoded = encode_demonstrations(tokenizer, ["A: "], ["12"], max_length=64)
     assert tokenizer.convert_ids_to_tokens(encoded.prompt_ids[0].tolist()) == ["A", ":", "Ġ"]
     assert tokenizer.convert_ids_to_tokens(encoded.response_ids[0].tolist()) == ["12", "</s>"]
+
+
+def test_a_prompt_that_writes_the_first_of_two_added_tokens_is_taken_as_it_is() -> None:
+    tokenizer = merging(adds="<unk> <s> $A")
+    ids, _ = encode_prompts(tokenizer, ["<unk>1?"], max_length=64)
+    assert ids.tolist() == [tokenizer("<unk>1?", add_special_tokens=False)["input_ids"]]
