@@ -42,7 +42,7 @@ def test_a_demonstration_has_the_ids_of_its_text_and_then_eos(kind: str, prompt:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("prompt", "response"), [*PAIRS, ("7+5=", "=12"), ("7+5? ", "12"), ("7+5?", "a12")])
+@pytest.mark.parametrize(("prompt", "response"), [*PAIRS, ("7+5=", "=12"), ("7+5? ", "12"), ("7+1", "2")])
 def test_the_prompt_of_a_demonstration_is_what_sampling_continues_from(kind: str, prompt: str, response: str) -> None:
     tokenizer = KINDS[kind]()
     encoded = encode_demonstrations(tokenizer, [prompt], [response], max_length=64)
