@@ -101,7 +101,10 @@ class TextModule(BaseModule):
     def row_uses(self) -> dict[str, ResponseRoom | None]:
         """Return how the module reads the splits of its data; see `check_rows_fit`."""
         room = ResponseRoom(tokens=self.evaluation.max_new_tokens, setting="evaluation.max_new_tokens")
-        read: dict[str, ResponseRoom | None] = {"validation": room, "test": room}
+        read: dict[str, ResponseRoom | None] = {}
+        # A run that never evaluates may leave no room for a prompt there; an evaluation reports that by itself.
+        if room.tokens < self.policy.context_length:
+            read = {"validation": room, "test": room}
         if self.sampling is None:
             return {"demonstrations": None, **read}
         room = ResponseRoom(tokens=self.sampling.max_new_tokens, setting="sampling.max_new_tokens")

@@ -118,3 +118,9 @@ def test_greedy_sampling_is_for_evaluation_only() -> None:
     with pytest.raises(UserError, match=r"model.sampling.greedy: true is for evaluation; set it in model.evaluation"):
         PPOModule(policy=tiny_policy(), reward=length_reward, sampling=greedy)
     PPOModule(policy=tiny_policy(), reward=length_reward, evaluation=greedy)
+
+
+def test_a_run_that_never_evaluates_needs_no_room_for_it(tmp_path: Path) -> None:
+    module = SFTModule(policy=tiny_policy(), evaluation=SamplingSettings(max_new_tokens=CONTEXT))
+    tiny_loop(tmp_path / "run", module, data=data("none", stage="sft")).fit()
+    assert module.iteration == 2
