@@ -16,7 +16,12 @@ from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine import random_states, restore_random_states, seed_training
 from ippo_lightning.modules.backends import Backend, FabricBackend, Loop, TrainerBackend
 from ippo_lightning.modules.memory import memory_of
-from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
+from ippo_lightning.modules.optimization import (
+    OptimizerSettings,
+    build_optimizer,
+    check_trained_dtypes,
+    learning_rate_factor,
+)
 from ippo_lightning.records import Minibatch, Pass, passes
 
 if TYPE_CHECKING:
@@ -59,6 +64,9 @@ class BaseModule(LightningModule):
         """
         # not through nn.Module.__setattr__: the wrapper contains this module and would become its child
         self.__dict__["_backend"] = FabricBackend(self, loop, wrapper)
+        # Again: a precision such as bf16-true converts the weights after the optimizer is built.
+        if wrapper is not None:
+            check_trained_dtypes(self.trained_parameters())
 
     def setup(self, stage: str) -> None:
         """Leave a loop that `attach` tied the module to: from here on `lightning.Trainer` runs it.
@@ -84,7 +92,8 @@ class BaseModule(LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return AdamW over the trained parameters."""
+        """Return AdamW over the trained parameters; they must be in float32."""
+        check_trained_dtypes(self.trained_parameters())
         return build_optimizer(self.trained_parameters(), self.optimizer_settings)
 
     def schedule_learning_rate(self) -> float:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.errors import UserError
+from ippo_lightning.policies.adapters import embedding_rows, tokenizer_of_adapter
+from ippo_lightning.policies.chat import with_template
 from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout
 from ippo_lightning.policies.critic import (
     SeparateCritic,
@@ -27,22 +27,23 @@ from ippo_lightning.policies.loading import (
     ModelSource,
     add_lora,
     check_quantization,
-    load_tokenizer,
     transformers_model,
 )
 from ippo_lightning.policies.output import PolicyOutput
+from ippo_lightning.policies.parameters import TrainableParts
 from ippo_lightning.policies.quantized import Quantization
 from ippo_lightning.policies.reference import ReferenceKind, prepare_reference, resolve_reference
-from ippo_lightning.policies.saving import copy_parameters
 from ippo_lightning.policies.saving_check import save_policy
 from ippo_lightning.policies.scoring import score_responses, score_with_reference
 from ippo_lightning.policies.self_check import adapter_as_loaded, check_policy
 from ippo_lightning.policies.sequences import join
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, check_policy_settings
+from ippo_lightning.policies.tokenization import TextFormat
+from ippo_lightning.policies.tokenizer_loading import eos_ids_of, keep_eos_ids, load_tokenizer
 from ippo_lightning.policies.train_mode import quieten
 
 
-class CausalLMPolicy(nn.Module):
+class CausalLMPolicy(TrainableParts):
     """A language model that samples responses, scores them, and estimates their values with a critic.
 
     Dropout is off in train mode as well unless `keep_dropout` is true: the same weights give the same
@@ -53,7 +54,15 @@ class CausalLMPolicy(nn.Module):
         pretrained: folder or Hub name of a saved model; this or `config`.
         config: a new model instead, for instance {"model_type": "llama", "hidden_size": 128}; the vocabulary size and
             special tokens come from the tokenizer.
-        tokenizer: an object, a folder or a Hub name; by default the one saved with `pretrained`.
+        tokenizer: an object, a folder or a Hub name; by default the one saved with the adapter that `lora` continues,
+            else the one saved with `pretrained`.
+        pad_token: fills rows, one of the vocabulary's tokens; None for the tokenizer's own, or EOS if it has none.
+        chat_template: true to write prompts with the tokenizer's chat template, a Jinja text or the path of one for
+            another; false to continue prompts as they are.
+        system_prompt: of prompts without a system message; None for the template's own default text. An empty text
+            gives an empty system message; a `chat_template` of your own can leave it out.
+        special_tokens: "strip" leaves special tokens out of responses as text, "keep" leaves out EOS, BOS and padding
+            only, so that the reward sees tags such as `<think>`.
         seed: start of the random numbers of new weights; the caller's random numbers do not change.
         lora: train low-rank adapters on a frozen base.
         quantization: quantise the frozen base to "nf4", "fp4" or "int8"; needs `pretrained` and `lora`. Policy, value
@@ -81,6 +90,10 @@ class CausalLMPolicy(nn.Module):
         pretrained: str | None = None,
         config: dict[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
+        pad_token: str | None = None,
+        chat_template: bool | str = False,
+        system_prompt: str | None = None,
+        special_tokens: Literal["strip", "keep"] = "strip",
         seed: int = 0,
         lora: LoraSettings | None = None,
         quantization: Quantization | None = None,
@@ -115,9 +128,25 @@ class CausalLMPolicy(nn.Module):
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             seed=seed,
+            adapter_path=None if lora is None else lora.adapter_path,
         )
-        self.tokenizer = load_tokenizer(tokenizer, pretrained=pretrained, trust_remote_code=trust_remote_code)
+        found = load_tokenizer(
+            tokenizer_of_adapter(source.adapter_path) if tokenizer is None else tokenizer,
+            pretrained=pretrained,
+            trust_remote_code=trust_remote_code,
+            pad_token=pad_token,
+        )
+        self.tokenizer = with_template(found, chat_template)
         base = source.load(self.tokenizer)
+        self.text = TextFormat(
+            tokenizer=self.tokenizer,
+            eos_ids=eos_ids_of(base),
+            embedding_rows=embedding_rows(base),
+            chat_template=chat_template is not False,
+            system_prompt=system_prompt,
+            special_tokens=special_tokens,
+        )
+        keep_eos_ids(base, self.text.end_ids)
         check_quantization(base, lora)
         # Base, adapter and critic have seeds of their own: adding one of them does not change the others' weights.
         self.model: PreTrainedModel | PeftModel = base if lora is None else add_lora(base, lora, seed=seed + 1)
@@ -276,7 +305,7 @@ class CausalLMPolicy(nn.Module):
             prompt_mask,
             settings=settings,
             counts=counts,
-            tokenizer=self.tokenizer,
+            text=self.text,
             context_length=self.context_length,
         )
         return self._sampler(settings)(request)
@@ -290,45 +319,6 @@ class CausalLMPolicy(nn.Module):
     def __getstate__(self) -> dict[str, object]:
         # A copied or pickled policy starts without samplers: an engine can be neither copied nor shared.
         return {**self.__dict__, "_samplers": {}}
-
-    def named_trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield name and parameter of everything that trains, critic included."""
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                yield name, parameter
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return every parameter that trains, critic included."""
-        return [parameter for _, parameter in self.named_trainable_parameters()]
-
-    def policy_parameters(self) -> list[nn.Parameter]:
-        """Return the trainable parameters of the language model, without value head or critic."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def value_parameters(self) -> list[nn.Parameter]:
-        """Return the trainable parameters of the value head or the separate critic."""
-        critic = self.value_head if self.value_head is not None else self.critic
-        return [] if critic is None else [parameter for parameter in critic.parameters() if parameter.requires_grad]
-
-    def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Return full copies of the trainable parameters by name.
-
-        Together with the constructor's arguments they determine the policy. If it is sharded, every rank must call
-        this.
-        """
-        # Clones, because an optimizer step changes the parameters in place.
-        return {name: full_tensor(parameter.detach()).clone() for name, parameter in self.named_trainable_parameters()}
-
-    def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put trainable parameters back.
-
-        Args:
-            state: what `trainable_state_dict` returned for a policy with the same constructor arguments.
-
-        Raises:
-            UserError: names or shapes differ.
-        """
-        copy_parameters(dict(self.named_trainable_parameters()), state)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, Path]:
         """Save the language model and tokenizer for plain transformers; see `save_policy`.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ippo_lightning.policies.quantized import has_8bit_layers, is_quantized
 from ippo_lightning.policies.sequences import join, response_logits
+from ippo_lightning.policies.tokenization import TextFormat
 
 _PROMPTS = (3, 7)
 _RESPONSES = (3, 6)
@@ -43,7 +45,7 @@ class Probe(NamedTuple):
 
 
 def probe_rows(
-    tokenizer: PreTrainedTokenizerBase,
+    text: TextFormat,
     *,
     prompts: tuple[bool, ...],
     responses: tuple[bool, ...],
@@ -52,7 +54,7 @@ def probe_rows(
     """Return rows of ordinary tokens; the first row is the same in every call.
 
     Args:
-        tokenizer: gives the ids; special tokens are left out.
+        text: of the policy, gives the ids; special tokens and tokens without an embedding are left out.
         prompts: per row, whether its prompt is long.
         responses: per row, whether its response is long.
         context_length: most tokens of a row; below 13, all parts become shorter.
@@ -61,8 +63,8 @@ def probe_rows(
     scale = min(1.0, max(context_length, 2) / (_PROMPTS[1] + _RESPONSES[1]))
     prompt_lengths = [max(1, int(scale * _PROMPTS[long])) for long in prompts]
     response_lengths = [max(1, int(scale * _RESPONSES[long])) for long in responses]
-    ids = _ordinary_ids(tokenizer)
-    pad = int(tokenizer.pad_token_id)
+    ids = _ordinary_ids(text)
+    pad = int(text.tokenizer.pad_token_id)
     widths = max(prompt_lengths), max(response_lengths)
     prompt_ids, response_ids = (torch.full((len(prompts), width), pad) for width in widths)
     for row, (prompt, response) in enumerate(zip(prompt_lengths, response_lengths, strict=True)):
@@ -76,9 +78,10 @@ def probe_rows(
     return Rows(prompt_ids, prompt_mask, response_ids, response_mask)
 
 
-def _ordinary_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    every = sorted(set(tokenizer.get_vocab().values()))
-    special = set(tokenizer.all_special_ids)
+def _ordinary_ids(text: TextFormat) -> Tensor:
+    limit = sys.maxsize if text.embedding_rows is None else text.embedding_rows
+    every = sorted({token for token in text.tokenizer.get_vocab().values() if token < limit})
+    special = set(text.tokenizer.all_special_ids)
     return torch.tensor([token for token in every if token not in special] or every)
 
 

@@ -94,7 +94,7 @@ def check_rows(policy: CausalLMPolicy, *, prompts: tuple[bool, ...] = (False, Tr
     """
     # the first row is padded on the left beside a longer prompt, the second on the right beside a longer response
     responses = tuple(not long for long in prompts) if len(prompts) > 1 else (False,)
-    return probe_rows(policy.tokenizer, prompts=prompts, responses=responses, context_length=policy.context_length)
+    return probe_rows(policy.text, prompts=prompts, responses=responses, context_length=policy.context_length)
 
 
 def _runs(policy: CausalLMPolicy) -> bool:
@@ -159,7 +159,7 @@ def _check_padding(policy: CausalLMPolicy) -> None:
     alone = probe(network, check_rows(policy, prompts=(False,)))
     tolerance = tolerance_of(network)
     for side, prompts, responses in (("left", (False, True), (False, False)), ("right", (False, False), (False, True))):
-        rows = probe_rows(policy.tokenizer, prompts=prompts, responses=responses, context_length=policy.context_length)
+        rows = probe_rows(policy.text, prompts=prompts, responses=responses, context_length=policy.context_length)
         gap = difference(alone, probe(network, rows), coarse=tolerance.coarse)
         bound = tolerance.nats(alone)
         if gap > bound:
@@ -174,7 +174,7 @@ def _limit_context(policy: CausalLMPolicy) -> None:
     """Limit the context to rows that leave the others alone: some rotary tables are chosen by the longest row."""
     network = policy.language_model
     two = probe_rows(
-        policy.tokenizer, prompts=(False, False), responses=(False, False), context_length=policy.context_length
+        policy.text, prompts=(False, False), responses=(False, False), context_length=policy.context_length
     )
     length = two.prompt_ids.shape[1] + two.response_ids.shape[1]
     expected = probe(network, two)
@@ -232,7 +232,7 @@ def _check_reference(policy: CausalLMPolicy) -> None:
 
 def _check_sampling(policy: CausalLMPolicy) -> None:
     room = policy.context_length - 1
-    prompts = probe_rows(policy.tokenizer, prompts=(False, True), responses=(False, False), context_length=room)
+    prompts = probe_rows(policy.text, prompts=(False, True), responses=(False, False), context_length=room)
     request = Request(
         prompt_ids=prompts.prompt_ids.to(policy.device),
         prompt_mask=prompts.prompt_mask.to(policy.device),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
+from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Example, TextEpisodes, passes
 from ippo_lightning.records.pass_size import run_in_halves
 
@@ -59,7 +59,7 @@ def sample_episodes(
     # Checked before sampling, so that a prompt that is too long costs no time and is named by its number.
     room = policy.context_length - sampling.max_new_tokens
     try:
-        prompt_ids, prompt_mask = encode_prompts(policy.tokenizer, prompts, max_length=room)
+        prompt_ids, prompt_mask = policy.text.encode_prompts(prompts, max_length=room)
     except UserError as error:
         context = f"a context of {policy.context_length} less sampling.max_new_tokens = {sampling.max_new_tokens}"
         raise UserError(f"{error} (room for a prompt: {context})") from error
@@ -133,16 +133,14 @@ def fill_log_probs(
 
 
 def decode_responses(policy: CausalLMPolicy, response_ids: Tensor, response_mask: Tensor) -> tuple[str, ...]:
-    """Return the responses as text for rewards and reports; special tokens are left out.
+    """Return the responses as text for rewards and reports; the policy's `special_tokens` decides about tags.
 
     Args:
         policy: its tokenizer decodes.
         response_ids: shape [rows, steps], int64.
         response_mask: shape [rows, steps], bool.
     """
-    # By the mask: the pad token may be a token that the policy has sampled, for example EOS.
-    rows = [ids[mask].tolist() for ids, mask in zip(response_ids, response_mask, strict=True)]
-    return tuple(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
+    return tuple(policy.text.decode(response_ids, response_mask))
 
 
 def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling: SamplingSettings) -> list[list[str]]:

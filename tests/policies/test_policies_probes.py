@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
 from ippo_lightning.policies.probes import Probe, difference, probe_rows, tolerance_of
+from ippo_lightning.policies.tokenization import TextFormat
 
 MASK = torch.tensor([[True, True]])
 
@@ -40,9 +41,10 @@ def test_padding_steps_and_ids_beyond_the_vocabulary_do_not_count() -> None:
 
 
 def test_a_row_is_the_same_whatever_stands_beside_it(tokenizer: PreTrainedTokenizerFast) -> None:
-    alone = probe_rows(tokenizer, prompts=(False,), responses=(False,), context_length=64)
-    beside = probe_rows(tokenizer, prompts=(False, True), responses=(False, True), context_length=64)
-    again = probe_rows(tokenizer, prompts=(False, True), responses=(False, True), context_length=64)
+    text = TextFormat(tokenizer=tokenizer)
+    alone = probe_rows(text, prompts=(False,), responses=(False,), context_length=64)
+    beside = probe_rows(text, prompts=(False, True), responses=(False, True), context_length=64)
+    again = probe_rows(text, prompts=(False, True), responses=(False, True), context_length=64)
     for ids, mask in ((0, 1), (2, 3)):
         assert torch.equal(beside[ids][0][beside[mask][0]], alone[ids][0][alone[mask][0]])
         assert torch.equal(beside[ids], again[ids])
@@ -53,7 +55,8 @@ def test_a_row_is_the_same_whatever_stands_beside_it(tokenizer: PreTrainedTokeni
 
 @pytest.mark.parametrize("context", [2, 5, 12])
 def test_rows_fit_a_short_context(tokenizer: PreTrainedTokenizerFast, context: int) -> None:
-    rows = probe_rows(tokenizer, prompts=(False, True), responses=(True, True), context_length=context)
+    text = TextFormat(tokenizer=tokenizer)
+    rows = probe_rows(text, prompts=(False, True), responses=(True, True), context_length=context)
     lengths = rows.prompt_mask.sum(1) + rows.response_mask.sum(1)
     assert 2 <= int(lengths.min()) <= int(lengths.max()) <= context
 

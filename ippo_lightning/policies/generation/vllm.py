@@ -62,6 +62,11 @@ class VLLMSampler:
                 "sampling.sampler: vllm adds the adapter to the saved base, but loading the adapter in "
                 "policy.lora.adapter_path has changed the base; use generate"
             )
+        if model.peft_config[POLICY_ADAPTER].to_dict().get("modules_to_save"):
+            raise UserError(
+                "sampling.sampler: vllm takes low-rank changes only, and the adapter has modules of its own "
+                "(modules_to_save); use generate or continuous"
+            )
         # Each rank would start an engine on the GPU that its policy already fills.
         if world_size() > 1:
             raise UserError("sampling.sampler: vllm works with one process only; use generate or continuous")
@@ -120,7 +125,7 @@ class VLLMSampler:
             seed=seed,
             max_tokens=settings.max_new_tokens,
             stop_token_ids=request.stop_ids,
-            ignore_eos=True,  # stop_token_ids already contains the EOS of the policy's tokenizer
+            ignore_eos=True,  # stop_token_ids already contains every EOS of tokenizer and model
             # The policy's tokenizer decodes the ids afterwards, as for every sampler.
             detokenize=False,
         )
