@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,10 @@ from peft import PeftModel
 import ippo_lightning
 from ippo_lightning.cli.settings import Dtype, ExportSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.saving import merged_copy, save_adapter
+from ippo_lightning.policies.merging import merged_copy
+from ippo_lightning.policies.saving import save_adapter
+from ippo_lightning.policies.saving_check import check_saved
+from ippo_lightning.policies.self_check import probe_policy
 from ippo_lightning.run.checkpoints import CheckpointFolder, frozen_fingerprint, read_checkpoint, restore_checkpoint
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
 
@@ -29,7 +31,8 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
         settings: see `ExportSettings`.
 
     Raises:
-        UserError: no checkpoint, one of another model, or `form: adapter` of a run that trained all weights.
+        UserError: no checkpoint, one of another model, `form: adapter` of a run that trained all weights, or what was
+            written, loaded again, does not compute what the policy computes.
     """
     checkpoint = chosen_checkpoint(run_dir, settings.checkpoint)
     state = read_checkpoint(checkpoint)
@@ -46,6 +49,8 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
         save_adapter(policy.model, policy.tokenizer, folder)
     else:
         error = _save_merged(policy, folder, dtype=settings.dtype)
+    if policy.self_check:
+        check_saved(policy, folder, adapter=settings.form == "adapter", expected=probe_policy(policy))
     card = model_card(
         run_dir,
         state=state,
@@ -164,10 +169,7 @@ def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | N
 
     model = policy.model
     if isinstance(model, PeftModel):
-        # a quantised base is made dense and then loads the adapter from a folder, see `merged_copy`
-        with tempfile.TemporaryDirectory() as adapter:
-            save_adapter(model, policy.tokenizer, Path(adapter))
-            model = merged_copy(model, Path(adapter))
+        model = merged_copy(model)
     elif dtype is not None:
         # `to` changes a model in place, and the policy is the other side of the comparison below
         model = copy.deepcopy(model)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ippo_lightning.distributed.collectives import rank, world_size
-from ippo_lightning.tasks import Row
+from ippo_lightning.tasks import Row, row_prompt
 
 
 class TextRows(Dataset[Row]):
@@ -54,7 +54,8 @@ def collate_rows(rows: Sequence[Row]) -> dict[str, list[Any]]:
         rows: at least one.
     """
     # copies of the examples: a reward or a callback may write into them
-    batch = {"prompts": [row["prompt"] for row in rows], "examples": [dict(row["example"]) for row in rows]}
+    examples = [dict(row["example"]) for row in rows]
+    batch: dict[str, list[Any]] = {"prompts": [row_prompt(row) for row in rows], "examples": examples}
     # One row tells for all: a batch comes from one split.
     if "response" in rows[0]:
         batch["responses"] = [row["response"] for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, cast
 
 from lightning import LightningDataModule
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ippo_lightning.data.loaders import collate_rows, evaluation_loader, training_loader
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import Batch
-from ippo_lightning.tasks import NeedsPreparation, Row, Split, Task, TaskLike, callable_name, named_task
+from ippo_lightning.tasks import NeedsPreparation, Row, Split, Task, TaskLike, callable_name, messages_fault, named_task
 
 Stage = Literal["sft", "rl"]
 
@@ -44,6 +44,8 @@ class TextDataModule(LightningDataModule):
         evaluation_batch_size: prompts per batch for evaluation, demonstrations per batch for the filter.
         num_workers: processes that load.
         seed: of the training order; problems are drawn by the task, with a seed of its own.
+        overlong_rows: what happens to a row that does not fit the model's context: `refuse` ends the run before its
+            first iteration, `drop` leaves the row out, with a warning.
 
     Raises:
         UserError: an argument is out of its range or unknown; in `setup`, a row of the task is not as it must be.
@@ -58,10 +60,13 @@ class TextDataModule(LightningDataModule):
         evaluation_batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        overlong_rows: Literal["refuse", "drop"] = "refuse",
     ) -> None:
         super().__init__()
         if stage not in ("sft", "rl"):
             raise UserError(f"data.stage: {stage!r} is unknown; expected 'sft' or 'rl'")
+        if overlong_rows not in ("refuse", "drop"):
+            raise UserError(f"data.overlong_rows: {overlong_rows!r} is unknown; expected 'refuse' or 'drop'")
         require_range("data.batch_size", batch_size, at_least=1, integer=True)
         require_range("data.evaluation_batch_size", evaluation_batch_size, at_least=1, integer=True)
         require_range("data.num_workers", num_workers, at_least=0, integer=True)
@@ -71,6 +76,7 @@ class TextDataModule(LightningDataModule):
         self.evaluation_batch_size = evaluation_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.overlong_rows = overlong_rows
         self._splits: Splits | None = None
 
     @property
@@ -83,6 +89,17 @@ class TextDataModule(LightningDataModule):
         if self._splits is None:
             raise UserError(f"data: {type(self).__name__} contains no rows yet; call setup() first")
         return self._splits
+
+    def leave_out(self, split: str, places: Sequence[int]) -> None:
+        """Remove rows from a split, before the loaders are made.
+
+        Args:
+            split: its name in `Splits`.
+            places: of the rows, counted from 0.
+        """
+        gone, rows = set(places), getattr(self.splits, split)
+        kept = [rows[place] for place in range(len(rows)) if place not in gone]
+        self._splits = replace(self.splits, **{split: kept})
 
     def prepare_data(self) -> None:
         """Download what the task needs; Lightning and FabricLoop call this in one process per machine."""
@@ -174,7 +191,9 @@ def check_rows(rows: Sequence[Row], *, split: Split, source: str) -> None:
         raise UserError(f"{place} returned {type(rows).__name__}; expected a sequence of rows")
     if not len(rows):
         return
-    row, wanted = rows[0], {"prompt": str, "example": Mapping}
+    row = rows[0]
+    has_messages = isinstance(row, Mapping) and row.get("messages") is not None
+    wanted: dict[str, type] = {"example": Mapping} if has_messages else {"prompt": str, "example": Mapping}
     if split in ("demonstrations", "influence"):
         wanted["response"] = str
     if not isinstance(row, Mapping):
@@ -184,6 +203,9 @@ def check_rows(rows: Sequence[Row], *, split: Split, source: str) -> None:
             found = type(row[key]).__name__ if key in row else "missing"
             expected = "text" if kind is str else "a mapping"
             raise UserError(f"{place}: {key} of row 0 is {found}; expected {expected}")
+    fault = messages_fault(row["messages"]) if has_messages else None
+    if fault is not None:
+        raise UserError(f"{place}: messages of row 0 {fault}")
 
 
 def _parts(length: int, size: int) -> list[range]:

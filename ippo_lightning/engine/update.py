@@ -16,12 +16,19 @@ from ippo_lightning.engine.load_balancing import Work, rebalance
 from ippo_lightning.engine.nonfinite import name_broken
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.records import Episodes, Minibatch, Pass, UpdatePlan
+from ippo_lightning.records.pass_size import does_not_fit
 
 _LOG = logging.getLogger(__name__)
 
 
 class UpdateStages(Protocol):
     """What the update needs from a module."""
+
+    rows_that_fit: int | None
+    """Rows per pass for which memory sufficed, after it ran out once; None before."""
+
+    def clear_gradients(self) -> None:
+        """Remove all gradients, without a step."""
 
     def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return loss [] and sums for the log, computed through the wrapper that averages gradients over ranks.
@@ -195,6 +202,26 @@ def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: Up
 def _accumulate(
     stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, shrink: float
 ) -> dict[str, Tensor]:
+    """Forward and backward over one minibatch; if memory runs out, again in micro-batches half as large."""
+    max_rows = min(settings.micro_batch_size, stages.rows_that_fit or settings.micro_batch_size)
+    try:
+        return _accumulated(stages, work, rows, settings=settings, shrink=shrink, max_rows=max_rows)
+    except torch.OutOfMemoryError:
+        # Other ranks may have averaged gradients already, and would wait for this one.
+        can_retry = world_size() == 1 and min(max_rows, len(rows)) > 1
+    # Outside of the except block, whose traceback keeps the tensors of the failed pass alive.
+    if not can_retry:
+        raise does_not_fit("update.micro_batch_size", min(max_rows, len(rows)))
+    # The backward that failed may have left a part of its gradients, so the minibatch starts again.
+    stages.clear_gradients()
+    stages.rows_that_fit = min(max_rows, len(rows)) // 2 or 1
+    _LOG.warning("update.micro_batch_size: the device's memory is too small, continuing with %d", stages.rows_that_fit)
+    return _accumulate(stages, work, rows, settings=settings, shrink=shrink)
+
+
+def _accumulated(
+    stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, shrink: float, max_rows: int
+) -> dict[str, Tensor]:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
     is_own = float(len(rows) > 0)
     episodes, rows, weights = _or_placeholder(work, rows)
@@ -209,7 +236,7 @@ def _accumulate(
     scale = 1.0 / world_size()
     totals: dict[str, Tensor] = {}
     # sorted by the steps of the response: prompts are padded to one width anyway
-    for one in stages.passes(episodes.spans[rows], max_rows=settings.micro_batch_size):
+    for one in stages.passes(episodes.spans[rows], max_rows=max_rows):
         minibatch = Minibatch(
             episodes=episodes.select(rows[one.rows]),
             # A repeated pass runs like any other and adds nothing.

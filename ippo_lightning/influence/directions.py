@@ -87,6 +87,7 @@ def target_gradient_groups(
     *,
     num_groups: int,
     weights: Sequence[float] | None = None,
+    split: Callable[[Batch], Sequence[tuple[Batch, float]]] | None = None,
 ) -> TargetGroups:
     """Average the gradient of a loss over groups of batches, for example over halves to measure their agreement.
 
@@ -98,6 +99,8 @@ def target_gradient_groups(
         batches: at least `num_groups`.
         num_groups: at least 1.
         weights: as in `target_gradient`, not all zero in any group.
+        split: called with a batch for which memory ran out; returns parts and the fraction of each in the batch's
+            loss. None, or a sharded model, raises the error.
 
     Returns:
         One gradient and one weight per group.
@@ -118,15 +121,18 @@ def target_gradient_groups(
             for _ in range(num_groups)
         ]
         for number, (batch, weight) in enumerate(_weighted(batches, weights)):
-            value = _checked_loss(loss(model, batch))
             # Batches are dealt out in turn: if similar examples are neighbours, each group still gets its part of them.
             totals = groups[number % num_groups]
             # The backward of a sharded model averages over ranks, so each rank's weight must already be in the loss.
             # Otherwise the weight is applied in the sum's dtype, which rounds less.
-            found = averaged_gradients(value * weight if together else value, list(parameters.values()))
-            for total, gradient in zip(totals.values(), found, strict=True):
-                if gradient is not None:
-                    total.add_(gradient.to(dtype=total.dtype), alpha=1.0 if together else weight)
+            inside, outside = (weight, 1.0) if together else (None, weight)
+            pieces = _fitting_gradients(
+                model, loss, batch, list(parameters.values()), factor=inside, split=None if together else split
+            )
+            for found, fraction in pieces:
+                for total, gradient in zip(totals.values(), found, strict=True):
+                    if gradient is not None:
+                        total.add_(gradient.to(dtype=total.dtype), alpha=outside * fraction)
             group_weights[number % num_groups] += weight
         if together:
             # The backward has divided by the number of ranks, so the weights that divide its sum are means, too.
@@ -140,6 +146,32 @@ def target_gradient_groups(
         for total in totals.values():
             total.div_(group_weight)
     return TargetGroups(groups, group_weights)
+
+
+def _fitting_gradients(
+    model: Model,
+    loss: Callable[[Model, Batch], Tensor],
+    batch: Batch,
+    parameters: Sequence[nn.Parameter],
+    *,
+    factor: float | None,
+    split: Callable[[Batch], Sequence[tuple[Batch, float]]] | None,
+) -> Iterator[tuple[Sequence[Tensor | None], float]]:
+    """Yield the gradient of a batch, or of its parts if memory runs out, and the fraction of each in the batch."""
+    found = None
+    try:
+        value = _checked_loss(loss(model, batch))
+        found = averaged_gradients(value if factor is None else value * factor, parameters)
+    except torch.OutOfMemoryError:
+        if split is None:
+            raise
+    if found is not None:
+        yield found, 1.0
+        return
+    assert split is not None  # outside of the except block, whose traceback keeps the failed pass alive
+    for part, fraction in split(batch):
+        for gradient, inner in _fitting_gradients(model, loss, part, parameters, factor=factor, split=split):
+            yield gradient, fraction * inner
 
 
 def select_blocks(

@@ -16,6 +16,7 @@ from ippo_lightning.influence.contractions import Rows
 from ippo_lightning.influence.coverage import HookedModule, HookedParameter
 from ippo_lightning.influence.model_state import HALVES, gradients
 from ippo_lightning.influence.refusals import CoverageError
+from ippo_lightning.records.row_bands import first_row_of_band
 
 
 class HookSession:
@@ -106,14 +107,14 @@ class HookSession:
         assert self._norms is not None, "with_norms is False, or nothing was scored"
         return self._norms.norms()
 
-    def receive(self, entry: HookedModule, inputs: Tensor, gradient: Tensor) -> None:
-        """Add the contribution of one call of one module."""
+    def receive(self, entry: HookedModule, inputs: Tensor, gradient: Tensor, first_row: int | None) -> None:
+        """Add the contribution of one call of one module, for all rows or those of a band."""
         if self._tally is None:  # a backward for another purpose, such as the checksum's, runs through the same hooks
             return
         self.saw_half_precision |= gradient.dtype in HALVES or inputs.dtype in HALVES
-        self._tally.add(entry, inputs, gradient)
+        self._tally.add(entry, inputs, gradient, first_row=first_row)
         if self._norms is not None:
-            self._norms.add(entry, inputs, gradient)
+            self._norms.add(entry, inputs, gradient, first_row=first_row)
 
     def _hook_for(self, entry: HookedModule) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor | None:
@@ -124,7 +125,7 @@ class HookSession:
             # A model may call its layers by keyword, so the input is the first tensor of either kind.
             inputs = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
             # Detached: only the input's value is needed, so autograd must see no second path to earlier modules.
-            watched: Tensor = _Watch.apply(output, inputs.detach(), self._anchor, self, entry)
+            watched: Tensor = _Watch.apply(output, inputs.detach(), self._anchor, self, entry, first_row_of_band())
             return watched
 
         return hook
@@ -148,29 +149,42 @@ class Tally:
         self._free = list(zeros.new_zeros((num_parts, *zeros.shape)).unbind())
         self._segments = segments
         self._rows = rows
+        self._gathered: dict[int, Tensor] = {}
 
-    def add(self, entry: HookedModule, inputs: Tensor, gradient: Tensor) -> None:
+    def add(self, entry: HookedModule, inputs: Tensor, gradient: Tensor, *, first_row: int | None = None) -> None:
         """Contract input and output gradient of one call of a module with the blocks of its parameters.
 
         Args:
             entry: the module.
             inputs: its input.
             gradient: the gradient at its output.
+            first_row: the episode of its first row, if the call worked on a band of the episodes; None for all.
 
         Raises:
             CoverageError: its rows do not correspond to episodes.
         """
-        self._check_rows(entry, gradient)
+        self._check_rows(entry, gradient, first_row)
         for part in entry.parts:
             if part.name not in self.parts:
                 self.parts[part.name] = self._free.pop()
             total = self.parts[part.name]
             for number, block in enumerate(part.blocks):
                 if block is not None:
-                    # A sharded block is gathered for this module only, as FSDP2 does with weights, to limit memory.
-                    terms = part.term(entry.module, inputs, gradient, full_tensor(block), rows=self._rows)
+                    full = self._full(block, in_bands=first_row is not None)
+                    terms = part.term(entry.module, inputs, gradient, full, rows=self._rows)
                     # The layers of a model may be on several devices; the sums are on that of the losses.
-                    total[number] += self._by_episode(terms.to(device=total.device))
+                    of_rows = total[number] if first_row is None else total[number, first_row : first_row + len(terms)]
+                    of_rows += self._by_episode(terms.to(device=total.device))
+
+    def _full(self, block: Tensor, *, in_bands: bool) -> Tensor:
+        """Return a block in full; a sharded one is gathered for its module only, as FSDP2 does with weights."""
+        if not in_bands:
+            self._gathered.clear()
+            return full_tensor(block)
+        # Once for all bands: gathering is a collective, and the ranks may have different numbers of bands.
+        if id(block) not in self._gathered:
+            self._gathered[id(block)] = full_tensor(block)
+        return self._gathered[id(block)]
 
     def _by_episode(self, terms: Tensor) -> Tensor:
         if self._segments is None:
@@ -179,9 +193,13 @@ class Tally:
         ids = self._segments[counts].to(device=terms.device)
         return self._zeros[0].index_add(0, ids, terms[counts.to(device=terms.device)])
 
-    def _check_rows(self, entry: HookedModule, gradient: Tensor) -> None:
+    def _check_rows(self, entry: HookedModule, gradient: Tensor, first_row: int | None) -> None:
         episodes = self._zeros.shape[1]
-        if self._segments is None:
+        if first_row is not None:
+            last_row = first_row + gradient.shape[0]
+            fits = self._segments is None and last_row <= episodes
+            expected, ran = f"{episodes} episodes", f"rows {first_row} to {last_row}"
+        elif self._segments is None:
             fits, expected, ran = gradient.shape[0] == episodes, f"{episodes} episodes", str(gradient.shape[0])
         else:
             shape = tuple(self._segments.shape)
@@ -200,19 +218,25 @@ class _Watch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor, session: HookSession, entry: HookedModule
+        ctx: Any,
+        output: Tensor,
+        inputs: Tensor,
+        anchor: Tensor,
+        session: HookSession,
+        entry: HookedModule,
+        first_row: int | None,
     ) -> Tensor:
         ctx.save_for_backward(inputs)
-        ctx.session, ctx.entry = session, entry
+        ctx.session, ctx.entry, ctx.first_row = session, entry, first_row
         # A detached alias needs no memory and, unlike a view, may be changed in place by the next module, say a ReLU.
         return output.detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (inputs,) = ctx.saved_tensors
-        ctx.session.receive(ctx.entry, inputs, gradient)
-        return gradient, None, None, None, None
+        ctx.session.receive(ctx.entry, inputs, gradient, ctx.first_row)
+        return gradient, None, None, None, None, None
 
 
 class GradientNorms:
@@ -231,20 +255,22 @@ class GradientNorms:
         self._num_uses = num_uses
         self._kept: dict[str, Tensor] = {}
 
-    def add(self, entry: HookedModule, inputs: Tensor, gradient: Tensor) -> None:
+    def add(self, entry: HookedModule, inputs: Tensor, gradient: Tensor, *, first_row: int | None = None) -> None:
         """Add the gradients of one call of a module.
 
         Args:
             entry: the module.
             inputs: its input.
             gradient: the gradient at its output.
+            first_row: see `Tally.add`.
         """
         for part in entry.parts:
             formed = _episode_gradients(entry, part, inputs, gradient)
-            if self._num_uses[part.name] == 1:
+            if self._num_uses[part.name] == 1 and first_row is None:
                 self._squares += _squares(formed).to(device=self._squares.device)
             else:
-                self._kept[part.name] = self._kept.get(part.name, torch.zeros_like(formed)) + formed
+                kept = self._kept.setdefault(part.name, formed.new_zeros((len(self._squares), *formed.shape[1:])))
+                kept[first_row or 0 : (first_row or 0) + len(formed)] += formed
 
     def norms(self) -> Tensor:
         """Return the norms, shape [rows]."""

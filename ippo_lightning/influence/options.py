@@ -33,7 +33,7 @@ def check_options(
         method: one of `Method`.
         normalise: one of `Normalisation`.
         has_lengths: whether the caller passed `lengths`.
-        checksum_batches: at least 1, or None or -1 for all batches.
+        checksum_batches: at least 0, or None or -1 for all batches.
         num_directions: number of directions.
 
     Raises:
@@ -50,8 +50,8 @@ def check_options(
             f"normalise: 'cosine' requires gradients of single episodes, which method='{method}' does not compute; "
             "use method='hooks' or 'per_episode'"
         )
-    if checksum_batches is not None and checksum_batches != _ALL_BATCHES and checksum_batches < 1:
-        raise UserError(f"checksum_batches: got {checksum_batches}, expected at least 1, or None or -1 for all")
+    if checksum_batches is not None and checksum_batches != _ALL_BATCHES and checksum_batches < 0:
+        raise UserError(f"checksum_batches: got {checksum_batches}, expected at least 0, or None or -1 for all")
     if num_directions == 0:
         raise UserError("direction: got an empty sequence, expected at least one direction")
 

@@ -84,7 +84,7 @@ def influence_scores(
         known_losses: called with a batch; returns the losses at the current parameters, shape [rows]. Saves
             "finite_difference" one forward.
         checksum_batches: number of micro-batches, counted from the first, that "hooks" and "forward" compare with
-            plain autograd; at least 1, or None or -1 for all.
+            plain autograd; None or -1 for all, 0 for none, if another call of the same model makes the check.
 
     Returns:
         Scores, shape [rows] over all batches, or [directions, rows] for a sequence of directions; float64 if any block

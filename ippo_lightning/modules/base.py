@@ -16,7 +16,12 @@ from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine import random_states, restore_random_states, seed_training
 from ippo_lightning.modules.backends import Backend, FabricBackend, Loop, TrainerBackend
 from ippo_lightning.modules.memory import memory_of
-from ippo_lightning.modules.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
+from ippo_lightning.modules.optimization import (
+    OptimizerSettings,
+    build_optimizer,
+    check_trained_dtypes,
+    learning_rate_factor,
+)
 from ippo_lightning.records import Minibatch, Pass, passes
 
 if TYPE_CHECKING:
@@ -45,6 +50,7 @@ class BaseModule(LightningModule):
         self.episodes_seen = 0
         self.optimizer_steps = 0
         self.tokens_trained = 0
+        self.rows_that_fit: int | None = None
         self._random_states: list[RandomStates] | None = None
 
     # --- the backend: Fabric or Trainer -----------------------------------------------------------
@@ -58,6 +64,9 @@ class BaseModule(LightningModule):
         """
         # not through nn.Module.__setattr__: the wrapper contains this module and would become its child
         self.__dict__["_backend"] = FabricBackend(self, loop, wrapper)
+        # Again: a precision such as bf16-true converts the weights after the optimizer is built.
+        if wrapper is not None:
+            check_trained_dtypes(self.trained_parameters())
 
     def setup(self, stage: str) -> None:
         """Leave a loop that `attach` tied the module to: from here on `lightning.Trainer` runs it.
@@ -83,7 +92,8 @@ class BaseModule(LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return AdamW over the trained parameters."""
+        """Return AdamW over the trained parameters; they must be in float32."""
+        check_trained_dtypes(self.trained_parameters())
         return build_optimizer(self.trained_parameters(), self.optimizer_settings)
 
     def schedule_learning_rate(self) -> float:
@@ -105,6 +115,10 @@ class BaseModule(LightningModule):
     def backward_loss(self, loss: Tensor) -> None:
         """Add to the gradients, through the precision plugin and the strategy."""
         self.manual_backward(loss)
+
+    def clear_gradients(self) -> None:
+        """Remove all gradients, without a step."""
+        self.only_optimizer().zero_grad()
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last."""
@@ -196,12 +210,14 @@ class BaseModule(LightningModule):
 
     def progress_state(self) -> dict[str, Any]:
         """Return counters and controllers as plain numbers, for a checkpoint."""
-        return {name: getattr(self, name) for name in _COUNTERS}
+        return {**{name: getattr(self, name) for name in _COUNTERS}, "rows_that_fit": self.rows_that_fit}
 
     def load_progress_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `progress_state` returned."""
         for name in _COUNTERS:
             setattr(self, name, int(state[name]))
+        # Other micro-batches round differently, so a resumed run makes the same ones.
+        self.rows_that_fit = state.get("rows_that_fit")
 
     def on_train_start(self) -> None:
         """Start the random stream of this rank, or continue that of the checkpoint (under `lightning.Trainer`)."""

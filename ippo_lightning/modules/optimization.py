@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -83,6 +84,26 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
     return _optimizer_class(settings.kind)(
         groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay, **extra
     )
+
+
+def check_trained_dtypes(trained: Mapping[str, nn.Parameter]) -> None:
+    """Refuse to train weights in half precision.
+
+    Args:
+        trained: by name.
+
+    Raises:
+        UserError: a parameter has fewer bits than float32.
+    """
+    half = [(name, p.dtype) for name, p in trained.items() if p.dtype in (torch.bfloat16, torch.float16)]
+    if half:
+        name, dtype = half[0]
+        short, kind = str(dtype).removeprefix("torch."), "bf16" if dtype == torch.bfloat16 else "16"
+        # bfloat16 keeps 8 bits: a step below 1/256 of a weight changes nothing, and most steps are smaller.
+        raise UserError(
+            f"policy.dtype: {name} would train in {short}, which rounds most steps of the optimizer away; "
+            f"set policy.dtype: float32 and fabric.precision: {kind}-mixed (not {kind}-true), or add policy.lora"
+        )
 
 
 def _optimizer_class(kind: OptimizerKind) -> Callable[..., Optimizer]:

@@ -64,9 +64,10 @@ class PPOModule(TextModule):
         evaluation_seed: see `TextModule`.
 
     Raises:
-        UserError: a number out of its range, or a critic that the advantage estimator does not use.
+        UserError: a number out of its range, greedy sampling, or a critic that the advantage estimator does not use.
     """
 
+    sampling: SamplingSettings
     loss_method = "minibatch_loss"
     loss_reads: ClassVar[frozenset[str]] = frozenset()
     """What a subclass's `loss_terms` reads of the output besides `log_probs`: names from "entropy" and "values"."""
@@ -91,6 +92,7 @@ class PPOModule(TextModule):
         evaluation_seed: int = 0,
     ) -> None:
         own_sampling = sampling or SamplingSettings()
+        own_sampling.require_random("model.sampling")
         super().__init__(
             policy=policy,
             grader=grader,
@@ -106,8 +108,7 @@ class PPOModule(TextModule):
         self.sampling = own_sampling
         self.update_settings = update or UpdateSettings()
         self.advantages = advantages or GAE()
-        self.loss = loss or ClippedLoss()
-        self.value_loss = value_loss or ValueLoss()
+        self.loss, self.value_loss = loss or ClippedLoss(), value_loss or ValueLoss()
         self.entropy_coef = entropy_coef
         self.missing_eos_penalty = missing_eos_penalty
         self.kl_controller = kl_controller or FixedKLController(coef=0.05)

@@ -16,7 +16,8 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics, reference_answers
 from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
-from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings, encode_demonstrations
+from ippo_lightning.modules.row_checks import ResponseRoom, check_rows_fit
+from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
 from ippo_lightning.policies.sharding import shard_policy
 from ippo_lightning.records import Batch
 from ippo_lightning.rewards import HeldGrader
@@ -35,6 +36,9 @@ class TextModule(BaseModule):
         optimizer: AdamW and its schedule.
         evaluation_seed: evaluation samples from a random stream of its own and does not touch that of training.
     """
+
+    sampling: SamplingSettings | None = None
+    """How episodes are sampled for training; None if a module trains on demonstrations."""
 
     def __init__(
         self,
@@ -77,13 +81,13 @@ class TextModule(BaseModule):
         self.use_data(getattr(self.backend.host, "datamodule", None))
 
     def use_data(self, datamodule: object) -> None:
-        """Take the grader from the data module's task if none was given, and try it on two rows.
+        """Take the grader from the data module's task if none was given, and try grader and rows.
 
         Args:
             datamodule: after its `setup`; any object, or None.
 
         Raises:
-            UserError: the grader raised, or returned something that is no grade.
+            UserError: the grader raised, or returned something that is no grade; or a row does not fit the model.
         """
         grade = getattr(getattr(datamodule, "task", None), "grade", None)
         if self._grader is None and callable(grade):
@@ -91,6 +95,20 @@ class TextModule(BaseModule):
         # Tried at once: a grader that raises would otherwise end the run at its first evaluation.
         if self._grader is not None:
             self._grader.check(_sample_rows(datamodule))
+        # All rows, so that one that is too long does not end the run at the iteration that meets it.
+        check_rows_fit(self.policy, datamodule, self.row_uses())
+
+    def row_uses(self) -> dict[str, ResponseRoom | None]:
+        """Return how the module reads the splits of its data; see `check_rows_fit`."""
+        room = ResponseRoom(tokens=self.evaluation.max_new_tokens, setting="evaluation.max_new_tokens")
+        read: dict[str, ResponseRoom | None] = {}
+        # A run that never evaluates may leave no room for a prompt there; an evaluation reports that by itself.
+        if room.tokens < self.policy.context_length:
+            read = {"validation": room, "test": room}
+        if self.sampling is None:
+            return {"demonstrations": None, **read}
+        room = ResponseRoom(tokens=self.sampling.max_new_tokens, setting="sampling.max_new_tokens")
+        return {"prompts": room, "influence": None, **read}
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the policy's and the critic's trainable parameters; other modules of a subclass do not train."""
@@ -122,8 +140,8 @@ class TextModule(BaseModule):
         Args:
             batch: `prompts` and `responses`, one text each per row.
         """
-        encoded = encode_demonstrations(
-            self.policy.tokenizer, batch["prompts"], batch["responses"], max_length=self.policy.context_length
+        encoded = self.policy.text.encode_demonstrations(
+            batch["prompts"], batch["responses"], max_length=self.policy.context_length
         )
         return EncodedResponses(*(tensor.to(self.policy.device) for tensor in encoded))
 

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
-from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout, evaluating
+from ippo_lightning.policies.adapters import embedding_rows, tokenizer_of_adapter
+from ippo_lightning.policies.chat import with_template
+from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout
 from ippo_lightning.policies.critic import (
     SeparateCritic,
     ValueHead,
     ValueKind,
     build_critic,
-    captured_features,
-    values_of,
 )
 from ippo_lightning.policies.generation.request import Samples, build_request
 from ippo_lightning.policies.generation.sampler import Sampler, build_sampler, sampler_key
@@ -31,18 +27,23 @@ from ippo_lightning.policies.loading import (
     ModelSource,
     add_lora,
     check_quantization,
-    load_tokenizer,
     transformers_model,
 )
 from ippo_lightning.policies.output import PolicyOutput
+from ippo_lightning.policies.parameters import TrainableParts
 from ippo_lightning.policies.quantized import Quantization
-from ippo_lightning.policies.reference import ReferenceKind, prepare_reference, reference_active, resolve_reference
-from ippo_lightning.policies.saving import copy_parameters, full_copy, save_model
-from ippo_lightning.policies.sequences import join, response_logits, states_before
+from ippo_lightning.policies.reference import ReferenceKind, prepare_reference, resolve_reference
+from ippo_lightning.policies.saving_check import save_policy
+from ippo_lightning.policies.scoring import score_responses, score_with_reference
+from ippo_lightning.policies.self_check import adapter_as_loaded, check_policy
+from ippo_lightning.policies.sequences import join
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, check_policy_settings
+from ippo_lightning.policies.tokenization import TextFormat
+from ippo_lightning.policies.tokenizer_loading import eos_ids_of, keep_eos_ids, load_tokenizer
+from ippo_lightning.policies.train_mode import quieten
 
 
-class CausalLMPolicy(nn.Module):
+class CausalLMPolicy(TrainableParts):
     """A language model that samples responses, scores them, and estimates their values with a critic.
 
     Dropout is off in train mode as well unless `keep_dropout` is true: the same weights give the same
@@ -53,7 +54,15 @@ class CausalLMPolicy(nn.Module):
         pretrained: folder or Hub name of a saved model, or `package:NAME`; this or `config`.
         config: a new model instead, for instance {"model_type": "llama", "hidden_size": 128}; the vocabulary size and
             special tokens come from the tokenizer.
-        tokenizer: an object, a folder or a Hub name; by default the one saved with `pretrained`.
+        tokenizer: an object, a folder or a Hub name; by default the one saved with the adapter that `lora` continues,
+            else the one saved with `pretrained`.
+        pad_token: fills rows, one of the vocabulary's tokens; None for the tokenizer's own, or EOS if it has none.
+        chat_template: true to write prompts with the tokenizer's chat template, a Jinja text or the path of one for
+            another; false to continue prompts as they are.
+        system_prompt: of prompts without a system message; None for the template's own default text. An empty text
+            gives an empty system message; a `chat_template` of your own can leave it out.
+        special_tokens: "strip" leaves special tokens out of responses as text, "keep" leaves out EOS, BOS and padding
+            only, so that the reward sees tags such as `<think>`.
         seed: start of the random numbers of new weights; the caller's random numbers do not change.
         lora: train low-rank adapters on a frozen base.
         quantization: quantise the frozen base to "nf4", "fp4" or "int8"; needs `pretrained` and `lora`. Policy, value
@@ -68,6 +77,7 @@ class CausalLMPolicy(nn.Module):
         gradient_checkpointing: compute activations again in the backward pass to save memory.
         attn_implementation: "eager", "sdpa", ...; None for the library's choice.
         keep_dropout: keep the dropout of the model's configuration, for instance for supervised training.
+        self_check: check the new policy on a few short rows, and saved models too; see `check_policy`.
         trust_remote_code: run code that comes with the model.
 
     Raises:
@@ -80,6 +90,10 @@ class CausalLMPolicy(nn.Module):
         pretrained: str | None = None,
         config: dict[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
+        pad_token: str | None = None,
+        chat_template: bool | str = False,
+        system_prompt: str | None = None,
+        special_tokens: Literal["strip", "keep"] = "strip",
         seed: int = 0,
         lora: LoraSettings | None = None,
         quantization: Quantization | None = None,
@@ -92,6 +106,7 @@ class CausalLMPolicy(nn.Module):
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
         keep_dropout: bool = False,
+        self_check: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -99,6 +114,8 @@ class CausalLMPolicy(nn.Module):
         self.reference_kind = resolve_reference(reference, lora)
         self.gather_for_sampling = True
         """Whether `sample` gathers a sharded language model once, see `shard_policy`."""
+        self.quiet_training, self.context_limit = False, sys.maxsize  # what `check_policy` finds changes them
+        self.self_check = self_check
         # Samplers are not modules, so neither the module tree nor the state dict contains them.
         self._samplers: dict[tuple[str | int, ...], Sampler] = {}
         self.source = source = ModelSource(
@@ -111,12 +128,29 @@ class CausalLMPolicy(nn.Module):
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             seed=seed,
+            adapter_path=None if lora is None else lora.adapter_path,
         )
-        self.tokenizer = load_tokenizer(tokenizer, pretrained=pretrained, trust_remote_code=trust_remote_code)
+        found = load_tokenizer(
+            tokenizer_of_adapter(source.adapter_path) if tokenizer is None else tokenizer,
+            pretrained=pretrained,
+            trust_remote_code=trust_remote_code,
+            pad_token=pad_token,
+        )
+        self.tokenizer = with_template(found, chat_template)
         base = source.load(self.tokenizer)
+        self.text = TextFormat(
+            tokenizer=self.tokenizer,
+            eos_ids=eos_ids_of(base),
+            embedding_rows=embedding_rows(base),
+            chat_template=chat_template is not False,
+            system_prompt=system_prompt,
+            special_tokens=special_tokens,
+        )
+        keep_eos_ids(base, self.text.end_ids)
         check_quantization(base, lora)
         # Base, adapter and critic have seeds of their own: adding one of them does not change the others' weights.
         self.model: PreTrainedModel | PeftModel = base if lora is None else add_lora(base, lora, seed=seed + 1)
+        as_loaded = adapter_as_loaded(self, lora.adapter_path) if self_check and lora else None
         self.value_head: ValueHead | None
         self.critic: SeparateCritic | None
         self.value_head, self.critic = build_critic(
@@ -131,6 +165,8 @@ class CausalLMPolicy(nn.Module):
             if self.critic is not None:
                 checkpoint_gradients(self.critic.trunk)
         self.train()
+        if self_check:
+            check_policy(self, keep_dropout=keep_dropout, as_loaded=as_loaded)
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -147,7 +183,7 @@ class CausalLMPolicy(nn.Module):
         """Most tokens, prompt and response together, that the model can read; `sys.maxsize` if it has no limit."""
         # a multimodal model keeps this limit in the configuration of its text part
         limit = getattr(self.language_model.config.get_text_config(), "max_position_embeddings", None)
-        return sys.maxsize if limit is None else int(limit)
+        return min(self.context_limit, sys.maxsize if limit is None else int(limit))
 
     @property
     def has_values(self) -> bool:
@@ -166,6 +202,8 @@ class CausalLMPolicy(nn.Module):
             mode: True for train mode.
         """
         super().train(mode)
+        if self.quiet_training:
+            quieten(self.model, self.critic)  # the trunk of a critic is a model of the same kind
         # with kept dropout, a reference in train mode would give random log-probabilities
         if self.reference_model is not None:
             self.reference_model.eval()
@@ -198,30 +236,14 @@ class CausalLMPolicy(nn.Module):
         """
         if with_values and not self.has_values:
             raise UserError("policy.value: 'none' gives no values; use head or separate")
-        sequences = join(prompt_ids, prompt_mask, response_ids, response_mask)
-        num_tokens = response_ids.shape[1]
-        # The head reads the features of this same forward: a second one would double the cost.
-        read_features = with_values and self.value_head is not None
-        features: list[Tensor] = []
-        with captured_features(self.language_model, features) if read_features else nullcontext():
-            logits = response_logits(self.language_model, sequences, num_tokens)
-        entropy = None
-        if with_entropy:
-            log_probs, entropy = token_log_probs_and_entropy(
-                logits=logits, ids=response_ids, temperature=temperature, detach_entropy=with_entropy == "detached"
-            )
-            # masked_fill and not a product: the model may compute NaN for padding, and 0 * NaN is NaN
-            entropy = entropy.masked_fill(~response_mask, 0.0)
-        else:
-            log_probs = token_log_probs(logits=logits, ids=response_ids, temperature=temperature)
-        values = None
-        if with_values:
-            every = values_of(self.value_head, self.critic, sequences=sequences, features=features)
-            values = states_before(every, num_tokens).masked_fill(~response_mask, 0.0)
-        return PolicyOutput(
-            log_probs=log_probs.masked_fill(~response_mask, 0.0),
-            entropy=entropy,
-            values=values,
+        return score_responses(
+            self.language_model,
+            join(prompt_ids, prompt_mask, response_ids, response_mask, limit=self.context_length),
+            response_ids=response_ids,
+            response_mask=response_mask,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            critic=(self.value_head, self.critic) if with_values else None,
         )
 
     @torch.no_grad()
@@ -249,13 +271,15 @@ class CausalLMPolicy(nn.Module):
         Raises:
             UserError: the policy has no reference.
         """
-        sequences = join(prompt_ids, prompt_mask, response_ids, response_mask)
-        # An adapter reference runs the policy's own network, which may be in train mode with dropout.
-        reference = self.reference_model if self.reference_model is not None else self.model
-        with reference_active(self.reference_kind, self.model), evaluating(reference):
-            logits = response_logits(transformers_model(reference), sequences, response_ids.shape[1])
-        log_probs = token_log_probs(logits=logits, ids=response_ids, temperature=temperature)
-        return log_probs.masked_fill(~response_mask, 0.0)
+        return score_with_reference(
+            self.reference_kind,
+            self.model,
+            self.reference_model,
+            join(prompt_ids, prompt_mask, response_ids, response_mask, limit=self.context_length),
+            response_ids=response_ids,
+            response_mask=response_mask,
+            temperature=temperature,
+        )
 
     def sample(
         self, prompt_ids: Tensor, prompt_mask: Tensor, settings: SamplingSettings, counts: Tensor | None = None
@@ -281,7 +305,7 @@ class CausalLMPolicy(nn.Module):
             prompt_mask,
             settings=settings,
             counts=counts,
-            tokenizer=self.tokenizer,
+            text=self.text,
             context_length=self.context_length,
         )
         return self._sampler(settings)(request)
@@ -296,55 +320,16 @@ class CausalLMPolicy(nn.Module):
         # A copied or pickled policy starts without samplers: an engine can be neither copied nor shared.
         return {**self.__dict__, "_samplers": {}}
 
-    def named_trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield name and parameter of everything that trains, critic included."""
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                yield name, parameter
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return every parameter that trains, critic included."""
-        return [parameter for _, parameter in self.named_trainable_parameters()]
-
-    def policy_parameters(self) -> list[nn.Parameter]:
-        """Return the trainable parameters of the language model, without value head or critic."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def value_parameters(self) -> list[nn.Parameter]:
-        """Return the trainable parameters of the value head or the separate critic."""
-        critic = self.value_head if self.value_head is not None else self.critic
-        return [] if critic is None else [parameter for parameter in critic.parameters() if parameter.requires_grad]
-
-    def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Return full copies of the trainable parameters by name.
-
-        Together with the constructor's arguments they determine the policy. If it is sharded, every rank must call
-        this.
-        """
-        # Clones, because an optimizer step changes the parameters in place.
-        return {name: full_tensor(parameter.detach()).clone() for name, parameter in self.named_trainable_parameters()}
-
-    def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put trainable parameters back.
-
-        Args:
-            state: what `trainable_state_dict` returned for a policy with the same constructor arguments.
-
-        Raises:
-            UserError: names or shapes differ.
-        """
-        copy_parameters(dict(self.named_trainable_parameters()), state)
-
     def save_pretrained(self, folder: str | Path) -> dict[str, Path]:
-        """Save the language model and tokenizer for plain transformers; see `save_model`.
+        """Save the language model and tokenizer for plain transformers; see `save_policy`.
 
         Args:
             folder: created if missing. If the policy is sharded, every rank must call this, and rank 0 writes.
 
         Returns:
             Folders by name, see `save_model`; empty on a rank that wrote nothing.
+
+        Raises:
+            UserError: what was saved, loaded again, does not compute what the policy computes.
         """
-        if not is_sharded(self.model):
-            return save_model(self.model, self.tokenizer, folder)
-        ordinary = full_copy(self.model)
-        return {} if ordinary is None else save_model(ordinary, self.tokenizer, folder)
+        return save_policy(self, Path(folder))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -59,6 +61,78 @@ def keeping_trainable_flags(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def undisturbed(*modules: nn.Module) -> Iterator[None]:
+    """Restore modes, buffers, plain attributes and all random numbers after the block, also after an error.
+
+    Forwards may leave traces: a rotary embedding stores the table of the longest row that it has seen, and generation
+    switches the cache.
+
+    Args:
+        modules: their parameters must not change inside the block.
+    """
+    kept = [(child, _state_of(child)) for module in modules for child in module.modules()]
+    python, numbers = random.getstate(), numpy.random.get_state()
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    devices = sorted({parameter.device.index or 0 for parameter in parameters if parameter.is_cuda})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(numbers)
+        for child, state in kept:
+            _restore(child, *state)
+
+
+@contextmanager
+def spread_weights(module: nn.Module) -> Iterator[None]:
+    """Add noise to every matrix for the block, and put the same bits back afterwards, also after an error.
+
+    Matrices of a new model are so small, or zero, that attention is uniform and some layers pass nothing on. What a
+    layer does with padding or positions would then not show. The noise is that of a unit gain: 1 / sqrt(inputs).
+
+    Args:
+        module: its weights need twice their memory inside the block.
+    """
+    generator = torch.Generator().manual_seed(0)
+    kept = {parameter: parameter.detach().clone() for parameter in module.parameters() if parameter.dim() > 1}
+    try:
+        with torch.no_grad():
+            for parameter in kept:
+                noise = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+                parameter.add_(noise.to(parameter))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, content in kept.items():
+                parameter.copy_(content)
+
+
+# Everything else among the attributes of a module is left alone: parameters, submodules, hooks, configurations.
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _state_of(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor | None], dict[str, Tensor]]:
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+    buffers = dict(module._buffers)
+    return plain, buffers, {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+
+
+def _restore(
+    module: nn.Module, plain: dict[str, Any], buffers: dict[str, Tensor | None], contents: dict[str, Tensor]
+) -> None:
+    # without `setattr`, for which a buffer of the same name would be in the way
+    vars(module).update(plain)
+    module._buffers.clear()
+    module._buffers.update(buffers)
+    for name, content in contents.items():
+        buffer = module._buffers[name]
+        # compared first: a write would raise the version of a buffer that autograd may have saved
+        if buffer is not None and not torch.equal(buffer, content):
+            buffer.copy_(content)
 
 
 def disable_dropout(module: nn.Module) -> None:

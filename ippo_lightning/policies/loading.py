@@ -13,13 +13,14 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.policies.adapters import check_target_modules, embedding_rows, fit_embedding
+from ippo_lightning.policies.base_changes import noting_base_change, weight_versions
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.quantized import (
@@ -31,7 +32,7 @@ from ippo_lightning.policies.quantized import (
 )
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 from ippo_lightning.policies.settings import LoraSettings
-from ippo_lightning.policies.tokenization import check_tokenizer
+from ippo_lightning.policies.tokenizer_loading import check_vocabulary, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,6 +54,8 @@ class ModelSource:
         attn_implementation: "eager", "sdpa", ...; None for the library's choice.
         trust_remote_code: run code that comes with the model.
         seed: start of the random numbers of a new model's weights.
+        adapter_path: folder of a saved adapter that is added later; the embedding gets the number of rows that the
+            adapter was trained with.
 
     Raises:
         UserError: not exactly one of `pretrained` and `config` is given, or they contradict the other settings.
@@ -67,6 +70,7 @@ class ModelSource:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     seed: int = 0
+    adapter_path: str | None = None
 
     def __post_init__(self) -> None:
         if (self.pretrained is None) == (self.config is None):
@@ -97,12 +101,10 @@ class ModelSource:
         source = local_model(self.pretrained)
         model = self._from_config(tokenizer) if source is None else self._from_pretrained(source)
         pin_layers(model)
-        embedding: Any = model.get_input_embeddings()
-        rows = int(embedding.weight.shape[0])
-        # The largest id, not the number of tokens: ids may have gaps. A padded, larger embedding is fine.
-        needed = max(tokenizer.get_vocab().values()) + 1
-        if rows < needed:
-            raise UserError(f"policy: an embedding of {rows} tokens for a tokenizer of {needed}; use the model's own")
+        if self.adapter_path is not None:
+            check_adapter_folder(self.adapter_path)
+            fit_embedding(model, self.adapter_path)
+        check_vocabulary(tokenizer, embedding_rows(model))
         return model
 
     def _from_config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -115,7 +117,7 @@ class ModelSource:
                     config, trust_remote_code=self.trust_remote_code, **self._common()
                 )
         except Exception as error:
-            raise UserError(f"policy.config: {self.config} builds no causal model; {_one_line(error)}") from error
+            raise UserError(f"policy.config: {self.config} builds no causal model; {one_line(error)}") from error
         return model
 
     def _from_pretrained(self, pretrained: str) -> PreTrainedModel:
@@ -135,7 +137,7 @@ class ModelSource:
                 )
         except Exception as error:
             # a damaged folder fails in many ways, in transformers, in safetensors or in the model's own code
-            raise UserError(f"policy.pretrained: cannot load {pretrained!r}; {_one_line(error)}") from error
+            raise UserError(f"policy.pretrained: cannot load {pretrained!r}; {one_line(error)}") from error
         model: PreTrainedModel = loaded[0]
         # transformers fills missing weights at random and only warns; training would start from noise
         missing = sorted(loaded[1]["missing_keys"])
@@ -151,32 +153,6 @@ class ModelSource:
         if self.attn_implementation is not None:
             settings["attn_implementation"] = self.attn_implementation
         return settings
-
-
-def load_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | str | None, *, pretrained: str | None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Return the tokenizer; it must have a pad token and an EOS token.
-
-    Args:
-        tokenizer: an object, a folder or Hub name, or None for the one saved with the model.
-        pretrained: the model's folder or Hub name, if any.
-        trust_remote_code: run code that comes with the tokenizer.
-
-    Raises:
-        UserError: there is none, it cannot be loaded, or it lacks a pad or EOS token.
-    """
-    source = local_model(pretrained) if tokenizer is None else tokenizer
-    if source is None:
-        raise UserError("policy.tokenizer: none; a model built from a config needs one")
-    if isinstance(source, str):
-        try:
-            source = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        except Exception as error:
-            raise UserError(f"policy.tokenizer: cannot load {source!r}; {_one_line(error)}") from error
-    loaded: PreTrainedTokenizerBase = source
-    check_tokenizer(loaded)
-    return loaded
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> PeftModel:
@@ -195,15 +171,18 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
     """
     if settings.adapter_path is not None:
         check_adapter_folder(settings.adapter_path)
+        before = weight_versions(model)
         try:
             with seeded(seed):  # PEFT draws an adapter at random before it reads the saved weights
-                return PeftModel.from_pretrained(
+                continued = PeftModel.from_pretrained(
                     model, settings.adapter_path, adapter_name=POLICY_ADAPTER, is_trainable=True
                 )
+            return noting_base_change(continued, before)
         except Exception as error:
             raise UserError(
-                f"policy.lora.adapter_path: cannot load {settings.adapter_path!r}; {_one_line(error)}"
+                f"policy.lora.adapter_path: cannot load {settings.adapter_path!r}; {one_line(error)}"
             ) from error
+    check_target_modules(model, settings.target_modules)
     # Adapters stay float32 on any base: in half precision, small updates would be rounded away.
     config = LoraConfig(
         r=settings.r,
@@ -217,7 +196,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
             adapted = get_peft_model(model, config, adapter_name=POLICY_ADAPTER)
     except ValueError as error:
         raise UserError(
-            f"policy.lora.target_modules: {settings.target_modules!r} does not fit the model; {_one_line(error)}"
+            f"policy.lora.target_modules: {settings.target_modules!r} does not fit the model; {one_line(error)}"
         ) from error
     assert isinstance(adapted, PeftModel)
     return adapted
@@ -300,7 +279,7 @@ def _new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     try:
         return AutoConfig.for_model(model_type, **{**special, **fields})
     except Exception as error:
-        raise UserError(f"policy.config: {fields} does not fit {model_type}; {_one_line(error)}") from error
+        raise UserError(f"policy.config: {fields} does not fit {model_type}; {one_line(error)}") from error
 
 
 def _check_config_names(fields: dict[str, object], default: PreTrainedConfig) -> None:
@@ -332,9 +311,3 @@ def _check_model_folder(pretrained: str) -> None:
     raise UserError(
         f"policy.pretrained: no config.json in {pretrained!r}{inside or '; give a saved model or a Hub name'}"
     )
-
-
-def _one_line(error: Exception) -> str:
-    # Messages of the libraries can be very long, and the command line prints a user's mistake in one line.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from ippo_lightning.errors import UserError
@@ -61,11 +61,20 @@ def prepare_reference(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -
 
     Returns:
         A second network for "copy", else None.
+
+    Raises:
+        UserError: the library cannot copy this network or this adapter.
     """
-    if kind == "adapter_copy":
-        assert isinstance(model, PeftModel)
-        add_reference_adapter(model)
-    return frozen_copy(model) if kind == "copy" else None
+    try:
+        if kind == "adapter_copy":
+            assert isinstance(model, PeftModel)
+            add_reference_adapter(model)
+        return frozen_copy(model) if kind == "copy" else None
+    except (RuntimeError, ValueError) as error:
+        # some adapters exist only once in a model, and some cannot be copied with it
+        other = {"adapter_copy": "copy", "copy": "adapter_copy" if isinstance(model, PeftModel) else "none"}[kind]
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"policy.reference: {kind!r} is not possible; {reason}; use {other}") from error
 
 
 def reference_active(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
@@ -109,12 +118,29 @@ def add_reference_adapter(model: PeftModel) -> None:
     weights = get_peft_model_state_dict(model, adapter_name=POLICY_ADAPTER)
     with keeping_trainable_flags(model):
         with seeded(0):  # for random weights that are replaced in the next step
-            model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
+            model.add_adapter(REFERENCE_ADAPTER, uninitialised(model.peft_config[POLICY_ADAPTER]))
         set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
         model.set_adapter(POLICY_ADAPTER)
     for name, parameter in model.named_parameters():
         if REFERENCE_ADAPTER in name.split("."):
             parameter.requires_grad_(False)
+
+
+def uninitialised(config: PeftConfig) -> PeftConfig:
+    """Return the settings of an adapter whose weights are loaded afterwards, and which leaves the base alone.
+
+    Some initialisations (PiSSA, OLoRA, LoftQ) subtract the new adapter from the base. A second adapter with the same
+    settings would change the base again, and with it the first adapter's model.
+
+    Args:
+        config: of the adapter whose weights are loaded.
+    """
+    settings = copy.deepcopy(config)
+    for name in vars(settings):
+        # each kind of adapter has a name of its own: init_lora_weights, init_ia3_weights, init_weights
+        if name.startswith("init_") and name.endswith("weights"):
+            setattr(settings, name, False)
+    return settings
 
 
 @contextmanager

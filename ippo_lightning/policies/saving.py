@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.contexts import seeded
-from ippo_lightning.policies.loading import merge_adapter, transformers_model
-from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dense_copy, dequantized_weight, is_quantized
-from ippo_lightning.policies.reference import POLICY_ADAPTER
-
-logger = logging.getLogger(__name__)
+from ippo_lightning.policies.loading import transformers_model
+from ippo_lightning.policies.merging import merged_copy
+from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dequantized_weight, is_quantized
+from ippo_lightning.policies.reference import POLICY_ADAPTER, uninitialised
 
 
 def save_model(
@@ -44,7 +42,7 @@ def save_model(
     if not isinstance(model, PeftModel):
         return {"model": _save(model, tokenizer, folder)}
     adapter_folder = save_adapter(model, tokenizer, folder / "adapter")
-    merged_folder = _save(merged_copy(model, adapter_folder), tokenizer, folder / "merged")
+    merged_folder = _save(merged_copy(model), tokenizer, folder / "merged")
     return {"adapter": adapter_folder, "merged": merged_folder}
 
 
@@ -73,7 +71,7 @@ def full_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel
         copied.to(dtype=network.dtype)
         if isinstance(model, PeftModel):
             copied = get_peft_model(
-                copied, copy.deepcopy(model.peft_config[POLICY_ADAPTER]), adapter_name=POLICY_ADAPTER
+                copied, uninitialised(model.peft_config[POLICY_ADAPTER]), adapter_name=POLICY_ADAPTER
             )
     # assign=True takes over the dtype of each tensor: an adapter stays float32 on a half-precision base.
     copied.load_state_dict({name: state[name] for name in copied.state_dict()}, assign=True)
@@ -94,25 +92,6 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: P
     model.save_pretrained(str(folder), selected_adapters=[POLICY_ADAPTER])
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def merged_copy(model: PeftModel, adapter_folder: Path) -> PreTrainedModel:
-    """Return an ordinary model with the adapter added to the weights; the policy's model does not change.
-
-    A 4-bit base is dequantised first. The adapter was trained on these weights, so the merged model computes what the
-    policy computes; the original weights before quantisation would not.
-
-    Args:
-        model: the adapter and its base.
-        adapter_folder: contains the saved adapter.
-    """
-    if not is_quantized(model):
-        # a copy, because merging changes the model in place and cannot be undone exactly
-        merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload(adapter_names=[POLICY_ADAPTER])
-        return merged
-    logger.info("The 4-bit base is dequantised to merge the adapter; the merged model is in %s", model.dtype)
-    dense = dense_copy(copy.deepcopy(model).unload())
-    return merge_adapter(dense, str(adapter_folder))
 
 
 @torch.no_grad()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from ippo_lightning.errors import UserError
 
 
 class Sequences(NamedTuple):
@@ -35,7 +38,14 @@ def position_ids_of(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Sequences:
+def join(
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+    *,
+    limit: int = sys.maxsize,
+) -> Sequences:
     """Put each response behind its prompt.
 
     Args:
@@ -43,8 +53,18 @@ def join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response
         prompt_mask: [rows, prompt_tokens] bool.
         response_ids: [rows, steps] int64, padded on the right.
         response_mask: [rows, steps] bool.
+        limit: most tokens of a row.
+
+    Raises:
+        UserError: a row is longer; some models then change their position tables for all rows, without an error.
     """
     mask = torch.cat([prompt_mask, response_mask], dim=1)
+    # The width needs no transfer from the GPU, and a batch is at least as wide as its longest row.
+    if mask.shape[1] > limit and int(mask.sum(dim=1).max()) > limit:
+        raise UserError(
+            f"policy: a row of {int(mask.sum(dim=1).max())} tokens exceeds the context of {limit}; shorten prompt or "
+            "response"
+        )
     return Sequences(
         input_ids=torch.cat([prompt_ids, response_ids], dim=1),
         attention_mask=mask.long(),
@@ -68,6 +88,15 @@ def states_before(every: Tensor, num_tokens: int) -> Tensor:
     return every[:, -num_tokens - 1 : -1]
 
 
+def keeps_logits(network: PreTrainedModel) -> bool:
+    """Return whether a model can run its head on the last positions only.
+
+    Args:
+        network: a causal language model.
+    """
+    return "logits_to_keep" in inspect.signature(network.forward).parameters
+
+
 def response_logits(network: PreTrainedModel, sequences: Sequences, num_tokens: int) -> Tensor:
     """Return the logits that each response token was sampled from.
 
@@ -83,7 +112,6 @@ def response_logits(network: PreTrainedModel, sequences: Sequences, num_tokens: 
     """
     call: Any = network
     # Logits of a long prompt would take [rows, prompt_tokens, vocab] of memory for nothing.
-    takes_limit = "logits_to_keep" in inspect.signature(network.forward).parameters
-    limit = {"logits_to_keep": num_tokens + 1} if takes_limit else {}
+    limit = {"logits_to_keep": num_tokens + 1} if keeps_logits(network) else {}
     logits: Tensor = call(**sequences._asdict(), use_cache=False, **limit).logits
     return states_before(logits, num_tokens)

@@ -56,6 +56,8 @@ class SamplingSettings:
             for the most likely tokens set `greedy`.
         top_p: keep the smallest set of tokens with this probability; 1.0 keeps all.
         stop_tokens: strings that end a response besides EOS; each must be one token of the vocabulary.
+        stop_strings: texts of any length that end a response too, for instance "Question:". The response
+            ends with the token in which the text is complete, whatever else that token contains.
         greedy: take the most likely token each time, for evaluation only; temperature and top_p then have no effect.
         sampler: `generate` is transformers' own loop; `continuous` is its continuous batching, where a finished
             response makes room for the next one; `vllm` is an engine of its own (the extra `vllm`), which reloads the
@@ -75,6 +77,7 @@ class SamplingSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     stop_tokens: list[str] | None = None
+    stop_strings: list[str] | None = None
     greedy: bool = False
     sampler: Literal["generate", "continuous", "vllm"] = "generate"
     cache: Literal["dynamic", "static"] = "dynamic"
@@ -88,8 +91,10 @@ class SamplingSettings:
         # The logits are divided by it: 0 gives no distribution, and infinity gives every token the same probability.
         require_range("sampling.temperature", self.temperature, above=0, below=math.inf)
         require_range("sampling.top_p", self.top_p, above=0, at_most=1)
-        if self.stop_tokens is not None and not all(self.stop_tokens):
-            raise UserError(f"sampling.stop_tokens: {self.stop_tokens!r} contains an empty string; remove it")
+        for name in ("stop_tokens", "stop_strings"):
+            texts = getattr(self, name)
+            if texts is not None and not all(texts):
+                raise UserError(f"sampling.{name}: {texts!r} contains an empty string; remove it")
         # A warning and no error, because top_p is right for an evaluation.
         if self.top_p < 1.0:
             warnings.warn(
@@ -97,6 +102,18 @@ class SamplingSettings:
                 "of the full distribution; PPO's ratio is then slightly wrong",
                 stacklevel=2,
             )
+
+    def require_random(self, field: str) -> None:
+        """Refuse settings that give the same response each time.
+
+        Args:
+            field: of these settings.
+
+        Raises:
+            UserError: `greedy` is set.
+        """
+        if self.greedy:  # all responses to a prompt would be equal, and not drawn from what the log-probs describe
+            raise UserError(f"{field}.greedy: true is for evaluation; set it in model.evaluation, and false here")
 
     def _check_sampler(self) -> None:
         for name, known in (("sampler", _SAMPLERS), ("cache", _CACHES)):

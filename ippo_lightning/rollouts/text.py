@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_prompts
+from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Example, TextEpisodes, passes
+from ippo_lightning.records.pass_size import run_in_halves
 
 
 def collect_episodes(
@@ -57,7 +59,7 @@ def sample_episodes(
     # Checked before sampling, so that a prompt that is too long costs no time and is named by its number.
     room = policy.context_length - sampling.max_new_tokens
     try:
-        prompt_ids, prompt_mask = encode_prompts(policy.tokenizer, prompts, max_length=room)
+        prompt_ids, prompt_mask = policy.text.encode_prompts(prompts, max_length=room)
     except UserError as error:
         context = f"a context of {policy.context_length} less sampling.max_new_tokens = {sampling.max_new_tokens}"
         raise UserError(f"{error} (room for a prompt: {context})") from error
@@ -104,8 +106,8 @@ def fill_log_probs(
     # would not be 1 before the first step. float32 also for a half-precision policy.
     log_probs = torch.zeros(episodes.response_ids.shape, device=episodes.response_ids.device)
     ref_log_probs, values = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
-    # sorted by the steps of the response; a pass that is repeated for other ranks writes the same numbers again
-    for rows, *_ in passes(episodes.spans, module=policy, max_rows=micro_batch_size):
+
+    def fill(rows: Tensor) -> None:
         part = episodes.select(rows)
         columns = part.response_ids.shape[1]
         tokens = (part.prompt_ids, part.prompt_mask, part.response_ids, part.response_mask)
@@ -117,6 +119,11 @@ def fill_log_probs(
             ref_log_probs[rows, :columns] = policy.reference_log_probs(*tokens, temperature=temperature).float()
         else:  # the policy itself, so that the divergence and its penalty are 0
             ref_log_probs[rows, :columns] = output.log_probs.float()
+
+    can_retry = not is_sharded(policy)
+    # sorted by the steps of the response; a pass that is repeated for other ranks writes the same numbers again
+    for rows, *_ in passes(episodes.spans, module=policy, max_rows=micro_batch_size):
+        run_in_halves(rows, fill, field="update.micro_batch_size", can_retry=can_retry)
     off = ~episodes.mask  # what stands between the policy's own tokens was read, but does not count
     return episodes.evolve(
         log_probs=log_probs.masked_fill(off, 0.0),
@@ -126,16 +133,14 @@ def fill_log_probs(
 
 
 def decode_responses(policy: CausalLMPolicy, response_ids: Tensor, response_mask: Tensor) -> tuple[str, ...]:
-    """Return the responses as text for rewards and reports; special tokens are left out.
+    """Return the responses as text for rewards and reports; the policy's `special_tokens` decides about tags.
 
     Args:
         policy: its tokenizer decodes.
         response_ids: shape [rows, steps], int64.
         response_mask: shape [rows, steps], bool.
     """
-    # By the mask: the pad token may be a token that the policy has sampled, for example EOS.
-    rows = [ids[mask].tolist() for ids, mask in zip(response_ids, response_mask, strict=True)]
-    return tuple(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
+    return tuple(policy.text.decode(response_ids, response_mask))
 
 
 def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling: SamplingSettings) -> list[list[str]]:

@@ -51,15 +51,18 @@ def health_of(gradients: TargetGradients, group_scores: Tensor) -> dict[str, flo
 
     Args:
         gradients: with their groups.
-        group_scores: scores along each group, of the rows of all ranks, shape [groups, rows].
+        group_scores: scores along each group, of the rows of all ranks, shape [groups, rows]; NaN for rows outside of
+            the sample that was scored along the groups.
 
     Returns:
-        Names for `UpdatePlan.record`: `halves_cosine` of the two halves' gradients; `halves_sign_agreement`, the
-        fraction of rows that both halves give the same sign; `sign_certain_fraction`, the fraction of rows whose
-        95 % bootstrap interval over groups excludes zero; `interval_width`, its median over the median |score|.
+        Names for `UpdatePlan.record`, over the sampled rows: `halves_cosine` of the two halves' gradients;
+        `halves_sign_agreement`, the fraction of rows that both halves give the same sign; `sign_certain_fraction`, the
+        fraction of rows whose 95 % bootstrap interval over groups excludes zero; `interval_width`, its median over the
+        median |score|.
     """
     if not len(group_scores):
         return {}
+    group_scores = group_scores[:, ~group_scores.isnan().any(dim=0)]
     # groups are dealt out in turn, so every second one is a half that saw each part of the demonstrations
     halves = [list(range(start, len(group_scores), 2)) for start in (0, 1)]
     of_halves = [mean_direction([gradients.groups[number] for number in half]) for half in halves]

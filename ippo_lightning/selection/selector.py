@@ -82,7 +82,9 @@ class Selector:
         self.settings = settings
         self.interface = interface
         self.gradients = TargetGradientCache(scoring, needs_groups=by_groups)
-        self.scorer = Scorer(scoring, interface=interface, skips_nonfinite=settings.skips_nonfinite)
+        self.scorer = Scorer(
+            scoring, interface=interface, skips_nonfinite=settings.skips_nonfinite, all_groups=by_groups
+        )
 
     def change(self, plan: UpdatePlan, *, module: Any, trainer: Any, iteration: int, part: int | None = None) -> Tensor:
         """Drop and weigh the rows of a plan, and write what the log shows.
@@ -104,7 +106,7 @@ class Selector:
             self.interface.require_losses(module)
             gradients = self.take_gradients(plan, module=module, trainer=trainer, iteration=iteration, part=part)
             taken = time.perf_counter()
-            scored = self.scorer.score(module, plan.episodes, gradients)
+            scored = self.scorer.score(module, plan.episodes, gradients, iteration=iteration)
         table = self._table(plan, scored, iteration=iteration, part=part or 0)
         factors = decide(self.rule, table, min_keep=self.settings.min_keep, max_weight=self.settings.max_weight)
         # decided in float64, applied in the scores' dtype, which the plan and the log have

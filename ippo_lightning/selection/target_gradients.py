@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, rank, world_size
 from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
 from ippo_lightning.distributed.lockstep import in_step
+from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
     TargetGroups,
     mean_direction,
@@ -129,6 +132,7 @@ def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int) -> Ta
         num_groups=num_groups,
         # a pass that a rank only repeats for the others counts nothing
         weights=[weights[number] if is_mine else 0.0 for number, is_mine in passes],
+        split=partial(_halved, target),
     )
     if together:
         taken = taken._replace(directions=_full_where_small(pl_module, taken.directions))
@@ -174,6 +178,25 @@ def _divided(target: TargetLoss, num_groups: int) -> tuple[list[Any], list[float
     pieces = math.ceil(num_groups / max(len(target.batches), 1))
     parts = [part for batch in target.batches for part in _cut(batch, pieces)]
     return parts, [float(target.weight(part) if target.weight else _size(part) or 1) for part in parts]
+
+
+def _halved(target: TargetLoss, batch: Any) -> list[tuple[Any, float]]:
+    """Return two halves of a batch that does not fit in memory, and the fraction of each in its loss.
+
+    Raises:
+        UserError: it has one row, or a layout that cannot be cut.
+    """
+    halves = _cut(batch, 2)
+    if len(halves) < 2:
+        size = _size(batch)
+        what = f"a batch of type {type(batch).__name__}" if size is None else f"a batch of {size} row"
+        raise UserError(
+            f"InfluenceFilter.target: {what} does not fit in the device's memory; use shorter rows or smaller batches, "
+            "gradient_checkpointing: true, or a device with more memory"
+        )
+    weights = [float(target.weight(half) if target.weight else _size(half) or 1) for half in halves]
+    warnings.warn("InfluenceFilter.target: a batch does not fit in the device's memory, halving it", stacklevel=2)
+    return [(half, weight / (sum(weights) or 1.0)) for half, weight in zip(halves, weights, strict=True)]
 
 
 def _cut(batch: Any, pieces: int) -> list[Any]:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.errors import UserError
 from ippo_lightning.influence import return_target
 from ippo_lightning.records import Episodes, UpdatePlan, cut_rows
+from ippo_lightning.records.pass_size import MaxTokens, PassSize, require_max_tokens
 from ippo_lightning.selection.module_interface import ValidationLoss
 
 
@@ -91,16 +92,17 @@ class ReturnOfBuffer(Target):
     Source: Hu et al. 2025, arXiv 2505.19281 (IIF), section 3, with the opposite sign.
 
     Args:
-        max_tokens: tokens of a pass, padding included, >= 1.
+        max_tokens: tokens of a pass, padding included, >= 1; `auto` is 16384. A pass that does not fit in the device's
+            memory is halved.
 
     Raises:
         UserError: a number out of its range.
     """
 
-    max_tokens: int = 16384
+    max_tokens: MaxTokens = "auto"
 
     def __post_init__(self) -> None:
-        require_range("target.max_tokens", self.max_tokens, at_least=1, integer=True)
+        require_max_tokens("target.max_tokens", self.max_tokens)
 
     def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
         """Return minus the mean of A * log pi, and the kept rows of this rank in batches.
@@ -115,7 +117,8 @@ class ReturnOfBuffer(Target):
             )
         # a row without a step that counts has no action, and a batch of such rows has no mean
         rows = (plan.keep & (plan.episodes.lengths > 0)).nonzero().flatten()
-        parts = cut_rows(plan.episodes.cost()[rows], max_tokens=self.max_tokens)
+        max_tokens = PassSize(self.max_tokens, field="target.max_tokens").tokens
+        parts = cut_rows(plan.episodes.cost()[rows], max_tokens=max_tokens)
         batches = [plan.episodes.select(rows[part]) for part in parts]
         # of this rank: each rank has sampled other rows, while demonstrations are the same on all ranks
         return TargetLoss(_minus_return, batches, weight=_num_actions, is_of_rank=True)

@@ -3,6 +3,7 @@
 from ippo_lightning.tasks.arithmetic.grading import MAX_DIGITS, ArithmeticProblem, Step, grade_arithmetic
 from ippo_lightning.tasks.arithmetic.task import ArithmeticTask
 from ippo_lightning.tasks.arithmetic.unfaithful import UNFAITHFUL_KINDS, unfaithful_response
+from ippo_lightning.tasks.conversations import Conversation, Message, messages_fault, row_prompt
 from ippo_lightning.tasks.graders import MAX_LABEL_LENGTH, WRONG_LABELS, as_grade, call_grader, check_grader
 from ippo_lightning.tasks.grades import Grade, Label, label_text
 from ippo_lightning.tasks.gsm8k.grading import grade_gsm8k, gsm8k_answer
@@ -21,10 +22,12 @@ __all__ = [
     "WRONG_LABELS",
     "ArithmeticProblem",
     "ArithmeticTask",
+    "Conversation",
     "GSM8KTask",
     "Grade",
     "Grader",
     "Label",
+    "Message",
     "NeedsPreparation",
     "Row",
     "Split",
@@ -41,6 +44,8 @@ __all__ = [
     "grade_word_problem",
     "gsm8k_answer",
     "label_text",
+    "messages_fault",
     "named_task",
+    "row_prompt",
     "unfaithful_response",
 ]

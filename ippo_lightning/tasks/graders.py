@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.tasks.conversations import row_prompt
 from ippo_lightning.tasks.grades import Grade, label_text
 from ippo_lightning.tasks.names import callable_name
 from ippo_lightning.tasks.protocol import Grader, Row
@@ -97,7 +98,7 @@ def check_grader(grader: Grader, rows: Iterable[Row]) -> None:
         UserError: the grader raised, or returned what `as_grade` does not accept.
     """
     for row in islice(rows, _ROWS_CHECKED):
-        call_grader(grader, row["prompt"], row.get("response", ""), row["example"])
+        call_grader(grader, row_prompt(row), row.get("response", ""), row["example"])
 
 
 def _check_label(label: object, grader: object) -> None:

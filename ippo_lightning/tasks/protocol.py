@@ -9,7 +9,8 @@ from ippo_lightning.tasks.grades import Grade
 
 Row = Mapping[str, Any]
 """One prompt: `prompt` (text), `example` (a mapping with what the task knows about it, `answer` among it if there is a
-right one), and in demonstrations `response` (text, without EOS)."""
+right one), and in demonstrations `response` (text, without EOS). A row may have `messages` in place of `prompt`: turns
+with `role` and `content`, of which the policy writes the next. With both, graders and reports see the `prompt`."""
 
 Split = Literal["prompts", "demonstrations", "validation", "test", "influence"]
 """`prompts`: training for PPO. `demonstrations`: training for SFT, with responses. `validation`, `test`: prompts.

@@ -182,18 +182,22 @@ def test_a_command_without_a_model_is_one_line(capsys: pytest.CaptureFixture[str
     assert "model" in error_line(["fit"], capsys)
 
 
-def test_a_missing_pad_token_is_one_line(
-    experiment: dict[str, Any], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("pad_token", "<pat>", ("policy.pad_token", "'<pat>'", "'<pad>'")),
+        ("chat_template", True, ("policy.chat_template", "no template")),
+        ("system_prompt", "Be short.", ("policy.system_prompt", "chat_template: true")),
+        ("special_tokens", "drop", ("special_tokens", "strip")),
+        ("dtype", "bfloat16", ("policy.dtype", "float32", "bf16-mixed")),
+    ],
+)
+def test_a_mistake_about_text_and_weights_is_one_line(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: Any, words: Any
 ) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path / "padless"
-    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(folder)
-    change(experiment, f"{POLICY}.pretrained", str(folder))
-    assert "pad_token" in error_line(["fit", "--config", write(experiment, tmp_path)], capsys)
+    change(experiment, f"{POLICY}.{field}", value)
+    line = error_line(["fit", "--config", write(experiment, tmp_path)], capsys)
+    assert all(word in line for word in words), line
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from training_parts import prepared, same, tiny_loop, tiny_module, tiny_policy, 
 
 from ippo_lightning.algorithms import GAE, ClippedLoss, ValueLoss
 from ippo_lightning.engine import UpdateSettings, run_update
+from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import UpdatePlan
 
@@ -47,6 +48,35 @@ def test_micro_batches_add_up_to_the_minibatch(reduction: str, tmp_path: Path) -
     one = updated(tmp_path, weights=weights, update={"micro_batch_size": 1, "loss_reduction": reduction})
     whole = updated(tmp_path, weights=weights, update={"micro_batch_size": 8, "loss_reduction": reduction})
     assert largest_difference(one, whole) < FLOAT32_ROUNDING
+
+
+def test_a_minibatch_that_does_not_fit_in_memory_starts_again_in_smaller_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = updated(tmp_path, update={"minibatch_size": 8, "micro_batch_size": 8})
+    honest, limit = PPOModule.backward_loss, 2
+
+    def tight(module: PPOModule, loss: torch.Tensor) -> None:
+        honest(module, loss)  # gradients of a backward that fails are already there
+        if module.rows_of_pass > limit:
+            raise torch.OutOfMemoryError("out of memory")
+
+    def counted(module: PPOModule, minibatch: Any) -> Any:
+        module.rows_of_pass = len(minibatch.episodes)
+        return honest_loss(module, minibatch)
+
+    honest_loss = PPOModule.minibatch_loss
+    monkeypatch.setattr(PPOModule, "minibatch_loss", counted)
+    monkeypatch.setattr(PPOModule, "backward_loss", tight)
+    halved = updated(tmp_path, update={"minibatch_size": 8, "micro_batch_size": 8})
+    assert halved.rows_that_fit == 2
+    assert largest_difference(halved, whole) < FLOAT32_ROUNDING
+    resumed = tiny_module()
+    resumed.load_progress_state(halved.progress_state())
+    assert resumed.rows_that_fit == 2
+    limit = 0
+    with pytest.raises(UserError, match=r"update.micro_batch_size: one row does not fit in the device's memory"):
+        updated(tmp_path, update={"minibatch_size": 8, "micro_batch_size": 8})
 
 
 def test_the_first_minibatch_finds_the_policy_that_sampled(tmp_path: Path) -> None:

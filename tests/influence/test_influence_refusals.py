@@ -206,7 +206,7 @@ def test_a_wrong_direction_is_explained(change: dict[str, Tensor], message: str)
     ("options", "message"),
     [
         ({"method": "magic"}, "got 'magic', expected one of hooks, forward, finite_difference, per_episode"),
-        ({"checksum_batches": 0}, "at least 1"),
+        ({"checksum_batches": -2}, "at least 0"),
     ],
 )
 def test_a_wrong_option_is_explained(options: dict[str, object], message: str) -> None:

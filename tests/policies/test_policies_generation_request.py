@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import SamplingSettings, encode_prompts
 from ippo_lightning.policies.generation.request import Request, build_request, response_mask_of
+from ippo_lightning.policies.tokenization import TextFormat
 
 TEXTS = ["7+12=?", "1?", "3*4?", "2+2?", "9?"]
 
@@ -19,7 +20,7 @@ def requested(tokenizer: PreTrainedTokenizerFast, counts: Tensor | None) -> Requ
         *encode_prompts(tokenizer, TEXTS, max_length=32),
         settings=SamplingSettings(num_responses=2, max_new_tokens=2),
         counts=counts,
-        tokenizer=tokenizer,
+        text=TextFormat(tokenizer=tokenizer),
         context_length=64,
     )
 

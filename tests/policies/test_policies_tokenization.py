@@ -110,10 +110,9 @@ def test_an_unusable_response_is_named(
     assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize("name", ["pad_token", "eos_token"])
-def test_a_tokenizer_that_cannot_pad_or_stop_is_refused(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    setattr(tokenizer, name, None)
-    with pytest.raises(UserError, match=f"tokenizer.{name}: none"):
+def test_a_tokenizer_that_cannot_stop_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match=r"tokenizer.eos_token: none"):
         check_tokenizer(tokenizer)
 
 

@@ -49,6 +49,11 @@ class CartPole(nn.Module):
     def validation_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self.actor(batch[0]), batch[1])
 
+    rows_that_fit: int | None = None
+
+    def clear_gradients(self) -> None:
+        self.optimizer.zero_grad()
+
     def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         episodes, output = minibatch.episodes, self.score(minibatch.episodes)  # type: ignore[arg-type]
         parts = []

@@ -13,9 +13,10 @@ from training_parts import prepared, same, tiny_data, tiny_loop, tiny_module, tr
 
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence import agree_to_drop
+from ippo_lightning.influence import ChecksumError, agree_to_drop
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import Episodes, UpdatePlan
+from ippo_lightning.selection import scorer
 from ippo_lightning.selection.score_health import part_fractions
 
 ROUNDING = 1e-5
@@ -136,8 +137,39 @@ def test_batches_change_nothing_and_memory_that_is_too_small_halves_them(
     with pytest.warns(UserWarning, match="memory is too small, continuing with"):
         torch.testing.assert_close(scores_of(scored(module, episodes)), whole, rtol=1e-4, atol=1e-6)
     limit = 0
-    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="memory"):
+    with (
+        pytest.raises(UserError, match=r"max_tokens: one episode of \d+ tokens does not fit in the device's memory"),
+        pytest.warns(UserWarning, match="memory"),
+    ):
         scored(module, episodes)
+
+
+@pytest.mark.parametrize("method", ["hooks", "per_episode", "forward", "finite_difference"])
+def test_only_the_pass_that_failed_is_made_again(
+    method: Any, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = InfluenceFilter(scoring=ScoringSettings(method=method, health_every_n_iterations=0))
+    whole = scores_of(scored(module, episodes, callback=callback))
+    honest, made, failed = module.episode_losses, [], []
+
+    def tight(part: Episodes) -> torch.Tensor:
+        if len(made) >= 1 and not failed:
+            failed.append(len(part))
+            raise torch.OutOfMemoryError("out of memory")
+        made.append(len(part))
+        return honest(part)
+
+    monkeypatch.setattr(module, "episode_losses", tight)
+    with pytest.warns(UserWarning, match="continuing with"):
+        found = scores_of(scored(module, episodes, callback=callback))
+    torch.testing.assert_close(found, whole, rtol=2e-2 if method == "finite_difference" else 1e-4, atol=1e-4)
+    if method != "finite_difference":
+        # per_episode and forward have no check in this call, and hooks had theirs in the call before
+        assert sum(made) == len(episodes), "the pass before the one that failed is not made again"
+    # a resumed run continues with the passes that fit
+    resumed = InfluenceFilter()
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed.selector.scorer.size.tokens == callback.selector.scorer.size.tokens < 16384
 
 
 def test_a_target_gradient_is_taken_again_when_it_is_due_and_not_before(module: PPOModule, episodes: Episodes) -> None:
@@ -180,6 +212,60 @@ def test_health_shows_in_the_log_when_it_is_due(tmp_path: Path) -> None:
     assert {"influence/part_attention", "influence/part_mlp", "influence/part_embedding"} <= first.keys()
 
 
+def test_groups_are_scored_on_a_sample_and_the_scores_are_those_without_groups(
+    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer, "_FEWEST_SAMPLED", 3)
+    monkeypatch.setattr(scorer, "_CHECK_COST", 1e-9)  # one check, in the first call
+    callback = InfluenceFilter(scoring=ScoringSettings(health_every_n_iterations=2, health_groups=3))
+    scored(module, episodes, iteration=0, callback=callback)
+    calls = count_forwards(module, monkeypatch)
+    without = scored(module, episodes, iteration=1, callback=callback)
+    assert sum(calls) == len(episodes)
+    calls.clear()
+    sampled = scored(module, episodes, iteration=2, callback=callback)
+    assert sum(calls) == len(episodes) + 3
+    # to the bit, up to the target gradient, whose mean is that of three groups here
+    torch.testing.assert_close(scores_of(sampled), scores_of(without), rtol=1e-4, atol=1e-6)
+    assert 0 <= sampled.metrics["influence/halves_sign_agreement"] <= 1
+    assert sampled.metrics["influence/interval_width"] > 0
+    assert "influence/interval_width" not in without.metrics
+    calls.clear()
+    everyone = InfluenceFilter(drop_when="all", scoring=ScoringSettings(health_groups=3))
+    scored(module, episodes, callback=everyone)
+    assert sum(calls) == len(episodes) + 2, "a vote of the groups needs every row, and two are checked"
+
+
+@pytest.mark.parametrize("num_rows", [48, 64, 256, 512, 4096])
+def test_health_and_checks_cost_a_few_percent_of_scoring(num_rows: int) -> None:
+    settings = ScoringSettings()
+    one = scorer.Scorer(settings, interface=InfluenceFilter().selector.interface)
+    one._has_checked = True
+    iterations = 1000
+    checked = sum(one._check_is_due(num_rows, iteration) for iteration in range(iterations))
+    # a score is one forward and one backward, a check has a second backward: at most twice the cost
+    assert 0 < 2 * 2 * checked <= 0.03 * num_rows * iterations
+    sample = one._sample(torch.arange(num_rows), size=num_rows, num_groups=8)
+    assert len(sample) == len(sample.unique()) >= 5
+    # a contraction costs at most a forward: 2 + 8 of them beside the forward, where a score takes three
+    assert len(sample) * 11 / 3 * (1 / settings.health_every_n_iterations) <= 0.05 * num_rows or len(sample) == 8
+
+
+def test_a_score_that_is_wrong_is_found_in_the_first_call_of_a_run(
+    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer, "_CHECK_COST", 1e-9)
+    honest = module.episode_losses
+
+    def mixed(part: Any) -> torch.Tensor:  # an episode's loss that depends on its neighbour
+        losses = honest(part)
+        return losses + losses.roll(1)
+
+    monkeypatch.setattr(module, "episode_losses", mixed)
+    with pytest.raises(ChecksumError):
+        scored(module, episodes, iteration=7)
+
+
 def test_the_mean_does_not_depend_on_the_groups(module: PPOModule, episodes: Episodes) -> None:
     with_groups = scores_of(scored(module, episodes, iteration=0, health_groups=4))
     without = scores_of(scored(module, episodes, health_every_n_iterations=0))
@@ -216,7 +302,13 @@ def test_parts_of_a_model_are_told_by_their_names() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"refresh_every_n_iterations": 0}, {"max_tokens": 0}, {"health_groups": 1}, {"health_every_n_iterations": -1}],
+    [
+        {"refresh_every_n_iterations": 0},
+        {"max_tokens": 0},
+        {"max_tokens": "many"},
+        {"health_groups": 1},
+        {"health_every_n_iterations": -1},
+    ],
     ids=str,
 )
 def test_a_number_out_of_its_range_is_named(options: dict[str, int]) -> None:

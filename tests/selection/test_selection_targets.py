@@ -63,6 +63,32 @@ def test_the_return_of_the_buffer_is_the_gradient_of_minus_the_mean_of_advantage
         torch.testing.assert_close(found[name], plain, rtol=0, atol=ROUNDING * largest)
 
 
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_a_batch_that_does_not_fit_in_memory_is_halved_and_the_gradient_stays(
+    num_groups: int, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = UpdatePlan(episodes=episodes)
+    whole = taken(module, plan, ReturnOfBuffer(), num_groups=num_groups).mean
+    honest, limit, made = module.score, 2, []
+
+    def tight(part: Any, **wanted: Any) -> Any:
+        if len(part) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        made.append(len(part))
+        return honest(part, **wanted)
+
+    monkeypatch.setattr(module, "score", tight)
+    with pytest.warns(UserWarning, match="a batch does not fit in the device's memory, halving it"):
+        found = taken(module, plan, ReturnOfBuffer(), num_groups=num_groups).mean
+    assert sum(made) == len(episodes), "what fitted is not made again"
+    largest = max(float(block.abs().max()) for block in whole.values())
+    for name, block in whole.items():
+        torch.testing.assert_close(found[name], block, rtol=0, atol=ROUNDING * largest)
+    limit = 0
+    with pytest.raises(UserError, match="a batch of 1 row does not fit"), pytest.warns(UserWarning, match="halving"):
+        taken(module, plan, ReturnOfBuffer())
+
+
 def test_a_buffer_that_is_no_record_is_refused(module: PPOModule) -> None:
     plan = SimpleNamespace(episodes={"x": torch.ones(2)})
     with pytest.raises(UserError, match=r"InfluenceFilter.target: ReturnOfBuffer needs the method score"):

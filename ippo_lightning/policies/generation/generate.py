@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.policies.contexts import evaluating
 from ippo_lightning.policies.generation.request import Request, Samples, sample_in_batches
+from ippo_lightning.policies.generation.stop_strings import StopStringCriteria
 from ippo_lightning.policies.sequences import position_ids_of
 
 
@@ -42,20 +43,43 @@ class GenerateSampler:
         with gathered(self.network) if self.gather else nullcontext():
             return sample_in_batches(request, self._draw, network=self.network)
 
-    @torch.no_grad()
     def _draw(self, request: Request) -> Tensor:
-        generate: Any = self.network.generate
-        with evaluating(self.network), own_generation_settings_aside(self.network):
-            sequences: Tensor = generate(
-                input_ids=request.prompt_ids,
-                attention_mask=request.prompt_mask.long(),
-                # The scoring forward uses the same positions. Left to the library, those of a padded prompt depend on
-                # the architecture.
-                position_ids=position_ids_of(request.prompt_mask),
-                generation_config=generation_config(request),
-                synced_gpus=self.synced,
-            )
+        sequences: Tensor = generated(self.network, request, synced=self.synced)
         return sequences[:, request.prompt_ids.shape[1] :]
+
+
+@torch.no_grad()
+def generated(network: PreTrainedModel, request: Request, *, synced: bool = False, with_scores: bool = False) -> Any:
+    """Return what transformers' `generate` returns for a request.
+
+    Args:
+        network: the policy's language model; modes and its own generation settings are the same afterwards.
+        request: prompts, one row per response.
+        synced: see `GenerateSampler`.
+        with_scores: return an object with `sequences` and `scores`, the logits that each token is drawn from, instead
+            of the sequences.
+    """
+    generate: Any = network.generate
+    config = generation_config(request)
+    config.return_dict_in_generate = config.output_scores = with_scores
+    with evaluating(network), own_generation_settings_aside(network):
+        return generate(
+            input_ids=request.prompt_ids,
+            attention_mask=request.prompt_mask.long(),
+            # The scoring forward uses the same positions. Left to the library, those of a padded prompt depend on the
+            # architecture.
+            position_ids=position_ids_of(request.prompt_mask),
+            generation_config=config,
+            stopping_criteria=_criteria(request),
+            synced_gpus=synced,
+        )
+
+
+def _criteria(request: Request) -> StoppingCriteriaList | None:
+    if request.stop_strings is None:
+        return None
+    # Not transformers' own stop strings: those search the prompt too, and prepare a table over the vocabulary.
+    return StoppingCriteriaList([StopStringCriteria(request.stop_strings, request.prompt_ids.shape[1])])
 
 
 def generation_config(request: Request) -> GenerationConfig:
@@ -74,7 +98,7 @@ def generation_config(request: Request) -> GenerationConfig:
         chosen["cache_implementation"] = "static"
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
-        eos_token_id=request.stop_ids,
+        eos_token_id=request.stop_ids or None,
         pad_token_id=request.pad_id,
         num_beams=1,
         repetition_penalty=1.0,
@@ -91,14 +115,18 @@ def own_generation_settings_aside(language_model: PreTrainedModel) -> Iterator[N
     example, would change the distribution, and PPO's ratio would be wrong without any error.
 
     Args:
-        language_model: it gets its settings and its `use_cache` back afterwards.
+        language_model: it gets its settings, its `use_cache` and its `output_router_logits` back afterwards.
     """
-    own_settings = language_model.generation_config
-    use_cache = getattr(language_model.config, "use_cache", None)
+    own_settings, config = language_model.generation_config, language_model.config
+    changed = {name: getattr(config, name) for name in ("use_cache", "output_router_logits") if hasattr(config, name)}
     language_model.generation_config = GenerationConfig()
+    # The balance loss of a mixture of experts, which sampling has no use for, fails with a cache: it pairs the mask of
+    # the whole row with the one token that a step reads.
+    if "output_router_logits" in changed:
+        config.output_router_logits = False
     try:
         yield
     finally:
         language_model.generation_config = own_settings
-        if use_cache is not None:
-            language_model.config.use_cache = use_cache
+        for name, value in changed.items():
+            setattr(config, name, value)

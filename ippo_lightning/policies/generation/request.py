@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.policies.generation.stop_strings import StopStrings, stop_strings_of
 from ippo_lightning.policies.settings import SamplingSettings
-from ippo_lightning.policies.tokenization import stop_token_ids
+from ippo_lightning.policies.tokenization import TextFormat, pad_id_of, stop_token_ids
 from ippo_lightning.records import passes
 
 
@@ -22,9 +22,9 @@ class Samples(NamedTuple):
     response_ids: Tensor
     """[rows, steps] int64, padded on the right."""
     response_mask: Tensor
-    """[rows, steps] bool, True up to and including the first stop token."""
+    """[rows, steps] bool, True up to and including the first stop token, or the token in which a stop string ends."""
     truncated: Tensor
-    """[rows] bool, True if the length limit came before a stop token."""
+    """[rows] bool, True if the length limit came before a stop token and before the end of a stop string."""
 
 
 class Request(NamedTuple):
@@ -39,6 +39,8 @@ class Request(NamedTuple):
     """Ids that end a response."""
     pad_id: int
     """Id that fills a row after its end."""
+    stop_strings: StopStrings | None = None
+    """Texts that end a response, or None."""
 
 
 def build_request(
@@ -47,7 +49,7 @@ def build_request(
     *,
     settings: SamplingSettings,
     counts: Tensor | None,
-    tokenizer: PreTrainedTokenizerBase,
+    text: TextFormat,
     context_length: int,
 ) -> Request:
     """Repeat each prompt once per response and check that prompt and response fit the context.
@@ -57,7 +59,7 @@ def build_request(
         prompt_mask: [prompts, prompt_tokens] bool.
         settings: how to sample.
         counts: [prompts] int64, responses per prompt; None for `settings.num_responses` each.
-        tokenizer: of the policy.
+        text: of the policy: its tokenizer and every id that ends a response.
         context_length: most tokens, prompt and response together.
 
     Raises:
@@ -68,8 +70,9 @@ def build_request(
         prompt_ids=prompt_ids[rows],
         prompt_mask=prompt_mask[rows],
         settings=settings,
-        stop_ids=stop_token_ids(tokenizer, settings.stop_tokens),
-        pad_id=int(tokenizer.pad_token_id),
+        stop_ids=stop_token_ids(text.tokenizer, settings.stop_tokens, text.eos_ids),
+        pad_id=pad_id_of(text.tokenizer),
+        stop_strings=stop_strings_of(text.tokenizer, settings.stop_strings),
     )
     # Checked before sampling: beyond its context a model may write nonsense without an error.
     longest = int(request.prompt_mask.sum(dim=1).max())
@@ -106,6 +109,8 @@ def sample_in_batches(request: Request, draw: Callable[[Request], Tensor], *, ne
     batch_size = request.settings.batch_size
     response_ids = draw(request) if batch_size is None else _drawn_in_batches(request, draw, batch_size, network)
     response_mask, truncated = response_mask_of(response_ids, stop_ids=request.stop_ids)
+    if request.stop_strings is not None:
+        response_mask, truncated = request.stop_strings.end(response_ids, response_mask, truncated)
     # After a stop token the samplers differ; with one filler, equal responses have equal ids.
     return Samples(response_ids.masked_fill(~response_mask, request.pad_id), response_mask, truncated)
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.distributed.collectives import world_size
 from ippo_lightning.errors import UserError
+from ippo_lightning.policies.base_changes import has_changed_base
 from ippo_lightning.policies.generation.request import Request, Samples, sample_in_batches
 from ippo_lightning.policies.loading import ModelSource
 from ippo_lightning.policies.reference import POLICY_ADAPTER
@@ -55,6 +56,16 @@ class VLLMSampler:
             raise UserError(
                 f"sampling.engine: no quantization, while the policy's base is {source.quantization}; responses would "
                 "be those of another model; set engine.quantization, for example to bitsandbytes"
+            )
+        if has_changed_base(model):
+            raise UserError(
+                "sampling.sampler: vllm adds the adapter to the saved base, but loading the adapter in "
+                "policy.lora.adapter_path has changed the base; use generate"
+            )
+        if model.peft_config[POLICY_ADAPTER].to_dict().get("modules_to_save"):
+            raise UserError(
+                "sampling.sampler: vllm takes low-rank changes only, and the adapter has modules of its own "
+                "(modules_to_save); use generate or continuous"
             )
         # Each rank would start an engine on the GPU that its policy already fills.
         if world_size() > 1:
@@ -114,7 +125,7 @@ class VLLMSampler:
             seed=seed,
             max_tokens=settings.max_new_tokens,
             stop_token_ids=request.stop_ids,
-            ignore_eos=True,  # stop_token_ids already contains the EOS of the policy's tokenizer
+            ignore_eos=True,  # stop_token_ids already contains every EOS of tokenizer and model
             # The policy's tokenizer decodes the ids afterwards, as for every sampler.
             detokenize=False,
         )
