@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"versions": 60, "shape": 150, "vocabulary": 40, "sft": 75, "word_problems": 240}
+LIMITS = {"versions": 45, "shape": 130, "vocabulary": 35, "sft": 60, "word_problems": 210}
 """Parts in their order, and seconds after which each is cut off."""
 NEEDS_MODEL = ("sft", "word_problems")
 
