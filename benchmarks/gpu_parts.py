@@ -169,7 +169,7 @@ def sft(options: argparse.Namespace, rows: Rows) -> None:
     """300 steps of supervised fine-tuning in bf16-mixed; if a number becomes NaN, batch and state are kept."""
     steps = 2 if options.tiny else 300
     precision = "bf16-mixed" if options.device == "cuda" else "32-true"
-    words = ["--base", "sft", "--task", "word_problems", "--model", "smollm2-135m"]
+    words = ["--base", "sft", "--task", "word_problems"]
     words += ["--model.init_args.policy.init_args.lora", "null", "--fabric.precision", precision]
     words += ["--model.init_args.optimizer.learning_rate", "1e-4", "--data.init_args.batch_size", "32"]
     words += ["--loop.max_iterations", str(steps), "--loop.evaluate_every_n_iterations", "0"]
@@ -192,7 +192,7 @@ def word_problems(options: argparse.Namespace, rows: Rows) -> None:
     """PPO and I-PPO in four forms from the adapter that comes with the package, one seed each, side by side."""
     iterations = 2 if options.tiny else 20
     precision = "bf16-mixed" if options.device == "cuda" else "32-true"
-    common = ["--task", "word_problems", "--model", "smollm2-135m", "--fabric.precision", precision]
+    common = ["--task", "word_problems", "--fabric.precision", precision]
     common += ["--loop.max_iterations", str(iterations), "--loop.evaluate_every_n_iterations", str(iterations // 2)]
     common += ["--loop.save_model", "false", "--loop.test_at_end", "false"]
     if options.tiny:

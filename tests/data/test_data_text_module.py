@@ -195,7 +195,7 @@ def test_a_task_without_preparation_needs_none() -> None:
 @pytest.mark.parametrize(
     ("task", "said"),
     [
-        ("arithmetics", r"'arithmetics' is unknown; expected arithmetic, gsm8k, or a class_path"),
+        ("arithmetics", r"'arithmetics' is unknown; expected arithmetic, gsm8k, word_problems, or a class_path"),
         (ArithmeticTask, r"ArithmeticTask is no task; expected an object"),
         (object(), r"builtins\.object is no task; expected an object with rows\(split\) and grade"),
     ],
