@@ -70,7 +70,10 @@ def _require_reader(package: str) -> None:
 def _convert(file: Path, folder: Path) -> None:
     """Write the model and its tokenizer for transformers; other processes may do the same at the same time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    # the conversion takes seconds, and its bar would stand between the lines of a command
+    logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # the weights are full ones from here on; a configuration that states otherwise cannot be loaded
