@@ -58,7 +58,7 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     report = write_report(root)
     results: Results = json.loads((root / RESULTS).read_text(encoding="utf-8"))
     console.print(results_table(results))
-    console.print(f"Report: {report}", soft_wrap=True)
+    console.print(f"Report: {report}", soft_wrap=True, markup=False)
     return results
 
 

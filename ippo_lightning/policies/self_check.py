@@ -237,7 +237,7 @@ def _check_sampling(policy: CausalLMPolicy) -> None:
         prompt_ids=prompts.prompt_ids.to(policy.device),
         prompt_mask=prompts.prompt_mask.to(policy.device),
         settings=SamplingSettings(max_new_tokens=max(1, min(_NEW_TOKENS, room - prompts.prompt_ids.shape[1]))),
-        stop_ids=[int(policy.tokenizer.eos_token_id)],
+        stop_ids=policy.text.end_ids,
         pad_id=int(policy.tokenizer.pad_token_id),
     )
     network = policy.language_model

@@ -13,11 +13,10 @@ from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.tasks.grades import Grade
 from ippo_lightning.tasks.gsm8k.grading import grade_gsm8k, gsm8k_answer
 from ippo_lightning.tasks.gsm8k.question_files import Record, is_folder, load_records
+from ippo_lightning.tasks.prompt_template import check_template, fill_template
 from ippo_lightning.tasks.protocol import Row, Split
 
 logger = logging.getLogger(__name__)
-
-_PLACEHOLDER = "{question}"
 
 
 class GSM8KTask:
@@ -70,8 +69,7 @@ class GSM8KTask:
                 require_range(f"task.{name}", count, at_least=0, integer=True)
         if max_characters is not None:
             require_range("task.max_characters", max_characters, at_least=1, integer=True)
-        if _PLACEHOLDER not in prompt_template:
-            raise UserError(f"task.prompt_template: {prompt_template!r} does not contain {_PLACEHOLDER}; add it once")
+        check_template(prompt_template)
         self.path = path
         self.config_name = config_name
         self.revision = revision
@@ -141,7 +139,7 @@ class GSM8KTask:
         return [
             {
                 # replace and not format: a template may contain other braces
-                "prompt": self.prompt_template.replace(_PLACEHOLDER, record["question"]),
+                "prompt": fill_template(self.prompt_template, record["question"]),
                 "example": {"question": record["question"], "answer": gsm8k_answer(record["answer"])},
             }
             for record in records

@@ -10,13 +10,12 @@ from typing import Any
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.tasks.arithmetic.problems import read_kinds
 from ippo_lightning.tasks.grades import Grade, Label
+from ippo_lightning.tasks.prompt_template import check_template, fill_template
 from ippo_lightning.tasks.protocol import Row, Split
 from ippo_lightning.tasks.word_problems.grading import grade_word_problem, write_response
 from ippo_lightning.tasks.word_problems.numbers import numbers_of, write_number
 from ippo_lightning.tasks.word_problems.questions import Problem, Source, load_problems
 from ippo_lightning.tasks.word_problems.unfaithful import unfaithful_response
-
-_PLACEHOLDER = "{question}"
 
 
 class WordProblemsTask:
@@ -74,8 +73,7 @@ class WordProblemsTask:
             if count is not None:
                 require_range(f"task.{name}", count, at_least=0, integer=True)
         require_range("task.unfaithful_fraction", unfaithful_fraction, at_least=0, at_most=1)
-        if _PLACEHOLDER not in prompt_template:
-            raise UserError(f"task.prompt_template: {prompt_template!r} does not contain {_PLACEHOLDER}; add it once")
+        check_template(prompt_template)
         self.path = path
         self.test = test
         self.num_train = num_train
@@ -127,7 +125,7 @@ class WordProblemsTask:
 
     def _prompt(self, problem: Problem) -> dict[str, Any]:
         example = {"question": problem.question, "answer": write_number(problem.answer)}
-        return {"prompt": self.prompt_template.replace(_PLACEHOLDER, problem.question), "example": example}
+        return {"prompt": fill_template(self.prompt_template, problem.question), "example": example}
 
     def _demonstrations(self, problems: Sequence[Problem], *, unfaithful_fraction: float) -> list[dict[str, Any]]:
         """Return one demonstration per problem; the number of unfaithful ones is exact, up to rounding."""
