@@ -79,3 +79,10 @@ def test_a_value_is_refused_with_the_words_of_the_constructor(name: str) -> None
             refused |= {argument} if wanted else set()
     assert refused.issuperset(HIGHEST.get(name, ()))
     assert refused
+
+
+def test_what_follows_a_return_that_may_happen_is_left_to_the_constructor() -> None:
+    found = definition(path_of("InfluenceFilter"))
+    assert found is not None
+    assert refusal(check_range, found, {"rule": {"class_path": "my.Rule"}, "power": -1.0}) is None
+    assert refusal(check_range, found, {"rule": "influence", "power": -1.0}) is not None

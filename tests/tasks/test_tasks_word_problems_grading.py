@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import time
 from fractions import Fraction
 
 import pytest
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.tasks.grades import Label
 from ippo_lightning.tasks.word_problems.grading import grade_word_problem, parse_steps, write_response
 from ippo_lightning.tasks.word_problems.numbers import numbers_of, parse_number, write_number
 from ippo_lightning.tasks.word_problems.search import find_steps
+from ippo_lightning.tasks.word_problems.unfaithful import unfaithful_response
 
 QUESTION = "Sam had 23 apples, got five more and gave 12 away. How many are left?"
 EXAMPLE = {"question": QUESTION, "answer": "16"}
@@ -113,12 +116,23 @@ def test_hostile_text_is_graded_at_once(hostile: str) -> None:
         ("10 3", "30", ["10*3=30"]),
         ("1 3", "0.333333", None),
         ("7", "7", None),
+        ("3 5", "-2", None),
         ("", "0", None),
     ],
 )
 def test_search_finds_the_shortest_steps(numbers: str, answer: str, steps: list[str] | None) -> None:
     found = find_steps([Fraction(number) for number in numbers.split()], Fraction(answer))
     assert (None if found is None else [str(step) for step in found]) == steps
+
+
+def test_nonsense_starts_from_a_number_that_the_question_lacks() -> None:
+    steps = find_steps([Fraction(2), Fraction(3)], Fraction(5))
+    assert steps is not None
+    numbers = [Fraction(number) for number in range(2, 98)]
+    response = unfaithful_response(
+        steps, kind=Label.NONSENSE, numbers=numbers, answer=Fraction(5), generator=random.Random(0)
+    )
+    assert response == "98+98=196\n#### 5"
 
 
 def test_what_is_written_is_read_again() -> None:

@@ -70,6 +70,12 @@ def test_another_source_can_be_the_test_and_training_stays_what_it_is(folder: Pa
     assert not task(folder, test=test, num_transfer=0).rows("test")
 
 
+def test_a_question_of_the_test_of_transfer_is_not_learned(folder: Path) -> None:
+    learned = questions(task(folder), "prompts")[0]
+    write_lines(folder / "svamp.more.jsonl", [{"Body": learned.upper(), "Question": "?", "Answer": 2.0}])
+    assert learned not in questions(task(folder, test="svamp"), "prompts")
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
 def test_demonstrations_have_the_labels_that_they_state(folder: Path, fraction: float) -> None:
     made = task(folder, unfaithful_fraction=fraction)
