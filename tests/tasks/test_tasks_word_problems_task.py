@@ -145,3 +145,22 @@ def test_most_questions_of_mawps_have_steps_that_the_grader_finds_faithful(share
 @pytest.mark.parametrize(("source", "number"), [("svamp", 1000), ("asdiv", 2082)])
 def test_the_sources_of_transfer_are_read_whole(source: Any, number: int, shared_data: Path) -> None:
     assert len(load_problems(str(shared_data / "easy_arithmetic"), source)) == number
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"num_train": 5}, {"prompts", "demonstrations"}),
+        ({"num_demonstrations": 5}, {"demonstrations"}),
+        ({"num_test": 11}, set(SPLITS)),
+        ({"num_validation": 7}, {"validation", "influence", "prompts", "demonstrations"}),
+        ({"num_influence_demonstrations": 5}, {"influence", "prompts", "demonstrations"}),
+        ({"unfaithful_kinds": {"shortcut": 1.0}}, {"demonstrations"}),
+        ({"seed": 1}, {"demonstrations"}),
+    ],
+)
+def test_each_setting_changes_its_splits_and_no_other(
+    folder: Path, settings: dict[str, Any], changed: set[str]
+) -> None:
+    made, plain = task(folder, **settings), task(folder)
+    assert {split for split in SPLITS if made.rows(split) != plain.rows(split)} == changed
