@@ -177,19 +177,19 @@ class InfluenceFilter(Callback):
         return since >= 0 and since % self.every_n_iterations == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the iteration count, the size of passes, and the target gradient if it will be used again."""
+        """Return the iteration count, what the scorer knows, and the target gradient if it will be used again."""
         return {
             "iteration": self.iteration,
             "scorer": self.selector.gradients.state_dict(),
-            "pass_size": self.selector.scorer.size.state_dict(),
+            "passes": self.selector.scorer.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.iteration = int(state_dict["iteration"])
         self.selector.gradients.load_state_dict(state_dict["scorer"])
-        if "pass_size" in state_dict:  # not in checkpoints of earlier versions
-            self.selector.scorer.size.load_state_dict(state_dict["pass_size"])
+        if "passes" in state_dict:  # not in checkpoints of earlier versions
+            self.selector.scorer.load_state_dict(state_dict["passes"])
 
     def _change(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> dict[str, float]:
         """Change the plan if it is due; return the numbers for the log, of all micro-batches of an optimizer step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +73,17 @@ class Scorer:
         self.skips_nonfinite = skips_nonfinite
         self.size = PassSize(settings.max_tokens, field="InfluenceFilter.scoring.max_tokens")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the size of passes, and whether scores were compared with plain autograd."""
+        return {"size": self.size.state_dict(), "has_checked": self._has_checked}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.size.load_state_dict(state["size"])
+        # Otherwise a resumed run would check its first pass, which an unbroken one does not. In a sharded model that
+        # changes the last bits of its scores.
+        self._has_checked = bool(state["has_checked"])
+
     def score(
         self, pl_module: Any, episodes: Episodes | BufferView, gradients: TargetGradients, *, iteration: int = 0
     ) -> Scored:
@@ -97,14 +108,10 @@ class Scorer:
             self._check(pl_module, episodes, gradients)
         every = torch.arange(len(episodes), device=episodes.device)
         directions = [gradients.mean, *(gradients.groups if self.all_groups else [])]
+        # A pass through a sharded model gathers all parameters: there the first pass is checked, instead of two rows in
+        # a pass of their own.
         scores, parts, broken = self._finite_scores(
-            # A pass through a sharded model gathers all parameters: there the first pass is checked, instead of two
-            # rows in a pass of their own.
-            pl_module,
-            episodes,
-            every,
-            directions,
-            checks_first=is_checked and together,
+            pl_module, episodes, every, directions, checks_first=is_checked and together
         )
         self._has_checked |= is_checked and together
         groups = scores[1:]

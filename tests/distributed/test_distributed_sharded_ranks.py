@@ -138,7 +138,7 @@ def test_the_direction_of_an_adapter_is_full_and_that_of_a_model_sharded(
 ) -> None:
     outcome: Outcome = request.getfixturevalue(source)
     for rank in outcome.ranks:
-        assert rank[f"{kind}.direction_is_sharded"] == (kind in ("full", "critic"))
+        assert rank[f"{kind}.direction_is_sharded"] == (kind in ("full", "critic", "head in blocks"))
 
 
 def test_a_sharded_run_is_evaluated_saved_and_repeats_after_an_interruption(outcome: Outcome) -> None:

@@ -42,7 +42,6 @@ SLOW_KINDS = ("critic", "adapter_copy", "head in blocks")
 """Those that only the slow tests look at."""
 OTHERS: dict[str, dict[str, Any]] = {
     "bfloat16 under an adapter": {"dtype": "bfloat16", "lora": LoraSettings(r=1)},
-    "bfloat16 with a critic": {"dtype": "bfloat16", "value": "separate"},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "gpt2": {"config": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}},
     "tied embeddings": {"config": {**TINY, "tie_word_embeddings": True}},
