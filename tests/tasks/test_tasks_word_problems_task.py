@@ -152,6 +152,7 @@ def test_the_sources_of_transfer_are_read_whole(source: Any, number: int, shared
     [
         ({"num_train": 5}, {"prompts", "demonstrations"}),
         ({"num_demonstrations": 5}, {"demonstrations"}),
+        ({"num_variants": 1}, {"demonstrations"}),
         ({"num_test": 11}, set(SPLITS)),
         ({"num_validation": 7}, {"validation", "influence", "prompts", "demonstrations"}),
         ({"num_influence_demonstrations": 5}, {"influence", "prompts", "demonstrations"}),
@@ -164,3 +165,15 @@ def test_each_setting_changes_its_splits_and_no_other(
 ) -> None:
     made, plain = task(folder, **settings), task(folder)
     assert {split for split in SPLITS if made.rows(split) != plain.rows(split)} == changed
+
+
+def test_variants_are_more_demonstrations_and_no_question_that_is_held_out(folder: Path) -> None:
+    made = task(folder, num_variants=30)
+    found = questions(made, "demonstrations")
+    assert len(set(found)) == len(found) > 10 * len(made.rows("prompts"))
+    # the questions differ in their numbers only, so many a variant is one of them
+    assert not set(found) & {
+        question for split in ("test", "validation", "influence") for question in questions(made, split)
+    }
+    for row in made.rows("demonstrations"):
+        assert made.grade(row["prompt"], row["response"], row["example"]).label == row["example"]["label"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_DIGITS = 12
@@ -29,6 +30,17 @@ _DIGITS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]*\
 _WORD = re.compile(rf"\b(?:{_TENS_WORDS})[ -](?:{_ONES_WORDS})\b|[a-z]+")
 
 
+@dataclass(frozen=True, slots=True)
+class NumberPlace:
+    """A number and where it stands in a question."""
+
+    start: int
+    end: int
+    value: Fraction
+    is_digits: bool
+    """Whether it is written in digits; else it is a word."""
+
+
 def numbers_of(question: str) -> list[Fraction]:
     """Return the numbers of a question in their order; one that stands there twice comes twice.
 
@@ -38,17 +50,26 @@ def numbers_of(question: str) -> list[Fraction]:
     Args:
         question: any text; its first 4,096 characters are read.
     """
+    return [place.value for place in number_places(question)]
+
+
+def number_places(question: str) -> list[NumberPlace]:
+    """Return the numbers of a question with their places, as `numbers_of` does.
+
+    Args:
+        question: any text; its first 4,096 characters are read.
+    """
     text = question[:MAX_QUESTION].lower()
-    found: list[tuple[int, Fraction]] = []
+    found: list[NumberPlace] = []
     for match in _DIGITS.finditer(text):
         value = parse_number(match.group().replace(",", ""))
         if value is not None:
-            found.append((match.start(), value))
+            found.append(NumberPlace(*match.span(), value, is_digits=True))
     for match in _WORD.finditer(text):
         tens, _, ones = match.group().replace(" ", "-").rpartition("-")
         if ones in _WORDS and tens in (*_TENS, ""):
-            found.append((match.start(), Fraction(_WORDS[ones] + _WORDS.get(tens, 0))))
-    return [value for _, value in sorted(found, key=lambda entry: entry[0])]
+            found.append(NumberPlace(*match.span(), Fraction(_WORDS[ones] + _WORDS.get(tens, 0)), is_digits=False))
+    return sorted(found, key=lambda place: place.start)
 
 
 def parse_number(text: str) -> Fraction | None:

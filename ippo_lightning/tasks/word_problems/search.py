@@ -28,16 +28,25 @@ def find_steps(numbers: Sequence[Fraction], answer: Fraction) -> tuple[Step, ...
         >>> [str(step) for step in find_steps([Fraction(23), Fraction(5), Fraction(12)], Fraction(16))]
         ['23+5=28', '28-12=16']
     """
+    return next(all_steps(numbers, answer), None)
+
+
+def all_steps(numbers: Sequence[Fraction], answer: Fraction) -> Iterator[tuple[Step, ...]]:
+    """Yield every way of one step, then every way of two; see `find_steps`.
+
+    Args:
+        numbers: of the question, in their order.
+        answer: of the problem.
+    """
     tried = list(numbers[:MAX_NUMBERS])
     for step, _ in _first_steps(tried):
         if step.result == answer:
-            return (step,)
+            yield (step,)
     for first, rest in _first_steps(tried):
         for other in rest:
             for second in _between(first.result, other):
                 if second.result == answer:
-                    return (first, second)
-    return None
+                    yield (first, second)
 
 
 def _first_steps(numbers: Sequence[Fraction]) -> Iterator[tuple[Step, list[Fraction]]]:

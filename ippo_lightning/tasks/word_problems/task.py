@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from ippo_lightning.tasks.word_problems.grading import grade_word_problem, write
 from ippo_lightning.tasks.word_problems.numbers import numbers_of, write_number
 from ippo_lightning.tasks.word_problems.questions import Problem, Source, load_problems
 from ippo_lightning.tasks.word_problems.unfaithful import unfaithful_response
+from ippo_lightning.tasks.word_problems.variants import variants_of
 
 
 class WordProblemsTask:
@@ -33,6 +34,8 @@ class WordProblemsTask:
         num_test: questions of MAWPS held out for the test, also while another source is the test.
         num_transfer: test questions if another source is the test; null for all.
         num_demonstrations: demonstrations for SFT, over the first training questions; null for all.
+        num_variants: for each of these, as many more demonstrations of the question with other numbers, where its
+            numbers admit one way to the answer; see `variants_of`.
         unfaithful_fraction: fraction of the SFT demonstrations that reach the right answer by wrong or missing
             reasoning.
         unfaithful_kinds: weights of `false_positive`, `shortcut` and `nonsense` among them; null for equal weights.
@@ -55,6 +58,7 @@ class WordProblemsTask:
         num_test: int = 192,
         num_transfer: int | None = None,
         num_demonstrations: int | None = None,
+        num_variants: int = 0,
         unfaithful_fraction: float = 0.4,
         unfaithful_kinds: dict[str, float] | None = None,
         num_influence_demonstrations: int = 64,
@@ -68,6 +72,7 @@ class WordProblemsTask:
             ("num_test", num_test),
             ("num_transfer", num_transfer),
             ("num_demonstrations", num_demonstrations),
+            ("num_variants", num_variants),
             ("num_influence_demonstrations", num_influence_demonstrations),
         ):
             if count is not None:
@@ -81,6 +86,7 @@ class WordProblemsTask:
         self.num_test = num_test
         self.num_transfer = num_transfer
         self.num_demonstrations = num_demonstrations
+        self.num_variants = num_variants
         self.unfaithful_fraction = unfaithful_fraction
         self.unfaithful_kinds = read_kinds(unfaithful_kinds)
         self.num_influence_demonstrations = num_influence_demonstrations
@@ -111,6 +117,7 @@ class WordProblemsTask:
         solved = [problem for problem in rest if problem.key not in tested and problem.steps() is not None]
         count = self.num_influence_demonstrations
         influence, train = solved[:count], solved[count:][: self.num_train]
+        held_out = {problem.key for problem in [*test, *validation, *influence, *questions[: self.num_test]]}
         if not train:
             raise UserError(f"task.num_validation: no training question is left of {len(questions)}; expected fewer")
         return {
@@ -119,13 +126,28 @@ class WordProblemsTask:
             "prompts": [self._prompt(problem) for problem in train],
             "influence": self._demonstrations(influence, unfaithful_fraction=0.0),
             "demonstrations": self._demonstrations(
-                train[: self.num_demonstrations], unfaithful_fraction=self.unfaithful_fraction
+                self._with_variants(train[: self.num_demonstrations], held_out=held_out),
+                unfaithful_fraction=self.unfaithful_fraction,
             ),
         }
 
     def _prompt(self, problem: Problem) -> dict[str, Any]:
         example = {"question": problem.question, "answer": write_number(problem.answer)}
         return {"prompt": fill_template(self.prompt_template, problem.question), "example": example}
+
+    def _with_variants(self, problems: Sequence[Problem], *, held_out: Set[str]) -> list[Problem]:
+        """Return the problems, each followed by its variants; no question twice, and none that is held out."""
+        generator = random.Random(f"{self.seed} variants")
+        # with other numbers, a training question may become another one, also one that is held out
+        taken = set(held_out) | {problem.key for problem in problems}
+        found = []
+        for problem in problems:
+            found.append(problem)
+            for variant in variants_of(problem, count=self.num_variants, generator=generator):
+                if variant.key not in taken:
+                    taken.add(variant.key)
+                    found.append(variant)
+        return found
 
     def _demonstrations(self, problems: Sequence[Problem], *, unfaithful_fraction: float) -> list[dict[str, Any]]:
         """Return one demonstration per problem; the number of unfaithful ones is exact, up to rounding."""
