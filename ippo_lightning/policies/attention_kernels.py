@@ -2,8 +2,8 @@
 
 Rows of a pass have different lengths, so attention gets a mask, and in the padding on the left a query attends to
 nothing. torch chooses among several kernels by device, precision and shape. With torch 2.11 to 2.13 on an H100 it
-chooses cuDNN's for bfloat16 with a mask; there the gradient of the queries is NaN if the row is 64, 192, 320, ... tokens
-long and a query's scores are all very low. The loss is finite: a run ends at the first batch of such a width.
+chooses cuDNN's for bfloat16 with a mask; there the gradient of the queries is NaN if the row is 64, 192, 320, ...
+tokens long and a query's scores are all very low. The loss is finite: a run ends at the first batch of such a width.
 Source: pytorch/pytorch#196678 (the fault), huggingface/trl#7181 (a training run that it ended).
 """
 
@@ -68,23 +68,29 @@ def broken_widths(device: torch.device, dtype: torch.dtype) -> list[int]:
     """
     # Whatever is around the first pass of a model: no gradients at a rollout, an autocast to another precision.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        return [width for width in _WIDTHS if not _is_finite(width, device, dtype)]
+        return [width for width in _WIDTHS if not is_finite_attention(width, device, dtype)]
 
 
-def _is_finite(width: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Go forward and backward through attention over two rows: one with low scores, one padded on the left."""
+def is_finite_attention(width: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether attention and its gradient are finite for two rows: one with low scores, one padded on the left.
+
+    Args:
+        width: tokens of a row.
+        device: any.
+        dtype: of queries, keys and values.
+    """
     # No random numbers: this must not move the streams of a run.
     steps = torch.arange(width * _HEAD_WIDTH, device=device).view(1, 1, width, _HEAD_WIDTH)
     content = (steps * 0.37).sin().expand(2, 1, -1, -1) * 0.1
     queries, keys, values = (content.roll(shift, dims=2).clone() for shift in (0, 1, 2))
     queries[0, ..., 0], keys[0, ..., 0] = 1.0, _LOW * _HEAD_WIDTH**0.5
-    parts = [part.to(dtype).requires_grad_() for part in (queries, keys, values)]
+    query, key, value = (part.to(dtype).requires_grad_() for part in (queries, keys, values))
     mask = torch.ones(width, width, dtype=torch.bool, device=device).tril().repeat(2, 1, 1, 1)
     padding = width // 2
     mask[1, ..., :padding] = False
-    out = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
+    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # As in a model: no loss depends on what stands in padding.
     upstream = torch.ones_like(out)
     upstream[1, :, :padding] = 0.0
-    found: list[Tensor] = [out, *torch.autograd.grad(out, parts, upstream)]
+    found: list[Tensor] = [out, *torch.autograd.grad(out, (query, key, value), upstream)]
     return all(bool(torch.isfinite(tensor).all()) for tensor in found)

@@ -67,7 +67,8 @@ def test_a_state_of_padding_that_is_no_number_changes_no_loss_gradient_or_score(
 ) -> None:
     monkeypatch.setattr(head_blocks, "BLOCK_ENTRIES", len(tokenizer) * tokens_of_block)
     policy = CausalLMPolicy(tokenizer=tokenizer, value_init_std=0.5, self_check=False, **POLICIES[name])
-    assert not (demonstrations.prompt_mask.all() or demonstrations.response_mask.all())
+    assert not demonstrations.prompt_mask.all()
+    assert not demonstrations.response_mask.all()
     direction = {name: torch.ones_like(parameter) for name, parameter in policy.named_trainable_parameters()}
     with torch.no_grad():
         expected_losses = losses(policy, demonstrations)
@@ -104,9 +105,7 @@ def test_a_stored_number_of_padding_reaches_neither_loss_nor_gradient(field: str
     expected, found = loss_and_gradient(episodes), loss_and_gradient(episodes.evolve(**{field: filled}))
     assert torch.equal(found[0], expected[0])
     assert all(torch.equal(*pair) for pair in zip(found[1], expected[1], strict=True))
-    assert torch.equal(
-        module.episode_losses(episodes.evolve(**{field: filled})), module.episode_losses(episodes)
-    )
+    assert torch.equal(module.episode_losses(episodes.evolve(**{field: filled})), module.episode_losses(episodes))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma2"])
