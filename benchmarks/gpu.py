@@ -82,8 +82,14 @@ def run_part(name: str, options: argparse.Namespace, rows: Path) -> None:
     log = Path(options.scratch) / f"{name}.log"
     start = time.monotonic()
     with log.open("wb") as file:
+        # A group and not a session of its own: whoever ends this command with its session ends the part too.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(), start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment(),
+            preexec_fn=os.setpgrp,
         )
         try:
             code = process.wait(timeout=limit)
@@ -148,6 +154,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run the parts and print the table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part ends with this command
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(LIMITS), default=list(LIMITS))
     parser.add_argument("--output", default=os.environ.get("OUT") or "runs/gpu")
