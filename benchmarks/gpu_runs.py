@@ -80,8 +80,12 @@ def sft(options: argparse.Namespace, rows: Rows) -> None:
         _report_sft(rows, run)
     rows.add("run", value=run.end()[-300:])
     _report_sft(rows, run)
-    for file in sorted(run.folder.glob("failed_step_*.pt")):
-        _report_failed_step(options, rows, file)
+    failed = sorted(run.folder.glob("failed_step_*.pt"))
+    if failed:  # at most one, because it ends the run
+        try:
+            _report_failed_step(options, rows, failed[0])
+        except Exception as error:  # the step's rows above stay, and so does the small file
+            rows.fail("failed step, repeated", error)
 
 
 def _report_sft(rows: Rows, run: Run) -> None:
@@ -101,6 +105,7 @@ def _report_failed_step(options: argparse.Namespace, rows: Rows, file: Path) -> 
     """Repeat a failed step as it was, with other kernels of attention, and in float32."""
     from ippo_lightning.modules import SFTModule, read_failed_step, replay_failed_step
     from ippo_lightning.policies import CausalLMPolicy
+    from ippo_lightning.policies.attention_kernels import require_right_attention
 
     step = read_failed_step(file)
     first = step["calls"][step["failed_pass"] or 0][0]["fields"]
@@ -108,8 +113,10 @@ def _report_failed_step(options: argparse.Namespace, rows: Rows, file: Path) -> 
     rows.add("failed step", value=f"{step['parameter']}, rows {step['rows']}, width {width}")
     # Without the parameters it is small enough to be copied back.
     torch.save({**step, "parameters": {}}, rows.file.parent / file.name)
-    policy = CausalLMPolicy(pretrained=options.model, value="none", reference="none", self_check=False)
+    policy = CausalLMPolicy(pretrained=_pretrained(options), value="none", reference="none", self_check=False)
     module = SFTModule(policy=policy).to(options.device)
+    # The first pass on a device turns a broken kernel off; here it is turned on again, to see what it does.
+    require_right_attention(policy.device)
     cudnn = torch.backends.cuda.enable_cudnn_sdp
     for name, uses_cudnn, dtype in (
         ("as it was", True, step["autocast"]),
@@ -176,12 +183,16 @@ def _common(options: argparse.Namespace) -> list[str]:
 
 def _overlay(options: argparse.Namespace, name: str, *, full: bool) -> Path:
     """Write a configuration with the model: null stands in a file only, and a tiny model has an adapter of its own."""
-    policy: dict[str, Any] = {"pretrained": options.model}
+    policy: dict[str, Any] = {"pretrained": _pretrained(options)}
     if options.model == "tiny":
-        policy["pretrained"] = str(tiny_base(Path(options.scratch) / "tiny"))
         policy["lora"] = {"r": 4, "adapter_path": None}
     if full:
         policy["lora"] = None
     file = Path(options.scratch) / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"model": {"init_args": {"policy": {"init_args": policy}}}}), encoding="utf-8")
     return file
+
+
+def _pretrained(options: argparse.Namespace) -> str:
+    """Return what `policy.pretrained` names; a tiny model is made first."""
+    return str(tiny_base(Path(options.scratch) / "tiny")) if options.model == "tiny" else str(options.model)

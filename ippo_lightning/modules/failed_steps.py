@@ -71,7 +71,8 @@ class Diagnosis:
             return "each pass of the step is finite when it is repeated"
         rows = ", ".join(f"row {row} ({quantity})" for row, quantity in list(self.rows.items())[:_NAMED])
         more = f" and {len(self.rows) - _NAMED} more" if len(self.rows) > _NAMED else ""
-        alone = f"{rows}{more} of the pass breaks it alone" if rows else "no row of the pass breaks it alone"
+        verb = "breaks" if len(self.rows) == 1 else "each break"
+        alone = f"{rows}{more} of the pass {verb} it alone" if rows else "no row of the pass breaks it alone"
         where = f", first the gradient of {self.parameter}" if self.parameter else ""
         return f"pass {self.failed_pass} of the step is not finite{where}; {alone}"
 
