@@ -52,22 +52,39 @@ class Host:
     should_stop = False
 
 
-def build(options: argparse.Namespace, folder: Path) -> PPOModule:
-    """Return the module on the device, its base saved first where it shall be loaded in four bits."""
-    tokenizer = arithmetic_tokenizer()
+def save_base(options: argparse.Namespace, folder: Path) -> None:
+    """Write a model with random weights, unless the folder has it: loading is faster than drawing on a CPU.
+
+    Args:
+        options: sizes and device.
+        folder: of the model, for transformers.
+    """
+    if (folder / "config.json").is_file():
+        return
     positions = options.prompt + options.response + 8
     config = {"model_type": "llama", **SHAPES[options.shape], "num_key_value_heads": options.key_value_heads}
     config |= {"vocab_size": options.vocab, "max_position_embeddings": positions, "tie_word_embeddings": True}
-    source: dict[str, Any] = {"config": config, "tokenizer": tokenizer}
+    # Drawn on the device, and not checked: the check draws on a CPU, and would load what is saved a second time.
+    settings: dict[str, Any] = {"value": "none", "reference": "none", "self_check": False}
     dtype = "float32" if options.device == "cpu" else "bfloat16"
-    if options.weights == "nf4":
-        with torch.device(options.device):
-            plain = CausalLMPolicy(**source, dtype=dtype, value="none", reference="none")
-        plain.save_pretrained(folder)
-        del plain
-        source = {"pretrained": str(folder), "tokenizer": tokenizer, "quantization": "nf4"}
+    with torch.device(options.device):
+        plain = CausalLMPolicy(config=config, tokenizer=arithmetic_tokenizer(), dtype=dtype, **settings)
+    plain.save_pretrained(folder)
+
+
+def build(options: argparse.Namespace, folder: Path) -> PPOModule:
+    """Return the module on the device; its base lies in a folder, which is written first if it is missing."""
+    save_base(options, folder)
+    collect(options.device)
+    dtype = "float32" if options.device == "cpu" else "bfloat16"
     policy = CausalLMPolicy(
-        **source, dtype=dtype, lora=LoraSettings(r=16), gradient_checkpointing=options.gradient_checkpointing
+        pretrained=str(folder),
+        tokenizer=arithmetic_tokenizer(),
+        quantization="nf4" if options.weights == "nf4" else None,
+        dtype=dtype,
+        lora=LoraSettings(r=16),
+        gradient_checkpointing=options.gradient_checkpointing,
+        self_check=False,
     )
     module = PPOModule(
         policy=policy,
@@ -82,6 +99,13 @@ def build(options: argparse.Namespace, folder: Path) -> PPOModule:
     wrapper.mark_forward_method(module.loss_method)
     module.attach(Host(), wrapper=wrapper)
     return module
+
+
+def collect(device: str) -> None:
+    """Give back the memory of what is gone."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 class Meter:

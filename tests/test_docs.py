@@ -105,6 +105,8 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: str) -> None:
     for name in ("ShortAnswersPPO", "EntropyBonusPPO"):
         if name in names:
             trains(names[name])
+    if "look_at" in names:
+        repeats(names["look_at"])
 
 
 def runs(block: Block, names: dict[str, Any]) -> None:
@@ -121,6 +123,22 @@ def trains(kind: Any) -> None:
     module = kind(policy=plain.policy, reward=plain.reward, sampling=plain.sampling, update=plain.update_settings)
     tiny_loop(Path(f"run_{kind.__name__}"), module, max_iterations=1).fit()
     assert module.iteration == 1
+
+
+def repeats(look_at: Any) -> None:
+    """The function of a page repeats a step of a run that ended by it."""
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    from training_parts import tiny_data, tiny_loop, tiny_policy
+
+    from ippo_lightning.modules import SFTModule
+
+    settings = {"value": "none", "reference": "none"}
+    module = SFTModule(policy=tiny_policy(**settings))
+    with torch.no_grad():
+        module.policy.language_model.get_input_embeddings().weight.fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match="failed_step_0000000"):
+        tiny_loop(Path("run"), module, data=tiny_data(stage="sft", num_demonstrations=32)).fit()
+    look_at("run/failed_step_0000000.pt", tiny_policy(**settings))
 
 
 # --- YAML ------------------------------------------------------------------------------------------------

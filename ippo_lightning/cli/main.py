@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FloatingPointError, OSError) as error:
         if os.environ.get("IPPO_TRACEBACK"):
             raise
-        print(f"ippo: stopped: {one_line(str(error))}", file=sys.stderr)
+        # longer than other lines: episodes with their prompts come before the file that keeps the step
+        print(f"ippo: stopped: {one_line(str(error), limit=1200)}", file=sys.stderr)
         return EXIT_FAILURE
     except RuntimeError as error:
         return _lost_rank(error)

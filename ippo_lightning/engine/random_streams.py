@@ -46,17 +46,38 @@ def seed_training(seed: int) -> None:
     torch.manual_seed(seed + _STRIDE * rank())
 
 
-def random_states() -> list[RandomStates]:
-    """Return the state of every stream of every rank, as plain numbers and tensors, on all ranks alike."""
+def own_streams() -> RandomStates:
+    """Return the state of every stream of this rank, as plain numbers and tensors."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     cached = int(has_gauss), float(gauss)
-    mine: RandomStates = {
+    return {
         "python": random.getstate(),
         # A tensor, because `torch.load(weights_only=True)` refuses NumPy arrays.
         "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), *cached),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+
+
+def continue_own_streams(mine: RandomStates) -> None:
+    """Continue the streams that `own_streams` returned.
+
+    Args:
+        mine: of this rank.
+    """
+    version, internal, gauss = mine["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = mine["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(mine["torch"])
+    # A file from a machine without a GPU has no state to continue, one with more GPUs has too many.
+    if torch.cuda.is_available() and mine["cuda"]:
+        torch.cuda.set_rng_state_all(mine["cuda"][: torch.cuda.device_count()])
+
+
+def random_states() -> list[RandomStates]:
+    """Return the state of every stream of every rank, as plain numbers and tensors, on all ranks alike."""
+    mine = own_streams()
     if world_size() == 1:
         return [mine]
     # Rank 0 alone writes the checkpoint, and each rank has a stream of its own.
@@ -79,12 +100,4 @@ def restore_random_states(states: Sequence[RandomStates], *, source: object) -> 
         raise UserError(
             f"checkpoint: {source} was written by {len(states)} processes, this run has {world_size()}; use as many"
         )
-    mine = states[rank()]
-    version, internal, gauss = mine["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = mine["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(mine["torch"])
-    # A checkpoint from a machine without a GPU has no state to continue.
-    if torch.cuda.is_available() and mine["cuda"]:
-        torch.cuda.set_rng_state_all(mine["cuda"])
+    continue_own_streams(states[rank()])

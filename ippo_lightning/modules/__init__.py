@@ -1,9 +1,20 @@
 """LightningModules: supervised fine-tuning and PPO, under `lightning.Trainer` and under Fabric alike."""
 
 from ippo_lightning.modules.base import BaseModule
+from ippo_lightning.modules.failed_step_file import read_failed_step
+from ippo_lightning.modules.failed_steps import Diagnosis, replay_failed_step
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.ppo import PPOModule
 from ippo_lightning.modules.sft import SFTModule
 from ippo_lightning.modules.text import TextModule
 
-__all__ = ["BaseModule", "OptimizerSettings", "PPOModule", "SFTModule", "TextModule"]
+__all__ = [
+    "BaseModule",
+    "Diagnosis",
+    "OptimizerSettings",
+    "PPOModule",
+    "SFTModule",
+    "TextModule",
+    "read_failed_step",
+    "replay_failed_step",
+]

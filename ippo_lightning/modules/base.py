@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine import random_states, restore_random_states, seed_training
 from ippo_lightning.modules.backends import Backend, FabricBackend, Loop, TrainerBackend
+from ippo_lightning.modules.failed_steps import StepTrace, keeping_failed_step
 from ippo_lightning.modules.memory import memory_of
 from ippo_lightning.modules.optimization import (
     OptimizerSettings,
@@ -52,6 +53,7 @@ class BaseModule(LightningModule):
         self.tokens_trained = 0
         self.rows_that_fit: int | None = None
         self._random_states: list[RandomStates] | None = None
+        self.step_trace = StepTrace()
 
     # --- the backend: Fabric or Trainer -----------------------------------------------------------
 
@@ -84,6 +86,11 @@ class BaseModule(LightningModule):
         """The adapter to the `FabricLoop` or `lightning.Trainer` that runs the module."""
         attached: Backend | None = self.__dict__.get("_backend")
         return attached if attached is not None else TrainerBackend(self)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no loop runs the module."""
+        return self.__dict__.get("_backend") is None and self._trainer is None
 
     # --- optimisation -----------------------------------------------------------------------------
 
@@ -119,6 +126,7 @@ class BaseModule(LightningModule):
     def clear_gradients(self) -> None:
         """Remove all gradients, without a step."""
         self.only_optimizer().zero_grad()
+        self.step_trace = StepTrace()
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last."""
@@ -145,11 +153,17 @@ class BaseModule(LightningModule):
         norm = self.backend.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
         if norm is not None and not bool(torch.isfinite(norm)) and not self._scaler_can_help():
             optimizer.zero_grad()
+            self.step_trace.is_over = True
             # No step: Adam's moments would contain the NaN for the rest of the run.
             raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
         optimizer.step()
         optimizer.zero_grad()
+        self.step_trace = StepTrace()
         return float(norm) if norm is not None else math.nan
+
+    def keeping_failed_step(self) -> AbstractContextManager[None]:
+        """Return a context for the steps of an iteration; see `ippo_lightning.modules.failed_steps`."""
+        return keeping_failed_step(self)
 
     def _scaler_can_help(self) -> bool:
         """Return whether a gradient scaler will skip the step and scale less; below 1 it cannot help any more."""
@@ -158,6 +172,8 @@ class BaseModule(LightningModule):
 
     def call_through_wrapper(self, method: str, *arguments: object) -> Any:
         """Call one of this module's methods so that the strategy's wrapper (DDP) takes part in the forward."""
+        if method == self.loss_method:
+            self.step_trace.note(arguments)
         return self.backend.call(method, *arguments)
 
     def loss_through_wrapper(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -144,15 +144,15 @@ class PPOModule(TextModule):
         """Run one iteration on a batch of prompts; return numbers for the log."""
         start = time.perf_counter()
         factor = self.schedule_learning_rate()
-        backend = self.backend
-        stats = run_iteration(
-            self,
-            batch,
-            settings=self.update_settings,
-            iteration=self.iteration,
-            callbacks=backend.callbacks,
-            trainer=backend.host,
-        )
+        with self.keeping_failed_step():
+            stats = run_iteration(
+                self,
+                batch,
+                settings=self.update_settings,
+                iteration=self.iteration,
+                callbacks=self.backend.callbacks,
+                trainer=self.backend.host,
+            )
         # Logged before it moves: this is the coefficient that the rewards of this iteration were made with.
         coef = self.kl_controller.coef
         self.kl_controller.update(kl=stats.kl, num_episodes=stats.num_episodes)

@@ -58,16 +58,8 @@ class SFTModule(TextModule):
         # Over all ranks: with a mean per rank, the tokens of a rank with short responses would weigh more.
         tokens = float(all_reduce_sum(local_tokens))
         lengths = encoded.response_mask.sum(dim=1)
-        # Gradients are averaged over ranks: divided by tokens / ranks, their average is the mean over all tokens.
-        total = torch.zeros((), dtype=torch.float64, device=encoded.response_ids.device)
-        for one in self.passes(lengths, max_rows=self.micro_batch_size, sort=False):
-            part = EncodedResponses(*(tensor[one.rows] for tensor in encoded))
-            with self.no_sync(not one.is_last):
-                # A repeated pass serves the collectives of other ranks; times 0, it adds nothing to the gradient.
-                loss = self.call_through_wrapper(self.loss_method, part, tokens / world_size()) * one.is_real
-                self.backward_loss(loss)
-            total = total + loss.detach().double()
-        norm = self.clip_and_step(self.max_grad_norm)
+        with self.keeping_failed_step():
+            total, norm = self._step(encoded, lengths, denominator=tokens / world_size())
         return self.finish_iteration(
             {
                 "sft/loss": float(all_reduce_sum(total)) / world_size(),
@@ -79,6 +71,19 @@ class SFTModule(TextModule):
             optimizer_steps=1,
             tokens=int(tokens),
         )
+
+    def _step(self, encoded: EncodedResponses, lengths: Tensor, *, denominator: float) -> tuple[Tensor, float]:
+        """Take the optimizer step; return the loss of this rank, [] float64, and the norm of the gradient."""
+        # Gradients are averaged over ranks: divided by tokens / ranks, their average is the mean over all tokens.
+        total = torch.zeros((), dtype=torch.float64, device=encoded.response_ids.device)
+        for one in self.passes(lengths, max_rows=self.micro_batch_size, sort=False):
+            part = EncodedResponses(*(tensor[one.rows] for tensor in encoded))
+            with self.no_sync(not one.is_last):
+                # A repeated pass serves the collectives of other ranks; times 0, it adds nothing to the gradient.
+                loss = self.call_through_wrapper(self.loss_method, part, denominator) * one.is_real
+                self.backward_loss(loss)
+            total = total + loss.detach().double()
+        return total, self.clip_and_step(self.max_grad_norm)
 
     def demonstration_loss(self, encoded: EncodedResponses, denominator: float) -> Tensor:
         """Return the summed negative log-likelihood of the response tokens in nats, divided by a number, shape [].

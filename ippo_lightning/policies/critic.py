@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ippo_lightning.errors import require_range
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.loading import ModelSource, merge_adapter
-from ippo_lightning.policies.sequences import Sequences
+from ippo_lightning.policies.sequences import Sequences, without_padding
 from ippo_lightning.policies.settings import LoraSettings
 
 ValueKind = Literal["none", "head", "separate"]
@@ -76,8 +76,9 @@ class SeparateCritic(nn.Module):
         """Return the value [rows, sequence] of the text up to and including each position."""
         call: Any = self.trunk
         # A cache of keys and values helps sampling only; here it would cost memory.
-        outputs = call(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
-        values: Tensor = self.head(outputs.last_hidden_state)
+        sequences = Sequences(input_ids, attention_mask, position_ids)
+        outputs = call(**sequences._asdict(), use_cache=False)
+        values: Tensor = self.head(without_padding(outputs.last_hidden_state, sequences))
         return values
 
 

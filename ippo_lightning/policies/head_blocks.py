@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from ippo_lightning.distributed.collectives import any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.policies.contexts import evaluating
-from ippo_lightning.policies.sequences import Sequences, keeps_logits
+from ippo_lightning.policies.sequences import Sequences, keeps_logits, without_padding
 from ippo_lightning.records.row_bands import row_band
 
 BLOCK_ENTRIES = 2**24
@@ -113,7 +113,7 @@ def _run(
         if found:  # one of the blocks, in which the trunk only answers
             return None
         steps = response_ids.shape[1]
-        features = output.last_hidden_state[:, -steps - 1 :]
+        features = without_padding(output.last_hidden_state[:, -steps - 1 :], sequences)
         found.append(HeadResults((), features))
         parts = _by_block(network, trunk, output, features[:, :-1], response_ids, of_logits, spans)
         found[0] = HeadResults(parts, features)

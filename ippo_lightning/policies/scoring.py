@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
+from ippo_lightning.policies.attention_kernels import require_right_attention
 from ippo_lightning.policies.contexts import evaluating
 from ippo_lightning.policies.critic import SeparateCritic, ValueHead, captured_features, values_of
 from ippo_lightning.policies.head_blocks import head_in_blocks
 from ippo_lightning.policies.loading import transformers_model
 from ippo_lightning.policies.output import PolicyOutput
 from ippo_lightning.policies.reference import ReferenceKind, reference_active
-from ippo_lightning.policies.sequences import Sequences, response_logits, states_before
+from ippo_lightning.policies.sequences import Sequences, head_without_padding, response_logits, states_before
 
 
 def score_responses(
@@ -41,6 +42,7 @@ def score_responses(
         with_entropy: also return the entropy; true is "differentiable", "detached" is cheaper.
         critic: a head on the model's features or a model of its own; None for no values.
     """
+    require_right_attention(response_ids.device)
     num_tokens = response_ids.shape[1]
     reads_features = critic is not None and critic[0] is not None
     reduce = partial(_reduced, temperature=temperature, with_entropy=with_entropy)
@@ -51,7 +53,8 @@ def score_responses(
         parts = results.parts
         features.append(results.features)
     else:
-        with captured_features(network, features) if reads_features else nullcontext():
+        keeping = captured_features(network, features) if reads_features else nullcontext()
+        with keeping, head_without_padding(network, sequences):
             logits = response_logits(network, sequences, num_tokens)
         parts = reduce(logits, response_ids)
     values = None

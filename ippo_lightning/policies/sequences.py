@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ippo_lightning.errors import UserError
@@ -86,6 +88,43 @@ def states_before(every: Tensor, num_tokens: int) -> Tensor:
         Shape [rows, num_tokens, ...].
     """
     return every[:, -num_tokens - 1 : -1]
+
+
+def without_padding(states: Tensor, sequences: Sequences) -> Tensor:
+    """Return states with zeros in padding.
+
+    What a model computes for padding reaches no loss. It would reach gradients if it is NaN: the gradient of a head's
+    weight is a sum over all positions, and 0 * NaN is NaN.
+
+    Args:
+        states: [rows, positions, width], the last positions of the sequences.
+        sequences: prompt and response.
+    """
+    is_padding = sequences.attention_mask[:, -states.shape[1] :] == 0
+    return states.masked_fill(is_padding[..., None], 0.0)
+
+
+@contextmanager
+def head_without_padding(network: PreTrainedModel, sequences: Sequences) -> Iterator[None]:
+    """Let the head of a model read zeros in padding; see `without_padding`.
+
+    Args:
+        network: a causal language model.
+        sequences: of the forward passes of the block.
+    """
+
+    def blank(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *others = inputs
+        # A head may read something else than one state per position.
+        fits = hidden.dim() == 3 and len(hidden) == len(sequences.input_ids)
+        return (without_padding(hidden, sequences) if fits else hidden, *others)
+
+    # First, so that whatever else listens to the head reads what the head reads.
+    handle = network.get_output_embeddings().register_forward_pre_hook(blank, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def keeps_logits(network: PreTrainedModel) -> bool:

@@ -33,6 +33,7 @@ BEST_CHECKPOINT = "best.ckpt"
 MODEL = "model"
 CSV = "csv"
 COMPLETIONS = "completions"
+FAILED_STEP_PATTERN = "failed_step_*.pt"
 READABLE = (CONFIG, HISTORY, EVALUATIONS, EPISODES, RESULTS)
 """The files of a run that a report reads; at least one of them makes a folder the folder of a run."""
 _APPENDED = (HISTORY, EVALUATIONS, EPISODES)
@@ -83,6 +84,18 @@ def seed_of(folder: Path) -> int | None:
 def checkpoint_name(iteration: int) -> str:
     """Return the name of an iteration's checkpoint; names sort as their iterations do."""
     return f"iteration_{iteration:07d}.ckpt"
+
+
+def failed_step_path(folder: Path, *, iteration: int, rank: int) -> Path:
+    """Return the file of a step whose loss or gradient is not finite.
+
+    Args:
+        folder: the run's folder.
+        iteration: counted from 0.
+        rank: each rank has passes, and so a file, of its own.
+    """
+    suffix = f"_rank_{rank}" if rank else ""
+    return folder / f"failed_step_{iteration:07d}{suffix}.pt"
 
 
 def completions_path(folder: Path, *, iteration: int) -> Path:
@@ -169,6 +182,8 @@ class RunFolder:
         """Remove what a run wrote, and nothing else: a user may keep own files in the folder."""
         for name in (*_APPENDED, RESULTS):
             (self.path / name).unlink(missing_ok=True)
+        for path in self.path.glob(FAILED_STEP_PATTERN):
+            path.unlink()
         for name in (CHECKPOINTS, COMPLETIONS, CSV, MODEL):
             shutil.rmtree(self.path / name, ignore_errors=True)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +140,67 @@ def test_the_benchmark_of_a_large_model_runs_with_a_small_one(tmp_path: Path) ->
     found = run_benchmark("large", *small, "--json", numbers, numbers=numbers)
     assert found["signs"]["hooks"] == found["signs"]["per_episode"] == 1.0
     assert all(row["seconds"] > 0 for row in found["stages"].values())
+
+
+def test_the_command_for_a_gpu_takes_at_most_eight_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu
+    import gpu_parts
+
+    assert sum(gpu.LIMITS.values()) <= 480
+    assert gpu.LIMITS.keys() == gpu_parts.MODULES.keys()
+    for limited, seconds in {"versions": 60, "shape": 150, "word_problems": 240}.items():
+        assert gpu.LIMITS[limited] <= seconds
+
+
+def test_a_part_that_takes_too_long_is_cut_off_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part starts a process that would write a file after the part has ended; its row stays."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu
+
+    late = tmp_path / "late"
+    (tmp_path / "benchmarks").mkdir()
+    script = f"""
+import json, pathlib, subprocess, sys, time
+options = sys.argv
+rows = pathlib.Path(options[options.index("--rows") + 1])
+with rows.open("a") as file:
+    file.write(json.dumps({{"part": "sft", "what": "first number", "value": 1}}) + "\\n")
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3); open({str(late)!r}, 'w')"])
+time.sleep(60)
+"""
+    (tmp_path / "benchmarks" / "gpu_parts.py").write_text(script.replace("\\\\", "\\"), encoding="utf-8")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setitem(gpu.LIMITS, "sft", 2)
+    options = argparse.Namespace(tiny=False, scratch=str(tmp_path), model=None, data=None, device="cpu")
+    rows = tmp_path / "rows.jsonl"
+    gpu.run_part("sft", options, rows)
+    assert [row["value"] for row in gpu.read_rows(rows)] == [1, "cut off after 2 s"]
+    assert not gpu.is_complete(gpu.read_rows(rows), "sft")
+    time.sleep(3)
+    assert not late.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+def test_the_command_for_a_gpu_runs_all_its_parts_with_a_tiny_model(tmp_path: Path) -> None:
+    data = Path(os.environ.get("IPPO_DATA", ROOT.parent / "shared" / "data"))
+    if not (data / "easy_arithmetic").is_dir():
+        pytest.skip(f"word problems are not in {data}; set IPPO_DATA")
+    options = ("--tiny", "--model", "tiny", "--data", data, "--output", tmp_path, "--scratch", tmp_path / "scratch")
+    command = [sys.executable, "benchmarks/gpu.py", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    ends = {row["part"]: row["value"] for row in rows if row["what"] == "end"}
+    assert set(ends.values()) == {"complete"}, done.stdout + (tmp_path / "logs.txt").read_text(encoding="utf-8")
+    found = {(row["part"], row["what"]): row for row in rows}
+    assert found["sft", "steps in bf16-mixed"]["value"] == 2
+    for method in ("PPO", "I-PPO", "I-PPO, paper", "filter only", "random"):
+        assert found["word_problems", f"{method}, run"]["value"] == "complete"
+        assert len(found["word_problems", f"{method}, exact_match"]["value"].split()) == 3
+    assert "nf4, update, 2 epochs" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

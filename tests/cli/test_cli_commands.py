@@ -165,3 +165,26 @@ def test_compare_makes_one_table_and_one_page(
     num_runs = 1 + 2 * len(seeds)  # the start is measured once
     assert f"{num_runs} of {num_runs} runs are finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in root.rglob("history.jsonl")} == stamps
+
+
+def test_a_step_that_overflows_is_one_line_that_names_its_file(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first step moves each weight by about the learning rate; the second minibatch overflows."""
+    small = ("--model.init_args.update.minibatch_size", "4", "--callbacks", "[]")
+    words = [
+        "fit",
+        "--config",
+        write(experiment, tmp_path),
+        "--model.init_args.optimizer.learning_rate",
+        "1e30",
+        *small,
+    ]
+    assert main(words) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("ippo: stopped: NaN or infinity in ")
+    file = tmp_path / "run" / "failed_step_0000000.pt"
+    assert line.endswith(f"see {file}")
+    step = torch.load(file, weights_only=True)
+    assert step["rows"]
+    assert max(float(value.abs().max()) for value in step["parameters"].values()) > 1e29

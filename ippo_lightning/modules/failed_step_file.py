@@ -1,0 +1,201 @@
+"""The file of a failed step: tensors and plain values, which `torch.load(weights_only=True)` accepts."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
+from ippo_lightning.engine.random_streams import RandomStates
+from ippo_lightning.errors import UserError
+from ippo_lightning.policies import EncodedResponses
+from ippo_lightning.records import ControlEpisodes, Episodes, Minibatch, TextEpisodes
+from ippo_lightning.storage.atomic import write_whole
+
+if TYPE_CHECKING:
+    from ippo_lightning.modules.base import BaseModule
+
+FORMAT = 1
+_KNOWN: dict[str, Any] = {
+    kind.__name__: kind for kind in (Episodes, TextEpisodes, ControlEpisodes, Minibatch, EncodedResponses)
+}
+"""Records that a file may contain; a name of any other class is data, not code."""
+
+
+class FailedStep(TypedDict):
+    """What repeats a step."""
+
+    message: str
+    calls: list[list[Any]]
+    """Arguments of the loss method, for each pass of the step."""
+    failed_pass: int | None
+    rows: dict[int, str]
+    """Row of the pass that fails to "loss" or "gradient"."""
+    parameter: str | None
+    """The first one whose gradient is not finite."""
+    texts: list[tuple[str, str]]
+    """Prompt and response of each row of the pass that fails."""
+    random: RandomStates | None
+    """The streams before the step."""
+
+
+def write_step(path: Path, module: BaseModule, step: FailedStep) -> None:
+    """Write a failed step, with the parameters before it.
+
+    Args:
+        path: of the file.
+        module: its trained parameters are those before the step, because no step was taken.
+        step: the rest.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    device = next(module.parameters()).device.type
+    content = {
+        "format": FORMAT,
+        "module": type(module).__name__,
+        "iteration": module.iteration,
+        **step,
+        "autocast": _name(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
+        # Every rank comes here, because the gradient's norm is that of all ranks: sharded parameters can be gathered.
+        "parameters": full_on_rank_zero({name: p.detach() for name, p in module.trained_parameters().items()}),
+    }
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def read_failed_step(path: str | Path) -> dict[str, Any]:
+    """Return the content of the file of a failed step, its tensors on the CPU; no code of the file runs.
+
+    Args:
+        path: a file `failed_step_*.pt` of a run's folder.
+
+    Raises:
+        UserError: the file does not exist, cannot be read, or is no failed step.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"failed step: {path} cannot be read ({error.strerror})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"failed step: {path} cannot be read ({reason})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "calls" not in content:
+        raise UserError(f"failed step: {path} is no failed step of format {FORMAT}; expected failed_step_*.pt of a run")
+    return content
+
+
+def load_step_parameters(module: BaseModule, step: Mapping[str, Any]) -> None:
+    """Copy the parameters of a failed step into a module.
+
+    Args:
+        module: with the same trained parameters.
+        step: from `read_failed_step`.
+
+    Raises:
+        UserError: a name or shape differs; nothing is copied then.
+    """
+    trained, saved = module.trained_parameters(), step["parameters"]
+    differing = sorted(set(trained) ^ set(saved)) or sorted(n for n in trained if trained[n].shape != saved[n].shape)
+    if differing:
+        raise UserError(f"failed step: it is of another model; the first parameter that differs is {differing[0]}")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(sharded_like(saved[name], parameter))
+
+
+# --- arguments of a loss method as plain values ------------------------------------------------------------
+
+
+def plain(value: object) -> Any:
+    """Return an argument of a loss method as tensors and plain values; what has no such form becomes None.
+
+    Args:
+        value: a record, tensor, number, text, or a container of them.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if type(value).__name__ in _KNOWN:
+        return {"record": type(value).__name__, "fields": {name: plain(part) for name, part in _parts(value).items()}}
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else None
+
+
+def rebuilt(value: Any, device: torch.device) -> Any:
+    """Return what `plain` was given.
+
+    Args:
+        value: from a file.
+        device: of the tensors.
+    """
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict) and set(value) == {"record", "fields"}:
+        if value["record"] not in _KNOWN:
+            raise UserError(f"failed step: {value['record']!r} is unknown; expected one of {', '.join(_KNOWN)}")
+        return _KNOWN[value["record"]](**{name: rebuilt(part, device) for name, part in value["fields"].items()})
+    if isinstance(value, dict):
+        return {key: rebuilt(part, device) for key, part in value.items()}
+    # The columns of a record that are no tensors are tuples.
+    return tuple(rebuilt(part, device) for part in value) if isinstance(value, list) else value
+
+
+def rows_of(arguments: tuple[object, ...]) -> Iterator[tuple[object, ...]]:
+    """Yield the arguments of a loss method once for each row, with that row alone.
+
+    Nothing is yielded if the first argument is no record of rows: another loss method may take anything.
+
+    Args:
+        arguments: the first one contains the rows, the others stay.
+    """
+    first, *others = arguments
+    if isinstance(first, EncodedResponses):
+        for row in range(len(first.response_ids)):
+            yield EncodedResponses(*(tensor[row : row + 1] for tensor in first)), *others
+    if isinstance(first, Minibatch):
+        for row in range(len(first.episodes)):
+            alone = {name: getattr(first, name) for name in ("policy_denominator", "value_denominator")}
+            chosen = {name: getattr(first, name)[row : row + 1] for name in ("weights", "value_weights")}
+            yield Minibatch(episodes=first.episodes.select([row]), **alone, **chosen), *others
+
+
+def texts_of(module: BaseModule, arguments: tuple[object, ...]) -> list[tuple[str, str]]:
+    """Return prompt and response of each row as text, special tokens included.
+
+    Args:
+        module: its policy's tokenizer reads the ids; without one there are no texts.
+        arguments: of the loss method.
+    """
+    tokenizer = getattr(getattr(module, "policy", None), "tokenizer", None)
+    record: Any = getattr(arguments[0], "episodes", arguments[0])
+    if tokenizer is None or not all(hasattr(record, name) for name in _IDS):
+        return []
+    prompts, prompt_mask, responses, response_mask = (getattr(record, name) for name in _IDS)
+
+    def decoded(ids: Tensor, mask: Tensor) -> list[str]:
+        return [tokenizer.decode(row[kept].tolist()) for row, kept in zip(ids.cpu(), mask.cpu(), strict=True)]
+
+    return list(zip(decoded(prompts, prompt_mask), decoded(responses, response_mask), strict=True))
+
+
+_IDS = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
+
+
+def _parts(record: Any) -> dict[str, Any]:
+    if is_dataclass(record):
+        return {entry.name: getattr(record, entry.name) for entry in fields(record)}
+    names = type(record)._fields if isinstance(record, EncodedResponses) else type(record).__slots__
+    return {name: getattr(record, name) for name in names}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,213 @@
+"""A step whose loss or gradient is not finite: where the NaN begins, and a file that repeats the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.distributed.collectives import rank
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.engine.random_streams import RandomStates, continue_own_streams, own_streams
+from ippo_lightning.modules.failed_step_file import (
+    FailedStep,
+    load_step_parameters,
+    plain,
+    rebuilt,
+    rows_of,
+    texts_of,
+    write_step,
+)
+from ippo_lightning.storage.run_folder import failed_step_path
+
+if TYPE_CHECKING:
+    from ippo_lightning.modules.base import BaseModule
+
+
+@dataclass
+class StepTrace:
+    """The passes of the optimizer step that is under way; empty between two steps."""
+
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    """Arguments of the loss method, one entry per backward."""
+    random: RandomStates | None = None
+    """The streams of this rank before the first of them."""
+    is_over: bool = False
+    """True once no step was taken, because the gradient is not finite: the next pass is that of another step."""
+
+    def note(self, arguments: tuple[object, ...]) -> None:
+        """Add a pass.
+
+        Args:
+            arguments: of the loss method.
+        """
+        if self.is_over or not self.calls:
+            self.calls, self.random, self.is_over = [], own_streams(), False
+        self.calls.append(arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """Where a step stops being finite."""
+
+    losses: tuple[float, ...]
+    """Of its passes, up to the one that fails."""
+    failed_pass: int | None = None
+    """The first pass with a loss or gradient that is not finite; None if each is finite when it is repeated."""
+    rows: Mapping[int, str] = field(default_factory=dict)
+    """Row of that pass to "loss" or "gradient", for rows that fail alone."""
+    parameter: str | None = None
+    """The first parameter that the backward of that pass gives a gradient that is not finite."""
+
+    def __str__(self) -> str:
+        """Return one clause for a message."""
+        if self.failed_pass is None:
+            return "each pass of the step is finite when it is repeated"
+        rows = ", ".join(f"row {row} ({quantity})" for row, quantity in list(self.rows.items())[:_NAMED])
+        more = f" and {len(self.rows) - _NAMED} more" if len(self.rows) > _NAMED else ""
+        verb = "breaks" if len(self.rows) == 1 else "each break"
+        alone = f"{rows}{more} of the pass {verb} it alone" if rows else "no row of the pass breaks it alone"
+        where = f", first the gradient of {self.parameter}" if self.parameter else ""
+        return f"pass {self.failed_pass} of the step is not finite{where}; {alone}"
+
+
+_NAMED = 3  # rows in one message
+_SHOWN = 60  # characters of a prompt
+
+
+def diagnose(module: BaseModule, calls: Sequence[tuple[object, ...]], random: RandomStates | None) -> Diagnosis:
+    """Repeat the passes of a step until one is not finite, then its rows one by one; no gradient stays behind.
+
+    Costs a second step, and one forward and backward per row of the pass that fails.
+
+    Args:
+        module: with the parameters before the step.
+        calls: see `StepTrace`.
+        random: the streams before the step; they continue from there, so that dropout draws what it drew.
+    """
+    if random is not None:
+        continue_own_streams(random)
+    losses: list[float] = []
+    for number, arguments in enumerate(calls):
+        loss, parameter = _repeated(module, arguments)
+        losses.append(loss)
+        if math.isfinite(loss) and parameter is None:
+            continue
+        rows = {row: _quantity(*_repeated(module, alone)) for row, alone in enumerate(rows_of(arguments))}
+        broken = {row: quantity for row, quantity in rows.items() if quantity is not None}
+        return Diagnosis(losses=tuple(losses), failed_pass=number, rows=broken, parameter=parameter)
+    return Diagnosis(losses=tuple(losses))
+
+
+def _quantity(loss: float, parameter: str | None) -> str | None:
+    return "loss" if not math.isfinite(loss) else "gradient" if parameter is not None else None
+
+
+def _repeated(module: BaseModule, arguments: tuple[object, ...]) -> tuple[float, str | None]:
+    """Go forward and backward; return the loss, and the first parameter, in that order, with a broken gradient."""
+    broken: list[str] = []
+
+    def watch(name: str) -> Callable[[Tensor], None]:
+        def check(parameter: Tensor) -> None:
+            if not broken and parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                broken.append(name)
+
+        return check
+
+    trained = module.trained_parameters()
+    _forget_gradients(trained.values())
+    hooks = [parameter.register_post_accumulate_grad_hook(watch(name)) for name, parameter in trained.items()]
+    # Not through the wrapper, and not averaged: other ranks repeat passes of their own, perhaps fewer.
+    alone = nullcontext() if module.is_free else module.no_sync(True)
+    try:
+        with alone:
+            result = getattr(module, module.loss_method)(*arguments)
+            loss: Tensor = result[0] if isinstance(result, tuple) else result
+            loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        _forget_gradients(trained.values())
+    return float(loss.detach()), broken[0] if broken else None
+
+
+def _forget_gradients(parameters: Any) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+@contextmanager
+def keeping_failed_step(module: BaseModule) -> Iterator[None]:
+    """Write what repeats a step that is not finite into the run's folder, and name the file in the error.
+
+    Args:
+        module: takes the optimizer steps of an iteration inside the block.
+
+    Raises:
+        FloatingPointError: from inside the block; the diagnosis and the file are added to its message.
+    """
+    module.step_trace = StepTrace()
+    try:
+        yield
+    except FloatingPointError as error:
+        # A score or a reward that is not finite ends the run between two steps: there is no step to repeat.
+        if not module.step_trace.calls:
+            raise
+        raise FloatingPointError(f"{error}; {_kept(module, str(error))}") from error
+    finally:
+        module.step_trace = StepTrace()
+
+
+def _kept(module: BaseModule, message: str) -> str:
+    """Write the file; return a clause with the diagnosis that names the file."""
+    trace = module.step_trace
+    # With sharded parameters each pass is a collective, and other ranks may have other passes.
+    found = None if is_sharded(module) else diagnose(module, trace.calls, trace.random)
+    said = "" if found is None else f"{found}; "
+    folder = getattr(module.backend.host, "default_root_dir", None)
+    if folder is None:
+        return f"{said}the loop has no default_root_dir for a file of the step"
+    failed = next(iter(trace.calls)) if found is None or found.failed_pass is None else trace.calls[found.failed_pass]
+    step: FailedStep = {
+        "message": message,
+        "calls": [[plain(value) for value in call] for call in trace.calls],
+        "failed_pass": None if found is None else found.failed_pass,
+        "rows": {} if found is None else dict(found.rows),
+        "parameter": None if found is None else found.parameter,
+        "texts": texts_of(module, failed),
+        "random": trace.random,
+    }
+    for row in list(step["rows"])[:1] if step["texts"] else ():
+        said += f"row {row} begins {step['texts'][row][0][:_SHOWN]!r}; "
+    path = failed_step_path(Path(folder), iteration=module.iteration, rank=rank())
+    try:
+        write_step(path, module, step)
+    except OSError as error:  # a full disk must not hide the first error
+        return f"{said}{path} cannot be written ({error.strerror})"
+    return f"{said}see {path}"
+
+
+def replay_failed_step(module: BaseModule, step: Mapping[str, Any]) -> Diagnosis:
+    """Repeat a failed step with its parameters, random streams and precision; return where it fails.
+
+    Args:
+        module: built as that of the run, on any device, with or without a loop. Its trained parameters become those of
+            the step.
+        step: from `read_failed_step`. An entry may be changed first: with `step["autocast"] = None` the step is
+            repeated in the precision of the weights.
+
+    Raises:
+        UserError: the step is of a module with other parameters.
+    """
+    load_step_parameters(module, step)
+    device = next(module.parameters()).device
+    calls = [tuple(rebuilt(value, device) for value in call) for call in step["calls"]]
+    name = step["autocast"]
+    with torch.autocast(device.type, dtype=getattr(torch, name or "bfloat16"), enabled=name is not None):
+        return diagnose(module, calls, step["random"])
