@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.records.out_of_memory import is_out_of_memory
 
 FIXED = 16384
 """Tokens of a pass on a CPU, and of the first pass on a GPU, which is measured.
@@ -56,8 +57,10 @@ def run_in_halves(rows: Tensor, run: Callable[[Tensor], None], *, field: str, ca
     try:
         run(rows)
         return
-    except torch.OutOfMemoryError:
-        pass  # the traceback keeps the tensors of the failed pass alive until here
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside of the except block, whose traceback keeps the tensors of the failed pass alive.
     if len(rows) < 2 or not can_retry:
         raise does_not_fit(field, len(rows))
     warnings.warn(f"{field}: a pass of {len(rows)} rows does not fit in the device's memory, halving it", stacklevel=3)
