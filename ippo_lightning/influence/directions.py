@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from ippo_lightning.distributed.dtensor import (
     full_tensor,
     inner_product,
-    is_sharded,
-    local,
-    mean_over_ranks,
     sharded_like,
 )
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence.model_state import averaged_gradients, trainable_parameters, undisturbed
+from ippo_lightning.influence.model_state import trainable_parameters
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)

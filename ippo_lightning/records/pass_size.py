@@ -110,6 +110,8 @@ class PassSize:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield
+        if self._is_measured:  # memory has run out inside the block
+            return
         taken = torch.cuda.max_memory_allocated(device) - before
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
         self.choose(bytes_per_token=taken / tokens, free=free)
@@ -147,10 +149,18 @@ class PassSize:
                 f"{self.field}: one {what} of {largest} tokens does not fit in the device's memory; use shorter "
                 f"{what}s, gradient_checkpointing: true, or a device with more memory"
             )
+        self.lower(tokens)
+        warnings.warn(f"{self.field}: the device's memory is too small, continuing with {self.tokens}", stacklevel=3)
+
+    def lower(self, tokens: int) -> None:
+        """Allow at most half as many tokens as a pass for which memory ran out, without a warning.
+
+        Args:
+            tokens: of the pass, padding included.
+        """
         self.tokens = max(min(self.tokens, tokens) // 2, 1)
         # What the memory allows is known now; a measurement would choose too much again.
         self._is_measured = True
-        warnings.warn(f"{self.field}: the device's memory is too small, continuing with {self.tokens}", stacklevel=3)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of tokens, so that a resumed run makes the same passes."""

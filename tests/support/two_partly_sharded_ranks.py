@@ -19,10 +19,9 @@ from torch.distributed.fsdp import fully_shard
 from ippo_lightning.distributed.collectives import end_process_group
 from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence import influence_scores
-from ippo_lightning.influence import target_gradient
-from ippo_lightning.selection.target_gradients import TargetGradientCache
+from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.selection.settings import ScoringSettings
+from ippo_lightning.selection.target_gradients import TargetGradientCache
 from ippo_lightning.selection.targets import TargetLoss
 
 CASES = {"both train": (), "the sharded part is frozen": ("body",), "the full part is frozen": ("head",)}
