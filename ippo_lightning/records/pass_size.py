@@ -95,15 +95,18 @@ class PassSize:
         self.field = field
         self.tokens = FIXED if setting == "auto" else int(setting)
         self._is_measured = setting != "auto"
+        self._attempted = (0, 0)
 
     @contextmanager
-    def measuring(self, device: torch.device, *, tokens: int) -> Iterator[None]:
+    def measuring(self, device: torch.device, *, tokens: int, largest: int | None = None) -> Iterator[None]:
         """Measure the pass inside the block, if the number is to be chosen and is not yet.
 
         Args:
             device: of the pass.
             tokens: of the pass, padding included.
+            largest: tokens of its largest row, for `shrink_attempted`; None for all of them.
         """
+        self._attempted = (tokens, tokens if largest is None else largest)
         if self._is_measured or device.type != "cuda" or tokens < 1:
             yield
             return
@@ -140,17 +143,27 @@ class PassSize:
         Raises:
             UserError: a pass of one row does not fit, or it may not be made again.
         """
-        if not can_retry:
-            raise UserError(
-                f"{self.field}: a pass of {tokens} tokens does not fit in the device's memory; set a smaller one"
-            )
         if tokens <= largest:
             raise UserError(
                 f"{self.field}: one {what} of {largest} tokens does not fit in the device's memory; use shorter "
                 f"{what}s, gradient_checkpointing: true, or a device with more memory"
             )
+        if not can_retry:
+            raise UserError(
+                f"{self.field}: a pass of {tokens} tokens does not fit in the device's memory; set a smaller one"
+            )
         self.lower(tokens)
         warnings.warn(f"{self.field}: the device's memory is too small, continuing with {self.tokens}", stacklevel=3)
+
+    def shrink_attempted(self, *, can_retry: bool = True, what: str = "row") -> None:
+        """Do the same for the pass that `measuring` was last called for.
+
+        Args:
+            can_retry: see `shrink`.
+            what: see `shrink`.
+        """
+        tokens, largest = self._attempted
+        self.shrink(tokens, largest=largest, can_retry=can_retry, what=what)
 
     def lower(self, tokens: int) -> None:
         """Allow at most half as many tokens as a pass for which memory ran out, without a warning.
