@@ -153,7 +153,9 @@ class PassSize:
                 f"{self.field}: a pass of {tokens} tokens does not fit in the device's memory; set a smaller one"
             )
         self.lower(tokens)
-        warnings.warn(f"{self.field}: the device's memory is too small, continuing with {self.tokens}", stacklevel=3)
+        warnings.warn(
+            f"{self.field}: the device's memory is too small, continuing with {self.tokens} tokens", stacklevel=3
+        )
 
     def shrink_attempted(self, *, can_retry: bool = True, what: str = "row") -> None:
         """Do the same for the pass that `measuring` was last called for.
