@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # longer than other lines: episodes with their prompts come before the file that keeps the step
         print(f"ippo: stopped: {one_line(str(error), limit=1200)}", file=sys.stderr)
         return EXIT_FAILURE
-    except RuntimeError as error:
-        return _lost_rank(error)
+    except (RuntimeError, MemoryError) as error:
+        return _lost_rank_or_memory(error)
     # before KeyboardInterrupt, which is its base class
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks would print the same line
@@ -67,10 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPT
 
 
-def _lost_rank(error: RuntimeError) -> int:
-    """Report that another rank ended; raise any other error again."""
+def _lost_rank_or_memory(error: RuntimeError | MemoryError) -> int:
+    """Report that another rank ended, or that memory ran out where no pass can be smaller; raise any other error."""
     from ippo_lightning.distributed.collectives import is_lost_rank_error, rank
+    from ippo_lightning.records.out_of_memory import is_out_of_memory
 
+    if not os.environ.get("IPPO_TRACEBACK") and is_out_of_memory(error):
+        print(
+            f"ippo: stopped: the device's memory does not suffice ({one_line(str(error), limit=120)}); use a smaller "
+            "model, lora, quantization, or a device with more memory; the last checkpoint is kept",
+            file=sys.stderr,
+        )
+        return EXIT_FAILURE
     if os.environ.get("IPPO_TRACEBACK") or not is_lost_rank_error(error):
         raise error
     lost = f"rank {rank()} lost another rank ({one_line(str(error), limit=120)})"

@@ -67,7 +67,7 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """Return the sum of all products of entries in float64, over all ranks if sharded.
 
     Args:
-        first: any shapes; all sharded, or none.
+        first: any shapes; sharded, or full and equal on all ranks.
         second: the same shapes and the same sharding.
     """
     pairs = [(local(one).detach(), local(other).detach()) for one, other in zip(first, second, strict=True)]
@@ -75,10 +75,12 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
         return 0.0
     device = pairs[0][0].device
     # float64 before the product: in half precision, products of small entries would be zero.
-    products = [(one.double() * other.double()).sum().to(device) for one, other in pairs]
-    total = torch.stack(products).sum()
-    # Tensors that are not sharded are equal on all ranks; a sum over ranks would count them several times.
-    return float(all_reduce_sum(total) if any(isinstance(tensor, DTensor) for tensor in first) else total)
+    products = torch.stack([(one.double() * other.double()).sum().to(device) for one, other in pairs])
+    sharded = torch.tensor([isinstance(tensor, DTensor) for tensor in first], device=device)
+    if not bool(sharded.any()):
+        return float(products.sum())
+    # Full tensors are equal on all ranks; a sum over ranks would count them several times.
+    return float(all_reduce_sum(products[sharded].sum()) + products[~sharded].sum())
 
 
 def mean_over_ranks(values: Sequence[float], *, device: torch.device) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ippo_lightning.engine.nonfinite import OnNonfinite
 from ippo_lightning.errors import require_choice, require_range
+from ippo_lightning.records.pass_size import MaxTokens, require_max_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,10 @@ class UpdateSettings:
     Args:
         num_epochs: passes over the kept episodes of one iteration.
         minibatch_size: episodes per optimizer step, on each rank.
-        micro_batch_size: episodes per forward and backward; fewer save memory and change nothing else.
+        micro_batch_size: at most so many episodes per forward and backward; fewer save memory and change nothing
+            else.
+        max_tokens: tokens of a micro-batch, prompts and padding included; `auto` is 16384 on a CPU, and what the memory
+            of a GPU allows. Halved if the device's memory is too small.
         max_grad_norm: gradients are scaled down to this norm; null for no clipping.
         loss_reduction: `episode_mean` gives each episode the same weight (what an influence score describes),
             `token_mean` each token.
@@ -35,6 +39,7 @@ class UpdateSettings:
     num_epochs: int = 4
     minibatch_size: int = 64
     micro_batch_size: int = 64
+    max_tokens: MaxTokens = "auto"
     max_grad_norm: float | None = 1.0
     loss_reduction: Literal["episode_mean", "token_mean"] = "episode_mean"
     denominator: Literal["kept", "all"] = "kept"
@@ -45,6 +50,7 @@ class UpdateSettings:
     def __post_init__(self) -> None:
         for name in ("num_epochs", "minibatch_size", "micro_batch_size"):
             require_range(f"update.{name}", getattr(self, name), at_least=1, integer=True)
+        require_max_tokens("update.max_tokens", self.max_tokens)
         if self.max_grad_norm is not None:
             require_range("update.max_grad_norm", self.max_grad_norm, above=0)
         # a YAML is checked by its parser; in Python a misspelt word would quietly mean the other choice

@@ -16,7 +16,8 @@ from ippo_lightning.engine.load_balancing import Work, rebalance
 from ippo_lightning.engine.nonfinite import name_broken
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.records import Episodes, Minibatch, Pass, UpdatePlan
-from ippo_lightning.records.pass_size import does_not_fit
+from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.pass_size import PassSize
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ _LOG = logging.getLogger(__name__)
 class UpdateStages(Protocol):
     """What the update needs from a module."""
 
-    rows_that_fit: int | None
-    """Rows per pass for which memory sufficed, after it ran out once; None before."""
+    pass_size: PassSize
+    """Tokens of a micro-batch; it becomes smaller if memory runs out."""
 
     def clear_gradients(self) -> None:
         """Remove all gradients, without a step."""
@@ -61,12 +62,15 @@ class UpdateStages(Protocol):
             minibatch: one row.
         """
 
-    def passes(self, costs: Tensor, *, max_rows: int, sort: bool = True) -> Iterator[Pass]:
+    def passes(
+        self, costs: Tensor, *, max_rows: int, max_tokens: int | None = None, sort: bool = True
+    ) -> Iterator[Pass]:
         """Divide rows into passes; if forwards are collectives, all ranks make equally many (see `records.passes`).
 
         Args:
             costs: shape [rows], int64, in tokens.
             max_rows: at most so many rows per pass.
+            max_tokens: at most so many tokens per pass, padding included; None for no limit.
             sort: whether the cheapest rows come first.
         """
 
@@ -203,24 +207,21 @@ def _accumulate(
     stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, shrink: float
 ) -> dict[str, Tensor]:
     """Forward and backward over one minibatch; if memory runs out, again in micro-batches half as large."""
-    max_rows = min(settings.micro_batch_size, stages.rows_that_fit or settings.micro_batch_size)
     try:
-        return _accumulated(stages, work, rows, settings=settings, shrink=shrink, max_rows=max_rows)
-    except torch.OutOfMemoryError:
-        # Other ranks may have averaged gradients already, and would wait for this one.
-        can_retry = world_size() == 1 and min(max_rows, len(rows)) > 1
-    # Outside of the except block, whose traceback keeps the tensors of the failed pass alive.
-    if not can_retry:
-        raise does_not_fit("update.micro_batch_size", min(max_rows, len(rows)))
+        return _accumulated(stages, work, rows, settings=settings, shrink=shrink)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside of the except block, whose traceback keeps the tensors of the failed pass alive. Other ranks may have
+    # averaged gradients already, and would wait for this one.
+    stages.pass_size.shrink_attempted(can_retry=world_size() == 1, what="episode")
     # The backward that failed may have left a part of its gradients, so the minibatch starts again.
     stages.clear_gradients()
-    stages.rows_that_fit = min(max_rows, len(rows)) // 2 or 1
-    _LOG.warning("update.micro_batch_size: the device's memory is too small, continuing with %d", stages.rows_that_fit)
     return _accumulate(stages, work, rows, settings=settings, shrink=shrink)
 
 
 def _accumulated(
-    stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, shrink: float, max_rows: int
+    stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, shrink: float
 ) -> dict[str, Tensor]:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
     is_own = float(len(rows) > 0)
@@ -235,8 +236,8 @@ def _accumulated(
     # gradients are averaged over ranks, so each rank's sum is scaled up by their number
     scale = 1.0 / world_size()
     totals: dict[str, Tensor] = {}
-    # sorted by the steps of the response: prompts are padded to one width anyway
-    for one in stages.passes(episodes.spans[rows], max_rows=max_rows):
+    costs, size = _costs(episodes, rows), stages.pass_size
+    for one in stages.passes(costs, max_rows=settings.micro_batch_size, max_tokens=size.tokens):
         minibatch = Minibatch(
             episodes=episodes.select(rows[one.rows]),
             # A repeated pass runs like any other and adds nothing.
@@ -246,8 +247,10 @@ def _accumulated(
             policy_denominator=max(policy_count, 1.0) * shrink * scale,
             value_denominator=max(value_count, 1.0) * scale,
         )
+        largest = int(costs[one.rows].max())
+        measuring = size.measuring(rows.device, tokens=len(one.rows) * largest, largest=largest)
         # Around the forward too: DDP decides there whether the backward will average.
-        with stages.no_sync(not one.is_last):
+        with measuring, stages.no_sync(not one.is_last):
             loss, sums = stages.loss_through_wrapper(minibatch)
             stages.backward_loss(loss)
         totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
@@ -257,6 +260,13 @@ def _accumulated(
     sums = dict(zip(names, reduced, strict=True))
     # Only losses were scaled up with their denominators.
     return {name: value * scale if name.endswith("_loss") else value for name, value in sums.items()}
+
+
+def _costs(episodes: Episodes, rows: Tensor) -> Tensor:
+    """Return what each row takes of a pass, in tokens: its own steps, and the largest of the prompts."""
+    # With one number for all prompts, the order of the rows is that of their steps: short responses share a pass.
+    prompts = (episodes.cost()[rows] - episodes.spans[rows]).max()
+    return episodes.spans[rows] + prompts
 
 
 def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]:

@@ -3,13 +3,10 @@
 from ippo_lightning.influence.directions import (
     Direction,
     OptimizerWrapper,
-    TargetGroups,
     halves_agreement,
     mean_direction,
     precondition,
     select_blocks,
-    target_gradient,
-    target_gradient_groups,
 )
 from ippo_lightning.influence.health import (
     agree_to_drop,
@@ -22,6 +19,7 @@ from ippo_lightning.influence.health import (
 from ippo_lightning.influence.options import Method, Normalisation, TokenMethod
 from ippo_lightning.influence.refusals import ChecksumError, CoverageError, NonFiniteScoreError
 from ippo_lightning.influence.scores import EpisodeScores, influence_scores, score_episodes, token_scores
+from ippo_lightning.influence.target_gradient import TargetGroups, target_gradient, target_gradient_groups
 from ippo_lightning.influence.targets import action_target, return_target, sequence_target
 
 __all__ = [

@@ -45,12 +45,12 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
     if losses.requires_grad and parameters:
         found = averaged_gradients(losses, list(parameters.values()), weights, keep_graph=True)
     by_name = dict(zip(parameters, found, strict=True))
-    together = any(isinstance(parameter, DTensor) for parameter in parameters.values())
     for row, blocks in zip(scores, directions, strict=True):
         expected, rounding = contracted(by_name, blocks, like=row)
         weighted = weights.to(dtype=row.dtype) * row
         sums = torch.stack([weighted.sum(), weighted.abs().sum()]).double()
-        if together:  # the gradient of sharded parameters is the mean over ranks, so the scores' sums are averaged, too
+        # The gradient of sharded parameters is the mean over ranks, so the scores' sums are averaged, too.
+        if any(isinstance(block.parameter, DTensor) for block in blocks):
             sums = sums.new_tensor(mean_over_ranks(sums.tolist(), device=sums.device))
         _require_equal(sums, expected, rounding, num_scores=len(row), is_coarse=is_coarse)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.distributed.collectives import all_reduce_sum, world_size
 from ippo_lightning.distributed.dtensor import local, sharded_like
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.model_state import gradients
@@ -77,7 +77,8 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
     """Return the inner product of a gradient with a direction, and the size of its rounding error.
 
     Args:
-        found: parameter name to gradient, None for zero.
+        found: parameter name to gradient, None for zero; of a sharded model, that of the mean over ranks. A gradient
+            that is not sharded is that of this rank's losses, and its products are averaged over ranks.
         blocks: the direction's blocks.
         like: a tensor with the dtype and the device of the result.
 
@@ -85,7 +86,7 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
         <gradient, direction>, and the root of the sum of the squared products: rounding moves the first by about this
         number times the rounding unit. Both are 0-dim.
     """
-    sums = like.new_zeros(2)
+    sharded, full = like.new_zeros(2), like.new_zeros(2)
     for block in blocks:
         gradient = found[block.name]
         if gradient is not None:
@@ -94,10 +95,14 @@ def contracted(found: Mapping[str, Tensor | None], blocks: Sequence[Block], *, l
             product = local(gradient).to(dtype=like.dtype) * along.to(dtype=like.dtype)
             # Squares of small products are denormal in float32, and arithmetic with these is many times slower.
             square = torch.linalg.vector_norm(product, dtype=torch.float64).square().to(product)
+            sums = sharded if isinstance(gradient, DTensor) else full
             sums += torch.stack([product.sum(), square]).to(device=like.device)
-    if any(isinstance(gradient, DTensor) for gradient in found.values()):
-        sums = all_reduce_sum(sums)
-    return sums[0], sums[1].sqrt()
+    if any(isinstance(block.parameter, DTensor) for block in blocks):
+        # Each rank has all of a full gradient, of its own episodes: their mean, where the sum is of the shards.
+        sharded = all_reduce_sum(sharded + full / world_size())
+        full = torch.zeros_like(full)
+    product_sum, squares = sharded + full
+    return product_sum, squares.sqrt()
 
 
 def _one_at_a_time(losses: Tensor) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from ippo_lightning.distributed.dtensor import inner_product
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block, accumulation_dtype, active_blocks
 from ippo_lightning.influence.directions import Direction
+from ippo_lightning.influence.fitting_parts import in_fitting_parts
 from ippo_lightning.influence.hook_scores import scores_by_hooks
 from ippo_lightning.influence.methods import derivatives, norms_without_hooks, scores_without_hooks
 from ippo_lightning.influence.model_state import undisturbed
@@ -124,6 +125,7 @@ def score_episodes(
     segments: Callable[[Batch], Tensor] | None = None,
     known_losses: Callable[[Batch], Tensor] | None = None,
     checksum_batches: int | None = 1,
+    split: Callable[[Batch], Sequence[Batch]] | None = None,
 ) -> EpisodeScores:
     """Score every episode along several directions, and split the scores by parameter (only with "hooks").
 
@@ -138,6 +140,9 @@ def score_episodes(
         segments: as in `influence_scores`.
         known_losses: as in `influence_scores`.
         checksum_batches: as in `influence_scores`.
+        split: called with a batch whose forward does not fit in memory; returns its parts, in the order of its rows.
+            Only "finite_difference" needs it: the other methods score one batch after the other, and a caller can go on
+            from the batch that failed. None raises the error of the pass.
 
     Returns:
         Scores, and their parts by parameter.
@@ -176,10 +181,12 @@ def score_episodes(
             )
         else:
             kept = list(batches)  # every direction passes over the batches again
+            retries = split is not None and method == "finite_difference"
+            losses = in_fitting_parts(episode_losses, split) if split is not None and retries else episode_losses
             scores_of_each = [
                 scores_without_hooks(
                     model,
-                    episode_losses,
+                    losses,
                     kept,
                     entry,
                     method=method,

@@ -109,12 +109,16 @@ def _both_of_chunk_detached(logits: Tensor, ids: Tensor, temperature: float) -> 
 
 
 def _entropy(log_softmax: Tensor) -> Tensor:
+    forbidden = log_softmax.isneginf()
+    if not (torch.is_grad_enabled() and log_softmax.requires_grad):
+        # Without a gradient, one copy of the block serves for all steps. Filled after the product: 0 * -inf is NaN.
+        return -log_softmax.exp().mul_(log_softmax).masked_fill_(forbidden, 0.0).sum(dim=-1)
     # Filled before the product: 0 * -inf is NaN, and so is its gradient.
-    finite = log_softmax.masked_fill(log_softmax.isneginf(), 0.0)
-    return -(log_softmax.exp() * finite).sum(dim=-1)
+    return -(log_softmax.exp() * log_softmax.masked_fill(forbidden, 0.0)).sum(dim=-1)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     # A bfloat16 softmax over a vocabulary has errors as large as the differences between two policies.
     precise = logits if logits.dtype == torch.float64 else logits.float()
-    return (precise / temperature).log_softmax(dim=-1)
+    # A division by 1 changes nothing, and would be one more copy of the block, in the backward too.
+    return (precise if temperature == 1.0 else precise / temperature).log_softmax(dim=-1)

@@ -24,6 +24,7 @@ from ippo_lightning.modules.optimization import (
     learning_rate_factor,
 )
 from ippo_lightning.records import Minibatch, Pass, passes
+from ippo_lightning.records.pass_size import PassSize
 
 if TYPE_CHECKING:
     from lightning.fabric.wrappers import _FabricModule
@@ -51,7 +52,7 @@ class BaseModule(LightningModule):
         self.episodes_seen = 0
         self.optimizer_steps = 0
         self.tokens_trained = 0
-        self.rows_that_fit: int | None = None
+        self.pass_size = PassSize("auto", field="update.max_tokens")
         self._random_states: list[RandomStates] | None = None
         self.step_trace = StepTrace()
 
@@ -132,9 +133,11 @@ class BaseModule(LightningModule):
         """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last."""
         return self.backend.no_sync() if enabled else nullcontext()
 
-    def passes(self, costs: Tensor, *, max_rows: int, sort: bool = True) -> Iterator[Pass]:
+    def passes(
+        self, costs: Tensor, *, max_rows: int, max_tokens: int | None = None, sort: bool = True
+    ) -> Iterator[Pass]:
         """Divide rows into passes through this module; see `ippo_lightning.records.passes`."""
-        return passes(costs, module=self, max_rows=max_rows, sort=sort)
+        return passes(costs, module=self, max_rows=max_rows, max_tokens=max_tokens, sort=sort)
 
     def clip_and_step(self, max_grad_norm: float | None) -> float:
         """Clip the gradient, take one optimizer step, clear the gradient.
@@ -226,14 +229,15 @@ class BaseModule(LightningModule):
 
     def progress_state(self) -> dict[str, Any]:
         """Return counters and controllers as plain numbers, for a checkpoint."""
-        return {**{name: getattr(self, name) for name in _COUNTERS}, "rows_that_fit": self.rows_that_fit}
+        return {**{name: getattr(self, name) for name in _COUNTERS}, "pass_size": self.pass_size.state_dict()}
 
     def load_progress_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `progress_state` returned."""
         for name in _COUNTERS:
             setattr(self, name, int(state[name]))
         # Other micro-batches round differently, so a resumed run makes the same ones.
-        self.rows_that_fit = state.get("rows_that_fit")
+        if "pass_size" in state:  # not in checkpoints of earlier versions
+            self.pass_size.load_state_dict(state["pass_size"])
 
     def on_train_start(self) -> None:
         """Start the random stream of this rank, or continue that of the checkpoint (under `lightning.Trainer`)."""

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ippo_lightning.algorithms import AdvantageEstimator, PolicyLoss
 from ippo_lightning.errors import UserError
+from ippo_lightning.maths import update_diagnostics
 from ippo_lightning.policies import PolicyOutput
-from ippo_lightning.records import TextEpisodes
+from ippo_lightning.records import Minibatch, TextEpisodes
 
 READABLE = frozenset({"entropy", "values"})
 """Fields of a `PolicyOutput` that are computed on demand; the log-probs are always there."""
@@ -86,3 +87,27 @@ def checked_terms(
     if terms.dim() != 2 or terms.shape[0] != rows or terms.shape[1] not in (1, steps):
         raise UserError(f"loss_terms: returned shape {list(terms.shape)}; expected [rows, steps], here {[rows, steps]}")
     return terms.expand(rows, steps)
+
+
+def sums_for_log(output: PolicyOutput, minibatch: Minibatch, *, bounds: tuple[float, float]) -> dict[str, Tensor]:
+    """Return sums over the steps that count: divergence, clipping, ratio and entropy.
+
+    Args:
+        output: at the current parameters, with entropy.
+        minibatch: with the log-probs of the policy that sampled.
+        bounds: of the ratio.
+    """
+    assert output.entropy is not None, "requested for the log"
+    episodes = minibatch.episodes
+    # `value_weights`: a row that is dropped for the policy counts, one that only fills a rank does not.
+    counted = episodes.mask & (minibatch.value_weights > 0)[:, None]
+    low, high = bounds
+    sums = update_diagnostics(
+        log_probs=output.log_probs.detach(),
+        old_log_probs=episodes.log_probs,
+        mask=counted,
+        clip_low=low,
+        clip_high=high,
+    )
+    sums["entropy_sum"] = (output.entropy.detach() * counted).sum()
+    return sums

@@ -26,13 +26,13 @@ from ippo_lightning.maths import (
     masked_row_mean,
     reduce_terms,
     shape_rewards,
-    update_diagnostics,
 )
-from ippo_lightning.modules.loss_outputs import checked_terms, require_parts
+from ippo_lightning.modules.loss_outputs import checked_terms, require_parts, sums_for_log
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.text import TextModule
 from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
 from ippo_lightning.records import Batch, Minibatch, RolloutPlan, TextEpisodes, UpdateStats
+from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.rewards import HeldReward, Reward, grade_reward
 from ippo_lightning.rollouts import collect_episodes
 from ippo_lightning.tasks import Grader
@@ -107,6 +107,7 @@ class PPOModule(TextModule):
         self.reward = reward
         self.sampling = own_sampling
         self.update_settings = update or UpdateSettings()
+        self.pass_size = PassSize(self.update_settings.max_tokens, field="update.max_tokens")
         self.advantages = advantages or GAE()
         self.loss, self.value_loss = loss or ClippedLoss(), value_loss or ValueLoss()
         self.entropy_coef = entropy_coef
@@ -185,6 +186,7 @@ class PPOModule(TextModule):
             counts=plan.counts,
             sampling=self.sampling,
             micro_batch_size=self.update_settings.micro_batch_size,
+            size=self.pass_size,
         )
 
     def compute_rewards(self, episodes: TextEpisodes) -> TextEpisodes:
@@ -284,14 +286,7 @@ class PPOModule(TextModule):
             terms = self.value_loss.terms(output.values, episodes)
             value_loss = reduced(terms, minibatch.value_weights, minibatch.value_denominator)
         loss = policy_loss + self.value_loss.coef * value_loss - self.entropy_coef * entropy
-        # `value_weights`: a row that is dropped for the policy counts, one that only fills a rank does not.
-        counted = mask & (minibatch.value_weights > 0)[:, None]
-        low, high = self.loss.bounds
-        now = output.log_probs.detach()
-        sums = update_diagnostics(
-            log_probs=now, old_log_probs=episodes.log_probs, mask=counted, clip_low=low, clip_high=high
-        )
-        sums["entropy_sum"] = (output.entropy.detach() * counted).sum()
+        sums = sums_for_log(output, minibatch, bounds=self.loss.bounds)
         return loss, {**sums, "policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
     # --- what the influence callback scores ----------------------------------------------------------

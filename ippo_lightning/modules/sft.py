@@ -14,6 +14,8 @@ from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.text import Grader, TextModule
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
 from ippo_lightning.records import Batch
+from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.pass_size import MaxTokens, PassSize, require_max_tokens
 
 
 class SFTModule(TextModule):
@@ -25,7 +27,9 @@ class SFTModule(TextModule):
         evaluation: see `TextModule`.
         optimizer: see `TextModule`.
         evaluation_seed: see `TextModule`.
-        micro_batch_size: demonstrations per forward and backward.
+        micro_batch_size: at most so many demonstrations per forward and backward.
+        max_tokens: tokens of a forward and backward, padding included; `auto` is 16384 on a CPU, and what the memory of
+            a GPU allows. Halved if the device's memory is too small.
         max_grad_norm: gradients are scaled down to this norm; None for no clipping.
     """
 
@@ -40,13 +44,16 @@ class SFTModule(TextModule):
         optimizer: OptimizerSettings | None = None,
         evaluation_seed: int = 0,
         micro_batch_size: int = 64,
+        max_tokens: MaxTokens = "auto",
         max_grad_norm: float | None = 1.0,
     ) -> None:
         super().__init__(
             policy=policy, grader=grader, evaluation=evaluation, optimizer=optimizer, evaluation_seed=evaluation_seed
         )
         require_range("model.micro_batch_size", micro_batch_size, at_least=1, integer=True)
+        require_max_tokens("model.max_tokens", max_tokens)
         self.micro_batch_size = micro_batch_size
+        self.pass_size = PassSize(max_tokens, field="model.max_tokens")
         self.max_grad_norm = max_grad_norm
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, float]:
@@ -57,9 +64,10 @@ class SFTModule(TextModule):
         local_tokens = encoded.response_mask.sum().double()
         # Over all ranks: with a mean per rank, the tokens of a rank with short responses would weigh more.
         tokens = float(all_reduce_sum(local_tokens))
-        lengths = encoded.response_mask.sum(dim=1)
         with self.keeping_failed_step():
-            total, norm = self._step(encoded, lengths, denominator=tokens / world_size())
+            # Gradients are averaged over ranks: divided by tokens / ranks, their average is the mean over all tokens.
+            total = self._accumulate(encoded, tokens / world_size())
+            norm = self.clip_and_step(self.max_grad_norm)
         return self.finish_iteration(
             {
                 "sft/loss": float(all_reduce_sum(total)) / world_size(),
@@ -72,18 +80,36 @@ class SFTModule(TextModule):
             tokens=int(tokens),
         )
 
-    def _step(self, encoded: EncodedResponses, lengths: Tensor, *, denominator: float) -> tuple[Tensor, float]:
-        """Take the optimizer step; return the loss of this rank, [] float64, and the norm of the gradient."""
-        # Gradients are averaged over ranks: divided by tokens / ranks, their average is the mean over all tokens.
-        total = torch.zeros((), dtype=torch.float64, device=encoded.response_ids.device)
-        for one in self.passes(lengths, max_rows=self.micro_batch_size, sort=False):
+    def _accumulate(self, encoded: EncodedResponses, denominator: float) -> Tensor:
+        """Forward and backward over a batch; if memory runs out, again in passes half as large. Return the loss, []."""
+        try:
+            return self._accumulated(encoded, denominator)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the except block, whose traceback keeps the tensors of the failed pass alive. Other ranks may have
+        # averaged gradients already, and would wait for this one.
+        self.pass_size.shrink_attempted(can_retry=world_size() == 1, what="demonstration")
+        # The backward that failed may have left a part of its gradients, so the batch starts again.
+        self.clear_gradients()
+        return self._accumulate(encoded, denominator)
+
+    def _accumulated(self, encoded: EncodedResponses, denominator: float) -> Tensor:
+        rows, device = len(encoded.response_ids), encoded.response_ids.device
+        # Each pass has the width of the batch.
+        width = encoded.prompt_ids.shape[1] + encoded.response_ids.shape[1]
+        costs = torch.full((rows,), width, device=device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        limits = {"max_rows": self.micro_batch_size, "max_tokens": self.pass_size.tokens}
+        for one in self.passes(costs, **limits, sort=False):
             part = EncodedResponses(*(tensor[one.rows] for tensor in encoded))
-            with self.no_sync(not one.is_last):
+            measuring = self.pass_size.measuring(device, tokens=len(one.rows) * width, largest=width)
+            with measuring, self.no_sync(not one.is_last):
                 # A repeated pass serves the collectives of other ranks; times 0, it adds nothing to the gradient.
                 loss = self.call_through_wrapper(self.loss_method, part, denominator) * one.is_real
                 self.backward_loss(loss)
             total = total + loss.detach().double()
-        return total, self.clip_and_step(self.max_grad_norm)
+        return total
 
     def demonstration_loss(self, encoded: EncodedResponses, denominator: float) -> Tensor:
         """Return the summed negative log-likelihood of the response tokens in nats, divided by a number, shape [].

@@ -145,6 +145,15 @@ class TextModule(BaseModule):
         )
         return EncodedResponses(*(tensor.to(self.policy.device) for tensor in encoded))
 
+    def demonstration_costs(self, batch: Batch) -> Tensor:
+        """Return the tokens of each demonstration, prompt and response, shape [rows], int64.
+
+        Args:
+            batch: see `encode_demonstrations`.
+        """
+        encoded = self.encode_demonstrations(batch)
+        return encoded.prompt_mask.sum(dim=1) + encoded.response_mask.sum(dim=1)
+
     # --- evaluation ------------------------------------------------------------------------------
 
     def sample(self, batch: Batch) -> list[list[str]]:

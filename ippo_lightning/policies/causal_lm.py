@@ -32,10 +32,10 @@ from ippo_lightning.policies.loading import (
 from ippo_lightning.policies.output import PolicyOutput
 from ippo_lightning.policies.parameters import TrainableParts
 from ippo_lightning.policies.quantized import Quantization
-from ippo_lightning.policies.reference import ReferenceKind, prepare_reference, resolve_reference
+from ippo_lightning.policies.reference import ReferenceKind, resolve_reference, settle_reference
 from ippo_lightning.policies.saving_check import save_policy
 from ippo_lightning.policies.scoring import score_responses, score_with_reference
-from ippo_lightning.policies.self_check import adapter_as_loaded, check_policy
+from ippo_lightning.policies.self_check import adapter_as_loaded, check_policy, trial_forward
 from ippo_lightning.policies.sequences import join
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, check_policy_settings
 from ippo_lightning.policies.tokenization import TextFormat
@@ -159,7 +159,9 @@ class CausalLMPolicy(TrainableParts):
         if not keep_dropout:
             disable_dropout(self)
         # After the dropout: a copied reference must compute what the policy computes.
-        self.reference_model = prepare_reference(self.reference_kind, self.model)
+        self.reference_kind, self.reference_model = settle_reference(
+            reference, self.reference_kind, self.model, trial_forward(self)
+        )
         if gradient_checkpointing:  # not for a copied reference, which never runs a backward pass
             checkpoint_gradients(self.language_model)
             if self.critic is not None:

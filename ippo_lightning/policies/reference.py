@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.contexts import keeping_trainable_flags, seeded
+from ippo_lightning.policies.contexts import evaluating, keeping_trainable_flags, seeded, undisturbed
 from ippo_lightning.policies.settings import LoraSettings
 
 ReferenceKind = Literal["auto", "none", "copy", "adapter_off", "adapter_copy"]
@@ -25,7 +27,8 @@ def resolve_reference(kind: ReferenceKind, lora: LoraSettings | None) -> Referen
 
     Args:
         kind: the user's choice; "auto" is a copy for full fine-tuning, the base without the adapter for a new adapter,
-            and a second adapter if a saved adapter is continued.
+            and a second adapter if a saved adapter is continued. `settle_reference` takes a copy instead if that is not
+            possible.
         lora: the adapter settings, if any.
 
     Returns:
@@ -75,6 +78,65 @@ def prepare_reference(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -
         other = {"adapter_copy": "copy", "copy": "adapter_copy" if isinstance(model, PeftModel) else "none"}[kind]
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"policy.reference: {kind!r} is not possible; {reason}; use {other}") from error
+
+
+def settle_reference(
+    wanted: ReferenceKind,
+    kind: ReferenceKind,
+    model: PreTrainedModel | PeftModel,
+    forward: Callable[[], Tensor] | None,
+) -> tuple[ReferenceKind, PreTrainedModel | PeftModel | None]:
+    """Fix the reference at the policy's present weights; "auto" takes a copy where its first choice would not stay.
+
+    A reference stays as it is if no trainable parameter takes part in it. An adapter may train more than itself, for
+    example the biases of its base, which stay in the model when the adapter is off.
+
+    Args:
+        wanted: the user's choice.
+        kind: what `resolve_reference` made of it.
+        model: the policy's network before any update.
+        forward: runs the model, with a graph; None to leave the check out.
+
+    Returns:
+        The kind, and a second network for "copy".
+
+    Raises:
+        UserError: the user's choice is not possible or would change with the policy.
+    """
+    try:
+        twin = prepare_reference(kind, model)
+    except UserError:
+        if wanted != "auto" or kind == "copy":
+            raise
+        return "copy", prepare_reference("copy", model)
+    moving = None if forward is None or kind in ("none", "copy") else _trained_part(kind, model, forward)
+    if moving is None:
+        return kind, twin
+    if wanted != "auto":
+        raise UserError(f"policy.reference: {kind!r} would change in training, because {moving} trains; use copy")
+    if kind == "adapter_copy":
+        assert isinstance(model, PeftModel)
+        with keeping_trainable_flags(model):
+            model.delete_adapter(REFERENCE_ADAPTER)
+    return "copy", prepare_reference("copy", model)
+
+
+def _trained_part(kind: ReferenceKind, model: PreTrainedModel | PeftModel, forward: Callable[[], Tensor]) -> str | None:
+    """Return the name of a trainable parameter that the reference depends on, None if there is none."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with undisturbed(model), evaluating(model), keeping_trainable_flags(model), reference_active(kind, model):
+        # PEFT switches flags off together with an adapter.
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                output = forward()
+        except Exception:  # of any foreign code; `check_policy` reports a model that does not run
+            return None
+        if not output.requires_grad:
+            return None
+        found = torch.autograd.grad(output.sum(), list(trained.values()), allow_unused=True)
+    return next((name for name, gradient in zip(trained, found, strict=True) if gradient is not None), None)
 
 
 def reference_active(kind: ReferenceKind, model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ippo_lightning.errors import UserError
@@ -23,6 +25,7 @@ from ippo_lightning.policies.generation.generate import generated
 from ippo_lightning.policies.generation.request import Request, response_mask_of
 from ippo_lightning.policies.loading import transformers_model
 from ippo_lightning.policies.probes import Probe, Rows, difference, probe, probe_rows, tolerance_of
+from ippo_lightning.policies.sequences import join, response_logits
 from ippo_lightning.policies.settings import SamplingSettings
 from ippo_lightning.policies.train_mode import draws_random_numbers, kinds_with_gradient
 
@@ -83,6 +86,19 @@ def probe_policy(policy: CausalLMPolicy) -> Probe:
         policy: if it is sharded, every rank must call this.
     """
     return _evaluated(policy, policy.model)
+
+
+def trial_forward(policy: CausalLMPolicy) -> Callable[[], Tensor] | None:
+    """Return a function that runs the policy's network on two short rows and returns logits; None if it cannot run.
+
+    Args:
+        policy: with its network; reference and critic may be missing.
+    """
+    # The same conditions as for the check: without numbers, or without a device to run on, there is nothing to see.
+    if not policy.self_check or any(parameter.is_meta for parameter in policy.model.parameters()):
+        return None
+    rows = check_rows(policy).to(policy.device)
+    return lambda: response_logits(policy.language_model, join(*rows), rows.response_ids.shape[1])
 
 
 def check_rows(policy: CausalLMPolicy, *, prompts: tuple[bool, ...] = (False, True)) -> Rows:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.records.out_of_memory import is_out_of_memory
 
 FIXED = 16384
 """Tokens of a pass on a CPU, and of the first pass on a GPU, which is measured.
@@ -56,8 +57,10 @@ def run_in_halves(rows: Tensor, run: Callable[[Tensor], None], *, field: str, ca
     try:
         run(rows)
         return
-    except torch.OutOfMemoryError:
-        pass  # the traceback keeps the tensors of the failed pass alive until here
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside of the except block, whose traceback keeps the tensors of the failed pass alive.
     if len(rows) < 2 or not can_retry:
         raise does_not_fit(field, len(rows))
     warnings.warn(f"{field}: a pass of {len(rows)} rows does not fit in the device's memory, halving it", stacklevel=3)
@@ -92,21 +95,26 @@ class PassSize:
         self.field = field
         self.tokens = FIXED if setting == "auto" else int(setting)
         self._is_measured = setting != "auto"
+        self._attempted = (0, 0)
 
     @contextmanager
-    def measuring(self, device: torch.device, *, tokens: int) -> Iterator[None]:
+    def measuring(self, device: torch.device, *, tokens: int, largest: int | None = None) -> Iterator[None]:
         """Measure the pass inside the block, if the number is to be chosen and is not yet.
 
         Args:
             device: of the pass.
             tokens: of the pass, padding included.
+            largest: tokens of its largest row, for `shrink_attempted`; None for all of them.
         """
+        self._attempted = (tokens, tokens if largest is None else largest)
         if self._is_measured or device.type != "cuda" or tokens < 1:
             yield
             return
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield
+        if self._is_measured:  # memory has run out inside the block
+            return
         taken = torch.cuda.max_memory_allocated(device) - before
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
         self.choose(bytes_per_token=taken / tokens, free=free)
@@ -135,19 +143,39 @@ class PassSize:
         Raises:
             UserError: a pass of one row does not fit, or it may not be made again.
         """
-        if not can_retry:
-            raise UserError(
-                f"{self.field}: a pass of {tokens} tokens does not fit in the device's memory; set a smaller one"
-            )
         if tokens <= largest:
             raise UserError(
                 f"{self.field}: one {what} of {largest} tokens does not fit in the device's memory; use shorter "
                 f"{what}s, gradient_checkpointing: true, or a device with more memory"
             )
+        if not can_retry:
+            raise UserError(
+                f"{self.field}: a pass of {tokens} tokens does not fit in the device's memory; set a smaller one"
+            )
+        self.lower(tokens)
+        warnings.warn(
+            f"{self.field}: the device's memory is too small, continuing with {self.tokens} tokens", stacklevel=3
+        )
+
+    def shrink_attempted(self, *, can_retry: bool = True, what: str = "row") -> None:
+        """Do the same for the pass that `measuring` was last called for.
+
+        Args:
+            can_retry: see `shrink`.
+            what: see `shrink`.
+        """
+        tokens, largest = self._attempted
+        self.shrink(tokens, largest=largest, can_retry=can_retry, what=what)
+
+    def lower(self, tokens: int) -> None:
+        """Allow at most half as many tokens as a pass for which memory ran out, without a warning.
+
+        Args:
+            tokens: of the pass, padding included.
+        """
         self.tokens = max(min(self.tokens, tokens) // 2, 1)
         # What the memory allows is known now; a measurement would choose too much again.
         self._is_measured = True
-        warnings.warn(f"{self.field}: the device's memory is too small, continuing with {self.tokens}", stacklevel=3)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of tokens, so that a resumed run makes the same passes."""

@@ -11,7 +11,7 @@ from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, SamplingSettings
 from ippo_lightning.records import Example, TextEpisodes, passes
-from ippo_lightning.records.pass_size import run_in_halves
+from ippo_lightning.records.pass_size import PassSize, run_in_halves
 
 
 def collect_episodes(
@@ -21,6 +21,7 @@ def collect_episodes(
     examples: Sequence[Example],
     sampling: SamplingSettings,
     micro_batch_size: int,
+    size: PassSize | None = None,
     counts: Tensor | None = None,
 ) -> TextEpisodes:
     """Sample responses and score them under policy, reference and critic.
@@ -30,7 +31,8 @@ def collect_episodes(
         prompts: the texts to continue.
         examples: what the data module knows about each prompt, in the same order.
         sampling: the responses to one prompt stand next to each other.
-        micro_batch_size: episodes per scoring forward.
+        micro_batch_size: at most so many episodes per scoring forward.
+        size: tokens of a scoring forward, padding included; None for no limit.
         counts: how many responses each prompt gets, shape [prompts], int64; None for `sampling.num_responses` each.
 
     Returns:
@@ -41,7 +43,7 @@ def collect_episodes(
     """
     episodes = sample_episodes(policy, prompts=prompts, examples=examples, sampling=sampling, counts=counts)
     return fill_log_probs(
-        policy, episodes=episodes, temperature=sampling.temperature, micro_batch_size=micro_batch_size
+        policy, episodes=episodes, temperature=sampling.temperature, micro_batch_size=micro_batch_size, size=size
     )
 
 
@@ -92,7 +94,12 @@ def sample_episodes(
 
 @torch.no_grad()
 def fill_log_probs(
-    policy: CausalLMPolicy, *, episodes: TextEpisodes, temperature: float, micro_batch_size: int
+    policy: CausalLMPolicy,
+    *,
+    episodes: TextEpisodes,
+    temperature: float,
+    micro_batch_size: int,
+    size: PassSize | None = None,
 ) -> TextEpisodes:
     """Fill `log_probs`, `ref_log_probs` and `values` with what training's own forward gives.
 
@@ -100,7 +107,8 @@ def fill_log_probs(
         policy: see `collect_episodes`.
         episodes: sampled, at least one.
         temperature: of sampling; the log-probs are those of the distribution that was sampled from.
-        micro_batch_size: episodes per forward.
+        micro_batch_size: at most so many episodes per forward.
+        size: tokens of a forward, padding included; None for no limit.
     """
     # Not the sampler's own numbers: with a cache, or in another engine, they are rounded differently, and PPO's ratio
     # would not be 1 before the first step. float32 also for a half-precision policy.
@@ -121,8 +129,11 @@ def fill_log_probs(
             ref_log_probs[rows, :columns] = output.log_probs.float()
 
     can_retry = not is_sharded(policy)
-    # sorted by the steps of the response; a pass that is repeated for other ranks writes the same numbers again
-    for rows, *_ in passes(episodes.spans, module=policy, max_rows=micro_batch_size):
+    # By the steps of the response, so that short ones share a pass; one number for all prompts leaves that order.
+    costs = episodes.spans + (episodes.cost() - episodes.spans).max()
+    max_tokens = None if size is None else size.tokens
+    # a pass that is repeated for other ranks writes the same numbers again
+    for rows, *_ in passes(costs, module=policy, max_rows=micro_batch_size, max_tokens=max_tokens):
         run_in_halves(rows, fill, field="update.micro_batch_size", can_retry=can_retry)
     off = ~episodes.mask  # what stands between the policy's own tokens was read, but does not count
     return episodes.evolve(

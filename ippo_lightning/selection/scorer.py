@@ -14,6 +14,7 @@ from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.influence import EpisodeScores, NonFiniteScoreError, score_episodes
 from ippo_lightning.records import Episodes, passes
+from ippo_lightning.records.out_of_memory import is_out_of_memory
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.module_interface import ModuleInterface
@@ -137,7 +138,9 @@ class Scorer:
             self._has_checked = True
         except NonFiniteScoreError:
             return  # the scores of all rows name them
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             # The check takes more memory than a score: the graph stays for a second backward. If a row does not fit
             # even without a check, its score reports that.
             warnings.warn("InfluenceFilter: too little memory to compare two scores with plain autograd", stacklevel=5)
@@ -201,7 +204,7 @@ class Scorer:
         """Score rows in passes that fit; return the rows in the order of their scores, and the scores."""
         costs = episodes.cost()
         # The parameters move once for all passes of a difference, and sharded ranks make their passes together: there
-        # all passes are one call, which is made again as a whole.
+        # all passes are one call. A difference goes on from the pass that failed, by `_halves`; sharded ranks cannot.
         at_once = self.settings.method == "finite_difference" or is_sharded(pl_module)
         done: list[EpisodeScores] = []
         # rows[:0], because torch cannot join an empty list, and a rank may have no row
@@ -221,7 +224,9 @@ class Scorer:
             except NonFiniteScoreError as error:
                 # unique, because a repeated pass names its rows a second time
                 raise _LostRowsError(torch.cat(chosen)[list(error.positions)].unique().cpu()) from error
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 found = None
             if found is None:
                 # outside of the except block, whose traceback keeps the tensors of the failed pass alive
@@ -253,20 +258,28 @@ class Scorer:
         *,
         checksum_batches: int,
     ) -> EpisodeScores:
-        known = None
+        stored = None
         if self.settings.method == "finite_difference" and chosen:
             # with the stored losses the difference is one-sided and saves a forward; without them it is two-sided
-            known = self.interface.rollout_losses(pl_module, episodes.select(chosen[0][:1]))
+            stored = self.interface.rollout_losses(pl_module, episodes.select(chosen[0][:1]))
+        costs = episodes.cost()
+
+        def halves(rows: Tensor) -> Sequence[Tensor]:
+            largest = int(costs[rows].max())
+            self.size.shrink(len(rows) * largest, largest=largest, what=episodes.row_name)
+            return rows.tensor_split(2)
+
         return score_episodes(
             pl_module,
-            self.interface.episode_losses,
-            (episodes.select(rows) for rows in chosen),
+            lambda module, rows: self.interface.episode_losses(module, episodes.select(rows)),
+            chosen,
             directions,
             method=self.settings.method,
             normalise=self.settings.normalise,
-            lengths=_lengths_of if self.settings.normalise == "length" else None,
-            known_losses=known,
+            lengths=(lambda rows: _lengths_of(episodes.select(rows))) if self.settings.normalise == "length" else None,
+            known_losses=None if stored is None else lambda rows: stored(episodes.select(rows)),
             checksum_batches=checksum_batches,
+            split=None if is_sharded(pl_module) else halves,
         )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +13,6 @@ from torch import Tensor
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, rank, world_size
 from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
 from ippo_lightning.distributed.lockstep import in_step
-from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
     TargetGroups,
     mean_direction,
@@ -23,9 +20,10 @@ from ippo_lightning.influence import (
     select_blocks,
     target_gradient_groups,
 )
-from ippo_lightning.records import Episodes
+from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.module_interface import optimizer_of
 from ippo_lightning.selection.settings import ScoringSettings
+from ippo_lightning.selection.target_passes import cut, cut_to_fit, halved, measured, weight_of
 from ippo_lightning.selection.targets import TargetLoss
 
 
@@ -52,6 +50,8 @@ class TargetGradientCache:
         self.raw: TargetGradients | None = None
         """As last taken, before any scaling."""
         self._prepared: TargetGradients | None = None
+        self.size: PassSize | None = None
+        """Tokens of a pass; None before the first gradient."""
 
     def take(
         self, pl_module: Any, target: Callable[[], TargetLoss], *, iteration: int, part: int | None = None
@@ -72,7 +72,11 @@ class TargetGradientCache:
         is_stale = self.raw is None or _is_due(iteration, settings.refresh_every_n_iterations)
         # groups cannot be recovered from their mean, so a gradient without them is taken again
         if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
-            self.raw = take_gradients(pl_module, target(), num_groups=settings.health_groups if wants_groups else 1)
+            chosen = target()
+            if self.size is None:
+                self.size = PassSize(chosen.max_tokens, field="InfluenceFilter.target.max_tokens")
+            num_groups = settings.health_groups if wants_groups else 1
+            self.raw = take_gradients(pl_module, chosen, num_groups=num_groups, size=self.size)
         assert self.raw is not None, "taken just now"
         # scaled in each iteration, also if the gradient is kept: Adam's state changes with each step
         groups = [self._scaled(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
@@ -84,17 +88,21 @@ class TargetGradientCache:
         self._prepared = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the gradient if later iterations will use it again, else nothing."""
+        """Return the size of passes, and the gradient if later iterations will use it again."""
+        sizes = {} if self.size is None else {"size": self.size.state_dict()}
         if self.raw is None or self.settings.refresh_every_n_iterations == 1:
-            return {}
+            return sizes
         mean, *groups = (
             {name: full_tensor(block) for name, block in entry.items()} for entry in [self.raw.mean, *self.raw.groups]
         )
-        return {"mean": mean, "groups": groups}
+        return {"mean": mean, "groups": groups, **sizes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        self.raw = TargetGradients(dict(state["mean"]), list(state["groups"])) if state else None
+        self.raw = TargetGradients(dict(state["mean"]), list(state["groups"])) if "mean" in state else None
+        if "size" in state:
+            self.size = PassSize("auto", field="InfluenceFilter.target.max_tokens")
+            self.size.load_state_dict(state["size"])
 
     def _scaled(self, pl_module: Any, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
         chosen = dict(direction)
@@ -106,13 +114,22 @@ class TargetGradientCache:
         return chosen
 
 
-def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int) -> TargetGradients:
+class _Piece(NamedTuple):
+    """What one pass takes."""
+
+    batch: Any
+    weight: float
+    group: int
+
+
+def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int, size: PassSize) -> TargetGradients:
     """Take the gradient of each group of batches; ranks share the work if there is enough of it.
 
     Args:
         pl_module: whose parameters are differentiated.
         target: the loss and its batches.
         num_groups: at most so many; fewer if there is too little to divide.
+        size: tokens of a pass; it becomes smaller if memory runs out.
     """
     ranks = world_size()
     # for each group a part per rank if ranks share the batches; else each rank has parts of its own for each group
@@ -124,15 +141,22 @@ def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int) -> Ta
     # part b is of group b modulo num_groups; within each group, the ranks take turns
     mine = [number for number in range(len(parts)) if not is_shared or number // num_groups % ranks == rank()]
     together = is_sharded(pl_module)
-    passes = list(in_step(mine, module=pl_module))
+    # cut by tokens only after the groups are dealt out, so that a group's rows do not depend on the size of a pass
+    pieces = [
+        _Piece(piece, weights[number] if piece is parts[number] else weight_of(target, piece), number % num_groups)
+        for number in mine
+        for piece in cut_to_fit(pl_module, target, parts[number], size)
+    ]
+    passes = list(in_step(pieces, module=pl_module))
     taken = target_gradient_groups(
         pl_module,
         target.loss,
-        [parts[number] for number, _ in passes],
+        measured(pl_module, target, [piece.batch for piece, _ in passes], size),
         num_groups=num_groups,
         # a pass that a rank only repeats for the others counts nothing
-        weights=[weights[number] if is_mine else 0.0 for number, is_mine in passes],
-        split=partial(_halved, target),
+        weights=[piece.weight if is_mine else 0.0 for piece, is_mine in passes],
+        group_of=[piece.group for piece, _ in passes],
+        split=partial(halved, pl_module, target, size),
     )
     if together:
         taken = taken._replace(directions=_full_where_small(pl_module, taken.directions))
@@ -176,53 +200,8 @@ def _averaged(taken: TargetGroups) -> TargetGroups:
 def _divided(target: TargetLoss, num_groups: int) -> tuple[list[Any], list[float]]:
     """Cut batches so that there is one for each group; return them with what each counts."""
     pieces = math.ceil(num_groups / max(len(target.batches), 1))
-    parts = [part for batch in target.batches for part in _cut(batch, pieces)]
-    return parts, [float(target.weight(part) if target.weight else _size(part) or 1) for part in parts]
-
-
-def _halved(target: TargetLoss, batch: Any) -> list[tuple[Any, float]]:
-    """Return two halves of a batch that does not fit in memory, and the fraction of each in its loss.
-
-    Raises:
-        UserError: it has one row, or a layout that cannot be cut.
-    """
-    halves = _cut(batch, 2)
-    if len(halves) < 2:
-        size = _size(batch)
-        what = f"a batch of type {type(batch).__name__}" if size is None else f"a batch of {size} row"
-        raise UserError(
-            f"InfluenceFilter.target: {what} does not fit in the device's memory; use shorter rows or smaller batches, "
-            "gradient_checkpointing: true, or a device with more memory"
-        )
-    weights = [float(target.weight(half) if target.weight else _size(half) or 1) for half in halves]
-    warnings.warn("InfluenceFilter.target: a batch does not fit in the device's memory, halving it", stacklevel=2)
-    return [(half, weight / (sum(weights) or 1.0)) for half, weight in zip(halves, weights, strict=True)]
-
-
-def _cut(batch: Any, pieces: int) -> list[Any]:
-    """Cut episodes or a mapping of columns into pieces of neighbouring rows; anything else stays in one piece."""
-    size = _size(batch)
-    # a batch of unknown layout is not cut: half of a tuple could be its labels
-    if size is None or pieces < 2:
-        return [batch]
-    bounds = [round(number * size / pieces) for number in range(pieces + 1)]
-    spans = [slice(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
-    if isinstance(batch, Episodes):
-        return [batch.select(range(span.start, span.stop)) for span in spans]
-    return [{name: column[span] for name, column in batch.items()} for span in spans]
-
-
-def _size(batch: Any) -> int | None:
-    """Return the number of rows of episodes or a mapping of columns, None for anything else."""
-    if isinstance(batch, Episodes):
-        return len(batch)
-    if not isinstance(batch, Mapping) or not batch:
-        return None
-    columns = list(batch.values())
-    if not all(isinstance(column, (list, tuple, Tensor)) for column in columns):
-        return None
-    sizes = {len(column) for column in columns}
-    return sizes.pop() if len(sizes) == 1 else None
+    parts = [part for batch in target.batches for part in cut(batch, pieces)]
+    return parts, [weight_of(target, part) for part in parts]
 
 
 def _is_due(iteration: int, every: int) -> bool:

@@ -27,6 +27,11 @@ class TargetLoss(NamedTuple):
     """The weight of a batch in the average; None for its number of rows, or 1 if that is unknown."""
     is_of_rank: bool = False
     """Whether each rank has batches of its own, or all ranks have the same ones and share the work."""
+    costs: Callable[[Any, Any], Tensor] | None = None
+    """Called with the module and a batch; returns the tokens of each row, shape [rows], int64. None if unknown: then
+    only the batches themselves bound a pass."""
+    max_tokens: MaxTokens = "auto"
+    """Tokens of a pass, padding included."""
 
 
 class Target(ABC):
@@ -50,10 +55,20 @@ class Demonstrations(Target):
     Args:
         batches: for the loss, the same on each rank; None for those of the data module's `influence_dataloader()`.
         validation_loss: `(module, batch) -> []`; None for the module's method of that name.
+        max_tokens: tokens of a pass, padding included, >= 1; `auto` is 16384 on a CPU, and what the memory of a GPU
+            allows. A batch of more is cut, if the module's own loss is taken and the module has the method
+            `demonstration_costs(batch) -> [rows]`. A pass that does not fit in the device's memory is halved.
+
+    Raises:
+        UserError: a number out of its range.
     """
 
     batches: Sequence[Any] | None = None
     validation_loss: ValidationLoss | None = None
+    max_tokens: MaxTokens = "auto"
+
+    def __post_init__(self) -> None:
+        require_max_tokens("target.max_tokens", self.max_tokens)
 
     def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
         """Return the validation loss and the demonstrations.
@@ -66,7 +81,14 @@ class Demonstrations(Target):
                 f"InfluenceFilter.validation_loss: null, and {type(module).__name__} has no method validation_loss; "
                 "scores need episode_losses(episodes) -> [rows] and validation_loss(batch) -> []"
             )
-        return TargetLoss(self.validation_loss or _validation_loss, self._found(trainer))
+        # A loss of the user's own may read a batch in any way, so its tokens are unknown.
+        counts = self.validation_loss is None and callable(getattr(module, "demonstration_costs", None))
+        return TargetLoss(
+            self.validation_loss or _validation_loss,
+            self._found(trainer),
+            costs=_demonstration_costs if counts else None,
+            max_tokens=self.max_tokens,
+        )
 
     def _found(self, trainer: Any) -> list[Any]:
         if self.batches is not None:
@@ -121,7 +143,14 @@ class ReturnOfBuffer(Target):
         parts = cut_rows(plan.episodes.cost()[rows], max_tokens=max_tokens)
         batches = [plan.episodes.select(rows[part]) for part in parts]
         # of this rank: each rank has sampled other rows, while demonstrations are the same on all ranks
-        return TargetLoss(_minus_return, batches, weight=_num_actions, is_of_rank=True)
+        return TargetLoss(
+            _minus_return,
+            batches,
+            weight=_num_actions,
+            is_of_rank=True,
+            costs=_episode_costs,
+            max_tokens=self.max_tokens,
+        )
 
 
 def build_target(
@@ -157,6 +186,15 @@ def _not_empty(batches: list[Any], *, field: str) -> list[Any]:
 def _validation_loss(module: Any, batch: Any) -> Tensor:
     loss: Tensor = module.validation_loss(batch)
     return loss
+
+
+def _demonstration_costs(module: Any, batch: Any) -> Tensor:
+    costs: Tensor = module.demonstration_costs(batch)
+    return costs
+
+
+def _episode_costs(_module: Any, episodes: Episodes) -> Tensor:
+    return episodes.cost()
 
 
 def _minus_return(module: Any, episodes: Episodes) -> Tensor:

@@ -68,15 +68,40 @@ def test_a_minibatch_that_does_not_fit_in_memory_starts_again_in_smaller_parts(
     honest_loss = PPOModule.minibatch_loss
     monkeypatch.setattr(PPOModule, "minibatch_loss", counted)
     monkeypatch.setattr(PPOModule, "backward_loss", tight)
-    halved = updated(tmp_path, update={"minibatch_size": 8, "micro_batch_size": 8})
-    assert halved.rows_that_fit == 2
+    with pytest.warns(UserWarning, match=r"update\.max_tokens: the device's memory is too small, continuing with"):
+        halved = updated(tmp_path, update={"minibatch_size": 8, "micro_batch_size": 8})
     assert largest_difference(halved, whole) < FLOAT32_ROUNDING
     resumed = tiny_module()
     resumed.load_progress_state(halved.progress_state())
-    assert resumed.rows_that_fit == 2
+    assert resumed.pass_size.tokens == halved.pass_size.tokens < 16384
     limit = 0
-    with pytest.raises(UserError, match=r"update.micro_batch_size: one row does not fit in the device's memory"):
+    with (
+        pytest.raises(UserError, match=r"update\.max_tokens: one episode of \d+ tokens does not fit"),
+        pytest.warns(UserWarning, match="continuing with"),
+    ):
         updated(tmp_path, update={"minibatch_size": 8, "micro_batch_size": 8})
+
+
+def test_micro_batches_are_cut_by_tokens_and_rows_stay_an_upper_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = updated(tmp_path, update={"minibatch_size": 16, "micro_batch_size": 8})
+    honest, sizes = PPOModule.minibatch_loss, []
+
+    def counted(module: PPOModule, minibatch: Any) -> Any:
+        episodes = minibatch.episodes
+        sizes.append((len(episodes), episodes.prompt_ids.shape[1] + episodes.response_ids.shape[1]))
+        return honest(module, minibatch)
+
+    monkeypatch.setattr(PPOModule, "minibatch_loss", counted)
+    small = updated(tmp_path, update={"minibatch_size": 16, "micro_batch_size": 8, "max_tokens": 50})
+    assert max(rows * width for rows, width in sizes) <= 50
+    assert largest_difference(small, whole) < FLOAT32_ROUNDING
+    sizes.clear()
+    updated(tmp_path, update={"minibatch_size": 16, "micro_batch_size": 2})
+    assert max(rows for rows, _ in sizes) == 2
+    with pytest.raises(UserError, match=r"update\.max_tokens: 0 is out of range"):
+        UpdateSettings(max_tokens=0)
 
 
 def test_the_first_minibatch_finds_the_policy_that_sampled(tmp_path: Path) -> None:

@@ -201,3 +201,46 @@ def test_nothing_the_size_of_the_logits_is_kept_for_backward(function) -> None:
         function(logits=logits, ids=ids, temperature=1.0, chunk_size=10**6)
     # the same measure sees what chunks save
     assert sum(kept.values()) >= logits.numel() * 4
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors of the size of the logits that operations allocate."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.size = logits.numel()
+        self.addresses = {logits.untyped_storage().data_ptr()}
+        self.made: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            address = tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) else 0
+            if address and tensor.is_floating_point() and tensor.numel() == self.size:
+                if address not in self.addresses:
+                    self.made.append(tensor)  # kept alive, so that no address is used twice
+                self.addresses.add(address)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "temperature", "copies"),
+    [
+        (token_log_probs, {}, 1.0, 1),  # the log-softmax
+        (token_log_probs, {}, 0.7, 2),  # and the scaled logits
+        (token_log_probs_and_entropy, {"detach_entropy": True}, 1.0, 2),  # and the probabilities
+        (token_log_probs_and_entropy, {}, 1.0, 2),
+    ],
+)
+def test_a_block_without_gradient_takes_few_copies_and_gives_the_same_bits(
+    function, options: dict, temperature: float, copies: int
+) -> None:
+    logits = torch.randn(4, 5, 60)
+    logits[..., 7] = -math.inf
+    ids = torch.randint(7, (4, 5))
+    with torch.no_grad(), Copies(logits) as counted:
+        found = function(logits=logits, ids=ids, temperature=temperature, **options)
+    assert len(counted.made) <= copies
+    expected = function(logits=logits.requires_grad_(True), ids=ids, temperature=temperature)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)

@@ -18,6 +18,7 @@ from ippo_lightning.engine.update import run_update
 from ippo_lightning.maths import masked_row_mean, reduce_terms
 from ippo_lightning.policies import PolicyOutput
 from ippo_lightning.records import ControlEpisodes, Minibatch, Pass, UpdatePlan, passes
+from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection import Demonstrations, ReturnOfBuffer, Target
 
 ENVIRONMENTS, STEPS = 4, 24
@@ -49,7 +50,7 @@ class CartPole(nn.Module):
     def validation_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self.actor(batch[0]), batch[1])
 
-    rows_that_fit: int | None = None
+    pass_size = PassSize("auto", field="update.max_tokens")
 
     def clear_gradients(self) -> None:
         self.optimizer.zero_grad()
@@ -78,8 +79,10 @@ class CartPole(nn.Module):
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def passes(self, costs: Tensor, *, max_rows: int, sort: bool = True) -> Iterator[Pass]:
-        return passes(costs, max_rows=max_rows, sort=sort)
+    def passes(
+        self, costs: Tensor, *, max_rows: int, max_tokens: int | None = None, sort: bool = True
+    ) -> Iterator[Pass]:
+        return passes(costs, max_rows=max_rows, max_tokens=max_tokens, sort=sort)
 
     def take_step(self) -> float:
         norm = nn.utils.clip_grad_norm_(self.parameters(), 1.0)

@@ -13,6 +13,7 @@ from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import Episodes, UpdatePlan
+from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection import Demonstrations, ReturnOfBuffer, Target, TargetLoss
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.target_gradients import TargetGradientCache, take_gradients
@@ -39,7 +40,9 @@ def with_holes(episodes: Any) -> Any:
 
 
 def taken(module: PPOModule, plan: UpdatePlan, target: Target, *, num_groups: int = 1) -> Any:
-    return take_gradients(module, target.loss(module, plan), num_groups=num_groups)
+    chosen = target.loss(module, plan)
+    size = PassSize(chosen.max_tokens, field="target.max_tokens")
+    return take_gradients(module, chosen, num_groups=num_groups, size=size)
 
 
 @pytest.mark.parametrize("holes", [False, True], ids=["full", "holes"])
@@ -87,6 +90,60 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_and_the_gradient_stays(
     limit = 0
     with pytest.raises(UserError, match="a batch of 1 row does not fit"), pytest.warns(UserWarning, match="halving"):
         taken(module, plan, ReturnOfBuffer())
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_demonstrations_are_cut_by_tokens_and_the_gradient_stays(
+    num_groups: int, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, plan = tiny_data(), UpdatePlan(episodes=episodes)
+    data.setup()
+    batches = data.influence_dataloader()
+    whole = taken(module, plan, Demonstrations(batches=batches), num_groups=num_groups)
+    honest, sizes = module.validation_loss, []
+
+    def counted(batch: Any) -> Any:
+        costs = module.demonstration_costs(batch)
+        sizes.append(len(costs) * int(costs.max()))
+        return honest(batch)
+
+    monkeypatch.setattr(module, "validation_loss", counted)
+    found = taken(module, plan, Demonstrations(batches=batches, max_tokens=40), num_groups=num_groups)
+    assert max(sizes) <= 40, "no pass has more tokens"
+    assert len(sizes) > num_groups
+    for one, other in zip([whole.mean, *whole.groups], [found.mean, *found.groups], strict=True):
+        largest = max(float(block.abs().max()) for block in one.values())
+        for name, block in one.items():
+            torch.testing.assert_close(other[name], block, rtol=0, atol=ROUNDING * largest)
+    with pytest.raises(UserError, match=r"target.max_tokens: 0 is out of range"):
+        Demonstrations(max_tokens=0)
+
+
+def test_later_gradients_begin_with_passes_that_fitted(
+    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, plan = tiny_data(), UpdatePlan(episodes=episodes)
+    data.setup()
+    target = Demonstrations(batches=data.influence_dataloader())
+    honest, made = module.validation_loss, []
+
+    def tight(batch: Any) -> Any:
+        made.append(len(batch["prompts"]))
+        if made[-1] > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return honest(batch)
+
+    monkeypatch.setattr(module, "validation_loss", tight)
+    cache = TargetGradientCache(ScoringSettings(health_every_n_iterations=0))
+    with pytest.warns(UserWarning, match="halving"):
+        cache.take(module, lambda: target.loss(module, plan), iteration=0)
+    assert made[0] > 3
+    resumed = TargetGradientCache(cache.settings)
+    resumed.load_state_dict(cache.state_dict())
+    for later in (cache, resumed):
+        made.clear()
+        later.take(module, lambda: target.loss(module, plan), iteration=1)
+        assert max(made) <= 3, "no pass fails again"
 
 
 def test_a_buffer_that_is_no_record_is_refused(module: PPOModule) -> None:

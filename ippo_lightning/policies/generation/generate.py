@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
+from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.policies.contexts import evaluating
+from ippo_lightning.policies.generation.random_rows import RandomRows, random_state, set_random_state
 from ippo_lightning.policies.generation.request import Request, Samples, sample_in_batches
 from ippo_lightning.policies.generation.stop_strings import StopStringCriteria
 from ippo_lightning.policies.sequences import position_ids_of
+from ippo_lightning.records import cut_rows
+from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.pass_size import PassSize
 
 
 class GenerateSampler:
@@ -31,20 +36,70 @@ class GenerateSampler:
         self.network = network
         self.gather = gather
         self.synced = synced
+        # Without a limit until memory runs out: the keys and values of a row take less than the activations of a pass
+        # with gradients, and one large batch is the fastest.
+        self.size = PassSize(2**62, field="sampling")
 
     def __call__(self, request: Request) -> Samples:
         """Return one response per row.
 
-        Modes, the model's own generation settings and its `use_cache` are the same afterwards, also after an error.
+        Modes, the model's own generation settings and its `use_cache` are the same afterwards, also after an error. If
+        memory runs out, the rows are drawn in parts, with the random numbers that they have in the whole batch.
 
         Args:
             request: prompts, one row per response.
+
+        Raises:
+            UserError: a single response does not fit in the device's memory, or the model is sharded and its ranks
+                cannot draw again.
         """
         with gathered(self.network) if self.gather else nullcontext():
             return sample_in_batches(request, self._draw, network=self.network)
 
     def _draw(self, request: Request) -> Tensor:
-        sequences: Tensor = generated(self.network, request, synced=self.synced)
+        rows, columns = request.prompt_ids.shape
+        width, device = columns + request.settings.max_new_tokens, request.prompt_ids.device
+        start = last = random_state(device)
+        waiting, found, most = self._parts(torch.arange(rows, device=device), width), list[Tensor](), -1
+        while waiting:
+            part, *rest = waiting
+            stream = RandomRows(part, num_rows=rows, state=start, device=device) if len(part) < rows else None
+            drawn = self._drawn(request, part, stream)
+            # Outside of an except block, whose traceback keeps the tensors of the failed draw alive.
+            if drawn is None:
+                self.size.shrink(
+                    len(part) * width, largest=width, can_retry=not is_sharded(self.network), what="response"
+                )
+                set_random_state(start, device)
+                waiting = [*self._parts(part, width), *rest]
+                continue
+            waiting = rest
+            found.append(drawn)
+            # The whole batch goes on until its last response has ended.
+            if stream is not None and stream.num_draws > most:
+                most, last = stream.num_draws, stream.state()
+        if len(found) == 1:
+            return found[0]
+        set_random_state(last, device)
+        steps = max(part.shape[1] for part in found)
+        # what is after the end of a response is masked by the caller
+        padded = [torch.nn.functional.pad(part, (0, steps - part.shape[1]), value=request.pad_id) for part in found]
+        return torch.cat(padded)
+
+    def _parts(self, rows: Tensor, width: int) -> list[Tensor]:
+        parts = cut_rows(torch.full_like(rows, width), max_tokens=self.size.tokens, sort=False)
+        return [rows[part] for part in parts]
+
+    def _drawn(self, request: Request, rows: Tensor, stream: RandomRows | None) -> Tensor | None:
+        """Return the responses of some rows; None if memory ran out."""
+        part = request._replace(prompt_ids=request.prompt_ids[rows], prompt_mask=request.prompt_mask[rows])
+        try:
+            with stream or nullcontext():
+                sequences: Tensor = generated(self.network, part, synced=self.synced)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
         return sequences[:, request.prompt_ids.shape[1] :]
 
 
