@@ -8,12 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.policies.contexts import evaluating
-from ippo_lightning.policies.generation.request import Request, Samples, sample_in_batches
+from ippo_lightning.policies.generation.recording import DrawnLogProbs, NoteDrawn
+from ippo_lightning.policies.generation.request import Drawn, Request, Samples, sample_in_batches
 from ippo_lightning.policies.generation.stop_strings import StopStringCriteria
+from ippo_lightning.policies.loading import DTYPES
 from ippo_lightning.policies.sequences import position_ids_of
 
 
@@ -43,13 +51,27 @@ class GenerateSampler:
         with gathered(self.network) if self.gather else nullcontext():
             return sample_in_batches(request, self._draw, network=self.network)
 
-    def _draw(self, request: Request) -> Tensor:
-        sequences: Tensor = generated(self.network, request, synced=self.synced)
-        return sequences[:, request.prompt_ids.shape[1] :]
+    def _draw(self, request: Request) -> Drawn:
+        start = request.prompt_ids.shape[1]
+        if request.settings.dtype is None:
+            sequences: Tensor = generated(self.network, request, synced=self.synced)
+            return Drawn(sequences[:, start:])
+        # The weights stay as they are: training and scoring read them, and only the forwards of this loop are cast.
+        notes = DrawnLogProbs(request.settings.temperature)
+        with torch.autocast(request.prompt_ids.device.type, dtype=DTYPES[request.settings.dtype]):
+            sequences = generated(self.network, request, synced=self.synced, notes=notes)
+        return Drawn(sequences[:, start:], notes.log_probs())
 
 
 @torch.no_grad()
-def generated(network: PreTrainedModel, request: Request, *, synced: bool = False, with_scores: bool = False) -> Any:
+def generated(
+    network: PreTrainedModel,
+    request: Request,
+    *,
+    synced: bool = False,
+    with_scores: bool = False,
+    notes: DrawnLogProbs | None = None,
+) -> Any:
     """Return what transformers' `generate` returns for a request.
 
     Args:
@@ -58,6 +80,7 @@ def generated(network: PreTrainedModel, request: Request, *, synced: bool = Fals
         synced: see `GenerateSampler`.
         with_scores: return an object with `sequences` and `scores`, the logits that each token is drawn from, instead
             of the sequences.
+        notes: gets the log-prob of each token drawn.
     """
     generate: Any = network.generate
     config = generation_config(request)
@@ -70,16 +93,18 @@ def generated(network: PreTrainedModel, request: Request, *, synced: bool = Fals
             # architecture.
             position_ids=position_ids_of(request.prompt_mask),
             generation_config=config,
-            stopping_criteria=_criteria(request),
+            logits_processor=None if notes is None else LogitsProcessorList([notes]),
+            stopping_criteria=_criteria(request, notes),
             synced_gpus=synced,
         )
 
 
-def _criteria(request: Request) -> StoppingCriteriaList | None:
-    if request.stop_strings is None:
-        return None
-    # Not transformers' own stop strings: those search the prompt too, and prepare a table over the vocabulary.
-    return StoppingCriteriaList([StopStringCriteria(request.stop_strings, request.prompt_ids.shape[1])])
+def _criteria(request: Request, notes: DrawnLogProbs | None) -> StoppingCriteriaList | None:
+    found: list[StoppingCriteria] = [] if notes is None else [NoteDrawn(notes)]
+    if request.stop_strings is not None:
+        # Not transformers' own stop strings: those search the prompt too, and prepare a table over the vocabulary.
+        found.append(StopStringCriteria(request.stop_strings, request.prompt_ids.shape[1]))
+    return StoppingCriteriaList(found) if found else None
 
 
 def generation_config(request: Request) -> GenerationConfig:
