@@ -133,6 +133,11 @@ class SamplingSettings:
         # Its passes run in a thread of their own, which autocast does not reach.
         if self.dtype is not None and self.sampler == "continuous":
             raise UserError(f"sampling.dtype: {self.dtype} has no effect on continuous; use generate or vllm")
+        # Under autocast, keys and values have two types, and a static cache has room for one.
+        if self.dtype is not None and self.sampler == "generate" and self.cache == "static":
+            raise UserError(
+                f"sampling.dtype: {self.dtype} needs another cache than static; set sampling.cache to dynamic"
+            )
         if self.batch_size is not None:
             require_range("sampling.batch_size", self.batch_size, at_least=1, integer=True)
         # An option without effect is a misunderstanding that the user should learn about before a long run.

@@ -56,7 +56,7 @@ def test_only_an_adapter_that_vllm_computes_alike_is_given_to_it_as_one(
     make_policy: Callable[..., CausalLMPolicy], changes: dict[str, object], expected: bool
 ) -> None:
     settings = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
-    model = get_peft_model(make_policy("llama").language_model, PeftLora(**{**settings, **changes}))
+    model = get_peft_model(make_policy("qwen2").language_model, PeftLora(**{**settings, **changes}))
     assert is_plain_lora(model) is expected
 
 
@@ -139,7 +139,7 @@ def test_one_engine_serves_all_requests_of_a_policy_with_a_new_adapter_per_reque
         assert samples.response_ids.tolist() == [[16, 2], [16, 2], [14, 2], [12, 2], [12, 2], [12, 2]]
         assert samples.log_probs is not None
         assert torch.equal(samples.log_probs, -samples.response_ids / 8)
-    engine = policy._sampler(settings)._engine
+    engine = policy._sampler(settings)._engine.llm
     assert FakeEngine.started == 1
     assert [adapter.number for adapter in engine.adapters] == [1, 2, 2]  # the second request takes two batches
     assert all("adapter_model.safetensors" in adapter.files for adapter in engine.adapters)
@@ -152,7 +152,7 @@ def test_a_policy_without_an_adapter_gives_all_of_its_weights(make_policy: Calla
     settings = SamplingSettings(num_responses=1, max_new_tokens=4, sampler="vllm", dtype="bfloat16")
     policy.sample(*encoded(policy), settings)
     policy.sample(*encoded(policy), settings)
-    engine = policy._sampler(settings)._engine
+    engine = policy._sampler(settings)._engine.llm
     assert [{"config.json", "model.safetensors"} <= files for files in engine.reloads] == [True, True]
     assert engine.adapters == [None, None]
     assert engine.arguments["dtype"] == "bfloat16"

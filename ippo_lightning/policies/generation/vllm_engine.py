@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -12,9 +15,53 @@ import torch
 from ippo_lightning.distributed.collectives import world_size
 from ippo_lightning.errors import UserError
 
+_PATIENCE = 1.0
+"""Seconds between two looks at the engine's processes."""
 
-def started(arguments: Mapping[str, object], *, device: torch.device) -> tuple[Any, Any]:
-    """Return the module vllm and an engine; vLLM is imported here, because it is not always installed.
+
+class Engine:
+    """A `vllm.LLM` and the processes that it has started.
+
+    Args:
+        llm: the engine.
+        processes: direct children of this process; empty if vLLM runs inside this one.
+    """
+
+    def __init__(self, llm: Any, processes: Sequence[BaseProcess]) -> None:
+        self.llm = llm
+        self.processes = list(processes)
+
+    def generate(self, *args: object, **kwargs: object) -> Any:
+        """Return what `vllm.LLM.generate` returns; it notices by itself that its processes have ended."""
+        return self.llm.generate(*args, **kwargs)
+
+    def collective_rpc(self, method: str, *, kwargs: Mapping[str, object]) -> None:
+        """Call a method of all workers.
+
+        Raises:
+            ConnectionError: a process of the engine has ended.
+        """
+        failures: list[Exception] = []
+
+        def call() -> None:
+            try:
+                self.llm.collective_rpc(method, kwargs=kwargs)
+            except Exception as error:
+                failures.append(error)
+
+        # vLLM 0.32 waits here for ever for an answer of a process that has ended, so another thread waits in its place.
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_PATIENCE)
+            if thread.is_alive() and not all(process.is_alive() for process in self.processes):
+                raise ConnectionError(f"its process ended during {method}")
+        if failures:
+            raise failures[0]
+
+
+def started(arguments: Mapping[str, object], *, device: torch.device) -> tuple[Any, Engine]:
+    """Return the module vllm and a new engine; vLLM is imported here, because it is not always installed.
 
     Args:
         arguments: of `vllm.LLM`.
@@ -33,8 +80,10 @@ def started(arguments: Mapping[str, object], *, device: torch.device) -> tuple[A
             "or use generate or continuous"
         ) from error
     try:
+        before = set(multiprocessing.active_children())
         with _only_visible(device):
-            return vllm, vllm.LLM(**arguments)
+            llm = vllm.LLM(**arguments)
+        return vllm, Engine(llm, [child for child in multiprocessing.active_children() if child not in before])
     # The engine fails in many ways: no GPU, too little memory, an unknown architecture or option.
     except Exception as error:
         raise UserError(f"sampling.engine: vLLM does not start ({_reason(error)})") from error
