@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings, SamplingSettings, encode_prompts
+from ippo_lightning.policies.generation import vllm_engine
 from ippo_lightning.policies.generation.vllm import engine_arguments
 from ippo_lightning.policies.generation.vllm_weights import engine_rank, is_plain_lora, written_adapter
 
@@ -182,6 +184,17 @@ def test_an_error_of_the_engine_is_one_line_and_only_a_refusal_is_the_users(
     assert "\n" not in str(caught.value)
     # the command line prints any OSError as one line, with exit code 1, and a user's mistake with 2
     assert isinstance(caught.value, OSError) is (raised is ConnectionError)
+
+
+def test_a_call_that_waits_for_a_process_that_has_ended_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "_PATIENCE", 0.05)
+    answered = threading.Event()
+    llm = SimpleNamespace(collective_rpc=lambda method, *, kwargs: answered.wait(30))
+    looks = iter([True, True, False])
+    engine = vllm_engine.Engine(llm, [SimpleNamespace(is_alive=lambda: next(looks))])
+    with pytest.raises(ConnectionError, match="its process ended during reload_weights"):
+        engine.collective_rpc("reload_weights", kwargs={})
+    answered.set()
 
 
 @pytest.mark.gpu
