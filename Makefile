@@ -1,11 +1,13 @@
 # The project's commands; `make` alone lists them. Needs Python 3.10 or newer and git, nothing else.
 #   PYTHON       the interpreter that the environment is made with
 #   VENV         where the environment lies
+#   VLLM_VENV    where the environment of the tests with vLLM lies
 #   TORCH_INDEX  one more package index for torch, e.g. https://download.pytorch.org/whl/cpu for a build without CUDA
 #   WORKERS      processes that run the tests: a number, `auto` for one per core, 0 for none but pytest itself
 #   PYTEST_ARGS  more options for pytest, e.g. PYTEST_ARGS="-p no:randomly -x tests/maths"
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 TORCH_INDEX ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -21,7 +23,7 @@ export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-gpu demo docs build clean
+.PHONY: help setup lint format test test-slow test-gpu test-vllm demo docs build clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,10 +52,14 @@ test: lint ## lint, then the default tests (no GPU, no network), in parallel and
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(MODELS) ## the tests that take longer than a few seconds; one uses a real model of 98 MB, from the index
-	$(BIN)/python -m pytest -m "slow and not gpu" $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu and not vllm" $(PARALLEL) $(PYTEST_ARGS)
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+test-vllm: ## the tests with vLLM on a CPU, in an environment of their own (Linux, Python 3.11)
+	@$(PYTHON) .ci/vllm_environment.py $(VLLM_VENV)
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm -p no:randomly $(PYTEST_ARGS)
 
 demo: $(STAMP) ## compare plain PPO with influence-guided PPO on small sums, on a CPU, with a report to open
 	$(BIN)/ippo compare --config experiments/grids/demo.yaml

@@ -7,6 +7,7 @@ from ippo_lightning.maths.losses import (
     LossReduction,
     policy_loss_terms,
     reduce_terms,
+    truncated_importance,
     update_diagnostics,
     value_loss_terms,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "shape_rewards",
     "token_log_probs",
     "token_log_probs_and_entropy",
+    "truncated_importance",
     "update_diagnostics",
     "value_loss_terms",
     "whiten",

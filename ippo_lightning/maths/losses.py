@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -34,6 +35,23 @@ def policy_loss_terms(
     # The minimum makes the clipping one-sided: it stops a step that has gone too far, never one that comes back.
     ratio = (log_probs - old_log_probs).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def truncated_importance(*, log_ratio: Tensor, cap: float) -> Tensor:
+    """Return min(exp(log_ratio), cap): how much a step counts that was sampled from another distribution.
+
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"; truncated as in
+    Ionides 2008, "Truncated importance sampling".
+
+    Args:
+        log_ratio: log-prob of the policy minus that of the sampler, nats, shape [rows, steps].
+        cap: the largest weight, >= 1.
+
+    Returns:
+        Shape [rows, steps].
+    """
+    # The cap inside the exponent: exp of a large gap is infinite, and infinity times an advantage of 0 is NaN.
+    return log_ratio.clamp(max=math.log(cap)).exp()
 
 
 def value_loss_terms(*, values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 from torch import Tensor
 
 from ippo_lightning.algorithms import AdvantageEstimator, PolicyLoss
-from ippo_lightning.errors import UserError
-from ippo_lightning.maths import update_diagnostics
+from ippo_lightning.errors import UserError, require_choice, require_range
+from ippo_lightning.maths import KLEstimator, LossReduction, masked_row_mean, update_diagnostics
 from ippo_lightning.policies import PolicyOutput
 from ippo_lightning.records import Minibatch, TextEpisodes
 
@@ -42,6 +43,22 @@ def require_parts(loss: object, advantages: object, *, loss_reads: frozenset[str
     if has_values and not advantages.needs_values:
         name = type(advantages).__name__
         raise UserError(f"policy.value: {name} reads no values, and the policy has a critic; set value to none")
+
+
+def require_coefficients(entropy_coef: float, missing_eos_penalty: float, kl_estimator: str) -> None:
+    """Check the numbers and words beside the objects.
+
+    Args:
+        entropy_coef: see `PPOModule`.
+        missing_eos_penalty: see `PPOModule`.
+        kl_estimator: see `PPOModule`.
+
+    Raises:
+        UserError: a number out of its range, or an unknown estimator.
+    """
+    require_range("model.entropy_coef", entropy_coef, at_least=0)
+    require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0)
+    require_choice("model.kl_estimator", kl_estimator, get_args(KLEstimator))
 
 
 def checked_terms(
@@ -111,3 +128,15 @@ def sums_for_log(output: PolicyOutput, minibatch: Minibatch, *, bounds: tuple[fl
     )
     sums["entropy_sum"] = (output.entropy.detach() * counted).sum()
     return sums
+
+
+def row_losses(terms: Tensor, episodes: TextEpisodes, reduction: LossReduction) -> Tensor:
+    """Return the policy loss of each episode, shape [rows]: the mean over its steps, or their sum for `token_mean`.
+
+    Args:
+        terms: the loss of each step, shape [rows, steps].
+        episodes: the same rows.
+        reduction: of training; scores of another loss would not describe the update.
+    """
+    means = masked_row_mean(values=terms, mask=episodes.mask)
+    return means if reduction == "episode_mean" else means * episodes.lengths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ippo_lightning.algorithms import (
     ValueLoss,
 )
 from ippo_lightning.engine import UpdateSettings, run_iteration
-from ippo_lightning.errors import UserError, require_choice, require_range
+from ippo_lightning.errors import UserError
 from ippo_lightning.maths import (
     KLEstimator,
     kl_estimate,
@@ -27,8 +27,15 @@ from ippo_lightning.maths import (
     reduce_terms,
     shape_rewards,
 )
-from ippo_lightning.modules.loss_outputs import checked_terms, require_parts, sums_for_log
+from ippo_lightning.modules.loss_outputs import (
+    checked_terms,
+    require_coefficients,
+    require_parts,
+    row_losses,
+    sums_for_log,
+)
 from ippo_lightning.modules.optimization import OptimizerSettings
+from ippo_lightning.modules.sampler_gap import check_importance_cap, gap_metrics, importance_weighted
 from ippo_lightning.modules.text import TextModule
 from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
 from ippo_lightning.records import Batch, Minibatch, RolloutPlan, TextEpisodes, UpdateStats
@@ -57,6 +64,7 @@ class PPOModule(TextModule):
         loss: the policy loss; `ClippedLoss` by default.
         value_loss: the critic's loss.
         entropy_coef: weight of the entropy bonus, >= 0.
+        importance_cap: multiply each step's policy loss by min(policy / sampler, cap), >= 1; None for no such weight.
         missing_eos_penalty: subtracted from the reward of a response that never stopped, >= 0.
         kl_controller: has the coefficient of the KL penalty to the reference, in the reward.
         kl_estimator: of that penalty: `k1` is the log-ratio itself.
@@ -85,6 +93,7 @@ class PPOModule(TextModule):
         loss: PolicyLoss | None = None,
         value_loss: ValueLoss | None = None,
         entropy_coef: float = 0.0,
+        importance_cap: float | None = None,
         missing_eos_penalty: float = 0.0,
         kl_controller: FixedKLController | AdaptiveKLController | None = None,
         kl_estimator: KLEstimator = "k1",
@@ -100,9 +109,8 @@ class PPOModule(TextModule):
             optimizer=optimizer,
             evaluation_seed=evaluation_seed,
         )
-        require_range("model.entropy_coef", entropy_coef, at_least=0)
-        require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0)
-        require_choice("model.kl_estimator", kl_estimator, get_args(KLEstimator))
+        require_coefficients(entropy_coef, missing_eos_penalty, kl_estimator)
+        check_importance_cap(importance_cap, own_sampling, own_rollout=type(self).rollout is not PPOModule.rollout)
         self._reward: HeldReward | None = None
         self.reward = reward
         self.sampling = own_sampling
@@ -110,7 +118,7 @@ class PPOModule(TextModule):
         self.pass_size = PassSize(self.update_settings.max_tokens, field="update.max_tokens")
         self.advantages = advantages or GAE()
         self.loss, self.value_loss = loss or ClippedLoss(), value_loss or ValueLoss()
-        self.entropy_coef = entropy_coef
+        self.entropy_coef, self.importance_cap = entropy_coef, importance_cap
         self.missing_eos_penalty = missing_eos_penalty
         self.kl_controller = kl_controller or FixedKLController(coef=0.05)
         self.kl_estimator: KLEstimator = kl_estimator
@@ -161,6 +169,7 @@ class PPOModule(TextModule):
         return self.finish_iteration(
             {
                 **stats.metrics,
+                **gap_metrics(stats.episodes, self.sampling),
                 "rollout/kl_coef": coef,
                 "update/learning_rate_factor": factor,
                 "time/iteration_seconds": time.perf_counter() - start,
@@ -298,7 +307,7 @@ class PPOModule(TextModule):
         episodes need `advantages`, and `log_probs` of the policy that sampled.
         """
         output = self.score(episodes, with_values="values" in self._reads, with_entropy="entropy" in self._reads)
-        return self._per_row(self._terms(output, episodes), episodes)
+        return row_losses(self._terms(output, episodes), episodes, self.update_settings.loss_reduction)
 
     def rollout_losses(self, episodes: TextEpisodes) -> Tensor | None:
         """Return what `episode_losses` is at the parameters that sampled, shape [rows], without a forward.
@@ -309,7 +318,7 @@ class PPOModule(TextModule):
             return None
         # At the parameters that sampled, a forward would compute what the rollout has stored.
         output = PolicyOutput(log_probs=episodes.log_probs, entropy=None, values=episodes.values)
-        return self._per_row(self._terms(output, episodes), episodes)
+        return row_losses(self._terms(output, episodes), episodes, self.update_settings.loss_reduction)
 
     def validation_loss(self, batch: Batch) -> Tensor:
         """Return the SFT loss of demonstrations in nats: mean over tokens, then over demonstrations, shape []."""
@@ -322,12 +331,8 @@ class PPOModule(TextModule):
         return self.loss_reads | self.loss.reads
 
     def _terms(self, output: PolicyOutput, episodes: TextEpisodes) -> Tensor:
-        return checked_terms(self.loss_terms, output, episodes, reads=self._reads)
-
-    def _per_row(self, terms: Tensor, episodes: TextEpisodes) -> Tensor:
-        # Reduced as in training: scores of another loss would not describe the update.
-        means = masked_row_mean(values=terms, mask=episodes.mask)
-        return means if self.update_settings.loss_reduction == "episode_mean" else means * episodes.lengths
+        terms = checked_terms(self.loss_terms, output, episodes, reads=self._reads)
+        return importance_weighted(terms, episodes, self.importance_cap)
 
     # --- what the engine calls -----------------------------------------------------------------------
 

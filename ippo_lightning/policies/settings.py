@@ -11,6 +11,7 @@ from ippo_lightning.errors import UserError, require_range
 
 _SAMPLERS = ("generate", "continuous", "vllm")
 _CACHES = ("dynamic", "static")
+_DTYPES = ("bfloat16", "float16", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,16 @@ class SamplingSettings:
             ends with the token in which the text is complete, whatever else that token contains.
         greedy: take the most likely token each time, for evaluation only; temperature and top_p then have no effect.
         sampler: `generate` is transformers' own loop; `continuous` is its continuous batching, where a finished
-            response makes room for the next one; `vllm` is an engine of its own (the extra `vllm`), which reloads the
-            adapter for each batch.
+            response makes room for the next one; `vllm` is an engine of its own (the extra `vllm`), which gets the
+            policy's weights again for each rollout.
         cache: of keys and values, for `generate`: `dynamic` grows with the responses; `static` has its full size from
             the start, so that transformers can compile the step on a GPU.
         batch_size: responses that are sampled at the same time, those to prompts of similar length together; null for
             all.
         engine: more arguments of `vllm.LLM`, for example {"gpu_memory_utilization": 0.4}.
+        dtype: "bfloat16" to sample in half precision from weights that stay as they are: `generate` runs under
+            autocast, `vllm` has weights of this type. Log-probabilities are still scored in the policy's own precision.
+            None for the policy's own.
 
     Raises:
         UserError: a value is out of range.
@@ -83,6 +87,12 @@ class SamplingSettings:
     cache: Literal["dynamic", "static"] = "dynamic"
     batch_size: int | None = None
     engine: dict[str, Any] = field(default_factory=dict)
+    dtype: Literal["bfloat16", "float16"] | None = None
+
+    @property
+    def reports_log_probs(self) -> bool:
+        """Whether the sampler returns log-probs of its own, whose gap to the policy's is logged."""
+        return self.sampler == "vllm" or self.dtype is not None
 
     def __post_init__(self) -> None:
         self._check_sampler()
@@ -116,9 +126,18 @@ class SamplingSettings:
             raise UserError(f"{field}.greedy: true is for evaluation; set it in model.evaluation, and false here")
 
     def _check_sampler(self) -> None:
-        for name, known in (("sampler", _SAMPLERS), ("cache", _CACHES)):
+        for name, known in (("sampler", _SAMPLERS), ("cache", _CACHES), ("dtype", _DTYPES)):
             if getattr(self, name) not in known:
-                raise UserError(f"sampling.{name}: {getattr(self, name)!r} is unknown; use {' or '.join(known)}")
+                words = " or ".join("null" if word is None else word for word in known)
+                raise UserError(f"sampling.{name}: {getattr(self, name)!r} is unknown; use {words}")
+        # Its passes run in a thread of their own, which autocast does not reach.
+        if self.dtype is not None and self.sampler == "continuous":
+            raise UserError(f"sampling.dtype: {self.dtype} has no effect on continuous; use generate or vllm")
+        # Under autocast, keys and values have two types, and a static cache has room for one.
+        if self.dtype is not None and self.sampler == "generate" and self.cache == "static":
+            raise UserError(
+                f"sampling.dtype: {self.dtype} needs another cache than static; set sampling.cache to dynamic"
+            )
         if self.batch_size is not None:
             require_range("sampling.batch_size", self.batch_size, at_least=1, integer=True)
         # An option without effect is a misunderstanding that the user should learn about before a long run.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ippo_lightning.records.episodes import Episodes, column, object_column, step_column
+from ippo_lightning.records.episodes import Column, Episodes, column, object_column, step_column
 
 Example = Mapping[str, Any]
 """What a task knows about one prompt: any keys and values, `answer` among them if there is a right one."""
@@ -33,6 +33,10 @@ class TextEpisodes(Episodes):
     """[rows, prompt_tokens] bool, True on real tokens."""
     response_ids: Tensor = step_column()
     """[rows, steps] int64, the very ids that were sampled, padded on the right."""
+    # `Any`: None until `__post_init__`, so that code which makes episodes without an engine need not name it
+    sampler_gap: Any = field(default=None, metadata={"column": Column("steps")})
+    """[rows, steps] nats, `log_probs` minus the log-prob that the sampler drew the token with; 0.0 where the mask is
+    False, and everywhere if the sampler reports none."""
     prompts: tuple[str, ...] = object_column()
     """The prompts as text, one per row."""
     responses: tuple[str, ...] = object_column()
@@ -41,6 +45,12 @@ class TextEpisodes(Episodes):
     """What the data module knows about each prompt, the answer for instance."""
 
     mask_of_axis: ClassVar[Mapping[str, str]] = {"steps": "mask", "prompt_tokens": "prompt_mask"}
+
+    def __post_init__(self) -> None:
+        """Fill what was left out, and check the shapes."""
+        if self.sampler_gap is None:
+            object.__setattr__(self, "sampler_gap", torch.zeros_like(self.log_probs))  # the record is frozen
+        Episodes.__post_init__(self)  # a dataclass with slots is a second class, which `super()` does not know
 
     @property
     def response_mask(self) -> Tensor:

@@ -42,9 +42,13 @@ def collect_episodes(
         UserError: no prompts, or one that with `max_new_tokens` does not fit the context.
     """
     episodes = sample_episodes(policy, prompts=prompts, examples=examples, sampling=sampling, counts=counts)
-    return fill_log_probs(
+    filled = fill_log_probs(
         policy, episodes=episodes, temperature=sampling.temperature, micro_batch_size=micro_batch_size, size=size
     )
+    if not sampling.reports_log_probs:
+        return filled
+    gap = (filled.log_probs - episodes.log_probs).masked_fill(~filled.mask, 0.0)
+    return filled.evolve(sampler_gap=gap)
 
 
 def sample_episodes(
@@ -55,7 +59,10 @@ def sample_episodes(
     sampling: SamplingSettings,
     counts: Tensor | None = None,
 ) -> TextEpisodes:
-    """Sample responses; every other number of the episodes is NaN. Arguments as in `collect_episodes`."""
+    """Sample responses; every other number of the episodes is NaN. Arguments as in `collect_episodes`.
+
+    `log_probs` are those of the sampler if it reports some, until `fill_log_probs` puts the policy's in their place.
+    """
     if not prompts:
         raise UserError("rollout: the batch has 0 prompts; expected at least 1")
     # Checked before sampling, so that a prompt that is too long costs no time and is named by its number.
@@ -79,7 +86,7 @@ def sample_episodes(
         mask=samples.response_mask,
         truncated=samples.truncated,
         group=index,
-        log_probs=unknown,
+        log_probs=unknown if samples.log_probs is None else samples.log_probs.to(unknown),
         ref_log_probs=unknown,
         values=unknown,
         outcome_rewards=unknown.new_full((len(index),), torch.nan),

@@ -33,6 +33,7 @@ from ippo_lightning.run.loggers import log_again, logged_evaluation
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.run.signals import Interrupted, finish_on_signal
+from ippo_lightning.run.unfinished import keeping_earlier_iterations
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, HISTORY, RESULTS, JsonObject, RunFolder, finite
 
@@ -118,7 +119,7 @@ class FabricLoop:
             UserError: wrong settings, data or reward; the last checkpoint stays.
             Interrupted: after Ctrl-C, SIGTERM or SIGUSR1, when the iteration is done and its checkpoint is written.
             FloatingPointError: NaN or infinity somewhere; the last checkpoint stays.
-            OSError: the disk is full; the last checkpoint stays.
+            OSError: the disk is full, or a sampler's engine has ended; the last checkpoint stays.
         """
         try:
             return self._fit()
@@ -285,11 +286,10 @@ class FabricLoop:
         bar.update(completed=self.module.iteration, numbers={})
         batches = self.batches.of(self.datamodule.train_dataloader())
         while self.module.iteration < self.max_iterations and not self.should_stop:
-            batch = self.fabric.to_device(next(batches))
-            iteration = self.module.iteration
-            with self.fabric.autocast():
-                metrics = cast(dict[str, float], self.module.training_step(batch, iteration))
-            self._log(iteration, metrics)
+            with keeping_earlier_iterations(self), self.fabric.autocast():
+                batch = self.fabric.to_device(next(batches))
+                metrics = cast(dict[str, float], self.module.training_step(batch, self.module.iteration))
+            self._log(self.module.iteration - 1, metrics)
             bar.update(completed=self.module.iteration, numbers=metrics)
             if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
                 self._validate(bar)

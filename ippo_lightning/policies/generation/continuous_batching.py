@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -14,7 +13,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.contexts import evaluating
 from ippo_lightning.policies.generation.generate import generation_config, own_generation_settings_aside
-from ippo_lightning.policies.generation.request import Request, Samples, sample_in_batches
+from ippo_lightning.policies.generation.request import Drawn, Request, Samples, sample_in_batches
 
 _PAGE = 32
 """Tokens per page of keys and values."""
@@ -46,7 +45,7 @@ class ContinuousSampler:
         return sample_in_batches(request, self._draw, network=self.network)
 
     @torch.no_grad()
-    def _draw(self, request: Request) -> Tensor:
+    def _draw(self, request: Request) -> Drawn:
         prompts = [ids[mask].tolist() for ids, mask in zip(request.prompt_ids, request.prompt_mask, strict=True)]
         device = request.prompt_ids.device
         # One number from the caller's stream seeds all draws of this batch.
@@ -72,7 +71,7 @@ class ContinuousSampler:
                 manager.stop(block=True, timeout=_STOP)
                 manager.destroy()
         rows = [torch.tensor(found[name], dtype=torch.long, device=device) for name in names]
-        return pad_sequence(rows, batch_first=True, padding_value=request.pad_id)
+        return Drawn(pad_sequence(rows, batch_first=True, padding_value=request.pad_id))
 
 
 def _configuration(prompts: list[list[int]], max_new_tokens: int, *, seed: int) -> ContinuousBatchingConfig:

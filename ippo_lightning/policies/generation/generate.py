@@ -8,14 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.policies.contexts import evaluating
 from ippo_lightning.policies.generation.random_rows import RandomRows, random_state, set_random_state
-from ippo_lightning.policies.generation.request import Request, Samples, sample_in_batches
+from ippo_lightning.policies.generation.recording import DrawnLogProbs, NoteDrawn
+from ippo_lightning.policies.generation.request import Drawn, Request, Samples, joined, sample_in_batches
 from ippo_lightning.policies.generation.stop_strings import StopStringCriteria
+from ippo_lightning.policies.loading import DTYPES
 from ippo_lightning.policies.sequences import position_ids_of
 from ippo_lightning.records import cut_rows
 from ippo_lightning.records.out_of_memory import is_out_of_memory
@@ -56,11 +64,11 @@ class GenerateSampler:
         with gathered(self.network) if self.gather else nullcontext():
             return sample_in_batches(request, self._draw, network=self.network)
 
-    def _draw(self, request: Request) -> Tensor:
+    def _draw(self, request: Request) -> Drawn:
         rows, columns = request.prompt_ids.shape
         width, device = columns + request.settings.max_new_tokens, request.prompt_ids.device
         start = last = random_state(device)
-        waiting, found, most = self._parts(torch.arange(rows, device=device), width), list[Tensor](), -1
+        waiting, found, most = self._parts(torch.arange(rows, device=device), width), list[Drawn](), -1
         while waiting:
             part, *rest = waiting
             stream = RandomRows(part, num_rows=rows, state=start, device=device) if len(part) < rows else None
@@ -78,33 +86,46 @@ class GenerateSampler:
             # The whole batch goes on until its last response has ended.
             if stream is not None and stream.num_draws > most:
                 most, last = stream.num_draws, stream.state()
-        if len(found) == 1:
-            return found[0]
-        set_random_state(last, device)
-        steps = max(part.shape[1] for part in found)
-        # what is after the end of a response is masked by the caller
-        padded = [torch.nn.functional.pad(part, (0, steps - part.shape[1]), value=request.pad_id) for part in found]
-        return torch.cat(padded)
+        if len(found) > 1:
+            set_random_state(last, device)
+        return joined(found, pad_id=request.pad_id)
 
     def _parts(self, rows: Tensor, width: int) -> list[Tensor]:
         parts = cut_rows(torch.full_like(rows, width), max_tokens=self.size.tokens, sort=False)
         return [rows[part] for part in parts]
 
-    def _drawn(self, request: Request, rows: Tensor, stream: RandomRows | None) -> Tensor | None:
+    def _drawn(self, request: Request, rows: Tensor, stream: RandomRows | None) -> Drawn | None:
         """Return the responses of some rows; None if memory ran out."""
         part = request._replace(prompt_ids=request.prompt_ids[rows], prompt_mask=request.prompt_mask[rows])
         try:
             with stream or nullcontext():
-                sequences: Tensor = generated(self.network, part, synced=self.synced)
+                return self._generated(part)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return None
-        return sequences[:, request.prompt_ids.shape[1] :]
+
+    def _generated(self, request: Request) -> Drawn:
+        start = request.prompt_ids.shape[1]
+        if request.settings.dtype is None:
+            sequences: Tensor = generated(self.network, request, synced=self.synced)
+            return Drawn(sequences[:, start:])
+        # The weights stay as they are: training and scoring read them, and only the forwards of this loop are cast.
+        notes = DrawnLogProbs(request.settings.temperature)
+        with torch.autocast(request.prompt_ids.device.type, dtype=DTYPES[request.settings.dtype]):
+            sequences = generated(self.network, request, synced=self.synced, notes=notes)
+        return Drawn(sequences[:, start:], notes.log_probs())
 
 
 @torch.no_grad()
-def generated(network: PreTrainedModel, request: Request, *, synced: bool = False, with_scores: bool = False) -> Any:
+def generated(
+    network: PreTrainedModel,
+    request: Request,
+    *,
+    synced: bool = False,
+    with_scores: bool = False,
+    notes: DrawnLogProbs | None = None,
+) -> Any:
     """Return what transformers' `generate` returns for a request.
 
     Args:
@@ -113,6 +134,7 @@ def generated(network: PreTrainedModel, request: Request, *, synced: bool = Fals
         synced: see `GenerateSampler`.
         with_scores: return an object with `sequences` and `scores`, the logits that each token is drawn from, instead
             of the sequences.
+        notes: gets the log-prob of each token drawn.
     """
     generate: Any = network.generate
     config = generation_config(request)
@@ -125,16 +147,18 @@ def generated(network: PreTrainedModel, request: Request, *, synced: bool = Fals
             # architecture.
             position_ids=position_ids_of(request.prompt_mask),
             generation_config=config,
-            stopping_criteria=_criteria(request),
+            logits_processor=None if notes is None else LogitsProcessorList([notes]),
+            stopping_criteria=_criteria(request, notes),
             synced_gpus=synced,
         )
 
 
-def _criteria(request: Request) -> StoppingCriteriaList | None:
-    if request.stop_strings is None:
-        return None
-    # Not transformers' own stop strings: those search the prompt too, and prepare a table over the vocabulary.
-    return StoppingCriteriaList([StopStringCriteria(request.stop_strings, request.prompt_ids.shape[1])])
+def _criteria(request: Request, notes: DrawnLogProbs | None) -> StoppingCriteriaList | None:
+    found: list[StoppingCriteria] = [] if notes is None else [NoteDrawn(notes)]
+    if request.stop_strings is not None:
+        # Not transformers' own stop strings: those search the prompt too, and prepare a table over the vocabulary.
+        found.append(StopStringCriteria(request.stop_strings, request.prompt_ids.shape[1]))
+    return StoppingCriteriaList(found) if found else None
 
 
 def generation_config(request: Request) -> GenerationConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,19 @@ class Samples(NamedTuple):
     """[rows, steps] bool, True up to and including the first stop token, or the token in which a stop string ends."""
     truncated: Tensor
     """[rows] bool, True if the length limit came before a stop token and before the end of a stop string."""
+    log_probs: Tensor | None = None
+    """[rows, steps] nats, the sampler's own, of each token at the temperature; None if it reports none."""
+
+
+class Drawn(NamedTuple):
+    """What a sampler drew for a part of the rows; it may contain anything after a stop token."""
+
+    ids: Tensor
+    """[rows, steps] int64, padded on the right."""
+    log_probs: Tensor | None = None
+    """[rows, steps] nats, those that the tokens were drawn with; None if the sampler reports none."""
+    mask: Tensor | None = None
+    """[rows, steps] bool, False behind the last token of a row; None if only rows with a stop token are padded."""
 
 
 class Request(NamedTuple):
@@ -98,28 +111,30 @@ def _prompt_rows(num_prompts: int, *, num_responses: int, counts: Tensor | None,
     return prompts.repeat_interleave(counts.to(device))
 
 
-def sample_in_batches(request: Request, draw: Callable[[Request], Tensor], *, network: nn.Module) -> Samples:
+def sample_in_batches(request: Request, draw: Callable[[Request], Drawn], *, network: nn.Module) -> Samples:
     """Sample one response per row, at most `settings.batch_size` rows at a time.
 
     Args:
         request: all rows.
-        draw: returns response ids [rows, tokens] for a part of the rows; it may write anything after a stop token.
+        draw: returns the responses to a part of the rows.
         network: what `draw` runs; ranks that have shards of it make the same number of draws.
     """
     batch_size = request.settings.batch_size
-    response_ids = draw(request) if batch_size is None else _drawn_in_batches(request, draw, batch_size, network)
-    response_mask, truncated = response_mask_of(response_ids, stop_ids=request.stop_ids)
+    drawn = draw(request) if batch_size is None else _drawn_in_batches(request, draw, batch_size, network)
+    response_mask, truncated = response_mask_of(drawn.ids, stop_ids=request.stop_ids)
+    if drawn.mask is not None:
+        response_mask = response_mask & drawn.mask
     if request.stop_strings is not None:
-        response_mask, truncated = request.stop_strings.end(response_ids, response_mask, truncated)
+        response_mask, truncated = request.stop_strings.end(drawn.ids, response_mask, truncated)
     # After a stop token the samplers differ; with one filler, equal responses have equal ids.
-    return Samples(response_ids.masked_fill(~response_mask, request.pad_id), response_mask, truncated)
+    response_ids = drawn.ids.masked_fill(~response_mask, request.pad_id)
+    log_probs = None if drawn.log_probs is None else drawn.log_probs.masked_fill(~response_mask, 0.0)
+    return Samples(response_ids, response_mask, truncated, log_probs)
 
 
-def _drawn_in_batches(
-    request: Request, draw: Callable[[Request], Tensor], batch_size: int, network: nn.Module
-) -> Tensor:
+def _drawn_in_batches(request: Request, draw: Callable[[Request], Drawn], batch_size: int, network: nn.Module) -> Drawn:
     lengths = request.prompt_mask.sum(dim=1)
-    responses: list[Tensor] = [lengths] * len(lengths)
+    rows_drawn: list[Drawn | None] = [None] * len(lengths)
     # Prompts of similar length share a batch, so that it contains little padding. The sort is stable: the order of the
     # rows decides which random number each of them gets.
     for rows, is_new, _ in passes(lengths, module=network, max_rows=batch_size):
@@ -128,10 +143,31 @@ def _drawn_in_batches(
         drawn = draw(request._replace(prompt_ids=prompt_ids, prompt_mask=prompt_mask))
         # A pass that is repeated for other ranks draws again; the responses of the first draw stay.
         if is_new:
-            for row, response in zip(rows.tolist(), drawn, strict=True):
-                responses[row] = response
-    # All rows of a narrower batch have stopped, so this padding stands after a stop token and is masked.
-    return pad_sequence(responses, batch_first=True, padding_value=request.pad_id)
+            for index, row in enumerate(rows.tolist()):
+                rows_drawn[row] = Drawn(*(None if part is None else part[index : index + 1] for part in drawn))
+    # All rows of a narrower batch have stopped, so the padding stands after a stop token and is masked.
+    return joined([drawn for drawn in rows_drawn if drawn is not None], pad_id=request.pad_id)
+
+
+def joined(parts: Sequence[Drawn], *, pad_id: int) -> Drawn:
+    """Return the rows of all parts, one part after the other, padded to the longest.
+
+    Args:
+        parts: at least one.
+        pad_id: fills the ids.
+    """
+
+    def rows_of(field: int, filler: float) -> Tensor | None:
+        values = [part[field] for part in parts]
+        given = [row for value in values if value is not None for row in value]
+        is_complete = all(value is not None for value in values)
+        return pad_sequence(given, batch_first=True, padding_value=filler) if is_complete else None
+
+    if len(parts) == 1:
+        return parts[0]
+    ids = rows_of(0, pad_id)
+    assert ids is not None, "every sampler draws ids"
+    return Drawn(ids, rows_of(1, 0.0), rows_of(2, False))
 
 
 def response_mask_of(response_ids: Tensor, *, stop_ids: list[int]) -> tuple[Tensor, Tensor]:

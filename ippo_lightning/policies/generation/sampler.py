@@ -31,7 +31,7 @@ def build_sampler(policy: CausalLMPolicy, settings: SamplingSettings) -> Sampler
 
     Args:
         policy: what the sampler draws from.
-        settings: `sampler` and `engine` are read here; the other fields come with each request.
+        settings: `sampler`, `engine` and `dtype` are read here; the other fields come with each request.
 
     Raises:
         UserError: the sampler does not support this policy, or is not installed.
@@ -44,7 +44,8 @@ def build_sampler(policy: CausalLMPolicy, settings: SamplingSettings) -> Sampler
     if settings.sampler == "continuous":
         return ContinuousSampler(network)
     if settings.sampler == "vllm":
-        return VLLMSampler(policy.model, policy.tokenizer, source=policy.source, options=settings.engine)
+        engine = {} if settings.dtype is None else {"dtype": settings.dtype}
+        return VLLMSampler(policy.model, policy.tokenizer, source=policy.source, options={**engine, **settings.engine})
     gather = sharded and policy.gather_for_sampling
     return GenerateSampler(network, gather=gather, synced=sharded and not gather)
 
@@ -56,7 +57,7 @@ def sampler_key(policy: CausalLMPolicy, settings: SamplingSettings) -> tuple[str
         policy: what the sampler draws from.
         settings: as for `build_sampler`.
     """
-    network, options = policy.language_model, repr(sorted(settings.engine.items()))
+    network, options = policy.language_model, repr((settings.dtype, sorted(settings.engine.items())))
     # The identity of the network is part of the key, so that a replaced model is never sampled from again. It is not
     # reused: the old sampler keeps the old network alive.
     return settings.sampler, options, id(network), is_sharded(network), policy.gather_for_sampling
