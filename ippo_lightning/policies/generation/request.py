@@ -144,9 +144,14 @@ def _drawn_in_batches(request: Request, draw: Callable[[Request], Drawn], batch_
         # A pass that is repeated for other ranks draws again; the responses of the first draw stay.
         if is_new:
             for index, row in enumerate(rows.tolist()):
-                rows_drawn[row] = Drawn(*(None if part is None else part[index : index + 1] for part in drawn))
+                rows_drawn[row] = _row(drawn, index)
     # All rows of a narrower batch have stopped, so the padding stands after a stop token and is masked.
     return joined([drawn for drawn in rows_drawn if drawn is not None], pad_id=request.pad_id)
+
+
+def _row(drawn: Drawn, index: int) -> Drawn:
+    log_probs, mask = (None if part is None else part[index : index + 1] for part in (drawn.log_probs, drawn.mask))
+    return Drawn(drawn.ids[index : index + 1], log_probs, mask)
 
 
 def joined(parts: Sequence[Drawn], *, pad_id: int) -> Drawn:
