@@ -215,6 +215,7 @@ WEIGHTS = ["root", "root_cap", "linear", "linear_cap", "cosine_root_cap", "cosin
     [
         ("demo", ["sft", "ppo", "ippo"], 1),
         ("arithmetic", ["sft", "ppo", "ippo", *CONTROLS], 5),
+        ("word_problems", ["sft", "ppo", "ippo"], 3),
         ("sweep", ["ppo", "adam_root_cap", "random", "filter_only", *WEIGHTS], 5),
     ],
 )
@@ -229,4 +230,4 @@ def test_a_grid_has_the_columns_of_its_tables(name: str, columns: list[str], see
 
 
 def test_every_grid_is_tested_here() -> None:
-    assert [f"grids/{name}.yaml" for name in ("arithmetic", "demo", "sweep")] == GRIDS
+    assert [f"grids/{name}.yaml" for name in ("arithmetic", "demo", "sweep", "word_problems")] == GRIDS

@@ -12,8 +12,8 @@ from ippo_lightning.tasks.word_problems.questions import Problem
 from ippo_lightning.tasks.word_problems.search import all_steps
 
 _TRIES = 20
-_SPREAD = 10
-"""A new number is at most twice the old one plus this."""
+_SPREAD = 5
+"""A new number is at most one and a half times the old one plus this, so that it rarely has more digits."""
 
 
 def variants_of(problem: Problem, *, count: int, generator: random.Random) -> list[Problem]:
@@ -60,7 +60,7 @@ def _drawn(value: Fraction, generator: random.Random) -> Fraction:
     """Return a number like the old one: about as large, with as many decimals."""
     text = write_number(value) or "0"
     scale = 10 ** len(text.partition(".")[2])
-    return Fraction(generator.randint(2 * scale, int(2 * value * scale) + _SPREAD * scale), scale)
+    return Fraction(generator.randint(2 * scale, int(value * scale * 3 / 2) + _SPREAD * scale), scale)
 
 
 def _rewritten(
