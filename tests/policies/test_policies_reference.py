@@ -10,6 +10,7 @@ import torch
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, LoraSettings
+from ippo_lightning.policies import causal_lm as causal_lm_module
 from ippo_lightning.policies.reference import resolve_reference
 
 KINDS = [
@@ -149,3 +150,24 @@ def test_reference_log_probs_without_a_reference_are_refused(
     assert not policy.has_reference
     with pytest.raises(UserError, match=r"policy\.reference: 'none'"):
         policy.reference_log_probs(*demonstrations)
+
+
+@pytest.mark.parametrize(("kind", "is_continued"), [("adapter_off", False), ("adapter_copy", True)])
+def test_a_reference_on_what_trains_is_a_copy_or_refused(
+    kind: Any, is_continued: bool, base_folder: str, adapter_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = causal_lm_module.add_lora
+
+    def trains_norms_too(*arguments: Any, **options: Any) -> Any:
+        model = plain(*arguments, **options)
+        next(p for name, p in model.named_parameters() if "norm" in name).requires_grad_(True)
+        return model
+
+    monkeypatch.setattr(causal_lm_module, "add_lora", trains_norms_too)
+    lora = LoraSettings(adapter_path=adapter_folder if is_continued else None)
+    found = CausalLMPolicy(pretrained=base_folder, lora=lora)
+    assert found.reference_kind == "copy"
+    assert not any("reference" in name.split(".") for name, _ in found.model.named_parameters())
+    assert any("norm" in name for name, _ in found.named_trainable_parameters()), "what trained still trains"
+    with pytest.raises(UserError, match=rf"policy\.reference: '{kind}' would change in training, because .*norm"):
+        CausalLMPolicy(pretrained=base_folder, lora=lora, reference=kind)

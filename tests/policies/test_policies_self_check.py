@@ -17,7 +17,6 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, LoraSettings, encode_demonstrations
-from ippo_lightning.policies import causal_lm as causal_lm_module
 from ippo_lightning.policies import reference as reference_module
 from ippo_lightning.policies.generation import generate as generate_module
 
@@ -270,28 +269,6 @@ def test_auto_takes_a_copy_of_an_adapter_that_exists_only_once(base_folder: str,
     found = CausalLMPolicy(pretrained=base_folder, lora=lora)
     assert found.reference_kind == "copy"
     assert set(found.save_pretrained(tmp_path / "saved")) == {"adapter", "merged"}
-
-
-@pytest.mark.parametrize(("kind", "adapter"), [("adapter_off", None), ("adapter_copy", "saved")])
-def test_a_reference_on_what_trains_is_a_copy_or_refused(
-    kind: Any, adapter: str | None, base_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = None if adapter is None else saved_adapter(base_folder, tmp_path / "sft")
-    plain = causal_lm_module.add_lora
-
-    def trains_norms_too(*arguments: Any, **options: Any) -> Any:
-        model = plain(*arguments, **options)
-        next(p for name, p in model.named_parameters() if "norm" in name).requires_grad_(True)
-        return model
-
-    monkeypatch.setattr(causal_lm_module, "add_lora", trains_norms_too)
-    lora = LoraSettings(adapter_path=path)
-    found = CausalLMPolicy(pretrained=base_folder, lora=lora)
-    assert found.reference_kind == "copy"
-    assert not any("reference" in name.split(".") for name, _ in found.model.named_parameters())
-    assert any("norm" in name for name, _ in found.named_trainable_parameters()), "what trained still trains"
-    with pytest.raises(UserError, match=rf"policy\.reference: '{kind}' would change in training, because .*norm"):
-        CausalLMPolicy(pretrained=base_folder, lora=lora, reference=kind)
 
 
 PROCESSED: list[dict[str, Any]] = [

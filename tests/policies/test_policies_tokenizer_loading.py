@@ -42,7 +42,7 @@ def test_each_eos_of_the_generation_config_ends_a_response(several_ends: str, se
         SamplingSettings(num_responses=48, max_new_tokens=8, temperature=3.0, **settings),
     )
     seen = set()
-    for ids, mask, truncated in zip(*samples, strict=True):
+    for ids, mask, truncated in zip(*samples[:3], strict=True):
         kept = ids[mask].tolist()
         assert not ends & set(kept[:-1])
         assert bool(truncated) == (kept[-1] not in ends)
@@ -69,7 +69,16 @@ def test_vllm_gets_every_eos(several_ends: str, monkeypatch: pytest.MonkeyPatch)
 
         def generate(self, prompts: list[Any], parameters: list[Any], **_: object) -> list[Any]:
             given.extend(parameters)
-            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=(9, 8, 7))]) for _ in prompts]
+            return [
+                SimpleNamespace(
+                    outputs=[
+                        SimpleNamespace(
+                            token_ids=(9, 8, 7), logprobs=[{i: SimpleNamespace(logprob=-1.0)} for i in (9, 8, 7)]
+                        )
+                    ]
+                )
+                for _ in prompts
+            ]
 
     for name in ("vllm", "vllm.lora", "vllm.lora.request"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
