@@ -41,11 +41,15 @@ def _install(target: Path) -> None:
         print(f"setup: making {target} with Python {sys.version.split()[0]}", flush=True)
         environment._run([sys.executable, "-m", "venv", str(target)], "needs the venv module")
     pip = [str(python.absolute()), "-m", "pip", "install", "-qq", "--no-deps"]
-    # torch's builds for a CPU lie in an index of their own; `make` exports TORCH_INDEX, empty if it is not set
-    index = os.environ.get("TORCH_INDEX") or "https://download.pytorch.org/whl/cpu"
     print("setup: installing vLLM for a CPU and the project (some minutes the first time)", flush=True)
-    environment._run([*pip, "--extra-index-url", index, "--requirement", str(PACKAGES)], "see pip's words above")
-    build = ["--no-build-isolation", "--editable", str(environment.REPOSITORY)]
+    # torch's builds for a CPU lie in an index of their own, which is asked for torch alone, and once: a machine that
+    # does not reach it has such a build in its own index.
+    index = os.environ.get("TORCH_INDEX") or "https://download.pytorch.org/whl/cpu"
+    once = ["--retries", "0", "--timeout", "15", "--extra-index-url", index]
+    torch = next(line for line in PACKAGES.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+    environment._run([*pip, *once, torch], "see pip's words above")
+    environment._run([*pip, "--requirement", str(PACKAGES)], "see pip's words above")
+    build = ["--editable", str(environment.REPOSITORY)]
     environment._run([*pip, *build], "see pip's words above")
 
 
