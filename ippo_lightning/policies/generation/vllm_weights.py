@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,7 +145,18 @@ class WeightsHandOver:
 
     def _write(self, folder: Path) -> None:
         merged = merged_copy(self.model) if isinstance(self.model, PeftModel) else self.model
-        merged.save_pretrained(folder)
+        with _saving_on_this_rank(merged):
+            merged.save_pretrained(folder)
+
+
+@contextmanager
+def _saving_on_this_rank(model: PreTrainedModel) -> Iterator[None]:
+    """Let transformers write a model on every rank: it writes on rank 0 only, and each rank has a folder of its own."""
+    vars(model)["should_save_on_this_rank"] = lambda is_main_process: True
+    try:
+        yield
+    finally:
+        del vars(model)["should_save_on_this_rank"]
 
 
 def engine_rank(rank: int) -> int:
