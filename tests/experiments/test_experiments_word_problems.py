@@ -50,4 +50,4 @@ def test_an_iteration_from_the_adapter_of_the_package(
     assert row["rollout/kl"] == pytest.approx(0.0, abs=1e-5)
     assert math.isfinite(row["update/policy_loss"])
     assert ("influence/scored_kept_fraction" in row) == (method == "ippo")
-    assert (tmp_path / "run" / "model" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "run" / "model" / "adapter" / "adapter_model.safetensors").is_file()
