@@ -54,6 +54,7 @@ def test_a_number_that_the_steps_do_not_use_stays() -> None:
     [
         pytest.param("Ann has 4 rows of 2 chairs and adds 2. How many?", "10", id="an operand stands there twice"),
         pytest.param("Ann had 2 pens and got 2 more. How many?", "4", id="2+2 or 2*2"),
+        pytest.param("Ann had 4 pens and lost 2. How many are left?", "2", id="4-2 or 4/2"),
         pytest.param("A dozen eggs and 5 more. How many?", "17", id="an operand in words"),
         pytest.param("Ann has 3 pens. How many?", "7", id="no way to the answer"),
         pytest.param("9 of 12 eggs break, and Bo lays 3 more. How many?", "6", id="a result equals a number"),
