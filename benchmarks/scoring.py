@@ -5,7 +5,8 @@
 
 The yardstick is `losses.sum().backward()` over the same micro-batches, with gradients adding up in `.grad`, which is an
 epoch of PPO without its optimizer. Ways take turns within each round, and a ratio is of one round: noise that lasts
-longer than a round cancels. Peak memory is the growth of the resident set, each way in a process of its own.
+longer than a round cancels. The time of hooks and of the forward method contains that of their check, divided by the
+iterations between two checks. Peak memory is the growth of the resident set, each way in a process of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -31,6 +33,10 @@ from torch import Tensor
 from ippo_lightning.influence import influence_scores
 
 YARDSTICK = "forward + backward"
+CHECK = "check of two scores"
+CHECKED = 2
+CHECK_COST = 0.03
+"""As in `selection/scorer.py`."""
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
@@ -89,8 +95,13 @@ def plain(case: Case) -> None:
         case.losses(case.model, batch).sum().backward()
 
 
+def check(case: Case) -> None:
+    """Compare two scores with plain autograd, as the callback does in its first and in every n-th iteration."""
+    influence_scores(case.model, case.losses, case.first(CHECKED).batches, case.direction, checksum_batches=1)
+
+
 def by(method: str, *, known: bool = False) -> Callable[[Case], Tensor]:
-    """Return scoring by one of the library's methods."""
+    """Return scoring by one of the library's methods, without the check."""
 
     def run(case: Case) -> Tensor:
         return influence_scores(
@@ -100,6 +111,7 @@ def by(method: str, *, known: bool = False) -> Callable[[Case], Tensor]:
             case.direction,
             method=method,  # type: ignore[arg-type]
             known_losses=(lambda batch: batch.known) if known else None,
+            checksum_batches=0,
         )
 
     return run
@@ -137,6 +149,9 @@ WAYS: dict[str, Way] = {
 }
 
 
+CHECKED_WAYS = ("hooks", "forward")
+
+
 def measure(options: argparse.Namespace, *, adapter: bool, tokens: int, episodes: int) -> dict[str, Any]:
     """Return time and memory ratios, error and signs by way."""
     case = case_of(options, adapter=adapter, tokens=tokens, episodes=episodes)
@@ -144,6 +159,11 @@ def measure(options: argparse.Namespace, *, adapter: bool, tokens: int, episodes
     found = {name: agreement(case, name, way) for name, way in ways.items()}
     seconds = [one_round(case, ways) for _ in range(options.rounds)]
     yardstick = statistics.median(row[YARDSTICK] for row in seconds)
+    every = math.ceil(2 * CHECKED / (CHECK_COST * episodes))
+    for row in seconds:
+        for name in CHECKED_WAYS:
+            if name in row:
+                row[name] += row[CHECK] / every
     for name, entry in found.items():
         entry["time"] = statistics.median(row[name] / row[YARDSTICK] for row in seconds)
     if not options.no_memory:
@@ -184,7 +204,7 @@ def case_of(options: argparse.Namespace, *, adapter: bool, tokens: int, episodes
 def one_round(case: Case, ways: Mapping[str, Way]) -> dict[str, float]:
     """Let every way run once, in turn; return seconds."""
     seconds: dict[str, float] = {}
-    for name, run in {YARDSTICK: plain, **{name: way.run for name, way in ways.items()}}.items():
+    for name, run in {YARDSTICK: plain, CHECK: check, **{name: way.run for name, way in ways.items()}}.items():
         case.model.zero_grad(set_to_none=True)
         gc.collect()
         start = time.perf_counter()

@@ -106,9 +106,9 @@ def build_case(
                     parameter.add_(0.02 * torch.randn_like(parameter))
     model.eval()
     size = max(tokens_per_batch // tokens, 1)
-    # as the callback does: a small first batch, whose scores are compared with plain autograd
-    checked = min(8, episodes)
-    sizes = [checked, *(min(size, episodes - start) for start in range(checked, episodes, size))]
+    # as the callback does: a small first pass
+    first = min(8, episodes)
+    sizes = [first, *(min(size, episodes - start) for start in range(first, episodes, size))]
     batches = [_batch(model, count, tokens) for count in sizes]
     return Case(model, batches, target_gradient(model, mean_loss, demonstrations_of(model, tokens)))
 

@@ -51,6 +51,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device, and torch sees none here")
 
 
+@pytest.fixture(
+    params=[torch.OutOfMemoryError("out of memory"), MemoryError(), RuntimeError("not enough memory")],
+    ids=lambda error: type(error).__name__,
+)
+def memory_error(request: pytest.FixtureRequest) -> Exception:
+    """Return what a device, Python or the CPU's allocator raises if memory runs out."""
+    error: Exception = request.param
+    return error
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> Iterator[None]:
     """Start each test from seed 0 in every generator, and give the generators back as they were."""

@@ -229,8 +229,34 @@ def _add_option(line: CommandLine, option: Option) -> None:
         line.words += option.words
         return
     expanded = _expanded(option.name, value)
-    line.words += option.words if expanded == value else [f"--{option.name}={expanded}"]
-    line.layers.append({option.name: _loaded(expanded)})
+    loaded = _loaded(expanded)
+    line.layers.append({option.name: loaded})
+    if _contains_null(loaded) and ".init_args." in option.name:
+        line.words += _words_with_null(option.name, expanded, loaded)
+    else:
+        line.words += option.words if expanded == value else [f"--{option.name}={expanded}"]
+
+
+def _words_with_null(name: str, value: str, loaded: Any) -> list[str]:
+    """Return words in which null stays null below an argument: the parser hands a word on as text, there `None`.
+
+    Raises:
+        UserError: the key is below an argument of one object of a list, which no file can address alone.
+    """
+    first, *keys = name.split(".")
+    if first in ("model", "data"):
+        for key in reversed(keys):
+            loaded = {key: loaded}
+        return ["--config", dump_yaml({first: loaded})]
+    if loaded is not None or "." in name.partition(".init_args.")[2]:
+        raise UserError(f"{name}: null is not read correctly here on the command line; write this key in a YAML")
+    return [f"--{name}={value}"]
+
+
+def _contains_null(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_contains_null(part) for part in value.values())
+    return any(_contains_null(part) for part in value) if isinstance(value, list) else value is None
 
 
 def _expanded(name: str, value: str) -> str:

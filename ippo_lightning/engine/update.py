@@ -16,7 +16,7 @@ from ippo_lightning.engine.load_balancing import Work, rebalance
 from ippo_lightning.engine.nonfinite import name_broken
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.records import Episodes, Minibatch, Pass, UpdatePlan
-from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 from ippo_lightning.records.pass_size import PassSize
 
 _LOG = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def _accumulate(
     """Forward and backward over one minibatch; if memory runs out, again in micro-batches half as large."""
     try:
         return _accumulated(stages, work, rows, settings=settings, shrink=shrink)
-    except RuntimeError as error:
+    except MEMORY_ERRORS as error:
         if not is_out_of_memory(error):
             raise
     # Outside of the except block, whose traceback keeps the tensors of the failed pass alive. Other ranks may have

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -51,7 +51,7 @@ def _value(losses: Callable[[Model, Batch], Tensor], model: Model, batch: Batch)
     """Return the losses, None if memory ran out."""
     try:
         return losses(model, batch)
-    except RuntimeError as error:
+    except MEMORY_ERRORS as error:
         if not is_out_of_memory(error):
             raise
     return None

@@ -15,7 +15,7 @@ from ippo_lightning.distributed.dtensor import is_sharded, local, mean_over_rank
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.directions import Direction
 from ippo_lightning.influence.model_state import averaged_gradients, trainable_parameters, undisturbed
-from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -158,7 +158,7 @@ def _fitting_gradients(
     try:
         value = _checked_loss(loss(model, batch))
         found = averaged_gradients(value if factor is None else value * factor, parameters)
-    except RuntimeError as error:
+    except MEMORY_ERRORS as error:
         if split is None or not is_out_of_memory(error):
             raise
     if found is not None:

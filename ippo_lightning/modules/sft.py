@@ -14,7 +14,7 @@ from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.text import Grader, TextModule
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
 from ippo_lightning.records import Batch
-from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 from ippo_lightning.records.pass_size import MaxTokens, PassSize, require_max_tokens
 
 
@@ -84,7 +84,7 @@ class SFTModule(TextModule):
         """Forward and backward over a batch; if memory runs out, again in passes half as large. Return the loss, []."""
         try:
             return self._accumulated(encoded, denominator)
-        except RuntimeError as error:
+        except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
         # Outside of the except block, whose traceback keeps the tensors of the failed pass alive. Other ranks may have

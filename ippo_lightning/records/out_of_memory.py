@@ -8,6 +8,10 @@ import torch
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
+MEMORY_ERRORS = (RuntimeError, MemoryError)
+"""What to catch around a pass, before `is_out_of_memory` decides: Python's own error is no RuntimeError."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out, so that a smaller pass may succeed.
 

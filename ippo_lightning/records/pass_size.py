@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError, require_range
-from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 
 FIXED = 16384
 """Tokens of a pass on a CPU, and of the first pass on a GPU, which is measured.
@@ -57,7 +57,7 @@ def run_in_halves(rows: Tensor, run: Callable[[Tensor], None], *, field: str, ca
     try:
         run(rows)
         return
-    except RuntimeError as error:
+    except MEMORY_ERRORS as error:
         if not is_out_of_memory(error):
             raise
     # Outside of the except block, whose traceback keeps the tensors of the failed pass alive.

@@ -14,7 +14,7 @@ from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.influence import EpisodeScores, NonFiniteScoreError, score_episodes
 from ippo_lightning.records import Episodes, passes
-from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.module_interface import ModuleInterface
@@ -138,7 +138,7 @@ class Scorer:
             self._has_checked = True
         except NonFiniteScoreError:
             return  # the scores of all rows name them
-        except RuntimeError as error:
+        except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
             # The check takes more memory than a score: the graph stays for a second backward. If a row does not fit
@@ -224,7 +224,7 @@ class Scorer:
             except NonFiniteScoreError as error:
                 # unique, because a repeated pass names its rows a second time
                 raise _LostRowsError(torch.cat(chosen)[list(error.positions)].unique().cpu()) from error
-            except RuntimeError as error:
+            except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
                     raise
                 found = None

@@ -226,3 +226,28 @@ def test_a_file_that_is_no_configuration_is_an_error(content: str, said: str, tm
     (tmp_path / "a.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=said):
         read_command_line(["fit", "--config", str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(
+    ("word", "value", "found"),
+    [
+        ("policy.init_args.system_prompt", "null", None),
+        ("policy.init_args.lora", "null", None),
+        ("policy.init_args.lora.adapter_path", "null", None),
+        ("policy.init_args.lora", '{"r": 4, "adapter_path": null}', None),
+        ("policy.init_args.system_prompt", "~", None),
+    ],
+)
+def test_null_on_the_command_line_is_not_the_text_none(word: str, value: str, found: Any) -> None:
+    chosen = parsed("--task", "sums", f"--model.init_args.{word}", value).model.init_args
+    for key in word.split("."):
+        chosen = chosen[key]
+    assert getattr(chosen, "adapter_path", chosen) is found
+
+
+def test_null_where_the_command_line_cannot_hand_it_on_is_refused() -> None:
+    with pytest.raises(UserError, match=r"scoring\.include: null is not read correctly .* write this key in a YAML"):
+        read_command_line(["fit", "--callbacks.init_args.scoring.include", "null"])
+    line = read_command_line(["fit", "--callbacks.init_args.threshold", "null"])
+    assert line.words == ["fit", "--callbacks.init_args.threshold=null"]

@@ -51,7 +51,7 @@ def test_micro_batches_add_up_to_the_minibatch(reduction: str, tmp_path: Path) -
 
 
 def test_a_minibatch_that_does_not_fit_in_memory_starts_again_in_smaller_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_error: Exception
 ) -> None:
     whole = updated(tmp_path, update={"minibatch_size": 8, "micro_batch_size": 8})
     honest, limit = PPOModule.backward_loss, 2
@@ -59,7 +59,7 @@ def test_a_minibatch_that_does_not_fit_in_memory_starts_again_in_smaller_parts(
     def tight(module: PPOModule, loss: torch.Tensor) -> None:
         honest(module, loss)  # gradients of a backward that fails are already there
         if module.rows_of_pass > limit:
-            raise torch.OutOfMemoryError("out of memory")
+            raise memory_error
 
     def counted(module: PPOModule, minibatch: Any) -> Any:
         module.rows_of_pass = len(minibatch.episodes)

@@ -32,7 +32,7 @@ def gap(first: SFTModule, second: SFTModule) -> float:
 
 @pytest.mark.parametrize("fails_in", ["demonstration_loss", "backward_loss"])
 def test_a_batch_that_does_not_fit_in_memory_starts_again_in_smaller_parts(
-    fails_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_error: Exception
 ) -> None:
     whole = stepped(tmp_path / "whole")
     honest_loss, honest_backward, rows, limit = SFTModule.demonstration_loss, SFTModule.backward_loss, [], 2
@@ -40,13 +40,13 @@ def test_a_batch_that_does_not_fit_in_memory_starts_again_in_smaller_parts(
     def loss(module: SFTModule, encoded: Any, denominator: float) -> torch.Tensor:
         rows.append(len(encoded.response_ids))
         if fails_in == "demonstration_loss" and rows[-1] > limit:
-            raise torch.OutOfMemoryError("out of memory")
+            raise memory_error
         return honest_loss(module, encoded, denominator)
 
     def backward(module: SFTModule, value: torch.Tensor) -> None:
         honest_backward(module, value)  # gradients of a backward that fails are already there
         if fails_in == "backward_loss" and rows[-1] > limit:
-            raise torch.OutOfMemoryError("out of memory")
+            raise memory_error
 
     monkeypatch.setattr(SFTModule, "demonstration_loss", loss)
     monkeypatch.setattr(SFTModule, "backward_loss", backward)

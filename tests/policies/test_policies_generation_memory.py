@@ -13,10 +13,11 @@ from ippo_lightning.policies import CausalLMPolicy, SamplingSettings, encode_pro
 from ippo_lightning.policies.generation import generate
 from ippo_lightning.policies.generation.random_rows import RandomRows
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("out of memory")
 PROMPTS = ["7+12?", "1+1?", "35+4?", "2+2?", "8+9?"]
 
 
-def tight(monkeypatch: pytest.MonkeyPatch, *, limit: int) -> list[int]:
+def tight(monkeypatch: pytest.MonkeyPatch, *, limit: int, error: Exception = OUT_OF_MEMORY) -> list[int]:
     """Let a draw of more rows fail after it has used random numbers; return the rows of each draw."""
     honest, made = generate.generated, []
 
@@ -24,7 +25,7 @@ def tight(monkeypatch: pytest.MonkeyPatch, *, limit: int) -> list[int]:
         made.append(len(request.prompt_ids))
         found = honest(network, request, **options)
         if made[-1] > limit:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return found
 
     monkeypatch.setattr(generate, "generated", generated)
@@ -88,8 +89,10 @@ def test_an_evaluation_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(first) == str(second)  # as text, because NaN is not equal to itself
 
 
-def test_a_response_that_does_not_fit_alone_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    tight(monkeypatch, limit=0)
+def test_a_response_that_does_not_fit_alone_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, memory_error: Exception
+) -> None:
+    tight(monkeypatch, limit=0, error=memory_error)
     with (
         pytest.raises(UserError, match="sampling: one response of 16 tokens does not fit") as raised,
         pytest.warns(UserWarning, match="continuing with"),

@@ -121,7 +121,7 @@ def test_every_option_changes_the_scores(options: dict[str, Any], module: PPOMod
 
 
 def test_batches_change_nothing_and_memory_that_is_too_small_halves_them(
-    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch, memory_error: Exception
 ) -> None:
     whole = scores_of(scored(module, episodes))
     small = scores_of(scored(module, episodes, max_tokens=40))
@@ -130,7 +130,7 @@ def test_batches_change_nothing_and_memory_that_is_too_small_halves_them(
 
     def tight(part: Episodes) -> torch.Tensor:
         if len(part) > limit:
-            raise torch.OutOfMemoryError("out of memory")
+            raise memory_error
         return honest(part)
 
     monkeypatch.setattr(module, "episode_losses", tight)
@@ -146,7 +146,7 @@ def test_batches_change_nothing_and_memory_that_is_too_small_halves_them(
 
 @pytest.mark.parametrize("method", ["hooks", "per_episode", "forward", "finite_difference"])
 def test_only_the_pass_that_failed_is_made_again(
-    method: Any, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+    method: Any, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch, memory_error: Exception
 ) -> None:
     callback = InfluenceFilter(scoring=ScoringSettings(method=method, health_every_n_iterations=0))
     whole = scores_of(scored(module, episodes, callback=callback))
@@ -155,7 +155,7 @@ def test_only_the_pass_that_failed_is_made_again(
     def tight(part: Episodes) -> torch.Tensor:
         if len(made) >= 1 and not failed:
             failed.append(len(part))
-            raise torch.OutOfMemoryError("out of memory")
+            raise memory_error
         made.append(len(part))
         return honest(part)
 

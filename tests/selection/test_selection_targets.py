@@ -68,7 +68,7 @@ def test_the_return_of_the_buffer_is_the_gradient_of_minus_the_mean_of_advantage
 
 @pytest.mark.parametrize("num_groups", [1, 3])
 def test_a_batch_that_does_not_fit_in_memory_is_halved_and_the_gradient_stays(
-    num_groups: int, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+    num_groups: int, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch, memory_error: Exception
 ) -> None:
     plan = UpdatePlan(episodes=episodes)
     whole = taken(module, plan, ReturnOfBuffer(), num_groups=num_groups).mean
@@ -76,7 +76,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_and_the_gradient_stays(
 
     def tight(part: Any, **wanted: Any) -> Any:
         if len(part) > limit:
-            raise torch.OutOfMemoryError("out of memory")
+            raise memory_error
         made.append(len(part))
         return honest(part, **wanted)
 
@@ -120,7 +120,7 @@ def test_demonstrations_are_cut_by_tokens_and_the_gradient_stays(
 
 
 def test_later_gradients_begin_with_passes_that_fitted(
-    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch, memory_error: Exception
 ) -> None:
     data, plan = tiny_data(), UpdatePlan(episodes=episodes)
     data.setup()
@@ -130,7 +130,7 @@ def test_later_gradients_begin_with_passes_that_fitted(
     def tight(batch: Any) -> Any:
         made.append(len(batch["prompts"]))
         if made[-1] > 3:
-            raise torch.OutOfMemoryError("out of memory")
+            raise memory_error
         return honest(batch)
 
     monkeypatch.setattr(module, "validation_loss", tight)

@@ -26,7 +26,7 @@ from ippo_lightning.policies.generation.stop_strings import StopStringCriteria
 from ippo_lightning.policies.loading import DTYPES
 from ippo_lightning.policies.sequences import position_ids_of
 from ippo_lightning.records import cut_rows
-from ippo_lightning.records.out_of_memory import is_out_of_memory
+from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 from ippo_lightning.records.pass_size import PassSize
 
 
@@ -100,7 +100,7 @@ class GenerateSampler:
         try:
             with stream or nullcontext():
                 return self._generated(part)
-        except RuntimeError as error:
+        except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
             return None
