@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_sum, rank, world_size
@@ -18,7 +19,24 @@ def is_sharded(module: nn.Module) -> bool:
     Args:
         module: any module; for example one sharded by `torch.distributed.fsdp.fully_shard`.
     """
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    # After a forward, FSDP2 may leave full parameters in the place of the shards; the module is sharded nevertheless.
+    return any(isinstance(part, FSDPModule) for part in module.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in module.parameters()
+    )
+
+
+def reshard(module: nn.Module) -> None:
+    """Put the shards back in the place of full parameters.
+
+    FSDP2 leaves the parameters of its outermost module in full after a forward, until a backward. What is written into
+    a shard then has no effect on the next forward, and `parameters()` gives the full ones.
+
+    Args:
+        module: any module; one that is not sharded does not change.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

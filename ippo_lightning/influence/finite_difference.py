@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ippo_lightning.distributed.collectives import any_rank
-from ippo_lightning.distributed.dtensor import inner_product, is_sharded, local, sharded_like
+from ippo_lightning.distributed.dtensor import inner_product, is_sharded, local, reshard, sharded_like
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.model_state import coarsest_dtype, trainable_parameters
@@ -77,7 +77,7 @@ def difference_scores(
     _warn_of_half_precision(model)
     size = choose_step(model, blocks, one_sided=known is not None) if step is None else step
     # This side comes first: both ways need it, and its distance from the known values is the scale of their check.
-    with displaced(blocks, size):
+    with displaced(model, blocks, size):
         ahead = [_values(model, function, batch) for batch in batches]
     if known is not None:
         _require_same_shapes(known, ahead)
@@ -85,7 +85,7 @@ def difference_scores(
         return [_quotient(after, before, size, dtype) for after, before in zip(ahead, known, strict=True)]
     if known is not None and step is None:  # the step of two sides is another one
         return difference_scores(model, function, batches, blocks, known=None, dtype=dtype)
-    with displaced(blocks, -size):
+    with displaced(model, blocks, -size):
         behind = [_values(model, function, batch) for batch in batches]
     return [_quotient(after, before, 2 * size, dtype) for after, before in zip(ahead, behind, strict=True)]
 
@@ -140,20 +140,24 @@ def choose_step(model: nn.Module, blocks: Sequence[Block], *, one_sided: bool) -
 
 
 @contextmanager
-def displaced(blocks: Sequence[Block], step: float) -> Iterator[None]:
+def displaced(model: nn.Module, blocks: Sequence[Block], step: float) -> Iterator[None]:
     """Move parameters along the direction inside the block; afterwards they are equal to the bit.
 
     Args:
+        model: the one that the blocks are of.
         blocks: the direction's blocks.
         step: how far; may be negative.
     """
     # Moving back by arithmetic would leave rounding errors, so the old values are kept and put back.
     before = [_kept(block.parameter) for block in blocks]
     try:
+        # full parameters of an earlier forward would be used again, whatever the shards contain
+        reshard(model)
         for block in blocks:
             _replace(block.parameter, _moved(block, step))
         yield
     finally:
+        reshard(model)
         for block, values in zip(blocks, before, strict=True):
             _replace(block.parameter, values)
 

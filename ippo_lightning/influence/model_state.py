@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ippo_lightning.distributed.dtensor import reshard
 from ippo_lightning.errors import UserError
 
 
@@ -20,6 +21,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Args:
         model: any module; its parameters must not be replaced inside the block.
     """
+    reshard(model)
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     cuda_devices = {parameter.device for parameter, _ in flags if parameter.device.type == "cuda"}
@@ -110,7 +112,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that require gradients, each under the first of its names.
 
     Args:
-        model: any module.
+        model: any module; one that is sharded is left with its shards, see `reshard`.
 
     Returns:
         Name to parameter, in the order of `model.named_parameters()`.
@@ -118,6 +120,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         UserError: there are none.
     """
+    reshard(model)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise UserError(f"model: {type(model).__name__} has no trainable parameter; expected at least one")

@@ -150,7 +150,7 @@ def test_a_tied_parameter_moves_once() -> None:
     direction = a_direction(model)
     name = "transformer.wte.weight"
     before = model.get_parameter(name).detach().clone()
-    with displaced(active_blocks(model, direction), 0.5):
+    with displaced(model, active_blocks(model, direction), 0.5):
         torch.testing.assert_close(model.lm_head.weight.detach(), before + 0.5 * direction[name])
     assert torch.equal(model.lm_head.weight, before)
 

@@ -24,8 +24,13 @@ from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.target_gradients import TargetGradientCache
 from ippo_lightning.selection.targets import TargetLoss
 
-CASES = {"both train": (), "the sharded part is frozen": ("body",), "the full part is frozen": ("head",)}
-"""Name to the parts that do not train."""
+CASES = {
+    "both train": (),
+    "the sharded part is frozen": ("body",),
+    "the full part is frozen": ("head",),
+    "both train, and a forward leaves parameters in full": (),
+}
+"""Name to the parts that do not train. FSDP2 leaves the parameters of its outermost module in full by default."""
 ROWS = 6
 METHODS = ("hooks", "finite_difference")
 
@@ -77,7 +82,7 @@ def results_of(model: nn.Module, numbers: list[int]) -> dict[str, Tensor]:
     direction = target_gradient(model, mean_error, [rows_of(numbers, seed=1)])
     found = {f"direction.{name}": full_tensor(block) for name, block in direction.items()}
     for method in METHODS:
-        batches = [rows_of(numbers, seed=2)]
+        batches = [rows_of(part, seed=2) for part in (numbers[:2], numbers[2:])]
         found[f"scores.{method}"] = influence_scores(model, errors, batches, direction, method=method)
     return found
 
@@ -95,7 +100,9 @@ def main(folder: Path, *_: str) -> None:
     numbers: dict[str, str] = {}
     for name, frozen in CASES.items():
         model = net(frozen)
-        fully_shard(model.body, mesh=mesh, reshard_after_forward=True)
+        fully_shard(model.body, mesh=mesh, reshard_after_forward="in full" not in name)
+        with torch.no_grad():
+            model(torch.zeros(1, 4, dtype=torch.float64))
         torch.save(results_of(model, [0, 2, 4] if rank == 0 else [1, 3, 5]), folder / f"{name}.rank{rank}.pt")
     target = TargetLoss(no_memory, [{"rows": [0, 1, 2, 3]}])
     try:
