@@ -62,9 +62,12 @@ def test_a_run_whose_engine_is_killed_loses_nothing_and_resumes_bit_for_bit(tmp_
     assert same(trainable(resumed), trainable(unbroken))
 
 
-def test_each_of_two_ranks_samples_with_an_engine_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trained", ["full", "lora"])
+def test_each_of_two_ranks_samples_with_an_engine_of_its_own(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launching, "TIME_LIMIT", 540)  # two engines start, which takes a busy machine minutes
-    launching.run_on_two_ranks(Path(two_ranks_vllm), tmp_path)
+    launching.run_on_two_ranks(Path(two_ranks_vllm), tmp_path, trained)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))
     assert first["greedy"] == first["plain"] == second["greedy"] == second["plain"]
     assert all(row["rollout/sampler_gap_max"] < 1e-2 for row in history(tmp_path / "run"))
