@@ -27,7 +27,7 @@ from ippo_lightning.cli.experiment_paths import (
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import CONFIG
+from ippo_lightning.storage.run_folder import CONFIG, RunFolder
 
 EXPERIMENT_COMMANDS = ("fit", "evaluate")
 # without this list, the word after such an option would be taken for its value
@@ -95,7 +95,7 @@ def with_resume(words: Sequence[str]) -> list[str]:
     """Return the words with `--resume DIR` spelt out: the configuration of that run, its folder, and to resume it.
 
     Raises:
-        UserError: the folder contains no run.
+        UserError: the folder contains no run, or no checkpoint to go on from.
     """
     # both ways to write the option become two words, so that one case is left
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
@@ -108,6 +108,11 @@ def with_resume(words: Sequence[str]) -> list[str]:
     folder = Path(value)
     if not (folder / CONFIG).is_file():
         raise UserError(f"resume: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
+    if not RunFolder(folder).has_checkpoint():
+        raise UserError(
+            f"resume: {folder} has no checkpoint; to begin the run again, use `ippo fit --config {folder / CONFIG} "
+            "--loop.overwrite true`"
+        )
     others = [option.name for option in _options([*words[1:place], *words[place + 2 :]]) if _is_axis(option)]
     if others:
         raise UserError(f"resume: --{others[0]} cannot be combined with --resume; the run's {CONFIG} names its files")

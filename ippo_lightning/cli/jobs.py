@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.run_folder import FINGERPRINT, HISTORY, LOG, RESULTS
 
 _POLL_SECONDS = 0.2
@@ -115,7 +116,7 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
     # before the run, so that one that is killed is known again and resumes
-    (job.folder / FINGERPRINT).write_text(job.fingerprint, encoding="utf-8")
+    write_text_whole(job.folder / FINGERPRINT, job.fingerprint)
     # appended: a resumed run keeps the log of its first part
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
