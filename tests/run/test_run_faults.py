@@ -166,9 +166,10 @@ def break_and_resume(place: Place, folder: Path, job: str, *, kind: str, at: int
     if kind == "power failure":
         lose_power(folder, place.journal, half=at % 2 == 0)
     checkpoints = CheckpointFolder(folder / "run" / "checkpoints")
-    if any(checkpoints.path.glob("iteration_*.ckpt")) and kind != "power failure":
+    newest = max((int(path.stem[10:]) for path in checkpoints.path.glob("iteration_*.ckpt")), default=0)
+    if newest and kind != "power failure":
         _, state = checkpoints.read("last")
-        assert state["progress"]["iteration"] == max(int(p.stem[10:]) for p in checkpoints.path.glob("iteration_*"))
+        assert state["progress"]["iteration"] == newest
     assert place.do(folder, job) == 0, (kind, at, place.tail())
 
 
