@@ -63,7 +63,7 @@ class CheckpointFolder:
         best = state["best"]
         if not best.get("is_written"):
             raise UserError(
-                f"checkpoint: {newest} knows no best evaluation (loop.best_metric); expected last, or a path"
+                f"checkpoint: {newest} knows no best evaluation (loop.best_metric); expected last or a path"
             )
         # One of an earlier version does not state its iteration; only its name tells what it is.
         found = [path for path in newest_first(self.path) if iteration_of(path) == best["iteration"]]
