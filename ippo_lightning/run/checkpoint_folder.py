@@ -107,8 +107,7 @@ class CheckpointFolder:
         write_checkpoint(state, path)
         # Before the oldest is deleted: it may have been the only one with the second name.
         self.derive_names(path, state)
-        for old in sorted(self.path.glob(CHECKPOINT_PATTERN), reverse=True)[self.keep_last :]:
-            old.unlink(missing_ok=True)
+        self._delete_oldest()
 
     def go_on_from(self, path: Path, state: Checkpoint) -> None:
         """Make the folder that of a run whose newest checkpoint is `path`; only rank 0 writes.
@@ -127,6 +126,12 @@ class CheckpointFolder:
         if not own.exists() or not own.samefile(path):
             link_whole(path, own)
         self.derive_names(own, state)
+        # A kill between the last checkpoint and this step left one too many, and there may be no further checkpoint.
+        self._delete_oldest()
+
+    def _delete_oldest(self) -> None:
+        for old in sorted(self.path.glob(CHECKPOINT_PATTERN), reverse=True)[self.keep_last :]:
+            old.unlink(missing_ok=True)
 
     def derive_names(self, newest: Path, state: Checkpoint) -> None:
         """Let `last.ckpt` be the newest checkpoint, and `best.ckpt` that of the best evaluation.
