@@ -225,6 +225,8 @@ def full_config(parser: ArgumentParser, settings: Namespace) -> str:
     # the files are merged into this text already, and `ippo evaluate`, which reads it too, has no `resume`
     for name in ("config", "resume"):
         content.pop(name, None)
+    # of this command and not of the run: with it, the same configuration given again would remove the run
+    content["loop"]["overwrite"] = False
     return str(yaml.safe_dump(content, sort_keys=False))
 
 

@@ -21,8 +21,7 @@ from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.atomic import write_text_whole
-from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, refuse_run_folder, seed_folder
+from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, refuse_run_folder, seed_folder
 
 if TYPE_CHECKING:
     from ippo_lightning.report.summary import Results
@@ -129,7 +128,7 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
     }
-    write_text_whole(root / COMPARISON, json.dumps(content, indent=2) + "\n")
+    RunFolder(root).write(COMPARISON, content)
 
 
 def _shown(column: Column) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ippo_lightning.policies.saving_check import check_saved
 from ippo_lightning.policies.self_check import probe_policy
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import frozen_fingerprint, restore_checkpoint
+from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
 
 
@@ -190,7 +191,8 @@ def _results(run_dir: Path, *, iteration: int) -> dict[str, Any]:
         found = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and found.get("iterations") == iteration else {}
+    is_of_model = isinstance(found, dict) and found.get("iterations") == iteration
+    return found if is_of_model and not has_wrong_checksum(found) else {}
 
 
 def _result_lines(results: Mapping[str, Any]) -> list[str]:

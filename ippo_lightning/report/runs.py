@@ -13,6 +13,7 @@ from ippo_lightning.report.display import number
 from ippo_lightning.report.json_lines import read_rows
 from ippo_lightning.report.records import EpisodeRow, Run
 from ippo_lightning.storage.checkpoint_files import is_finished, newest_first
+from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -109,6 +110,9 @@ def _read_results(path: Path) -> JsonObject | None:
     except (ValueError, RecursionError):
         # No error: what the run recorded before is still worth a report.
         _LOG.warning("%s is not readable; the run counts as unfinished", path)
+        return None
+    if isinstance(results, dict) and has_wrong_checksum(results):
+        _LOG.warning("%s is not what the run wrote (its checksum differs); the run counts as unfinished", path)
         return None
     return results if isinstance(results, dict) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from ippo_lightning.run.batches import evaluation_loader
 from ippo_lightning.run.checkpoints import Checkpoint
 from ippo_lightning.run.loggers import log_again
 from ippo_lightning.storage.atomic import write_text_whole
-from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, HISTORY
+from ippo_lightning.storage.checksums import with_checksum_line
+from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, FINGERPRINT_VARIABLE, HISTORY
 
 if TYPE_CHECKING:
     from ippo_lightning.run.fabric_loop import FabricLoop
@@ -76,10 +78,11 @@ def open_folder(loop: FabricLoop, resumed_from: tuple[Path, Checkpoint] | None) 
         return
     if resumed_from is None:
         loop.folder.clear()
+        loop.folder.set_fingerprint(os.environ.get(FINGERPRINT_VARIABLE))
     else:
         _go_on(loop, *resumed_from)
     if loop.config:
-        write_text_whole(loop.folder.path / CONFIG, loop.config)
+        write_text_whole(loop.folder.path / CONFIG, with_checksum_line(loop.config))
 
 
 def _go_on(loop: FabricLoop, path: Path, state: Checkpoint) -> None:

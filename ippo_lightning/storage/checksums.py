@@ -1,11 +1,12 @@
-"""A checksum at the end of a file: its reader knows whether the content is what was written."""
+"""A checksum in a file: its reader knows whether the content is what was written."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,6 +17,8 @@ _END = re.compile(rb"\n(?P<label>[ -~]{1,100}), sha256 (?P<checksum>[0-9a-f]{64}
 _LONGEST_END = 200
 _CHECKSUM_BYTES = 65  # 64 digits and the end of the line
 _CHUNK = 1 << 20
+_KEY = "sha256"
+_LINE = "# sha256 of the lines above: "
 
 
 class _Hashed:
@@ -97,6 +100,54 @@ def digest_of(path: Path, *, size: int | None = None) -> str:
             digest.update(chunk)
             left = None if left is None else left - len(chunk)
     return digest.hexdigest()
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a JSON file with its checksum under the key `sha256`.
+
+    Args:
+        content: anything that JSON has.
+    """
+    return {**content, _KEY: _digest(content)}
+
+
+def has_wrong_checksum(content: Mapping[str, Any]) -> bool:
+    """Return whether the content of a JSON file is not that of its checksum; False without a checksum.
+
+    Args:
+        content: as it was read.
+    """
+    rest = dict(content)
+    checksum = rest.pop(_KEY, None)
+    try:
+        return checksum is not None and checksum != _digest(rest)
+    except RecursionError:  # thousands of nested brackets, which nothing here writes
+        return True
+
+
+def with_checksum_line(text: str) -> str:
+    """Return a YAML text with its checksum in a last line, which is a comment.
+
+    Args:
+        text: of whole lines.
+    """
+    return f"{text}{_LINE}{hashlib.sha256(text.encode('utf-8')).hexdigest()}\n"
+
+
+def has_wrong_checksum_line(text: str) -> bool:
+    """Return whether a text is not that of its last line; False without such a line.
+
+    Args:
+        text: as it was read.
+    """
+    content, mark, checksum = text.rpartition(_LINE)
+    return bool(mark) and hashlib.sha256(content.encode("utf-8")).hexdigest() != checksum.strip()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    # Through JSON once: what was written as a tuple is read as a list.
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _end_of(path: Path) -> re.Match[bytes] | None:

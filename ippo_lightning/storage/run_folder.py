@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.atomic import sync_folder, write_text_whole
+from ippo_lightning.storage.checksums import with_checksum
 from ippo_lightning.storage.run_logs import RunLogs
 
 try:
@@ -47,6 +48,8 @@ _EARLIER_RESULTS_PATTERN = "results_*.json"
 COMPARISON = "comparison.json"
 LOG = "log.txt"
 FINGERPRINT = "fingerprint.txt"
+FINGERPRINT_VARIABLE = "IPPO_COMPARE_FINGERPRINT"
+"""Environment variable by which a comparison tells a run its fingerprint."""
 
 # A report.
 REPORT = "report.html"
@@ -225,6 +228,17 @@ class RunFolder:
         for name in self.logs.names:
             (self.path / name).unlink(missing_ok=True)
 
+    def set_fingerprint(self, fingerprint: str | None) -> None:
+        """Write by which settings a comparison knows the run, or remove what an earlier run had.
+
+        Args:
+            fingerprint: None for a run outside a comparison.
+        """
+        if fingerprint is None:
+            (self.path / FINGERPRINT).unlink(missing_ok=True)
+        else:
+            write_text_whole(self.path / FINGERPRINT, fingerprint)
+
     def set_results_aside(self, *, iteration: int) -> None:
         """Rename the results of an earlier end, before the run goes on: they are not those of the longer run.
 
@@ -243,8 +257,8 @@ class RunFolder:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write(self, name: str, content: JsonObject) -> None:
-        """Write file `name` as JSON, completely or not at all."""
-        write_text_whole(self.path / name, json.dumps(finite(content), indent=2) + "\n")
+        """Write file `name` as JSON with a checksum, completely or not at all."""
+        write_text_whole(self.path / name, json.dumps(with_checksum(finite(content)), indent=2) + "\n")
 
     def read_rows(self, name: str) -> list[JsonObject]:
         """Return the complete lines of file `name`; empty if there is no such file."""

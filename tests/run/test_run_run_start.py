@@ -141,7 +141,16 @@ def test_a_run_that_has_ended_keeps_its_results_on_resume(run: Path) -> None:
     before = json.loads((run / "results.json").read_text(encoding="utf-8"))
     tiny_loop(run, tiny_module(), resume=True, test_at_end=True, callbacks=[EpisodeLog()]).fit()
     after = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    assert before | {"seconds": 0} == after | {"seconds": 0}
+    of_the_clock = {"seconds": 0, "sha256": ""}
+    assert before | of_the_clock == after | of_the_clock
+
+
+def test_a_result_that_was_changed_is_no_result(run: Path) -> None:
+    path = run / "results.json"
+    text = path.read_text(encoding="utf-8")
+    assert read_run(run).finished
+    path.write_text(text.replace('"k": ', '"k": 1'), encoding="utf-8")
+    assert not read_run(run).finished
 
 
 @pytest.mark.parametrize("lost", ["checkpoints", "history.jsonl"])

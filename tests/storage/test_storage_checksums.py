@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ippo_lightning.storage.checksums import digest_of, is_intact, label_of, write_checked
+from ippo_lightning.storage.checksums import (
+    digest_of,
+    has_wrong_checksum,
+    has_wrong_checksum_line,
+    is_intact,
+    label_of,
+    with_checksum,
+    with_checksum_line,
+    write_checked,
+)
 
 CONTENT = random.Random(0).randbytes(5000)
 
@@ -52,3 +63,28 @@ def test_the_digest_is_that_of_the_first_bytes(size: int | None, tmp_path: Path)
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
     assert digest_of(path, size=size) == hashlib.sha256(CONTENT[:size]).hexdigest()
+
+
+CONFIGURATION = """loop:
+  max_iterations: 4
+  run_dir: runs/größe
+"""
+
+
+def test_a_configuration_stays_what_it_is_and_tells_its_changes() -> None:
+    text = with_checksum_line(CONFIGURATION)
+    assert yaml.safe_load(text) == yaml.safe_load(CONFIGURATION)
+    assert not has_wrong_checksum_line(text)
+    assert has_wrong_checksum_line(text.replace("4", "40", 1))
+    assert has_wrong_checksum_line(text + "seed_everything: 3\n")
+    assert not has_wrong_checksum_line(CONFIGURATION)
+
+
+def test_numbers_tell_their_changes_and_any_order_is_right() -> None:
+    content = {"exact_match": 0.1 + 0.2, "k": 4, "names": ("a", "b"), "nothing": None}
+    read = json.loads(json.dumps(with_checksum(content)))
+    assert not has_wrong_checksum(read)
+    assert not has_wrong_checksum(dict(reversed(read.items())))
+    assert has_wrong_checksum({**read, "k": 5})
+    assert has_wrong_checksum({**read, "more": 1})
+    assert not has_wrong_checksum(content)
