@@ -116,7 +116,7 @@ def with_resume(words: Sequence[str]) -> list[str]:
     if not RunFolder(folder).has_checkpoint():
         raise UserError(
             f"resume: {folder} has no checkpoint; to begin the run again, use `ippo fit --config {folder / CONFIG} "
-            "--loop.overwrite true`"
+            f"--loop.run_dir {folder} --loop.overwrite true`"
         )
     # the folder itself, because the configuration names the old place if the run was moved
     given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
