@@ -2,8 +2,8 @@
 
 The experiment is built once; a fork of it costs no import and loads no model. Arguments: the words of `ippo fit`, with
 a relative `loop.run_dir`. Reads one JSON object a line: `{"folder": where the process works, "job": "fit" or "export",
-"fault": "none", "kill" or "terminate", "at": number of the operation, "journal": path, "log": path}`. Answers with the
-exit status, negative for a signal.
+"fault": "none", "kill" or "terminate", "at": number of the operation, "journal": path, "log": path, "number": of the
+order}`. Answers with the number and the exit status, which is negative for a signal.
 
 An operation is what Python's audit events show of files below the folder, and each fsync. The journal has a line for
 each, and one for each file that is forced to disk, with its size then.
@@ -86,7 +86,7 @@ def main() -> None:
         if pid == 0:
             child(loop, order)
         _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(order["number"], os.waitstatus_to_exitcode(status), flush=True)
 
 
 def child(loop: Any, order: dict[str, Any]) -> None:
