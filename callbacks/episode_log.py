@@ -45,6 +45,11 @@ class EpisodeLog(Callback):
         self.every_n_iterations = every_n_iterations
         self.file_name = file_name
 
+    @property
+    def appended_files(self) -> tuple[str, ...]:
+        """Files in the run's folder that a checkpoint covers: a resumed run goes on at the line where it was then."""
+        return (self.file_name,)
+
     def on_update_end(self, trainer: HasRunFolder, pl_module: object, stats: UpdateStats) -> None:
         """Write one line per episode."""
         if is_due(stats, every_n_iterations=self.every_n_iterations):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ from ippo_lightning.cli.experiment_paths import (
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import CONFIG
+from ippo_lightning.storage.checksums import has_wrong_checksum_line
+from ippo_lightning.storage.run_folder import CONFIG, RunFolder
 
 EXPERIMENT_COMMANDS = ("fit", "evaluate")
 # without this list, the word after such an option would be taken for its value
@@ -95,7 +97,7 @@ def with_resume(words: Sequence[str]) -> list[str]:
     """Return the words with `--resume DIR` spelt out: the configuration of that run, its folder, and to resume it.
 
     Raises:
-        UserError: the folder contains no run.
+        UserError: the folder contains no run, or no checkpoint to go on from.
     """
     # both ways to write the option become two words, so that one case is left
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
@@ -111,6 +113,11 @@ def with_resume(words: Sequence[str]) -> list[str]:
     others = [option.name for option in _options([*words[1:place], *words[place + 2 :]]) if _is_axis(option)]
     if others:
         raise UserError(f"resume: --{others[0]} cannot be combined with --resume; the run's {CONFIG} names its files")
+    if not RunFolder(folder).has_checkpoint():
+        raise UserError(
+            f"resume: {folder} has no checkpoint; to begin the run again, use `ippo fit --config {folder / CONFIG} "
+            f"--loop.run_dir {folder} --loop.overwrite true`"
+        )
     # the folder itself, because the configuration names the old place if the run was moved
     given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
     # the user's words come last and so override the configuration of the run
@@ -303,11 +310,15 @@ def read_text(path: Path) -> str:
     """
     try:
         # -sig, because some editors on Windows begin a file with a byte order mark
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"config: {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"config: {path} cannot be read ({error.strerror})") from error
+    # said and not refused: a user may edit the configuration of a run and begin another with it
+    if has_wrong_checksum_line(text):
+        warnings.warn(f"config: {path} was changed since a run wrote it; it is used as it is", stacklevel=2)
+    return text
 
 
 def load_yaml(text: str, *, origin: str) -> Any:

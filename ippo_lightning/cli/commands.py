@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ippo_lightning.cli.error_messages import one_line
 from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import CONFIG, RunFolder
+from ippo_lightning.storage.run_folder import CONFIG, READABLE, RunFolder
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -39,10 +39,12 @@ def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> N
 
     loop = build_loop(parser, settings)
     chosen = settings.evaluate
-    loop.set_up_evaluation(Path(chosen.checkpoint) if chosen.checkpoint else None)
+    if chosen.output:
+        refuse_to_replace(Path(chosen.output))
+    checkpoint = loop.set_up_evaluation(chosen.checkpoint)
     metrics = loop.evaluate(chosen.split)
     if loop.is_global_zero:
-        print_metrics(metrics, title=chosen.split)
+        print_metrics(metrics, title=chosen.split if checkpoint is None else f"{chosen.split}, {checkpoint.name}")
     if chosen.output and loop.is_global_zero:
         folder = RunFolder(Path(chosen.output).parent)
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -80,8 +82,8 @@ def export(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     parser = build_parser("evaluate")
     experiment = parser.parse_args(read_command_line(["evaluate", "--config", str(run_dir / CONFIG)]).words)
     objects = build_objects(parser, experiment)
-    folder = export_run(run_dir, objects.model, settings=chosen)
-    print(f"Model: {folder}")
+    folder, checkpoint = export_run(run_dir, objects.model, settings=chosen)
+    print(f"Model: {folder}, of {checkpoint}")
 
 
 def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
@@ -104,6 +106,16 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] 
     "report": report,
 }
 """Each takes the parser, the parsed settings, and the words as the user typed them."""
+
+
+def refuse_to_replace(output: Path) -> None:
+    """Refuse to write numbers over a file of a run.
+
+    Raises:
+        UserError: a run wrote the file.
+    """
+    if output.exists() and output.name in READABLE and RunFolder(output.parent).has_run_beside(output.name):
+        raise UserError(f"output: {output} is a file of the run in {output.parent}; name another file")
 
 
 def vars_of(settings: Any) -> dict[str, Any]:
@@ -213,6 +225,8 @@ def full_config(parser: ArgumentParser, settings: Namespace) -> str:
     # the files are merged into this text already, and `ippo evaluate`, which reads it too, has no `resume`
     for name in ("config", "resume"):
         content.pop(name, None)
+    # of this command and not of the run: with it, the same configuration given again would remove the run
+    content["loop"]["overwrite"] = False
     return str(yaml.safe_dump(content, sort_keys=False))
 
 

@@ -21,7 +21,7 @@ from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, seed_folder
+from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, refuse_run_folder, seed_folder
 
 if TYPE_CHECKING:
     from ippo_lightning.report.summary import Results
@@ -42,6 +42,7 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     """
     columns = columns_of(settings)
     root = Path(settings.run_dir)
+    refuse_run_folder("run_dir", root)
     jobs = list(plan_jobs(settings, columns))
     for job in jobs:
         _check(job)
@@ -127,7 +128,7 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
     }
-    (root / COMPARISON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    RunFolder(root).write(COMPARISON, content)
 
 
 def _shown(column: Column) -> dict[str, Any]:

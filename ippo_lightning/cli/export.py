@@ -12,18 +12,21 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftModel
 
 import ippo_lightning
+from ippo_lightning.cli.export_folder import check_output, fill_export
 from ippo_lightning.cli.settings import Dtype, ExportSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.merging import merged_copy
 from ippo_lightning.policies.saving import save_adapter
 from ippo_lightning.policies.saving_check import check_saved
 from ippo_lightning.policies.self_check import probe_policy
-from ippo_lightning.run.checkpoints import CheckpointFolder, frozen_fingerprint, read_checkpoint, restore_checkpoint
+from ippo_lightning.run.checkpoint_folder import CheckpointFolder
+from ippo_lightning.run.checkpoints import frozen_fingerprint, restore_checkpoint
+from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
 
 
-def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
-    """Write the model of a run and its card; return the folder.
+def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple[Path, Path]:
+    """Write the model of a run and its card; return the folder, and the checkpoint that the model is of.
 
     Args:
         run_dir: folder of a run of `ippo fit`.
@@ -31,42 +34,41 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
         settings: see `ExportSettings`.
 
     Raises:
-        UserError: no checkpoint, one of another model, `form: adapter` of a run that trained all weights, or what was
-            written, loaded again, does not compute what the policy computes.
+        UserError: no checkpoint, one of another model, `form: adapter` of a run that trained all weights, a folder in
+            which other files would be replaced, or what was written, loaded again, does not compute what the policy
+            computes.
     """
-    checkpoint = chosen_checkpoint(run_dir, settings.checkpoint)
-    state = read_checkpoint(checkpoint)
+    folder = Path(settings.output) if settings.output else run_dir / "export"
+    # first, because loading takes long
+    check_output(folder, overwrite=settings.overwrite)
+    checkpoint, state = CheckpointFolder(RunFolder(run_dir).checkpoints).read(settings.checkpoint)
     restore_checkpoint(state, source=checkpoint, module=module, fingerprint=frozen_fingerprint(module))
-    policy = module.policy
-    has_adapter = isinstance(policy.model, PeftModel)
+    has_adapter = isinstance(module.policy.model, PeftModel)
     if settings.form == "adapter" and not has_adapter:
         raise UserError(f"form: adapter is not possible, {run_dir} trained all weights; expected merged")
-    folder = Path(settings.output) if settings.output else run_dir / "export"
-    # after the checks, so that an error leaves no empty folder
-    folder.mkdir(parents=True, exist_ok=True)
+    form = settings.form if has_adapter else "full"
+
+    def write(place: Path) -> None:
+        error = _write_model(module.policy, place, settings=settings)
+        card = model_card(run_dir, state=state, form=form, license_name=settings.license, merging_error=error)
+        # after the model: PEFT writes a README.md of its own beside an adapter
+        card.save(place / "README.md")
+
+    origin = {"run": str(run_dir), "checkpoint": checkpoint.name, "iteration": state["progress"]["iteration"]}
+    fill_export(folder, write, origin={**origin, "form": form, "version": ippo_lightning.__version__})
+    return folder, checkpoint
+
+
+def _write_model(policy: Any, place: Path, *, settings: ExportSettings) -> float | None:
+    """Write the model and check it; return what merging and rounding changed, or None if neither was done."""
     error = None
     if settings.form == "adapter":
-        save_adapter(policy.model, policy.tokenizer, folder)
+        save_adapter(policy.model, policy.tokenizer, place)
     else:
-        error = _save_merged(policy, folder, dtype=settings.dtype)
+        error = _save_merged(policy, place, dtype=settings.dtype)
     if policy.self_check:
-        check_saved(policy, folder, adapter=settings.form == "adapter", expected=probe_policy(policy))
-    card = model_card(
-        run_dir,
-        state=state,
-        form=settings.form if has_adapter else "full",
-        license_name=settings.license,
-        merging_error=error,
-    )
-    # after the model: PEFT writes a README.md of its own beside an adapter
-    card.save(folder / "README.md")
-    return folder
-
-
-def chosen_checkpoint(run_dir: Path, name: str) -> Path:
-    """Return the path of the checkpoint `last`, `best`, or of a path; whether it exists is checked when it is read."""
-    folder = CheckpointFolder(RunFolder(run_dir).checkpoints)
-    return {"last": folder.last, "best": folder.best}.get(name, Path(name))
+        check_saved(policy, place, adapter=settings.form == "adapter", expected=probe_policy(policy))
+    return error
 
 
 def model_card(
@@ -86,7 +88,7 @@ def model_card(
         license_name: an SPDX name, or None.
         merging_error: what merging and rounding changed, see `log_prob_difference`; None if nothing was.
     """
-    results = _results(run_dir)
+    results = _results(run_dir, iteration=state["progress"]["iteration"])
     base = _base_of(state)
     data = ModelCardData(
         license=license_name,
@@ -127,7 +129,7 @@ def model_card(
         "",
         "## Results",
         "",
-        *(_result_lines(results) or ["The run has no final results."]),
+        *(_result_lines(results) or ["The run has no final results of this model."]),
         "",
         "## Configuration",
         "",
@@ -183,12 +185,14 @@ def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | N
     return log_prob_difference(policy.model, model, vocabulary=len(policy.tokenizer))
 
 
-def _results(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / RESULTS
-    if not path.is_file():
+def _results(run_dir: Path, *, iteration: int) -> dict[str, Any]:
+    """Return the final results of a run if they are those of the model after `iteration` iterations, else none."""
+    try:
+        found = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    is_of_model = isinstance(found, dict) and found.get("iterations") == iteration
+    return found if is_of_model and not has_wrong_checksum(found) else {}
 
 
 def _result_lines(results: Mapping[str, Any]) -> list[str]:

@@ -17,9 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import FINGERPRINT, HISTORY, LOG, RESULTS
+from ippo_lightning.storage.atomic import write_text_whole
+from ippo_lightning.storage.run_folder import FINGERPRINT, FINGERPRINT_VARIABLE, HISTORY, LOG, RESULTS, RunFolder
 
 _POLL_SECONDS = 0.2
+_REPLACE = ["--loop.resume", "false", "--loop.overwrite", "true"]
+"""Words of a run that replaces one with other settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +54,28 @@ class Job:
 
 
 def is_reusable(job: Job, *, overwrite: bool) -> bool:
-    """Return whether a finished run of the same settings exists; remove one that may be overwritten.
+    """Return whether a finished run of the same settings exists. Nothing is removed here.
 
     Raises:
         UserError: the folder contains a run with other settings, and `overwrite` is false.
     """
-    stamp = job.folder / FINGERPRINT
-    # an unfinished run of the same settings stays as it is: it resumes from its checkpoint
-    is_same = stamp.is_file() and stamp.read_text(encoding="utf-8") == job.fingerprint
-    if is_same or (not (job.folder / HISTORY).exists() and not job.is_finished()):
-        return is_same and job.is_finished()
+    if not _has_other_run(job):
+        return _is_same(job) and job.is_finished()
     if not overwrite:
         raise UserError(
             f"run_dir: {job.folder} contains a run with other settings; name another folder, or set overwrite to true"
         )
-    for path in sorted(job.folder.rglob("*"), reverse=True):  # reverse: the entries of a folder before the folder
-        path.unlink() if path.is_file() or path.is_symlink() else path.rmdir()
     return False
+
+
+def _is_same(job: Job) -> bool:
+    stamp = job.folder / FINGERPRINT
+    return stamp.is_file() and stamp.read_text(encoding="utf-8") == job.fingerprint
+
+
+def _has_other_run(job: Job) -> bool:
+    # an unfinished run of the same settings stays as it is: it resumes from its checkpoint
+    return not _is_same(job) and RunFolder(job.folder).has_run()
 
 
 def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
@@ -101,6 +109,8 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
                         del running[process]
                         # code 0 is not enough: a run without a final test leaves no results for the table
                         has_failed = bool(process.returncode) or not job.is_finished()
+                        if not has_failed:  # for an evaluation, which replaces its numbers only now
+                            write_text_whole(job.folder / FINGERPRINT, job.fingerprint)
                         failed += [job] if has_failed else []
                         _finish(progress, task, has_failed=has_failed)
         except KeyboardInterrupt:
@@ -114,16 +124,21 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
 
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
-    # before the run, so that one that is killed is known again and resumes
-    (job.folder / FINGERPRINT).write_text(job.fingerprint, encoding="utf-8")
+    arguments = list(job.arguments)
+    if _has_other_run(job):
+        # the run itself removes the other one, after its last check, and only then writes the new fingerprint
+        arguments += _REPLACE if arguments[0] == "fit" else []
+    else:
+        # before the run, so that one that is killed is known again and resumes
+        write_text_whole(job.folder / FINGERPRINT, job.fingerprint)
     # appended: a resumed run keeps the log of its first part
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "ippo_lightning.cli", *job.arguments],
+            [sys.executable, "-m", "ippo_lightning.cli", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=dict(environment),
+            env={**environment, FINGERPRINT_VARIABLE: job.fingerprint},
             start_new_session=True,  # Ctrl-C reaches the runs through this process, once
         )
 

@@ -137,6 +137,8 @@ def quieten() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # one line, without the place in the source
+    warnings.formatwarning = lambda message, category, *_, **__: f"ippo: warning: {one_line(str(message))}\n"
     # said of a resumed run, whose metrics the logger keeps
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 

@@ -100,9 +100,10 @@ class ExportSettings:
     Args:
         output: folder; by default `export/` in the folder of the run.
         form: `merged` is an ordinary model, `adapter` the trained LoRA alone.
-        checkpoint: `last`, `best`, or the path of a checkpoint.
+        checkpoint: `last` for the newest that is complete, `best`, or the path of a checkpoint.
         dtype: of the weights of a merged model; null leaves it.
         license: an SPDX name for the card; null states that the license of the base model applies.
+        overwrite: replace files in the folder that an earlier export did not write, or that were changed since.
     """
 
     output: str | None = None
@@ -110,3 +111,4 @@ class ExportSettings:
     checkpoint: str = "last"
     dtype: Dtype | None = None
     license: str | None = None
+    overwrite: bool = False

@@ -171,7 +171,7 @@ class TextModule(BaseModule):
             UserError: there is no grader.
         """
         if self.grader is None:
-            raise UserError("model.grader: null, and the data has no task with a grade; evaluation needs a grader")
+            raise UserError(_NO_GRADER)
         with self._evaluation_stream(batch_index):
             responses = self.sample(batch)
         grades = [
@@ -179,6 +179,20 @@ class TextModule(BaseModule):
             for prompt, group, example in zip(batch["prompts"], responses, batch["examples"], strict=True)
         ]
         self.evaluation_metrics.update(grades, references=reference_answers(batch["examples"]))
+
+    def check_evaluation(self) -> None:
+        """Refuse an evaluation without a grader, which would otherwise end a run after its last iteration.
+
+        Raises:
+            UserError: there is no grader. A subclass that evaluates in its own way may need none.
+        """
+        names = ("evaluate_batch", "validation_step", "test_step")
+        is_own_way = any(getattr(type(self), name) is not getattr(TextModule, name) for name in names)
+        if self.grader is None and not is_own_way:
+            raise UserError(
+                f"{_NO_GRADER}; give one, or set loop.evaluate_first and loop.test_at_end to false and "
+                "loop.evaluate_every_n_iterations to 0"
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate one batch of prompts."""
@@ -209,6 +223,7 @@ class TextModule(BaseModule):
             yield
 
 
+_NO_GRADER = "model.grader: null, and the data has no task with a grade; evaluation needs a grader"
 _SPLITS = {"validation": "eval", "test": "test"}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ippo_lightning.errors import UserError
 from ippo_lightning.report.records import Comparison, Method, Run
 from ippo_lightning.report.runs import read_run, settings_text, short_text, why_unfinished
+from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import COMPARISON, JsonObject, seed_folder
 
 _NAME = "[A-Za-z0-9_][A-Za-z0-9_.+-]*"
@@ -125,6 +126,8 @@ def _read_listing(path: Path) -> JsonObject:
         raise UserError(
             f"{COMPARISON}: '{path}' is not JSON ({type(error).__name__}); run `ippo compare` again"
         ) from None
+    if isinstance(listed, dict) and has_wrong_checksum(listed):
+        raise UserError(f"{COMPARISON}: '{path}' was changed (its checksum differs); run `ippo compare` again")
     methods = listed.get("methods") if isinstance(listed, dict) else None
     if not isinstance(methods, dict) or not methods:
         raise UserError(f"{COMPARISON}: 'methods' of '{path}' is empty; expected an object with at least one method")

@@ -50,6 +50,8 @@ class Run:
     config: str = ""
     unreadable_lines: int = 0
     """Lines that are not a JSON object. The last line of a file does not count: a crash may have cut it off."""
+    newest_checkpoint: str = ""
+    """Name of the newest complete checkpoint; empty without one."""
 
     @property
     def finished(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.report.display import number
 from ippo_lightning.report.json_lines import read_rows
 from ippo_lightning.report.records import EpisodeRow, Run
+from ippo_lightning.storage.checkpoint_files import is_finished, newest_first
+from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import (
+    CHECKPOINTS,
     CONFIG,
     EPISODES,
     EVALUATIONS,
@@ -55,24 +59,27 @@ def read_run(folder: Path | str) -> Run:
     evaluations, broken_evaluations = read_rows(folder / EVALUATIONS)
     episodes, broken_episodes = read_rows(folder / EPISODES)
     seed = seed_of(folder)
+    rows = _latest(history)
     return Run(
         folder=folder,
         # A run of `ippo compare` lies in `<method>/seed_<n>`; any other folder is named by its user.
         method=folder.name if seed is None else folder.parent.name,
         seed=seed,
-        history=_latest(history),
+        history=rows,
         evaluations=tuple(evaluations),
         episodes=tuple(_episode(row) for row in episodes),
-        results=_read_results(folder / RESULTS),
+        results=_results_of_this_end(folder / RESULTS, rows),
         config=_read_settings(folder / CONFIG),
         unreadable_lines=broken_history + broken_evaluations + broken_episodes,
+        newest_checkpoint=next((path.name for path in newest_first(folder / CHECKPOINTS) if is_finished(path)), ""),
     )
 
 
 def why_unfinished(run: Run) -> str:
     """Return how far a run without final results got, in words."""
     if run.history:
-        return f"stopped after iteration {run.history[-1]['iteration']}, no final results"
+        saved = f" (newest checkpoint: {short_text(run.newest_checkpoint)})" if run.newest_checkpoint else ""
+        return f"stopped after iteration {run.history[-1]['iteration']}, no final results{saved}"
     return "no final results" if run.config or run.evaluations else "nothing recorded"
 
 
@@ -87,12 +94,25 @@ def settings_text(text: str) -> str:
     return visible_text(cut(text, LONGEST_SETTINGS), multiline=True)
 
 
+def _results_of_this_end(path: Path, history: Sequence[JsonObject]) -> JsonObject | None:
+    """Return the final results; None if the run went on after them."""
+    results = _read_results(path)
+    iterations = number((results or {}).get("iterations"))
+    if iterations is not None and history and history[-1]["iteration"] >= iterations:
+        _LOG.warning("%s is of an earlier end of the run; the run counts as unfinished", path)
+        return None
+    return results
+
+
 def _read_results(path: Path) -> JsonObject | None:
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError):
         # No error: what the run recorded before is still worth a report.
         _LOG.warning("%s is not readable; the run counts as unfinished", path)
+        return None
+    if isinstance(results, dict) and has_wrong_checksum(results):
+        _LOG.warning("%s is not what the run wrote (its checksum differs); the run counts as unfinished", path)
         return None
     return results if isinstance(results, dict) else None
 

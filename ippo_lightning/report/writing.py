@@ -18,6 +18,7 @@ from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import Figure, render_html
 from ippo_lightning.report.summary import Results, summarise
 from ippo_lightning.report.tables import results_markdown, results_table
+from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.run_folder import (
     COMPARISON,
     FIGURES,
@@ -26,6 +27,7 @@ from ippo_lightning.storage.run_folder import (
     RESULTS,
     RESULTS_MARKDOWN,
     TABLE,
+    refuse_run_folder,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -112,7 +114,11 @@ def write_files(comparison: Comparison) -> Path:
 
     Args:
         comparison: from `read_comparison` or `gather_runs`.
+
+    Raises:
+        UserError: `comparison.root` is the folder of a run.
     """
+    refuse_run_folder("output", comparison.root)
     # Computed once for all files, because each interval takes 9,999 resamples.
     results = summarise(comparison)
     folder = comparison.root
@@ -151,5 +157,5 @@ def _table_text(results: Results) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    # A fixed end of line: the same runs give the same bytes on every system.
-    path.write_text(text, encoding="utf-8", newline="\n")
+    # Bytes, and so a fixed end of line: the same runs give the same file on every system.
+    write_text_whole(path, text)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import torch
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import Batch
 from ippo_lightning.tasks import Row
+
+Split = Literal["validation", "test"]
 
 
 class TrainingBatches:
@@ -45,6 +49,18 @@ class TrainingBatches:
                     yield batch
             skip = 0
             self.position = {"epoch": self.position["epoch"] + 1, "batch": 0}
+
+
+def evaluation_loader(datamodule: LightningDataModule, split: Split) -> DataLoader[Row]:
+    """Return the loader of a split that is evaluated.
+
+    Raises:
+        UserError: the split has no prompts.
+    """
+    loader: DataLoader[Row] = datamodule.val_dataloader() if split == "validation" else datamodule.test_dataloader()
+    if len(loader) == 0:
+        raise UserError(f"data: the {split} split has 0 batches; expected at least 1 prompt")
+    return loader
 
 
 def quiet_iterator(loader: DataLoader[Row]) -> Iterator[Batch]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -16,21 +13,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import ippo_lightning
-from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.engine.random_streams import RandomStates
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import BaseModule, TextModule
-from ippo_lightning.storage.atomic import PARTIAL, link_whole, write_whole
-from ippo_lightning.storage.run_folder import (
-    BEST_CHECKPOINT,
-    CHECKPOINT_PATTERN,
-    LAST_CHECKPOINT,
-    checkpoint_name,
-)
+from ippo_lightning.storage.checkpoint_files import write_checkpoint_file
+from ippo_lightning.storage.checksums import is_intact
+from ippo_lightning.storage.run_logs import Covered
 
-FORMAT = 2
+FORMAT = 3
+_READABLE_FORMATS = (2, 3)
+"""Format 2 has no checksum, and knows nothing of the run's logs."""
 # Entries of a frozen tensor that go into the fingerprint: enough to tell models apart, while hashing all weights of a
 # large model would take long at every start.
 _SAMPLED = 64
@@ -64,6 +58,8 @@ class Checkpoint(TypedDict):
     random: list[RandomStates]
     best: Best
     config: str
+    logs: dict[str, Covered]
+    """By file name; not in format 2."""
 
 
 def checkpoint_state(
@@ -75,6 +71,7 @@ def checkpoint_state(
     fingerprint: str,
     best: Best,
     config: str,
+    logs: dict[str, Covered],
 ) -> Checkpoint:
     """Return the content of a checkpoint; every rank must call this.
 
@@ -86,6 +83,7 @@ def checkpoint_state(
         fingerprint: of the frozen parameters, see `frozen_fingerprint`.
         best: the best evaluation so far.
         config: the run's configuration as YAML.
+        logs: what the checkpoint covers of the run's logs.
     """
     return {
         "format": FORMAT,
@@ -102,6 +100,7 @@ def checkpoint_state(
         "random": random_states(),
         "best": best.copy(),
         "config": config,
+        "logs": logs,
     }
 
 
@@ -153,32 +152,60 @@ def restore_checkpoint(
         restore_random_states(state["random"], source=source)
 
 
+def write_checkpoint(state: Checkpoint, path: Path) -> None:
+    """Write a checkpoint with its checksum, completely or not at all.
+
+    Args:
+        state: see `checkpoint_state`.
+        path: its folder is created if it is missing.
+
+    Raises:
+        OSError: it cannot be written; an older file of that name does not change.
+    """
+    iteration = int(state["progress"]["iteration"])
+    try:
+        write_checkpoint_file(path, lambda file: torch.save(dict(state), file), iteration=iteration)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        raise OSError(f"checkpoint: {path} cannot be written ({reason}); older ones are complete") from error
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return the content of a checkpoint, its tensors on the CPU; no code of the file runs.
 
     Args:
-        path: a file that `CheckpointFolder` wrote.
+        path: a file that `write_checkpoint` wrote.
 
     Raises:
-        UserError: the file does not exist, is incomplete, is no checkpoint, or has another format.
+        UserError: the file does not exist, is incomplete, is not what was written, is no checkpoint, or has another
+            format.
     """
     if not path.is_file():
         raise UserError(f"checkpoint: {path} does not exist; expected a checkpoint that `ippo fit` wrote")
-    # weights_only: any other pickle may run code of whoever wrote it.
     try:
-        # To the CPU: the device that the file names may not exist on this machine.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        is_right = is_intact(path)
+        # To the CPU: the device that the file names may not exist on this machine. weights_only: any other pickle may
+        # run code of whoever wrote it.
+        state = torch.load(path, map_location="cpu", weights_only=True) if is_right is not False else None
+    except MemoryError:
+        raise
+    # Whatever the reader of a file raises that may contain anything: a damaged size gives an OSError, a damaged name a
+    # KeyError, and so on.
+    except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"checkpoint: {path} cannot be read ({reason})") from error
+    if is_right is False:
+        raise UserError(f"checkpoint: {path} cannot be read (its checksum is not that of its content)")
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"checkpoint: {path} is no checkpoint; expected one that `ippo fit` wrote")
-    if state["format"] != FORMAT:
+    if state["format"] not in _READABLE_FORMATS:
         written = f"ippo-lightning {state.get('version', 'of another version')} in format {state['format']}"
         raise UserError(
             f"checkpoint: {path} was written by {written}, and {ippo_lightning.__version__} reads format {FORMAT}; "
             "resume with that version, or train again"
         )
+    if is_right is None and state["format"] == FORMAT:
+        raise UserError(f"checkpoint: {path} cannot be read (the checksum at its end is missing or damaged)")
     return cast(Checkpoint, state)
 
 
@@ -242,85 +269,6 @@ def frozen_fingerprint(module: nn.Module) -> str:
             entries = flat[:: max(len(flat) // _SAMPLED, 1)][:_SAMPLED].cpu()
             digest.update(entries.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-class CheckpointFolder:
-    """The checkpoints of one run: the newest few by iteration, the newest also as `last.ckpt`, and `best.ckpt`.
-
-    Args:
-        path: created with the first checkpoint.
-        keep_last: how many stay.
-    """
-
-    def __init__(self, path: Path, *, keep_last: int = 1) -> None:
-        self.path = path
-        self.keep_last = keep_last
-
-    @property
-    def last(self) -> Path:
-        """Second name of the newest checkpoint."""
-        return self.path / LAST_CHECKPOINT
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint of the best evaluation."""
-        return self.path / BEST_CHECKPOINT
-
-    def newest_first(self) -> list[Path]:
-        """Return the checkpoints by iteration, complete or not."""
-        return sorted(self.path.glob(CHECKPOINT_PATTERN), reverse=True)
-
-    def read_newest(self) -> tuple[Path, Checkpoint]:
-        """Return the newest complete checkpoint; one that cannot be read is skipped with a warning.
-
-        Raises:
-            UserError: no checkpoint can be read.
-        """
-        paths = self.newest_first()
-        for path, older in zip(paths, [*paths[1:], None], strict=False):
-            # With no older one left, the error is what the user has to see.
-            state = _read_or_warn(path) if older is not None else read_checkpoint(path)
-            if state is not None:
-                return path, state
-        raise UserError(f"checkpoint: {self.path} has none; expected one that `ippo fit` wrote")
-
-    def write(self, state: Checkpoint, *, iteration: int, is_best: bool) -> None:
-        """Write a checkpoint and delete the oldest; only rank 0 writes.
-
-        Args:
-            state: see `checkpoint_state`.
-            iteration: iterations done.
-            is_best: whether it becomes `best.ckpt`.
-
-        Raises:
-            OSError: it cannot be written; older ones stay.
-        """
-        if rank() != 0:
-            return
-        path = self.path / checkpoint_name(iteration)
-        try:
-            write_whole(path, lambda file: torch.save(dict(state), file))
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
-            raise OSError(f"checkpoint: {path} cannot be written ({reason}); older ones are complete") from error
-        # Second names of the same file: they take no space, and stay when the first name is deleted below.
-        link_whole(path, self.last)
-        if is_best:
-            link_whole(path, self.best)
-        # Only now, so that a crash at any moment leaves one complete checkpoint.
-        for old in self.newest_first()[self.keep_last :]:
-            old.unlink(missing_ok=True)
-        # Left by a run that was killed while it wrote.
-        for left_over in self.path.glob("*" + PARTIAL):
-            left_over.unlink(missing_ok=True)
-
-
-def _read_or_warn(path: Path) -> Checkpoint | None:
-    try:
-        return read_checkpoint(path)
-    except UserError as error:
-        warnings.warn(f"{error}; an older one is used", stacklevel=3)
-        return None
 
 
 def _callback_key(index: int, callback: Callback) -> str:

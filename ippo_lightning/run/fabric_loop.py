@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from lightning import Callback, Fabric, LightningDataModule
@@ -19,27 +19,26 @@ from ippo_lightning.engine import call_hook, global_seed, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import TextModule
 from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
-from ippo_lightning.run.batches import TrainingBatches, quiet_iterator
+from ippo_lightning.run.batches import Split, TrainingBatches, evaluation_loader, quiet_iterator
+from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import (
     Best,
-    CheckpointFolder,
+    Checkpoint,
     checkpoint_state,
     frozen_fingerprint,
-    read_checkpoint,
     restore_checkpoint,
 )
 from ippo_lightning.run.fsdp_strategy import ShardedStrategy, require_supported
-from ippo_lightning.run.loggers import log_again, logged_evaluation
+from ippo_lightning.run.loggers import logged_evaluation
 from ippo_lightning.run.progress import ProgressBar
+from ippo_lightning.run.run_start import begin_folder, check_evaluations, open_folder
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.run.signals import Interrupted, finish_on_signal
 from ippo_lightning.run.unfinished import keeping_earlier_iterations
-from ippo_lightning.storage.atomic import write_text_whole
-from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, HISTORY, RESULTS, JsonObject, RunFolder, finite
+from ippo_lightning.storage.filled_folder import fill_folder
+from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, RESULTS, JsonObject, RunFolder, finite
 
 __all__ = ["FabricLoop", "LoopSettings"]
-
-Split = Literal["validation", "test"]
 
 
 class FabricLoop:
@@ -82,6 +81,7 @@ class FabricLoop:
         self._optimizer: torch.optim.Optimizer | None = None
         self._fingerprint = ""
         self._checkpointed_at: int | None = None
+        self._resumed_from: tuple[Path, Checkpoint] | None = None
 
     # --- what callbacks read, as from lightning.Trainer ------------------------------------------------
 
@@ -131,6 +131,8 @@ class FabricLoop:
         self.set_up()
         call_hook(self.callbacks, "setup", self, self.module, "fit")
         call_hook(self.callbacks, "on_fit_start", self, self.module)
+        open_folder(self, self._resumed_from)
+        self._resumed_from = None  # the content of a checkpoint is as large as the model
         bar = self._bar = ProgressBar(
             enabled=self.settings.progress_bar and self.is_global_zero,
             total=self.max_iterations,
@@ -157,8 +159,9 @@ class FabricLoop:
         """Launch, build the optimizer, wrap the module, and load the checkpoint if a run is resumed."""
         require_supported(self.fabric.strategy, self.module)
         self._launch()
-        resumed = self._begin_folder()
+        resumes = begin_folder(self)
         self._set_up_data("fit")
+        check_evaluations(self)
         self.module.train()
         # Before sharding and before any forward, see `frozen_fingerprint`.
         self._fingerprint = frozen_fingerprint(self.module)
@@ -168,7 +171,7 @@ class FabricLoop:
         self.module.attach(self, wrapper=wrapper)
         # After everything that draws at random is built: another model or data set does not move this stream.
         seed_training(self.seed)
-        if resumed:
+        if resumes:
             self._resume()
 
     def _set_up_data(self, stage: str) -> None:
@@ -191,7 +194,7 @@ class FabricLoop:
         return wrapper, optimizer
 
     def _resume(self) -> None:
-        """Load the newest complete checkpoint, and remove the log lines that were written after it."""
+        """Load the newest complete checkpoint; the folder changes later, if nothing refuses the run."""
         path, state = self.checkpoints.read_newest()
         restore_checkpoint(
             state,
@@ -202,41 +205,29 @@ class FabricLoop:
             callbacks=self.callbacks,
         )
         self.batches, self.best = TrainingBatches(state["position"]), state["best"].copy()
-        self._checkpointed_at = self.module.iteration
-        if self.is_global_zero:
-            self.folder.forget_after(self.module.iteration)
-            history, evaluations = self.folder.read_rows(HISTORY), self.folder.read_rows(EVALUATIONS)
-            log_again(self.fabric.loggers, history=history, evaluations=evaluations)
+        self._checkpointed_at, self._resumed_from = self.module.iteration, (path, state)
 
     def _launch(self) -> None:
         """Start the other ranks, unless the caller has already done so."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             self.fabric.launch()
 
-    def _begin_folder(self) -> bool:
-        """Prepare the folder on rank 0 and tell all ranks, also of an error: no rank waits for one that is gone."""
-        resumed, problem = False, None
-        if self.is_global_zero:
-            try:
-                resumed = self.folder.begin(resume=self.settings.resume, overwrite=self.settings.overwrite)
-                if self.config:
-                    write_text_whole(self.folder.path / CONFIG, self.config)
-            except UserError as error:
-                problem = str(error)
-        resumed, problem = self.fabric.broadcast((resumed, problem))
-        if problem is not None:
-            raise UserError(problem)
-        return resumed
+    def set_up_evaluation(self, checkpoint: str | None = None) -> Path | None:
+        """Launch and prepare the module for `evaluate`; return the file of the checkpoint whose parameters it has.
 
-    def set_up_evaluation(self, checkpoint: Path | None = None) -> None:
-        """Launch and prepare the module for `evaluate`, with the parameters of `checkpoint` if one is given."""
+        Args:
+            checkpoint: `last` or `best` of the run's folder, or a path; None for the parameters as they are.
+        """
         self._launch()
         self._set_up_data("test")
+        path = None
         if checkpoint is not None:
-            state, fingerprint = read_checkpoint(checkpoint), frozen_fingerprint(self.module)
-            restore_checkpoint(state, source=checkpoint, module=self.module, fingerprint=fingerprint)
+            fingerprint = frozen_fingerprint(self.module)
+            path, state = self.checkpoints.read(checkpoint)
+            restore_checkpoint(state, source=path, module=self.module, fingerprint=fingerprint)
         self.module.to(self.fabric.device)
         self.module.attach(self)
+        return path
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Return the metrics of one split, over all ranks; the random stream of training does not change.
@@ -244,9 +235,7 @@ class FabricLoop:
         Raises:
             UserError: the split has no prompts.
         """
-        loader = self.datamodule.val_dataloader() if split == "validation" else self.datamodule.test_dataloader()
-        if len(loader) == 0:
-            raise UserError(f"data: the {split} split has 0 batches; expected at least 1 prompt")
+        loader = evaluation_loader(self.datamodule, split)
         self.module.evaluation_metrics.reset()
         with torch.no_grad(), self.fabric.autocast():
             for (index, batch), is_mine in in_step(list(enumerate(quiet_iterator(loader))), module=self.module):
@@ -273,8 +262,10 @@ class FabricLoop:
             fingerprint=self._fingerprint,
             best=self.best,
             config=self.config,
+            # What the checkpoint covers is on disk before the checkpoint is.
+            logs=self.folder.logs.covered() if self.is_global_zero else {},
         )
-        self.checkpoints.write(state, iteration=self.module.iteration, is_best=is_best)
+        self.checkpoints.write(state)
         self._checkpointed_at = self.module.iteration
 
     # --- parts of a run -----------------------------------------------------------------------------------
@@ -325,8 +316,11 @@ class FabricLoop:
         self.fabric.log_dict(finite(dict(metrics)), step=iteration)
 
     def _finish(self, *, seconds: float) -> dict[str, float]:
-        # To save a sharded policy, every rank helps to gather it.
-        if self.settings.save_model and (self.is_global_zero or is_sharded(self.module)):
+        # Before the evaluation, which may fail.
+        if self.settings.save_model and self.is_global_zero:
+            fill_folder(self.folder.model, self.module.policy.save_pretrained)
+        elif self.settings.save_model and is_sharded(self.module):
+            # To save a sharded policy, every rank helps to gather it, and rank 0 writes.
             self.module.policy.save_pretrained(self.folder.model)
         if not self.settings.test_at_end:
             return {}

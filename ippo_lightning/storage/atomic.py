@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -33,7 +34,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:  # Ctrl-C too
         partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text_whole(path: Path, text: str) -> None:
@@ -54,13 +55,31 @@ def link_whole(source: Path, path: Path) -> None:
         # A link under a temporary name, then a rename: os.link itself cannot replace an existing file.
         os.link(source, partial)
     except OSError:
-        write_whole(path, lambda file: file.write(source.read_bytes()))
+        with source.open("rb") as content:
+            write_whole(path, lambda file: shutil.copyfileobj(content, file))
         return
     os.replace(partial, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Force the content of a file to disk, whoever wrote it.
+
+    Args:
+        path: of an existing file.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    # Not os.O_RDONLY: Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
     """Force the names in a folder to disk, if the operating system supports that."""
     if not hasattr(os, "O_DIRECTORY"):
         return

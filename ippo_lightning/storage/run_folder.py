@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.atomic import write_text_whole
+from ippo_lightning.storage.atomic import sync_folder, write_text_whole
+from ippo_lightning.storage.checksums import with_checksum
+from ippo_lightning.storage.run_logs import RunLogs
 
 try:
     import fcntl
@@ -30,19 +32,24 @@ CHECKPOINTS = "checkpoints"
 CHECKPOINT_PATTERN = "iteration_*.ckpt"
 LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
+DAMAGED = ".damaged"
+"""Suffix of a checkpoint that could not be read, when the run went on from an older one."""
 MODEL = "model"
 CSV = "csv"
 COMPLETIONS = "completions"
 FAILED_STEP_PATTERN = "failed_step_*.pt"
 READABLE = (CONFIG, HISTORY, EVALUATIONS, EPISODES, RESULTS)
 """The files of a run that a report reads; at least one of them makes a folder the folder of a run."""
-_APPENDED = (HISTORY, EVALUATIONS, EPISODES)
+APPENDED = (HISTORY, EVALUATIONS, EPISODES)
 """Files with one line per iteration, episode or evaluation."""
+_EARLIER_RESULTS_PATTERN = "results_*.json"
 
 # A comparison: the runs `<method>/seed_<n>`, each with these two beside its own files, and the listing.
 COMPARISON = "comparison.json"
 LOG = "log.txt"
 FINGERPRINT = "fingerprint.txt"
+FINGERPRINT_VARIABLE = "IPPO_COMPARE_FINGERPRINT"
+"""Environment variable by which a comparison tells a run its fingerprint."""
 
 # A report.
 REPORT = "report.html"
@@ -117,6 +124,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.logs = RunLogs(self.path, APPENDED, copied=(HISTORY, EVALUATIONS), evaluations=EVALUATIONS)
 
     @property
     def checkpoints(self) -> Path:
@@ -129,44 +137,71 @@ class RunFolder:
         return self.path / MODEL
 
     def begin(self, *, resume: bool, overwrite: bool) -> bool:
-        """Create and lock the folder; return whether it has a checkpoint to resume from.
+        """Create and lock the folder; return whether it has a checkpoint to resume from. Nothing else changes.
 
         Args:
             resume: continue the run in the folder, if there is one.
-            overwrite: remove the run in the folder, if there is one.
+            overwrite: the run in the folder, if there is one, may be removed.
 
         Raises:
-            UserError: the folder contains a run and neither `resume` nor `overwrite` is true, another process runs
-                in it, or it cannot be created.
+            UserError: the folder contains a run and neither `resume` nor `overwrite` is true, or a run that has ended
+                and has no checkpoint to resume from; another process runs in it; it contains a comparison; or it
+                cannot be created.
         """
+        if (self.path / COMPARISON).is_file():
+            raise UserError(f"loop.run_dir: {self.path} contains a comparison; name another folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"loop.run_dir: {self.path} cannot be created ({error.strerror}); name a folder") from error
         # First: another process may still write into the folder.
         self._lock()
-        if resume and any(self.checkpoints.glob(CHECKPOINT_PATTERN)):
+        if resume and self.has_checkpoint():
             return True
-        if (self.path / HISTORY).exists() and not (overwrite or resume):
+        if overwrite:
+            return False
+        # A run that was killed before its first checkpoint leaves lines, and nothing that cannot be made again.
+        is_in_the_way = self.has_ended() if resume else self.has_run()
+        if is_in_the_way:
+            ways = "loop.overwrite" if resume else "loop.resume or loop.overwrite"
+            content = "a run without a checkpoint to resume from" if resume else "a run"
             raise UserError(
-                f"loop.run_dir: {self.path} already contains a run; name another folder, "
-                "or set loop.resume or loop.overwrite to true"
+                f"loop.run_dir: {self.path} already contains {content}; name another folder, or set {ways} to true"
             )
-        # A run that was killed before its first checkpoint leaves lines that the new run would append to.
-        if any((self.path / name).exists() for name in _APPENDED):
-            self.clear()
         return False
+
+    def has_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint under any name, complete or not."""
+        names = (CHECKPOINT_PATTERN, LAST_CHECKPOINT, BEST_CHECKPOINT)
+        return any(True for name in names for _ in self.checkpoints.glob(name))
+
+    def has_ended(self) -> bool:
+        """Return whether a run came to its end here: there are final numbers or a final model."""
+        return (self.path / RESULTS).exists() or (self.model.exists() and self._has_lines())
+
+    def has_run(self) -> bool:
+        """Return whether there is anything of a run."""
+        return self.has_ended() or self.has_checkpoint() or self._has_lines()
+
+    def has_run_beside(self, name: str) -> bool:
+        """Return whether there is anything of a run besides file `name`."""
+        has_other = any((self.path / other).exists() for other in READABLE if other != name)
+        return has_other or self.has_checkpoint()
+
+    def _has_lines(self) -> bool:
+        return any((self.path / name).exists() for name in self.logs.names)
 
     def _lock(self) -> None:
         """Lock the folder against other processes until this one releases it or ends."""
-        # This process may have locked the folder before; a second open file would not get the lock.
+        # This process may have locked the folder before; to close that file later would drop the lock of both.
         self.release()
         if fcntl is None:
             return
         held = (self.path / LOCK).open("w")
         try:
-            # The system drops this lock when the process ends, even after a kill; a file with a process id would stay.
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Of POSIX, and not `flock`: the lock is this process's own. Workers that it forks do not keep it after its
+            # end, and the system drops it even after a kill; a file with a process id would stay.
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             held.close()
             raise UserError(f"loop.run_dir: a run is under way in {self.path}; wait for it, or name another") from error
@@ -180,12 +215,40 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else: a user may keep own files in the folder."""
-        for name in (*_APPENDED, RESULTS):
-            (self.path / name).unlink(missing_ok=True)
+        # Without a run, folders of these names are the user's own.
+        if not self.has_run():
+            return
+        # The end first and the lines last: what a kill leaves on the way is an older state of the run, or no run.
+        for path in [self.path / RESULTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
+            path.unlink(missing_ok=True)
+        for name in (MODEL, CHECKPOINTS, COMPLETIONS, CSV):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         for path in self.path.glob(FAILED_STEP_PATTERN):
             path.unlink()
-        for name in (CHECKPOINTS, COMPLETIONS, CSV, MODEL):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in self.logs.names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def set_fingerprint(self, fingerprint: str | None) -> None:
+        """Write by which settings a comparison knows the run, or remove what an earlier run had.
+
+        Args:
+            fingerprint: None for a run outside a comparison.
+        """
+        if fingerprint is None:
+            (self.path / FINGERPRINT).unlink(missing_ok=True)
+        else:
+            write_text_whole(self.path / FINGERPRINT, fingerprint)
+
+    def set_results_aside(self, *, iteration: int) -> None:
+        """Rename the results of an earlier end, before the run goes on: they are not those of the longer run.
+
+        Args:
+            iteration: at which the run goes on; it becomes a part of the new name.
+        """
+        path = self.path / RESULTS
+        if path.exists():
+            path.replace(self.path / _EARLIER_RESULTS_PATTERN.replace("*", f"{iteration:07d}"))
+            sync_folder(self.path)
 
     def append(self, name: str, row: JsonObject) -> None:
         """Append one JSON line to file `name`; NaN and infinity become null."""
@@ -194,28 +257,37 @@ class RunFolder:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write(self, name: str, content: JsonObject) -> None:
-        """Write file `name` as JSON, completely or not at all."""
-        write_text_whole(self.path / name, json.dumps(finite(content), indent=2) + "\n")
+        """Write file `name` as JSON with a checksum, completely or not at all."""
+        write_text_whole(self.path / name, json.dumps(with_checksum(finite(content)), indent=2) + "\n")
 
     def read_rows(self, name: str) -> list[JsonObject]:
         """Return the complete lines of file `name`; empty if there is no such file."""
-        path = self.path / name
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if math.isfinite(_iteration(line))]
+        return self.logs.read_rows(name)
 
-    def forget_after(self, iteration: int) -> None:
-        """Remove the lines that a resumed run will write again.
 
-        Args:
-            iteration: the first iteration that the resumed run does.
-        """
-        for name in _APPENDED:
-            path = self.path / name
-            if path.exists():
-                # An evaluation before iteration 5 carries the number 5: it belongs to the five iterations already done.
-                last = iteration if name == EVALUATIONS else iteration - 1
-                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-                write_text_whole(path, "".join(line + "\n" for line in lines if _iteration(line) <= last))
+def refuse_run_folder(field: str, folder: Path) -> None:
+    """Refuse a folder in which a report or a comparison would write over what a run wrote.
+
+    Args:
+        field: the setting that names the folder.
+        folder: it may be missing.
+
+    Raises:
+        UserError: a run wrote files there.
+    """
+    run = RunFolder(folder)
+    # Reports and comparisons have a `results.json` too, with all methods; it says nothing of a run.
+    if run.has_run_beside(RESULTS) or ((folder / RESULTS).exists() and not _is_of_report(folder / RESULTS)):
+        raise UserError(f"{field}: {folder} is the folder of a run, whose files would be replaced; name another folder")
+
+
+def _is_of_report(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        # Cut off by a kill; a run writes this file completely or not at all.
+        return True
+    return isinstance(found, dict) and isinstance(found.get("methods"), dict)
 
 
 def finite(value: object) -> Any:
@@ -227,10 +299,3 @@ def finite(value: object) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return value
-
-
-def _iteration(line: str) -> float:
-    try:
-        return float(json.loads(line)["iteration"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a crash cut the line off; infinity counts as "after" every iteration

@@ -106,6 +106,10 @@ def test_a_resumed_run_keeps_its_files(form: str, axis: str, tree: Path) -> None
     name = axis.replace("=", " ").split()[0]
     with pytest.raises(UserError, match=f"resume: {name} cannot be combined with --resume"):
         read_command_line(["fit", *form.format(tree, axis).split()])
+    with pytest.raises(UserError, match=f"resume: {tree} has no checkpoint; .*--loop.run_dir {tree} --loop.overwrite"):
+        read_command_line(["fit", "--resume", str(tree)])
+    (tree / "checkpoints").mkdir()
+    (tree / "checkpoints" / "last.ckpt").touch()
     assert read_command_line(["fit", "--resume", str(tree), "--model", "PPOModule"]).layers[-1]["model"]
 
 

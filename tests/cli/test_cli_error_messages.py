@@ -309,4 +309,4 @@ def test_two_runs_of_one_name_cannot_stand_side_by_side(
     run = str(tmp_path / "run")
     assert "same name" in error_line(["report", run, run], capsys)
     assert "adapter is not possible" in error_line(["export", run, "--form", "adapter"], capsys)
-    assert "does not exist" in error_line(["export", run, "--checkpoint", "best"], capsys)
+    assert "knows no best evaluation" in error_line(["export", run, "--checkpoint", "best"], capsys)

@@ -153,6 +153,54 @@ def test_an_adapter_can_be_exported_alone_or_merged(adapter_run: Path, tiny_mode
     assert metadata["library_name"] == "peft"
 
 
+def test_an_export_takes_the_newest_checkpoint_and_says_which(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    last.unlink()  # a second name of the newest
+    shutil.copy(run / "checkpoints" / "best.ckpt", last)
+    (run / "results.json").write_text(json.dumps({"exact_match": 1.0, "iterations": 2}), encoding="utf-8")
+    assert main(["export", str(run)]) == 0
+    assert capsys.readouterr().out.strip().endswith(f"of {run / 'checkpoints' / 'iteration_0000004.ckpt'}")
+    assert torch.equal(logits(run / "export"), logits(run / "model"))
+    card = (run / "export" / "README.md").read_text(encoding="utf-8")
+    assert "no final results of this model" in card  # those of iteration 2 are of another one
+
+
+def test_measuring_a_run_takes_the_checkpoint_by_name_and_leaves_its_results(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--config", str(run / "config.yaml"), "--checkpoint", "last"]
+    assert main(words) == 0
+    assert "iteration_0000004.ckpt" in capsys.readouterr().out
+    before = (run / "results.json").read_bytes()
+    assert main([*words, "--output", str(run / "results.json")]) == 2
+    assert "results.json is a file of the run" in capsys.readouterr().err
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_a_run_without_checkpoints_is_not_begun_again_by_a_resume(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["fit", "--resume", str(run)]) == 2
+    assert "has no checkpoint; to begin the run again, use" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_page_or_a_comparison_never_goes_into_a_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "results.json").read_bytes()
+    assert main(["report", str(run), "--output", str(run)]) == 2
+    assert f"output: {run} is the folder of a run" in capsys.readouterr().err
+    grid = {"run_dir": str(run), "methods": {"ppo": {"config": [str(tmp_path / "experiment.yaml")]}}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid), encoding="utf-8")
+    assert main(["compare", "--config", str(tmp_path / "grid.yaml")]) == 2
+    assert f"run_dir: {run} is the folder of a run" in capsys.readouterr().err
+    assert (run / "results.json").read_bytes() == before
+    assert not (run / "comparison.json").exists()
+
+
 def merging_error(folder: Path) -> float:
     found = re.search(r"differ by (\S+) at most", (folder / "README.md").read_text(encoding="utf-8"))
     assert found

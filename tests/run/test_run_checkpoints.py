@@ -17,7 +17,8 @@ from ippo_lightning.data import arithmetic_tokenizer
 from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
-from ippo_lightning.run.checkpoints import CheckpointFolder, frozen_fingerprint, read_checkpoint
+from ippo_lightning.run.checkpoint_folder import CheckpointFolder
+from ippo_lightning.run.checkpoints import frozen_fingerprint, read_checkpoint, write_checkpoint
 from ippo_lightning.storage.atomic import write_text_whole, write_whole
 from ippo_lightning.storage.run_folder import RunFolder
 
@@ -80,7 +81,10 @@ def resumed_with(tmp_path: Path, module: Any) -> None:
 
 def changed_state(tmp_path: Path, **changes: Any) -> None:
     path = tmp_path / "run" / "checkpoints" / "iteration_0000002.ckpt"
-    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+    state: Any = {**torch.load(path, weights_only=True), **changes}
+    path.unlink()  # last.ckpt is a second name of the same file
+    (path.parent / "last.ckpt").unlink()
+    write_checkpoint(state, path)
 
 
 def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:

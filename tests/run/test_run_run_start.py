@@ -1,0 +1,202 @@
+"""A run changes its folder only when nothing refuses it any more, and an end is that of the run as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy
+
+from ippo_lightning.callbacks import EpisodeLog
+from ippo_lightning.data import TextDataModule
+from ippo_lightning.errors import UserError
+from ippo_lightning.modules import PPOModule
+from ippo_lightning.report.runs import read_run, why_unfinished
+from ippo_lightning.storage.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two iterations that came to its end."""
+    folder = tmp_path_factory.mktemp("ended") / "run"
+    loop = tiny_loop(folder, tiny_module(), test_at_end=True, save_model=True, callbacks=[EpisodeLog()])
+    loop.config = "seed_everything: 5\n"
+    loop.fit()
+    return folder
+
+
+@pytest.fixture
+def run(ended: Path, tmp_path: Path) -> Path:
+    shutil.copytree(ended, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def another_model(run: Path, **changes: Any) -> None:
+    loop = tiny_loop(run, tiny_module(policy=tiny_policy(config={**TINY, "hidden_size": 32})), **changes)
+    loop.config = "seed_everything: 6\n"
+    loop.fit()
+
+
+def failing_callback(run: Path, **changes: Any) -> None:
+    class Refuses:
+        def on_fit_start(self, trainer: Any, module: Any) -> None:
+            raise UserError("mine: refused")
+
+    loop = tiny_loop(run, tiny_module(), callbacks=[Refuses()], **changes)
+    loop.config = "seed_everything: 6\n"
+    loop.fit()
+
+
+class WithoutGrade(TextDataModule):
+    """A data module whose task grades nothing."""
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.task = object()
+
+
+def no_grader(run: Path, **changes: Any) -> None:
+    data = WithoutGrade(tiny_data().task, batch_size=8)
+    tiny_loop(run, tiny_module(grader=None), data=data, test_at_end=True, **changes).fit()
+
+
+def no_test_prompts(run: Path, **changes: Any) -> None:
+    tiny_loop(run, tiny_module(), data=tiny_data(num_test=0), test_at_end=True, **changes).fit()
+
+
+@pytest.mark.parametrize("way", ["resume", "overwrite"])
+@pytest.mark.parametrize("refused", [another_model, failing_callback, no_grader, no_test_prompts])
+def test_a_refused_run_leaves_the_folder_as_it_was(refused: Callable[..., None], way: str, run: Path) -> None:
+    if (refused, way) == (another_model, "overwrite"):
+        pytest.skip("a new run may have another model")
+    before = files(run)
+    with pytest.raises(UserError):
+        refused(run, max_iterations=4, **{way: True})
+    assert files(run) == before
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"), [(no_grader, "evaluation needs a grader"), (no_test_prompts, "test split has 0 batches")]
+)
+def test_a_run_that_cannot_evaluate_says_so_before_its_first_iteration(
+    refused: Callable[..., None], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        refused(tmp_path / "run")
+    assert not (tmp_path / "run" / "history.jsonl").exists()
+
+
+def test_a_subclass_that_evaluates_in_its_own_way_needs_no_grader(tmp_path: Path) -> None:
+    class Own(PPOModule):
+        def evaluate_batch(self, batch: Any, batch_index: int) -> None:
+            return
+
+    plain = tiny_module()
+    module = Own(policy=tiny_policy(), reward=plain.reward, sampling=plain.sampling)
+    module.check_evaluation()
+    with pytest.raises(UserError, match=r"model.grader: null.*loop.test_at_end to false"):
+        tiny_module(grader=None).check_evaluation()
+
+
+def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
+    (run / "mine.txt").write_text("mine")
+    tiny_loop(run, tiny_module(), max_iterations=1, overwrite=True).fit()
+    assert sorted(path.name for path in run.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "history.jsonl",
+        "mine.txt",
+    ]
+    assert len((run / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_the_results_of_an_earlier_end_are_not_those_of_a_longer_run(run: Path) -> None:
+    earlier = (run / "results.json").read_bytes()
+    tiny_loop(run, tiny_module(), max_iterations=4, resume=True, callbacks=[EpisodeLog()]).fit()
+    assert not (run / "results.json").exists()
+    assert (run / "results_0000002.json").read_bytes() == earlier
+    assert "stopped after iteration 3" in why_unfinished(read_run(run))
+
+
+def test_a_report_does_not_mix_results_with_a_longer_history(run: Path) -> None:
+    """As after a kill of an earlier version, which left the results where they were."""
+    with (run / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"iteration": 2}) + "\n")
+    assert not read_run(run).finished
+    assert "(newest checkpoint: iteration_0000002.ckpt)" in why_unfinished(read_run(run))
+
+
+def test_a_run_that_has_ended_keeps_its_results_on_resume(run: Path) -> None:
+    before = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    tiny_loop(run, tiny_module(), resume=True, test_at_end=True, callbacks=[EpisodeLog()]).fit()
+    after = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    of_the_clock = {"seconds": 0, "sha256": ""}
+    assert before | of_the_clock == after | of_the_clock
+
+
+def test_a_result_that_was_changed_is_no_result(run: Path) -> None:
+    path = run / "results.json"
+    text = path.read_text(encoding="utf-8")
+    assert read_run(run).finished
+    path.write_text(text.replace('"k": ', '"k": 1'), encoding="utf-8")
+    assert not read_run(run).finished
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "history.jsonl"])
+def test_an_ended_run_without_its_checkpoints_is_not_removed(lost: str, run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / lost).unlink(missing_ok=True) if lost != "checkpoints" else None
+    before = files(run)
+    with pytest.raises(UserError, match="already contains a run without a checkpoint to resume from"):
+        tiny_loop(run, tiny_module(), resume=True).fit()
+    assert files(run) == before
+
+
+def test_a_file_of_a_callback_goes_back_to_the_checkpoint_too(run: Path) -> None:
+    def log() -> EpisodeLog:
+        return EpisodeLog(file_name="mine.jsonl")
+
+    tiny_loop(run, tiny_module(), max_iterations=3, resume=True, callbacks=[log()]).fit()
+    written = (run / "mine.jsonl").read_bytes()
+    with (run / "mine.jsonl").open("ab") as file:
+        file.write(b'{"iteration": 3, "prompt": "of an iteration without a checkpoint"}\n')
+    tiny_loop(run, tiny_module(), max_iterations=3, resume=True, callbacks=[log()]).fit()
+    assert (run / "mine.jsonl").read_bytes() == written
+
+
+def test_a_comparison_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text("{}")
+    with pytest.raises(UserError, match="contains a comparison; name another folder"):
+        RunFolder(tmp_path).begin(resume=True, overwrite=True)
+
+
+def test_a_worker_that_outlives_its_run_does_not_keep_the_lock(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time; from pathlib import Path; from ippo_lightning.storage.run_folder import RunFolder\n"
+        "folder = RunFolder(Path(sys.argv[1])); folder.begin(resume=False, overwrite=False)\n"
+        "pid = os.fork()\n"
+        "if pid == 0: print(os.getpid(), flush=True); sys.stdin.read(); os._exit(0)\n"  # until its input is closed
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        with pytest.raises(UserError, match="a run is under way"):
+            RunFolder(tmp_path).begin(resume=False, overwrite=False)
+        parent.kill()
+        parent.wait()
+        assert Path(f"/proc/{worker}").exists() or sys.platform != "linux"
+        RunFolder(tmp_path).begin(resume=False, overwrite=False)
+        RunFolder(tmp_path).release()
