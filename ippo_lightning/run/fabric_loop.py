@@ -29,7 +29,7 @@ from ippo_lightning.run.checkpoints import (
     frozen_fingerprint,
     restore_checkpoint,
 )
-from ippo_lightning.run.fsdp_strategy import ShardedStrategy, require_supported
+from ippo_lightning.run.fsdp_strategy import ShardedStrategy, limit_waiting, require_supported
 from ippo_lightning.run.loggers import logged_evaluation
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.resuming import callback_settings, data_of, saved_callbacks
@@ -207,7 +207,7 @@ class FabricLoop:
             module=self.module,
             fingerprint=self._fingerprint,
             run=ResumedRun(
-                cast(torch.optim.Optimizer, self._optimizer),
+                self.module.only_optimizer(),
                 self.callbacks,
                 self._callback_settings,
                 data_of(self._loader, seed=self.seed),
@@ -219,6 +219,7 @@ class FabricLoop:
     def _launch(self) -> None:
         """Start the other ranks, unless the caller has already done so."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            limit_waiting(self.fabric.strategy, seconds=self.settings.rank_timeout)
             self.fabric.launch()
 
     def set_up_evaluation(self, checkpoint: str | None = None) -> Path | None:

@@ -54,10 +54,10 @@ def run_forked_ranks(script: Path, folder: Path, *arguments: str) -> None:
     _run_to_end([sys.executable, forked_ranks.__file__, str(script), str(folder), *arguments], folder)
 
 
-def run_on_two_ranks(script: Path, folder: Path) -> None:
+def run_on_two_ranks(script: Path, folder: Path, *arguments: str) -> None:
     """Run a script under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    _run_to_end([*command, str(script), str(folder)], folder)
+    _run_to_end([*command, str(script), str(folder), *arguments], folder)
 
 
 def _run_to_end(command: list[str], folder: Path) -> None:
