@@ -21,6 +21,7 @@ class FixedKLController:
     def __init__(self, coef: float = 0.05) -> None:
         require_range("kl_controller.coef", coef, at_least=0, below=math.inf)
         self.coef = coef
+        self.initial_coef = coef
 
     def update(self, *, kl: float, num_episodes: int) -> None:
         """Change nothing.
@@ -31,12 +32,13 @@ class FixedKLController:
         """
 
     def state_dict(self) -> dict[str, float]:
-        """Return the coefficient."""
-        return {"coef": self.coef}
+        """Return the coefficient, and the one at the start."""
+        return {"coef": self.coef, "initial_coef": self.initial_coef}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue with the coefficient that `state_dict` returned."""
-        self.coef = float(state["coef"])
+        """Continue with the coefficient that `state_dict` returned, unless another one has been set since."""
+        if state.get("initial_coef", self.initial_coef) == self.initial_coef:
+            self.coef = float(state["coef"])
 
 
 class AdaptiveKLController(FixedKLController):

@@ -21,6 +21,7 @@ from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.locks import hold, release
 from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, refuse_run_folder, seed_folder
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
         command: how the user called it, for the report.
 
     Raises:
-        UserError: a run failed, or an older one with other settings is in the way; finished runs stay.
-        KeyboardInterrupt: after Ctrl-C; the same command resumes where it stopped.
+        UserError: a run failed, or an older one with other settings is in the way, or a comparison or run is under way
+            in the folder; finished runs stay.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP; the same command resumes where it stopped.
     """
     columns = columns_of(settings)
     root = Path(settings.run_dir)
@@ -46,16 +48,28 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     jobs = list(plan_jobs(settings, columns))
     for job in jobs:
         _check(job)
-    from ippo_lightning.report import results_table, write_report  # takes a second; a mistake is reported before
-
     root.mkdir(parents=True, exist_ok=True)
+    if not hold(root):
+        raise UserError(f"run_dir: a comparison is under way in {root}; wait for it, stop it, or name another folder")
+    try:
+        return _run(settings, columns, jobs, command=command, root=root)
+    finally:
+        release(root)
+
+
+def _run(
+    settings: CompareSettings, columns: Sequence[Column], jobs: Sequence[Job], *, command: str, root: Path
+) -> Results:
+    from ippo_lightning.report import results_table, write_report
+
     waiting = [job for job in jobs if not is_reusable(job, overwrite=settings.overwrite)]
+    threads = settings.threads or _threads_of(root) or max((os.cpu_count() or 1) // settings.jobs, 1)
     # before the runs: `ippo report` can then show a comparison under way
-    describe(settings, columns, command=command, root=root)
+    describe(settings, columns, command=command, root=root, threads=threads)
     console = Console()
     if len(waiting) < len(jobs):
         console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already and kept.")
-    run_jobs(waiting, num_parallel=settings.jobs)
+    run_jobs(waiting, num_parallel=settings.jobs, threads=threads)
     report = write_report(root)
     results: Results = json.loads((root / RESULTS).read_text(encoding="utf-8"))
     console.print(results_table(results))
@@ -111,7 +125,16 @@ def _fingerprint(arguments: Sequence[str], column: Column) -> str:
     return hashlib.sha256(b"\0".join([*(word.encode() for word in arguments), *contents])).hexdigest()
 
 
-def describe(settings: CompareSettings, columns: Sequence[Column], *, command: str, root: Path) -> None:
+def _threads_of(root: Path) -> int | None:
+    """Return the threads of each run with which a comparison began; None if there is none, or it does not tell."""
+    try:
+        found = json.loads((root / COMPARISON).read_text(encoding="utf-8"))["threads"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def describe(settings: CompareSettings, columns: Sequence[Column], *, command: str, root: Path, threads: int) -> None:
     """Write `comparison.json`: what the report needs to know about the comparison."""
     content = {
         "methods": {
@@ -127,6 +150,7 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
         "config": "\n".join(f"{column.name}: {json.dumps(_shown(column))}" for column in columns),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
+        "threads": threads,
     }
     RunFolder(root).write(COMPARISON, content)
 

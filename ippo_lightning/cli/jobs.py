@@ -8,21 +8,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.run.signals import Interrupted
 from ippo_lightning.storage.atomic import write_text_whole
+from ippo_lightning.storage.locks import hold, release
 from ippo_lightning.storage.run_folder import FINGERPRINT, FINGERPRINT_VARIABLE, HISTORY, LOG, RESULTS, RunFolder
 
 _POLL_SECONDS = 0.2
 _REPLACE = ["--loop.resume", "false", "--loop.overwrite", "true"]
 """Words of a run that replaces one with other settings."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What ends a comparison. SIGHUP: its terminal was closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +59,33 @@ class Job:
         return (self.folder / RESULTS).is_file()
 
 
+class Started(NamedTuple):
+    """A job under way."""
+
+    job: Job
+    task: TaskID
+    begun: float
+    """By the monotonic clock, seconds."""
+
+
 def is_reusable(job: Job, *, overwrite: bool) -> bool:
     """Return whether a finished run of the same settings exists. Nothing is removed here.
 
     Raises:
-        UserError: the folder contains a run with other settings, and `overwrite` is false.
+        UserError: the folder contains a run with other settings, and `overwrite` is false; or one that is under way.
     """
+    if not job.folder.exists():
+        return False
+    # first: what another process is writing is neither finished nor to be removed
+    if not hold(job.folder):
+        raise UserError(f"run_dir: a run is under way in {job.folder}; wait for it, stop it, or name another folder")
+    try:
+        return _is_reusable(job, overwrite=overwrite)
+    finally:
+        release(job.folder)
+
+
+def _is_reusable(job: Job, *, overwrite: bool) -> bool:
     if not _has_other_run(job):
         return _is_same(job) and job.is_finished()
     if not overwrite:
@@ -78,32 +105,36 @@ def _has_other_run(job: Job) -> bool:
     return not _is_same(job) and RunFolder(job.folder).has_run()
 
 
-def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
-    """Run jobs as processes.
+def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None:
+    """Run jobs as processes. A line says when each starts and ends, also without a terminal.
 
     Args:
         waiting: in the order in which they start.
         num_parallel: jobs at a time; after a failure no further one starts.
+        threads: of each job.
 
     Raises:
         UserError: a run failed; finished runs stay.
-        KeyboardInterrupt: after Ctrl-C; the runs under way wrote a checkpoint.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP; the runs under way wrote a checkpoint.
     """
     # without this limit every run would start one thread per core, and the runs would slow each other down
-    threads = max((os.cpu_count() or 1) // num_parallel, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    queue, running = list(waiting), dict[subprocess.Popen[bytes], tuple[Job, TaskID]]()
+    queue, running = list(waiting), dict[subprocess.Popen[bytes], Started]()
     failed: list[Job] = []
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True)) as progress:
+    progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True))
+    say = partial(progress.console.print, markup=False, highlight=False)
+    with progress, raised_signals() as signals:
         try:
             while running or (queue and not failed):
                 while queue and not failed and len(running) < num_parallel:
                     job = queue.pop(0)
-                    running[_start(job, environment)] = (job, progress.add_task(job.name[:24], total=None, numbers=""))
+                    say(f"{job.name}: {'resumed' if (job.folder / HISTORY).exists() else 'started'}")
+                    task = progress.add_task(job.name[:24], total=None, numbers="")
+                    running[_start(job, environment)] = Started(job, task, time.monotonic())
                 time.sleep(_POLL_SECONDS)
                 # a copy, because finished runs leave the dictionary in this loop
-                for process, (job, task) in list(running.items()):
+                for process, (job, task, begun) in list(running.items()):
                     _show(progress, task, job)
                     if process.poll() is not None:
                         del running[process]
@@ -113,13 +144,37 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
                             write_text_whole(job.folder / FINGERPRINT, job.fingerprint)
                         failed += [job] if has_failed else []
                         _finish(progress, task, has_failed=has_failed)
+                        say(f"{job.name}: {'failed' if has_failed else 'done'} after {time.monotonic() - begun:.0f} s")
         except KeyboardInterrupt:
+            say(f"stopping {len(running)} of {len(waiting)} runs, each after its iteration; again to stop at once")
             _stop(running)
-            raise KeyboardInterrupt("runs under way wrote a checkpoint; the same command resumes them") from None
+            # A second Ctrl-C while they stop ends here, too.
+            number = signals[0] if signals else signal.SIGINT
+            message = "runs under way wrote a checkpoint; the same command resumes them"
+            raise Interrupted(message, number=number) from None
     if failed:
         raise UserError(
             f"compare: {failed[0].name} failed: {_last_line(failed[0])}; full log in {failed[0].folder / LOG}"
         )
+
+
+@contextmanager
+def raised_signals() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt for each of Ctrl-C, SIGTERM and SIGHUP; collect the numbers of those that arrive."""
+    arrived: list[int] = []
+
+    def on_signal(number: int, _: object) -> None:
+        arrived.append(number)
+        raise KeyboardInterrupt
+
+    # A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    kinds = [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
+    before = {kind: signal.signal(kind, on_signal) for kind in kinds}
+    try:
+        yield arrived
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -143,11 +198,20 @@ def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         )
 
 
-def _stop(running: Mapping[subprocess.Popen[bytes], Any]) -> None:
+def _stop(running: Collection[subprocess.Popen[bytes]]) -> None:
+    """Let runs write a checkpoint and end; a further signal to this process stops them at once."""
     # all signals before the first wait: the runs finish their iterations side by side
     for process in running:
         process.send_signal(signal.SIGINT)
     for process in running:
+        _wait_for(process)
+
+
+def _wait_for(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
         process.wait()
 
 

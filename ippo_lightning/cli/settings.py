@@ -43,7 +43,9 @@ class CompareSettings:
         featured: the method or column that the headline of the report is about; null for the first one.
         seeds: every column runs once with each.
         overrides: dotted keys and values for all columns.
-        jobs: runs at a time; they divide the cores of the processor among them.
+        jobs: runs at a time.
+        threads: of each run; another number changes the last bits of its results. Null for the number with which the
+            comparison began; at its beginning, for the cores of the processor divided by `jobs`.
         overwrite: do runs again that were made with other settings; otherwise they are an error.
 
     Raises:
@@ -59,6 +61,7 @@ class CompareSettings:
     seeds: list[int] = field(default_factory=lambda: [1])
     overrides: dict[str, Any] = field(default_factory=dict)
     jobs: int = 1
+    threads: int | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -69,8 +72,10 @@ class CompareSettings:
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds: {self.seeds} is wrong; expected a list of different integers")
-        if self.jobs < 1:
-            raise UserError(f"jobs: {self.jobs} is out of range; expected an integer >= 1")
+        for name in ("jobs", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: {value} is out of range; expected an integer >= 1")
         for axis, names in self.axes.items():
             _check_axis(axis, names)
         for name, method in self.methods.items():

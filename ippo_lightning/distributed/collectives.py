@@ -9,7 +9,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 # gloo has no error class for a lost peer, so its messages are compared.
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+    # a rank that is stopped or hangs
+    "Timed out waiting",
+    "collective operation timeout",
+)
 
 
 def world_size() -> int:
@@ -36,7 +44,7 @@ def end_process_group() -> None:
 
 
 def is_lost_rank_error(error: BaseException) -> bool:
-    """Return whether an error of a collective means that another process of the run has ended.
+    """Return whether an error of a collective means that another process of the run has ended, or does not answer.
 
     Args:
         error: a RuntimeError from gloo, or a `DistBackendError` from NCCL.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
-from lightning import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,6 +17,15 @@ from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.engine.random_streams import RandomStates
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import BaseModule, TextModule
+from ippo_lightning.run.environment import environment, warn_of_environment
+from ippo_lightning.run.resuming import (
+    Data,
+    SavedCallback,
+    check_data,
+    load_callbacks,
+    load_optimizer,
+    optimizer_name,
+)
 from ippo_lightning.storage.checkpoint_files import write_checkpoint_file
 from ippo_lightning.storage.checksums import is_intact
 from ippo_lightning.storage.run_logs import Covered
@@ -41,6 +49,15 @@ class Best(TypedDict, total=False):
     """Whether its checkpoint is written."""
 
 
+class ResumedRun(NamedTuple):
+    """What continues from a checkpoint beside the module."""
+
+    optimizer: Optimizer
+    callbacks: Sequence[object]
+    callback_settings: Sequence[str]
+    data: Data
+
+
 class Checkpoint(TypedDict):
     """The content of a checkpoint: tensors and plain values, which `torch.load(weights_only=True)` accepts."""
 
@@ -54,7 +71,14 @@ class Checkpoint(TypedDict):
     scaler: dict[str, Any]
     progress: dict[str, Any]
     position: dict[str, int]
-    callbacks: dict[str, dict[str, Any]]
+    optimizer_name: str
+    """Not in format 2."""
+    callbacks: list[SavedCallback]
+    """In format 2, a dictionary from `index:state_key` to the state."""
+    data: Data
+    """Not in format 2."""
+    environment: dict[str, str]
+    """Not in format 2."""
     random: list[RandomStates]
     best: Best
     config: str
@@ -66,7 +90,8 @@ def checkpoint_state(
     *,
     module: TextModule,
     optimizer: Optimizer,
-    callbacks: Sequence[Callback],
+    callbacks: list[SavedCallback],
+    data: Data,
     position: Mapping[str, int],
     fingerprint: str,
     best: Best,
@@ -78,7 +103,8 @@ def checkpoint_state(
     Args:
         module: its trained parameters are saved; frozen ones are loaded from their source again.
         optimizer: its state is saved in full, also if it is sharded.
-        callbacks: their `state_dict` is saved.
+        callbacks: from `saved_callbacks`.
+        data: what `position` is counted in.
         position: epoch and batch of the training data.
         fingerprint: of the frozen parameters, see `frozen_fingerprint`.
         best: the best evaluation so far.
@@ -96,7 +122,10 @@ def checkpoint_state(
         "scaler": module.backend.scaler.state_dict() if module.backend.scaler is not None else {},
         "progress": module.progress_state(),
         "position": dict(position),
-        "callbacks": {_callback_key(index, item): _state_of(item) for index, item in enumerate(callbacks)},
+        "optimizer_name": optimizer_name(optimizer),
+        "callbacks": callbacks,
+        "data": data,
+        "environment": environment(),
         "random": random_states(),
         "best": best.copy(),
         "config": config,
@@ -110,8 +139,7 @@ def restore_checkpoint(
     source: Path,
     module: TextModule,
     fingerprint: str,
-    optimizer: Optimizer | None = None,
-    callbacks: Sequence[Callback] | None = None,
+    run: ResumedRun | None = None,
 ) -> None:
     """Load what `checkpoint_state` returned.
 
@@ -120,36 +148,42 @@ def restore_checkpoint(
         source: names the file in errors.
         module: built with the settings of the saved one.
         fingerprint: of the module's frozen parameters.
-        optimizer: None to leave it out (for evaluation).
-        callbacks: the same list as when saving; None to leave out callbacks and random streams (for evaluation).
+        run: what continues beside the module; None for an evaluation, which needs the parameters only.
 
     Raises:
-        UserError: the checkpoint is of another model, module, reference or number of processes.
+        UserError: the checkpoint is of another model, module, reference, optimizer, data or number of processes.
     """
     saved: Mapping[str, object] = state
     # An evaluation reads the parameters only, so it may have another module or reference.
     for name, mine in (("module", type(module).__name__), ("reference", module.policy.reference_kind)):
-        if saved[name] != mine and optimizer is not None:
+        if saved[name] != mine and run is not None:
             raise UserError(
                 f"checkpoint: {source} has {name} {saved[name]}, this run has {mine}; they must be the same"
             )
     # Trained parameters on other frozen ones, for example an adapter on another base, would run without an error.
     if state["fingerprint"] != fingerprint:
         raise UserError(f"checkpoint: {source} is of another model; its frozen parameters are not those of this one")
+    if run is not None:
+        check_data(run.data, state.get("data"), source=source)
     load_parameters(module, state["parameters"], source=source)
     module.load_progress_state(state["progress"])
-    if optimizer is not None:
-        optimizer.load_state_dict(_sharded(state["optimizer"], optimizer))
-        # A run may be resumed in another precision, so either side may have no scaler.
-        if module.backend.scaler is not None and state["scaler"]:
-            module.backend.scaler.load_state_dict(state["scaler"])
-    if callbacks is not None:
-        for index, item in enumerate(callbacks):
-            own = state["callbacks"].get(_callback_key(index, item))
-            if own:
-                item.load_state_dict(own)
-        # Last, so that nothing of what is loaded here draws from the restored streams.
-        restore_random_states(state["random"], source=source)
+    if run is None:
+        return
+    load_optimizer(run.optimizer, state["optimizer"], name=state.get("optimizer_name"), source=source)
+    # A run may be resumed in another precision, so either side may have no scaler.
+    if module.backend.scaler is not None and state["scaler"]:
+        module.backend.scaler.load_state_dict(state["scaler"])
+    load_callbacks(run.callbacks, run.callback_settings, _saved_callbacks(state))
+    warn_of_environment(state.get("environment"))
+    # Last, so that nothing of what is loaded here draws from the restored streams.
+    restore_random_states(state["random"], source=source)
+
+
+def _saved_callbacks(state: Checkpoint) -> list[SavedCallback]:
+    saved: Any = state["callbacks"]
+    if isinstance(saved, dict):  # format 2
+        return [{"name": key.partition(":")[2], "settings": "", "state": own} for key, own in saved.items()]
+    return state["callbacks"]
 
 
 def write_checkpoint(state: Checkpoint, path: Path) -> None:
@@ -232,24 +266,6 @@ def load_parameters(module: BaseModule, parameters: Mapping[str, Tensor], *, sou
             parameter.copy_(sharded_like(parameters[name], parameter))
 
 
-def _sharded(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Shard an optimizer's saved tensors as its parameters are sharded."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    owners = dict(zip(numbers, parameters, strict=True))
-
-    def sharded(number: int, entry: Any) -> Any:
-        # Moments have the shape of their parameter; the count of steps is a number, which each rank keeps in full.
-        is_of_parameter = isinstance(entry, Tensor) and entry.shape == owners[number].shape
-        return sharded_like(entry, owners[number]) if is_of_parameter else entry
-
-    per_parameter = {
-        number: {name: sharded(number, entry) for name, entry in entries.items()}
-        for number, entries in state["state"].items()
-    }
-    return {**state, "state": per_parameter}
-
-
 def frozen_fingerprint(module: nn.Module) -> str:
     """Return a short text that changes when the frozen parameters change: a checkpoint does not contain them.
 
@@ -269,14 +285,3 @@ def frozen_fingerprint(module: nn.Module) -> str:
             entries = flat[:: max(len(flat) // _SAMPLED, 1)][:_SAMPLED].cpu()
             digest.update(entries.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _callback_key(index: int, callback: Callback) -> str:
-    # With the index, because two callbacks of one class may have the same `state_key`.
-    return f"{index}:{getattr(callback, 'state_key', type(callback).__qualname__)}"
-
-
-def _state_of(callback: Callback) -> dict[str, Any]:
-    # An object with hooks and without Lightning's base class is a callback, too; it may have no state.
-    state: dict[str, Any] = callback.state_dict() if hasattr(callback, "state_dict") else {}
-    return state

@@ -24,13 +24,15 @@ from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import (
     Best,
     Checkpoint,
+    ResumedRun,
     checkpoint_state,
     frozen_fingerprint,
     restore_checkpoint,
 )
-from ippo_lightning.run.fsdp_strategy import ShardedStrategy, require_supported
+from ippo_lightning.run.fsdp_strategy import ShardedStrategy, limit_waiting, require_supported
 from ippo_lightning.run.loggers import logged_evaluation
 from ippo_lightning.run.progress import ProgressBar
+from ippo_lightning.run.resuming import callback_settings, data_of, saved_callbacks
 from ippo_lightning.run.run_start import begin_folder, check_evaluations, open_folder
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.run.signals import Interrupted, finish_on_signal
@@ -80,6 +82,8 @@ class FabricLoop:
         self._bar: ProgressBar | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._fingerprint = ""
+        self._loader: Any = None
+        self._callback_settings = callback_settings(self.callbacks)
         self._checkpointed_at: int | None = None
         self._resumed_from: tuple[Path, Checkpoint] | None = None
 
@@ -161,6 +165,7 @@ class FabricLoop:
         self._launch()
         resumes = begin_folder(self)
         self._set_up_data("fit")
+        self._loader = self.datamodule.train_dataloader()
         check_evaluations(self)
         self.module.train()
         # Before sharding and before any forward, see `frozen_fingerprint`.
@@ -201,8 +206,12 @@ class FabricLoop:
             source=path,
             module=self.module,
             fingerprint=self._fingerprint,
-            optimizer=self._optimizer,
-            callbacks=self.callbacks,
+            run=ResumedRun(
+                self.module.only_optimizer(),
+                self.callbacks,
+                self._callback_settings,
+                data_of(self._loader, seed=self.seed),
+            ),
         )
         self.batches, self.best = TrainingBatches(state["position"]), state["best"].copy()
         self._checkpointed_at, self._resumed_from = self.module.iteration, (path, state)
@@ -210,6 +219,7 @@ class FabricLoop:
     def _launch(self) -> None:
         """Start the other ranks, unless the caller has already done so."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            limit_waiting(self.fabric.strategy, seconds=self.settings.rank_timeout)
             self.fabric.launch()
 
     def set_up_evaluation(self, checkpoint: str | None = None) -> Path | None:
@@ -257,7 +267,8 @@ class FabricLoop:
         state = checkpoint_state(
             module=self.module,
             optimizer=cast(torch.optim.Optimizer, self._optimizer),
-            callbacks=self.callbacks,
+            callbacks=saved_callbacks(self.callbacks, self._callback_settings),
+            data=data_of(self._loader, seed=self.seed),
             position=self.batches.position,
             fingerprint=self._fingerprint,
             best=self.best,
@@ -275,7 +286,7 @@ class FabricLoop:
         if self.settings.evaluate_first and self._checkpointed_at is None:
             self._validate(bar)
         bar.update(completed=self.module.iteration, numbers={})
-        batches = self.batches.of(self.datamodule.train_dataloader())
+        batches = self.batches.of(self._loader)
         while self.module.iteration < self.max_iterations and not self.should_stop:
             with keeping_earlier_iterations(self), self.fabric.autocast():
                 batch = self.fabric.to_device(next(batches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lightning.fabric.strategies import STRATEGY_REGISTRY, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -47,6 +48,19 @@ class ShardedStrategy(ModelParallelStrategy):
             raise UserError(f"fabric.strategy: {NAME} shards a module's `policy`; {type(module).__name__} has none")
         shard_policy(policy, mesh["data_parallel"], gather_for_sampling=self.gather_for_sampling)
         return module.to(self.root_device)  # what is not sharded, for instance the state of metrics
+
+
+def limit_waiting(strategy: object, *, seconds: float) -> None:
+    """Let the collectives of ranks that are about to be launched wait so long for a rank that does not answer.
+
+    Args:
+        strategy: of the Fabric; one for a single process does not change.
+        seconds: torch's own default is half an hour.
+    """
+    # Lightning hands this on to torch's process group. Its strategies take it as an argument, and a YAML has no word
+    # for a span of time.
+    if hasattr(strategy, "_timeout"):
+        strategy._timeout = timedelta(seconds=seconds)
 
 
 def require_supported(strategy: object, module: BaseModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,8 @@ class LoopSettings:
         resume: resume from the newest complete checkpoint, if there is one.
         overwrite: start again in a folder that has a run.
         progress_bar: show one, if the output is a terminal.
+        rank_timeout: seconds that a rank waits for the others in a collective; then it reports so and ends. The
+            longest time that one rank may work alone, for example to write a model. Of groups that this loop launches.
 
     Raises:
         UserError: a number out of its range.
@@ -46,6 +49,7 @@ class LoopSettings:
     resume: bool = False
     overwrite: bool = False
     progress_bar: bool = True
+    rank_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         lowest = {
@@ -56,6 +60,7 @@ class LoopSettings:
         }
         for name, bound in lowest.items():
             require_range(f"loop.{name}", getattr(self, name), at_least=bound, integer=True)
+        require_range("loop.rank_timeout", self.rank_timeout, above=0, below=math.inf)
         require_choice("loop.best_mode", self.best_mode, ("max", "min"))
         if self.best_metric is not None and self.evaluate_every_n_iterations == 0:
             raise UserError(

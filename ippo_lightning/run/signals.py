@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Ctrl-C; a scheduler's notice; SLURM's notice before a requeue (sbatch --signal=SIGUSR1@90)
-_KINDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# Ctrl-C; a scheduler's notice; a closed terminal; SLURM's notice before a requeue (sbatch --signal=SIGUSR1@90)
+_KINDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -43,7 +43,9 @@ def finish_on_signal(announce: Callable[[str], None]) -> Iterator[list[int]]:
         arrived.append(number)
         announce(f"{_name(number)}: finishing this iteration, then a checkpoint; again to stop at once.")
 
-    before = {kind: signal.signal(kind, on_signal) for kind in _KINDS}
+    # A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    kinds = [kind for kind in _KINDS if signal.getsignal(kind) is not signal.SIG_IGN]
+    before = {kind: signal.signal(kind, on_signal) for kind in kinds}
     try:
         yield arrived
     finally:

@@ -8,17 +8,13 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.atomic import sync_folder, write_text_whole
 from ippo_lightning.storage.checksums import with_checksum
+from ippo_lightning.storage.locks import hold, release
 from ippo_lightning.storage.run_logs import RunLogs
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 # A run.
 CONFIG = "config.yaml"
@@ -27,7 +23,6 @@ EVALUATIONS = "evaluations.jsonl"
 EPISODES = "episodes.jsonl"
 RESULTS = "results.json"
 """Final numbers: of a run, or of a comparison with all its methods."""
-LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_PATTERN = "iteration_*.ckpt"
 LAST_CHECKPOINT = "last.ckpt"
@@ -61,9 +56,6 @@ FIGURES = "figures"
 
 JsonObject = Mapping[str, Any]
 """One line of a log, or one file, as JSON. What a value is, its reader has to check: anybody may have written it."""
-
-_HELD: dict[Path, IO[str]] = {}
-"""Lock files that this process keeps open, by folder. The lock ends when its file is closed."""
 
 
 def seed_folder(root: Path, *, method: str, seed: int) -> Path:
@@ -155,7 +147,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"loop.run_dir: {self.path} cannot be created ({error.strerror}); name a folder") from error
         # First: another process may still write into the folder.
-        self._lock()
+        if not hold(self.path):
+            raise UserError(f"loop.run_dir: a run is under way in {self.path}; wait for it, or name another")
         if resume and self.has_checkpoint():
             return True
         if overwrite:
@@ -191,27 +184,9 @@ class RunFolder:
     def _has_lines(self) -> bool:
         return any((self.path / name).exists() for name in self.logs.names)
 
-    def _lock(self) -> None:
-        """Lock the folder against other processes until this one releases it or ends."""
-        # This process may have locked the folder before; to close that file later would drop the lock of both.
-        self.release()
-        if fcntl is None:
-            return
-        held = (self.path / LOCK).open("w")
-        try:
-            # Of POSIX, and not `flock`: the lock is this process's own. Workers that it forks do not keep it after its
-            # end, and the system drops it even after a kill; a file with a process id would stay.
-            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            held.close()
-            raise UserError(f"loop.run_dir: a run is under way in {self.path}; wait for it, or name another") from error
-        _HELD[self.path.resolve()] = held
-
     def release(self) -> None:
         """Unlock the folder."""
-        held = _HELD.pop(self.path.resolve(), None)
-        if held is not None:
-            held.close()
+        release(self.path)
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else: a user may keep own files in the folder."""

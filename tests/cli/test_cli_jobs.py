@@ -17,7 +17,11 @@ from ippo_lightning.storage.run_folder import FINGERPRINT_VARIABLE
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def job(folder: Path, fingerprint: str) -> Job:

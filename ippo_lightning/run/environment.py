@@ -1,0 +1,47 @@
+"""What may change the last bits of a result: versions, threads, the processor."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+
+import torch
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
+
+
+def environment() -> dict[str, str]:
+    """Return what may change the last bits of a result: versions, threads, kind of processor."""
+    found = {name: _version(name) for name in _PACKAGES}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    return {
+        "Python": platform.python_version(),
+        **{name: version for name, version in found.items() if version},
+        "threads": str(torch.get_num_threads()),
+        "processor": device,
+    }
+
+
+def warn_of_environment(saved: Mapping[str, str] | None) -> None:
+    """Warn in one line if the environment is not that of the checkpoint.
+
+    Args:
+        saved: of the checkpoint; None if it does not tell.
+
+    Warns:
+        UserWarning: something differs.
+    """
+    mine = environment()
+    names = [name for name in {**(saved or {}), **mine} if (saved or mine).get(name) != mine.get(name)]
+    if names:
+        changes = ", ".join(f"{name} {(saved or {}).get(name, 'none')} -> {mine.get(name, 'none')}" for name in names)
+        warnings.warn(f"resume: the last bits of the results may change, because of {changes}", stacklevel=2)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
