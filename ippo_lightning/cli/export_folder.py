@@ -33,7 +33,8 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     if overwrite or not folder.is_dir():
         return
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    found = [name for name in found if not name.startswith(PARTIAL)]
+    # left by an export that was killed: its files before they are moved, or its listing
+    found = [name for name in found if not name.startswith(PARTIAL) and name != LISTING + PARTIAL]
     listing = _read_listing(folder)
     if listing is None:
         foreign = found

@@ -56,6 +56,14 @@ def test_a_card_of_the_user_is_not_replaced_unasked(prepare: Callable[[Path], No
     assert texts(folder) == {"README.md": "new", "config.json": "new"}
 
 
+def test_what_a_killed_export_left_is_not_the_users(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".partial").mkdir(parents=True)
+    (tmp_path / "out" / ".partial" / "README.md").touch()
+    (tmp_path / "out" / "export.json.partial").touch()
+    export(tmp_path / "out", "new", "README.md")
+    assert texts(tmp_path / "out") == {"README.md": "new"}
+
+
 def test_files_that_the_user_added_stay(tmp_path: Path) -> None:
     export(tmp_path / "out", "old", "README.md")
     (tmp_path / "out" / "notes.txt").write_text("mine")
