@@ -22,6 +22,7 @@ from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.engine.random_streams import RandomStates
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import BaseModule, TextModule
+from ippo_lightning.records.finite_weights import require_finite_weights
 from ippo_lightning.storage.atomic import PARTIAL, link_whole, write_whole
 from ippo_lightning.storage.run_folder import (
     BEST_CHECKPOINT,
@@ -86,7 +87,11 @@ def checkpoint_state(
         fingerprint: of the frozen parameters, see `frozen_fingerprint`.
         best: the best evaluation so far.
         config: the run's configuration as YAML.
+
+    Raises:
+        FloatingPointError: a weight is NaN or infinite; the checkpoint would take the place of a good one.
     """
+    require_finite_weights(module.trained_parameters(), before="a checkpoint")
     return {
         "format": FORMAT,
         "version": ippo_lightning.__version__,

@@ -80,7 +80,7 @@ class FabricLoop:
         self.best: Best = {}
         self._bar: ProgressBar | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._fingerprint = ""
+        self.fingerprint = ""
         self._checkpointed_at: int | None = None
 
     # --- what callbacks read, as from lightning.Trainer ------------------------------------------------
@@ -161,7 +161,7 @@ class FabricLoop:
         self._set_up_data("fit")
         self.module.train()
         # Before sharding and before any forward, see `frozen_fingerprint`.
-        self._fingerprint = frozen_fingerprint(self.module)
+        self.fingerprint = frozen_fingerprint(self.module)
         wrapper, self._optimizer = self._wrapped()
         # Fabric refuses to run a module by another method than `forward`, unless it is told the name.
         wrapper.mark_forward_method(self.module.loss_method)
@@ -197,7 +197,7 @@ class FabricLoop:
             state,
             source=path,
             module=self.module,
-            fingerprint=self._fingerprint,
+            fingerprint=self.fingerprint,
             optimizer=self._optimizer,
             callbacks=self.callbacks,
         )
@@ -270,7 +270,7 @@ class FabricLoop:
             optimizer=cast(torch.optim.Optimizer, self._optimizer),
             callbacks=self.callbacks,
             position=self.batches.position,
-            fingerprint=self._fingerprint,
+            fingerprint=self.fingerprint,
             best=self.best,
             config=self.config,
         )

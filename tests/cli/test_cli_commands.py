@@ -182,8 +182,8 @@ def test_a_step_that_overflows_is_one_line_that_names_its_file(
     ]
     assert main(words) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("ippo: stopped: NaN or infinity in ")
-    file = tmp_path / "run" / "failed_step_0000000.pt"
+    assert line.startswith("ippo: stopped: step 0: NaN or infinity in ")
+    file = tmp_path / "run" / "nonfinite" / "step_0000000.pt"
     assert line.endswith(f"see {file}")
     step = torch.load(file, weights_only=True)
     assert step["rows"]
