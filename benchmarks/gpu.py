@@ -57,11 +57,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {
     "versions": 45,
     "kernels": 40,
-    "shape": 115,
+    "nonfinite": 30,
+    "shape": 105,
     "vocabulary": 40,
     "samplers": 45,
     "sft": 55,
-    "word_problems": 140,
+    "word_problems": 120,
 }
 """Parts in their order, and seconds after which each is cut off."""
 NEEDS_MODEL = ("sft", "word_problems")

@@ -13,6 +13,7 @@ from gpu import LIMITS, add_row
 MODULES = {
     "versions": "gpu_versions",
     "kernels": "gpu_kernels",
+    "nonfinite": "gpu_nonfinite",
     "shape": "gpu_shapes",
     "vocabulary": "gpu_shapes",
     "samplers": "gpu_samplers",

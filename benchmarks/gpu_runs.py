@@ -80,7 +80,7 @@ def sft(options: argparse.Namespace, rows: Rows) -> None:
         _report_sft(rows, run)
     rows.add("run", value=run.end()[-300:])
     _report_sft(rows, run)
-    failed = sorted(run.folder.glob("failed_step_*.pt"))
+    failed = sorted((run.folder / "nonfinite").glob("step_*.pt"))
     if failed:  # at most one, because it ends the run
         try:
             _report_failed_step(options, rows, failed[0])

@@ -136,9 +136,9 @@ def repeats(look_at: Any) -> None:
     module = SFTModule(policy=tiny_policy(**settings))
     with torch.no_grad():
         module.policy.language_model.get_input_embeddings().weight.fill_(torch.inf)
-    with pytest.raises(FloatingPointError, match="failed_step_0000000"):
+    with pytest.raises(FloatingPointError, match="nonfinite/step_0000000"):
         tiny_loop(Path("run"), module, data=tiny_data(stage="sft", num_demonstrations=32)).fit()
-    look_at("run/failed_step_0000000.pt", tiny_policy(**settings))
+    look_at("run/nonfinite/step_0000000.pt", tiny_policy(**settings))
 
 
 # --- YAML ------------------------------------------------------------------------------------------------

@@ -74,4 +74,9 @@ class AdaptiveKLController(FixedKLController):
         # Clipped, so that one rollout far from the target does not move the coefficient at once.
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         # Both numbers are of all ranks, so that each rank moves its coefficient alike.
-        self.coef *= 1 + error * min(num_episodes / self.horizon, 1.0)
+        moved = self.coef * (1 + error * min(num_episodes / self.horizon, 1.0))
+        # After thousands of moves in one direction it would be infinite, or 0 for ever.
+        self.coef = min(max(moved, min(self.coef, _LOWEST)), max(self.coef, _HIGHEST))
+
+
+_LOWEST, _HIGHEST = 1e-30, 1e30

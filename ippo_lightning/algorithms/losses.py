@@ -52,9 +52,10 @@ class ClippedLoss(PolicyLoss):
     high: float | None = None
 
     def __post_init__(self) -> None:
-        require_range("loss.low", self.low, above=0)
+        # float32, in which ratios and values are clipped, ends at 3e38.
+        require_range("loss.low", self.low, above=0, at_most=1e30)
         if self.high is not None:
-            require_range("loss.high", self.high, above=0)
+            require_range("loss.high", self.high, above=0, at_most=1e30)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -89,9 +90,9 @@ class ValueLoss:
     clip_range: float | None = 0.2
 
     def __post_init__(self) -> None:
-        require_range("value_loss.coef", self.coef, at_least=0)
+        require_range("value_loss.coef", self.coef, at_least=0, below=math.inf)
         if self.clip_range is not None:
-            require_range("value_loss.clip_range", self.clip_range, above=0)
+            require_range("value_loss.clip_range", self.clip_range, above=0, at_most=1e30)
 
     def terms(self, values: Tensor, episodes: Episodes) -> Tensor:
         """Return the loss of each step, shape [rows, steps], for the critic's `values` of the same shape."""

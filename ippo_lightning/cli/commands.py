@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ippo_lightning.cli.error_messages import one_line
-from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings
+from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings, ReplaySettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RunFolder
 
@@ -72,18 +72,53 @@ def export(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     given = settings.export.clone()
     run_dir = Path(given.pop("run"))
     chosen = ExportSettings(**given.as_dict())
+    parser, experiment = experiment_of(run_dir)
+
+    from ippo_lightning.cli.export import export_run
+
+    objects = build_objects(parser, experiment)
+    folder, checkpoint = export_run(run_dir, objects.model, settings=chosen)
+    print(f"Model: {folder}, of {checkpoint}")
+
+
+def replay(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
+    """Run `ippo replay`."""
+    given = settings.replay.clone()
+    run_dir = Path(given.pop("run"))
+    chosen = ReplaySettings(**given.as_dict())
+
+    from ippo_lightning.cli.replay import chosen_step, replay_run
+
+    # before the experiment, which takes seconds to build
+    path = chosen_step(run_dir, chosen.step)
+    # the module alone: GPUs, loggers and data of the run may not exist here
+    parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC)
+    experiment[experiment.subcommand].data = experiment[experiment.subcommand].callbacks = None
+    print(replay_run(run_dir, path, build_objects(parser, experiment).model, settings=chosen))
+
+
+_PLAIN_FABRIC = ("--fabric.accelerator=cpu", "--fabric.devices=1", "--fabric.num_nodes=1", "--fabric.strategy=auto",
+                 "--fabric.precision=null", "--fabric.plugins=null", "--fabric.loggers=null")  # fmt: skip
+
+
+def experiment_of(run_dir: Path, *words: str) -> tuple[ArgumentParser, Namespace]:
+    """Return a parser and the parsed configuration of a run.
+
+    Args:
+        run_dir: folder of a run of `ippo fit`.
+        words: options that override the configuration.
+
+    Raises:
+        UserError: the folder has no configuration.
+    """
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"run: {run_dir} has no {CONFIG}; expected the folder of a run of `ippo fit`")
 
     from ippo_lightning.cli.command_line import read_command_line
-    from ippo_lightning.cli.export import export_run
     from ippo_lightning.cli.parsers import build_parser
 
     parser = build_parser("evaluate")
-    experiment = parser.parse_args(read_command_line(["evaluate", "--config", str(run_dir / CONFIG)]).words)
-    objects = build_objects(parser, experiment)
-    folder, checkpoint = export_run(run_dir, objects.model, settings=chosen)
-    print(f"Model: {folder}, of {checkpoint}")
+    return parser, parser.parse_args(read_command_line(["evaluate", "--config", str(run_dir / CONFIG), *words]).words)
 
 
 def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
@@ -103,6 +138,7 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] 
     "evaluate": evaluate,
     "compare": compare,
     "export": export,
+    "replay": replay,
     "report": report,
 }
 """Each takes the parser, the parsed settings, and the words as the user typed them."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "measure a policy on the validation or test problems",
     "compare": "methods x seeds from one start, then a table and a report",
     "export": "write a run's model for transformers, PEFT and vLLM",
+    "replay": "repeat a step that was not finite, and show where it breaks",
     "report": "write the report of one run, or of several side by side",
 }
 # names and not classes: an import of Lightning's classes takes seconds

@@ -116,6 +116,16 @@ def export_parser() -> ArgumentParser:
     return parser
 
 
+def replay_parser() -> ArgumentParser:
+    """Return the parser of `ippo replay`."""
+    from ippo_lightning.cli.settings import ReplaySettings
+
+    parser = _parser(usage="ippo replay RUN [--key value ...]")
+    parser.add_argument("run", type=str, help="folder of a run of `ippo fit` that ended with NaN or infinity")
+    parser.add_class_arguments(ReplaySettings, as_group=False)
+    return parser
+
+
 def report_parser() -> ArgumentParser:
     """Return the parser of `ippo report`."""
     parser = _parser(usage="ippo report RUN ... [--output FOLDER]")
@@ -134,6 +144,7 @@ _PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "evaluate": evaluate_parser,
     "compare": compare_parser,
     "export": export_parser,
+    "replay": replay_parser,
     "report": report_parser,
 }
 

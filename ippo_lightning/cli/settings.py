@@ -10,6 +10,7 @@ from ippo_lightning.errors import UserError
 
 Form = Literal["merged", "adapter"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["run", "32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +118,21 @@ class ExportSettings:
     dtype: Dtype | None = None
     license: str | None = None
     overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """How `ippo replay` repeats a step.
+
+    Args:
+        step: number of the step, counted from 0; null for the latest that was not finite.
+        device: `auto` is the first GPU if there is one; or a name of torch, for example `cpu` or `cuda:1`.
+        precision: `run` is that of the run; `mixed` computes in half precision from weights in float32, `true` converts
+            the weights.
+        all: show every module, and not only those around the first number that is not finite.
+    """
+
+    step: int | None = None
+    device: str = "auto"
+    precision: Precision = "run"
+    all: bool = False

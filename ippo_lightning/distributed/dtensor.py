@@ -81,6 +81,23 @@ def have_nonzero(tensors: Sequence[Tensor]) -> list[bool]:
     return flags
 
 
+def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Return for each tensor whether it contains neither NaN nor infinity, on any rank if sharded.
+
+    Args:
+        tensors: any shapes, float; all ranks must call this if one is sharded.
+    """
+    if not tensors:
+        return []
+    device = local(tensors[0]).device
+    # As above: one collective and one transfer for all tensors.
+    broken = torch.stack([(~torch.isfinite(local(tensor).detach())).any().to(device) for tensor in tensors]).long()
+    if any(isinstance(tensor, DTensor) for tensor in tensors):
+        broken = all_reduce_sum(broken)
+    flags: list[bool] = (broken == 0).tolist()
+    return flags
+
+
 def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """Return the sum of all products of entries in float64, over all ranks if sharded.
 

@@ -78,6 +78,8 @@ def run_iteration(
     # 4. estimate advantages: without NaN, which whitening would spread to every episode of every rank, and before any
     # callback, so that what is dropped does not change the baseline of what stays
     episodes = stages.compute_advantages(episodes)
+    # Finite rewards can have sums that are not.
+    episodes = without_broken(episodes, ("advantages",), rule=settings.on_nonfinite)
     # 5. callbacks decide what each episode is worth
     plan = UpdatePlan(episodes=episodes)
     _timed(seconds, "plan", lambda: call_hook(callbacks, "on_rollout_end", trainer, stages, plan))

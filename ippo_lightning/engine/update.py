@@ -55,11 +55,18 @@ class UpdateStages(Protocol):
             FloatingPointError: the norm is not finite; no step was taken.
         """
 
-    def why_not_finite(self, minibatch: Minibatch) -> str | None:
+    def why_not_finite(self, minibatch: Minibatch, /) -> str | None:
         """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind.
 
         Args:
             minibatch: one row.
+        """
+
+    def keep_skipped_step(self, message: str) -> None:
+        """Note the minibatch that just failed, before it is repeated without its broken rows; all ranks call this.
+
+        Args:
+            message: names these rows.
         """
 
     def passes(
@@ -177,6 +184,7 @@ def _step(
         if settings.on_nonfinite == "stop":
             raise FloatingPointError(named) from error
         _LOG.warning("%s; left out of this update", named)
+        stages.keep_skipped_step(named)
     # Each repetition leaves out at least one row of some rank, so this ends.
     skipped[list(found)] = True
     return _step(stages, work, rows, skipped, settings=settings, shrink=shrink)

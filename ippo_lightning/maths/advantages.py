@@ -128,6 +128,10 @@ def group_advantages(*, rewards: Tensor, group: Tensor, scale: bool, epsilon: fl
     Returns:
         Shape [rows].
     """
+    # Sums and squares of such rewards leave the range of float32, and every advantage would be 0 or NaN.
+    if rewards.numel() and float(rewards.abs().max()) > _LARGE and rewards.dtype != torch.float64:
+        wide = group_advantages(rewards=rewards.double(), group=group, scale=scale, epsilon=epsilon)
+        return wide.to(rewards.dtype)
     # Group numbers may have gaps; `members` counts from 0.
     _, members = group.unique(return_inverse=True)
     zeros = rewards.new_zeros(int(members.max()) + 1 if len(members) else 0)
@@ -139,6 +143,9 @@ def group_advantages(*, rewards: Tensor, group: Tensor, scale: bool, epsilon: fl
     # A group of one has the variance 0, not 0 / 0.
     variances = zeros.index_add(0, members, centred.square()) / (counts - 1).clamp(min=1)
     return centred / (variances.sqrt()[members] + epsilon)
+
+
+_LARGE = 1e15
 
 
 def _values_at_next_step(values: Tensor, mask: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -104,10 +106,14 @@ def score_power(*, scores: RowFloats, keep: RowMask, power: float) -> RowFloats:
         power: >= 0; 1 is the weight of Shu et al. 2026, arXiv 2604.01597, and 0 gives 1 to each kept episode.
 
     Returns:
-        Shape [rows], positive for the kept episodes.
+        Shape [rows], positive and finite for the kept episodes. If a power is too large or too small for the dtype, all
+        are divided by the largest one, which changes no normalised weight.
+
+    Raises:
+        UserError: a kept score is infinite.
     """
     # 0 ** 0 is 1 but NaN ** 0 is 1 too: without powers the scores are not read at all.
-    raw = torch.ones_like(scores) if power == 0 else scores.clamp(min=0) ** power
+    raw = torch.ones_like(scores) if power == 0 else _powers(scores, keep, power)
     # Compared after the power: a tiny score to a power above 1 can be zero in floating point.
     positive = raw[keep & (raw > 0)]
     least = positive.min() if positive.numel() else torch.ones_like(raw.sum())
@@ -126,10 +132,10 @@ def normalise_weights(*, raw: RowFloats, keep: RowMask, max_weight: float | None
         max_weight: >= 1, or None for no cap.
 
     Returns:
-        Shape [rows].
+        Shape [rows], finite.
 
     Raises:
-        UserError: `max_weight` is below 1, so that no mean of 1 is possible.
+        UserError: `max_weight` is below 1, so that no mean of 1 is possible; or a weight is NaN or infinite.
     """
     if max_weight is not None and not max_weight >= 1:
         raise UserError(f"max_weight: {max_weight} is out of range; expected a number >= 1")
@@ -138,7 +144,14 @@ def normalise_weights(*, raw: RowFloats, keep: RowMask, max_weight: float | None
     # Without any weight there is no mean to divide by.
     if float(total) <= 0:
         return keep.to(raw.dtype)
-    weights = raw * (keep.sum() / total).to(raw.dtype)
+    if not bool(torch.isfinite(raw).all()):
+        raise UserError("weights: NaN or infinity; expected finite weights >= 0")
+    factor = (keep.sum() / total).to(raw.dtype)
+    # For weights near the ends of the range of their dtype, the factor is outside of it.
+    is_normal = torch.finfo(raw.dtype).tiny <= float(factor) < math.inf
+    weights = raw * factor if is_normal else _scaled(raw, keep)
+    # A weight that rounds to 0 could take nothing of what the cap takes off the others.
+    weights = torch.where(raw > 0, weights.clamp(min=torch.finfo(raw.dtype).tiny), weights)
     return weights if max_weight is None else _capped(weights, max_weight)
 
 
@@ -153,9 +166,36 @@ def effective_sample_size(*, weights: RowFloats) -> Scalar:
     Returns:
         Shape [].
     """
+    # Divided by the largest weight where the squares leave the range of the dtype; elsewhere by 1, without rounding.
     squares = weights.square().sum()
+    if weights.numel():
+        is_normal = torch.isfinite(squares) & (squares >= _SMALLEST_SQUARES)
+        weights = weights / torch.where(is_normal | (weights.max() <= 0), 1.0, weights.max())
+        squares = weights.square().sum()
     # `where` computes both branches: the clamp keeps the one that is not taken from being 0 / 0
     return torch.where(squares > 0, weights.sum().square() / squares.clamp(min=torch.finfo(weights.dtype).tiny), 0.0)
+
+
+_SMALLEST_SQUARES = 1e-30  # far above the numbers of float32 that have fewer digits, which begin at 1e-38
+
+
+def _powers(scores: Tensor, keep: Tensor, power: float) -> Tensor:
+    raw = scores.clamp(min=0) ** power
+    positive = keep & (scores > 0)
+    if not bool((positive & ((raw == 0) | raw.isinf())).any()):
+        return raw
+    largest = scores[positive].max()
+    if not bool(torch.isfinite(largest)):
+        raise UserError("scores: a kept score is infinite; expected finite scores")
+    # At most 1, so nothing overflows; what rounds to 0 is kept and must stay above 0.
+    relative = (scores.clamp(min=0) / largest) ** power
+    return torch.where(positive, relative.clamp(min=torch.finfo(scores.dtype).tiny), relative)
+
+
+def _scaled(raw: Tensor, keep: Tensor) -> Tensor:
+    """Return weights with mean 1 over the kept episodes, whatever their size."""
+    relative = raw.double() / raw.double().max()
+    return (relative * (keep.sum() / relative.sum())).to(raw.dtype)
 
 
 def _capped(weights: Tensor, max_weight: float) -> Tensor:

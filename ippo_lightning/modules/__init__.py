@@ -2,7 +2,7 @@
 
 from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.failed_step_file import read_failed_step
-from ippo_lightning.modules.failed_steps import Diagnosis, replay_failed_step
+from ippo_lightning.modules.failed_steps import Diagnosis, FailedStepError, replay_failed_step
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.ppo import PPOModule
 from ippo_lightning.modules.sft import SFTModule
@@ -11,6 +11,7 @@ from ippo_lightning.modules.text import TextModule
 __all__ = [
     "BaseModule",
     "Diagnosis",
+    "FailedStepError",
     "OptimizerSettings",
     "PPOModule",
     "SFTModule",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine import random_states, restore_random_states, seed_training
 from ippo_lightning.modules.backends import Backend, FabricBackend, Loop, TrainerBackend
-from ippo_lightning.modules.failed_steps import StepTrace, keeping_failed_step
+from ippo_lightning.modules.failed_steps import StepTrace, keep_skipped_step, keeping_failed_step
 from ippo_lightning.modules.memory import memory_of
 from ippo_lightning.modules.optimization import (
     OptimizerSettings,
@@ -168,6 +168,14 @@ class BaseModule(LightningModule):
         """Return a context for the steps of an iteration; see `ippo_lightning.modules.failed_steps`."""
         return keeping_failed_step(self)
 
+    def keep_skipped_step(self, message: str) -> None:
+        """Write the step that just failed into the run's folder, before it is repeated without its broken rows.
+
+        Args:
+            message: names these rows.
+        """
+        keep_skipped_step(self, message)
+
     def _scaler_can_help(self) -> bool:
         """Return whether a gradient scaler will skip the step and scale less; below 1 it cannot help any more."""
         # An overflow of float16 is no mistake: the scaler starts too high on purpose, and comes down by skipping steps.
@@ -184,10 +192,15 @@ class BaseModule(LightningModule):
         loss, sums = self.call_through_wrapper(self.loss_method, minibatch)
         return loss, sums
 
-    def why_not_finite(self, minibatch: Minibatch) -> str | None:
-        """Return "loss" or "gradient" if that of this minibatch alone is not finite; no gradient stays behind."""
+    def why_not_finite(self, *arguments: object) -> str | None:
+        """Return "loss" or "gradient" if that of these rows alone is not finite; no gradient stays behind.
+
+        Args:
+            arguments: of the loss method.
+        """
         # Not through the wrapper: DDP would wait for other ranks, and those try rows of their own, perhaps fewer.
-        loss, _ = getattr(self, self.loss_method)(minibatch)
+        result = getattr(self, self.loss_method)(*arguments)
+        loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not bool(torch.isfinite(loss)):
             return "loss"
         if is_sharded(self):  # the gradient there is that of all ranks
@@ -195,6 +208,7 @@ class BaseModule(LightningModule):
         self.backward_loss(loss)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        # Not the method that also forgets the failed step, which is still to be written.
         self.only_optimizer().zero_grad()
         return None if is_finite else "gradient"
 

@@ -12,17 +12,25 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor
 
+from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.engine.random_streams import RandomStates
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import EncodedResponses
 from ippo_lightning.records import ControlEpisodes, Episodes, Minibatch, TextEpisodes
 from ippo_lightning.storage.atomic import write_whole
+from ippo_lightning.storage.run_folder import nonfinite_files, nonfinite_path
 
 if TYPE_CHECKING:
     from ippo_lightning.modules.base import BaseModule
 
-FORMAT = 1
+FORMAT = 2
+MOST_FILES = 4
+"""Files of a rank in one run's folder; the file of a later step takes the place of the oldest."""
+MOST_SKIPPED = 3
+"""Steps that leave a file although the run goes on without their rows."""
+MOST_PARAMETER_BYTES = 16 * 2**30
+"""Parameters that take more are not in the file; the checkpoint before the step has to do."""
 _KNOWN: dict[str, Any] = {
     kind.__name__: kind for kind in (Episodes, TextEpisodes, ControlEpisodes, Minibatch, EncodedResponses)
 }
@@ -35,29 +43,38 @@ class FailedStep(TypedDict):
     message: str
     calls: list[list[Any]]
     """Arguments of the loss method, for each pass of the step."""
+    losses: list[float]
+    """Of the passes, up to the one that fails."""
     failed_pass: int | None
     rows: dict[int, str]
     """Row of the pass that fails to "loss" or "gradient"."""
+    row_losses: list[float]
+    """The loss of each row of the pass that fails, alone; empty if each pass is finite."""
     parameter: str | None
     """The first one whose gradient is not finite."""
+    weights: list[str]
+    """Parameters that were not finite before the step."""
     texts: list[tuple[str, str]]
     """Prompt and response of each row of the pass that fails."""
     random: RandomStates | None
     """The streams before the step."""
 
 
-def write_step(path: Path, module: BaseModule, step: FailedStep) -> None:
-    """Write a failed step, with the parameters before it.
+def write_step(folder: Path, module: BaseModule, step: FailedStep) -> Path:
+    """Write a failed step, with the parameters before it; return its file.
 
     Args:
-        path: of the file.
+        folder: of the run.
         module: its trained parameters are those before the step, because no step was taken.
         step: the rest.
 
     Raises:
         OSError: the file cannot be written.
     """
+    path = nonfinite_path(folder, iteration=module.iteration, rank=rank())
     device = next(module.parameters()).device.type
+    trained = {name: parameter.detach() for name, parameter in module.trained_parameters().items()}
+    is_small = sum(value.numel() * value.element_size() for value in trained.values()) <= MOST_PARAMETER_BYTES
     content = {
         "format": FORMAT,
         "module": type(module).__name__,
@@ -65,30 +82,58 @@ def write_step(path: Path, module: BaseModule, step: FailedStep) -> None:
         **step,
         "autocast": _name(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
         # Every rank comes here, because the gradient's norm is that of all ranks: sharded parameters can be gathered.
-        "parameters": full_on_rank_zero({name: p.detach() for name, p in module.trained_parameters().items()}),
+        "parameters": full_on_rank_zero(trained) if is_small else {},
+        "fingerprint": getattr(module.backend.host, "fingerprint", ""),
     }
     write_whole(path, lambda file: torch.save(content, file))
+    # Bounded: a run that is resumed and fails again and again must not fill the disk.
+    for old in nonfinite_files(folder, rank=rank())[:-MOST_FILES]:
+        old.unlink(missing_ok=True)
+    return path
 
 
 def read_failed_step(path: str | Path) -> dict[str, Any]:
     """Return the content of the file of a failed step, its tensors on the CPU; no code of the file runs.
 
     Args:
-        path: a file `failed_step_*.pt` of a run's folder.
+        path: a file of the folder `nonfinite` in a run's folder.
 
     Raises:
-        UserError: the file does not exist, cannot be read, or is no failed step.
+        UserError: the file does not exist, is damaged, or is no failed step.
     """
     try:
+        _require_undamaged(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"failed step: {path} cannot be read ({error.strerror})") from error
+        raise UserError(f"failed step: {path} cannot be read ({error.strerror or error})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"failed step: {path} cannot be read ({reason})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "calls" not in content:
-        raise UserError(f"failed step: {path} is no failed step of format {FORMAT}; expected failed_step_*.pt of a run")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(
+            f"failed step: {path} is no failed step of format {FORMAT}; expected nonfinite/step_*.pt of a run"
+        )
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
+    if wrong or not content["calls"] or not all(isinstance(call, list) and call for call in content["calls"]):
+        field = wrong[0] if wrong else "calls"
+        raise UserError(f"failed step: {path} has no usable {field}; expected nonfinite/step_*.pt of a run")
     return content
+
+
+_KINDS: dict[str, Any] = {
+    "module": str, "iteration": int, "message": str, "calls": list, "losses": list, "failed_pass": (int, type(None)),
+    "rows": dict, "row_losses": list, "parameter": (str, type(None)), "weights": list, "texts": list,
+    "random": (dict, type(None)), "autocast": (str, type(None)), "parameters": dict, "fingerprint": str,
+}  # fmt: skip
+"""What a file contains. A file of another origin may be harmless to load, and still have anything in it."""
+
+
+def _require_undamaged(path: str | Path) -> None:
+    """Compare the checksum of each part, which torch writes and does not read."""
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def load_step_parameters(module: BaseModule, step: Mapping[str, Any]) -> None:
@@ -96,12 +141,14 @@ def load_step_parameters(module: BaseModule, step: Mapping[str, Any]) -> None:
 
     Args:
         module: with the same trained parameters.
-        step: from `read_failed_step`.
+        step: from `read_failed_step`; without parameters, the module's own stay.
 
     Raises:
         UserError: a name or shape differs; nothing is copied then.
     """
     trained, saved = module.trained_parameters(), step["parameters"]
+    if not saved:
+        return
     differing = sorted(set(trained) ^ set(saved)) or sorted(n for n in trained if trained[n].shape != saved[n].shape)
     if differing:
         raise UserError(f"failed step: it is of another model; the first parameter that differs is {differing[0]}")
@@ -142,7 +189,11 @@ def rebuilt(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict) and set(value) == {"record", "fields"}:
         if value["record"] not in _KNOWN:
             raise UserError(f"failed step: {value['record']!r} is unknown; expected one of {', '.join(_KNOWN)}")
-        return _KNOWN[value["record"]](**{name: rebuilt(part, device) for name, part in value["fields"].items()})
+        parts = {str(name): rebuilt(part, device) for name, part in value["fields"].items()}
+        try:
+            return _KNOWN[value["record"]](**parts)
+        except TypeError as error:
+            raise UserError(f"failed step: the fields of {value['record']} are wrong ({error})") from error
     if isinstance(value, dict):
         return {key: rebuilt(part, device) for key, part in value.items()}
     # The columns of a record that are no tensors are tuples.

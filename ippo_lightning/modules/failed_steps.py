@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import rank
+from ippo_lightning.distributed.collectives import any_rank, rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine.random_streams import RandomStates, continue_own_streams, own_streams
 from ippo_lightning.modules.failed_step_file import (
+    MOST_SKIPPED,
     FailedStep,
     load_step_parameters,
     plain,
@@ -24,10 +26,13 @@ from ippo_lightning.modules.failed_step_file import (
     texts_of,
     write_step,
 )
-from ippo_lightning.storage.run_folder import failed_step_path
+from ippo_lightning.records.finite_weights import broken_weights
+from ippo_lightning.storage.run_folder import nonfinite_files, nonfinite_path
 
 if TYPE_CHECKING:
     from ippo_lightning.modules.base import BaseModule
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,11 +67,18 @@ class Diagnosis:
     """The first pass with a loss or gradient that is not finite; None if each is finite when it is repeated."""
     rows: Mapping[int, str] = field(default_factory=dict)
     """Row of that pass to "loss" or "gradient", for rows that fail alone."""
+    row_losses: tuple[float, ...] = ()
+    """The loss of each row of that pass, alone."""
     parameter: str | None = None
     """The first parameter that the backward of that pass gives a gradient that is not finite."""
+    weights: tuple[str, ...] = ()
+    """Parameters that are not finite before the step."""
 
     def __str__(self) -> str:
         """Return one clause for a message."""
+        if self.weights:
+            more = f" and {len(self.weights) - 1} more weights" if len(self.weights) > 1 else ""
+            return f"before the step, NaN or infinity is in {self.weights[0]}{more}: an earlier step broke them"
         if self.failed_pass is None:
             return "each pass of the step is finite when it is repeated"
         rows = ", ".join(f"row {row} ({quantity})" for row, quantity in list(self.rows.items())[:_NAMED])
@@ -78,10 +90,16 @@ class Diagnosis:
 
 
 _NAMED = 3  # rows in one message
-_SHOWN = 60  # characters of a prompt
+Watch = Callable[[], AbstractContextManager[object]]
 
 
-def diagnose(module: BaseModule, calls: Sequence[tuple[object, ...]], random: RandomStates | None) -> Diagnosis:
+def diagnose(
+    module: BaseModule,
+    calls: Sequence[tuple[object, ...]],
+    random: RandomStates | None,
+    *,
+    watch: Watch = nullcontext,
+) -> Diagnosis:
     """Repeat the passes of a step until one is not finite, then its rows one by one; no gradient stays behind.
 
     Costs a second step, and one forward and backward per row of the pass that fails.
@@ -90,19 +108,30 @@ def diagnose(module: BaseModule, calls: Sequence[tuple[object, ...]], random: Ra
         module: with the parameters before the step.
         calls: see `StepTrace`.
         random: the streams before the step; they continue from there, so that dropout draws what it drew.
+        watch: entered around each pass, and not around single rows.
     """
     if random is not None:
         continue_own_streams(random)
+    # Frozen ones too: another precision, or a file, may have broken them.
+    weights = tuple(broken_weights(dict(module.named_parameters())))
     losses: list[float] = []
     for number, arguments in enumerate(calls):
-        loss, parameter = _repeated(module, arguments)
+        with watch():
+            loss, parameter = _repeated(module, arguments)
         losses.append(loss)
         if math.isfinite(loss) and parameter is None:
             continue
-        rows = {row: _quantity(*_repeated(module, alone)) for row, alone in enumerate(rows_of(arguments))}
-        broken = {row: quantity for row, quantity in rows.items() if quantity is not None}
-        return Diagnosis(losses=tuple(losses), failed_pass=number, rows=broken, parameter=parameter)
-    return Diagnosis(losses=tuple(losses))
+        alone = [_repeated(module, row) for row in rows_of(arguments)]
+        broken = {row: quantity for row, found in enumerate(alone) if (quantity := _quantity(*found)) is not None}
+        return Diagnosis(
+            losses=tuple(losses),
+            failed_pass=number,
+            rows=broken,
+            row_losses=tuple(loss for loss, _ in alone),
+            parameter=parameter,
+            weights=weights,
+        )
+    return Diagnosis(losses=tuple(losses), weights=weights)
 
 
 def _quantity(loss: float, parameter: str | None) -> str | None:
@@ -142,6 +171,10 @@ def _forget_gradients(parameters: Any) -> None:
         parameter.grad = None
 
 
+class FailedStepError(FloatingPointError):
+    """A loss or gradient that is not finite: no step was taken, and all ranks raise this."""
+
+
 @contextmanager
 def keeping_failed_step(module: BaseModule) -> Iterator[None]:
     """Write what repeats a step that is not finite into the run's folder, and name the file in the error.
@@ -150,7 +183,8 @@ def keeping_failed_step(module: BaseModule) -> Iterator[None]:
         module: takes the optimizer steps of an iteration inside the block.
 
     Raises:
-        FloatingPointError: from inside the block; the diagnosis and the file are added to its message.
+        FloatingPointError: from inside the block, a `FailedStepError` if there is a step to repeat; the diagnosis and
+            the file are added to its message.
     """
     module.step_trace = StepTrace()
     try:
@@ -159,9 +193,37 @@ def keeping_failed_step(module: BaseModule) -> Iterator[None]:
         # A score or a reward that is not finite ends the run between two steps: there is no step to repeat.
         if not module.step_trace.calls:
             raise
-        raise FloatingPointError(f"{error}; {_kept(module, str(error))}") from error
+        # Over after the norm of all ranks: before that, the error may be of this rank alone.
+        kind = FailedStepError if module.step_trace.is_over else FloatingPointError
+        raise kind(f"step {module.iteration}: {error}; {_kept(module, str(error))}") from error
     finally:
         module.step_trace = StepTrace()
+
+
+def keep_skipped_step(module: BaseModule, message: str) -> None:
+    """Write a step whose broken rows are left out, unless the run's folder has enough of them; all ranks call this.
+
+    Args:
+        module: before the step is repeated without these rows.
+        message: names the rows.
+    """
+    folder = getattr(module.backend.host, "default_root_dir", None)
+    kept = [] if folder is None else nonfinite_files(Path(folder), rank=rank())
+    is_written = any(_is_of(path, module.iteration) for path in kept)
+    has_room = folder is not None and len(kept) < MOST_SKIPPED and not is_written
+    # Together: sharded parameters are gathered.
+    if not any_rank(has_room, device=next(module.parameters()).device):
+        return
+    # The run goes on, so its streams must not depend on whether a file was written.
+    streams = own_streams()
+    try:
+        _LOG.warning("step %d: %s", module.iteration, _kept(module, message))
+    finally:
+        continue_own_streams(streams)
+
+
+def _is_of(path: Path, iteration: int) -> bool:
+    return path == nonfinite_path(path.parents[1], iteration=iteration, rank=rank())
 
 
 def _kept(module: BaseModule, message: str) -> str:
@@ -173,27 +235,27 @@ def _kept(module: BaseModule, message: str) -> str:
     folder = getattr(module.backend.host, "default_root_dir", None)
     if folder is None:
         return f"{said}the loop has no default_root_dir for a file of the step"
-    failed = next(iter(trace.calls)) if found is None or found.failed_pass is None else trace.calls[found.failed_pass]
+    number = found.failed_pass if found is not None else None
     step: FailedStep = {
         "message": message,
-        "calls": [[plain(value) for value in call] for call in trace.calls],
-        "failed_pass": None if found is None else found.failed_pass,
+        "calls": [[plain(argument) for argument in call] for call in trace.calls],
+        "losses": [] if found is None else list(found.losses),
+        "failed_pass": number,
         "rows": {} if found is None else dict(found.rows),
+        "row_losses": [] if found is None else list(found.row_losses),
         "parameter": None if found is None else found.parameter,
-        "texts": texts_of(module, failed),
+        "weights": [] if found is None else list(found.weights),
+        "texts": texts_of(module, trace.calls[0 if number is None else number]),
         "random": trace.random,
     }
-    for row in list(step["rows"])[:1] if step["texts"] else ():
-        said += f"row {row} begins {step['texts'][row][0][:_SHOWN]!r}; "
-    path = failed_step_path(Path(folder), iteration=module.iteration, rank=rank())
     try:
-        write_step(path, module, step)
+        path = write_step(Path(folder), module, step)
     except OSError as error:  # a full disk must not hide the first error
-        return f"{said}{path} cannot be written ({error.strerror})"
-    return f"{said}see {path}"
+        return f"{said}its file in {folder} cannot be written ({error.strerror})"
+    return f"{said}`ippo replay {folder}` repeats it; see {path}"
 
 
-def replay_failed_step(module: BaseModule, step: Mapping[str, Any]) -> Diagnosis:
+def replay_failed_step(module: BaseModule, step: Mapping[str, Any], *, watch: Watch = nullcontext) -> Diagnosis:
     """Repeat a failed step with its parameters, random streams and precision; return where it fails.
 
     Args:
@@ -201,6 +263,7 @@ def replay_failed_step(module: BaseModule, step: Mapping[str, Any]) -> Diagnosis
             the step.
         step: from `read_failed_step`. An entry may be changed first: with `step["autocast"] = None` the step is
             repeated in the precision of the weights.
+        watch: see `diagnose`.
 
     Raises:
         UserError: the step is of a module with other parameters.
@@ -210,4 +273,4 @@ def replay_failed_step(module: BaseModule, step: Mapping[str, Any]) -> Diagnosis
     calls = [tuple(rebuilt(value, device) for value in call) for call in step["calls"]]
     name = step["autocast"]
     with torch.autocast(device.type, dtype=getattr(torch, name or "bfloat16"), enabled=name is not None):
-        return diagnose(module, calls, step["random"])
+        return diagnose(module, calls, step["random"], watch=watch)

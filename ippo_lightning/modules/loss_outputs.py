@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import get_args
 
@@ -56,8 +57,8 @@ def require_coefficients(entropy_coef: float, missing_eos_penalty: float, kl_est
     Raises:
         UserError: a number out of its range, or an unknown estimator.
     """
-    require_range("model.entropy_coef", entropy_coef, at_least=0)
-    require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0)
+    require_range("model.entropy_coef", entropy_coef, at_least=0, below=math.inf)
+    require_range("model.missing_eos_penalty", missing_eos_penalty, at_least=0, below=math.inf)
     require_choice("model.kl_estimator", kl_estimator, get_args(KLEstimator))
 
 

@@ -23,11 +23,11 @@ class OptimizerSettings:
     Args:
         kind: `adamw` is torch's; `adamw_8bit` keeps its moments in 8 bits, `paged_adamw` and `paged_adamw_8bit` move
             them to the host's memory if the device's is full (bitsandbytes).
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate, at most 1.
         value_learning_rate: of the value head or critic; null for the same.
         betas: decay of Adam's first and second moment.
-        epsilon: added to Adam's root; PPO for language models is sensitive to it (1e-5 is common).
-        weight_decay: decoupled.
+        epsilon: added to Adam's root, >= 1e-30; PPO for language models is sensitive to it (1e-5 is common).
+        weight_decay: decoupled; at most 1 / learning rate.
         schedule: after the warm-up: `constant`, or `linear` or `cosine` down to zero at the last iteration.
         warmup_iterations: iterations over which the rate rises linearly from zero.
 
@@ -48,14 +48,18 @@ class OptimizerSettings:
         if self.kind not in get_args(OptimizerKind):
             kinds = ", ".join(get_args(OptimizerKind))
             raise UserError(f"optimizer.kind: {self.kind!r} is unknown; expected one of {kinds}")
-        for name in ("learning_rate", "value_learning_rate", "epsilon"):
-            value = getattr(self, name)
-            if value is not None:
-                require_range(f"optimizer.{name}", value, above=0, below=math.inf)
+        # Adam moves each weight by about the learning rate: above 1, one step replaces all that was learned.
+        require_range("optimizer.learning_rate", self.learning_rate, above=0, at_most=1)
+        if self.value_learning_rate is not None:
+            require_range("optimizer.value_learning_rate", self.value_learning_rate, above=0, at_most=1)
+        # float32 ends at 1e-38: an epsilon that rounds to 0 makes NaN, 0 / 0, of each weight whose gradient is 0.
+        require_range("optimizer.epsilon", self.epsilon, at_least=1e-30, below=math.inf)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas: {self.betas} is out of range; expected two numbers in [0, 1)")
-        for name in ("weight_decay", "warmup_iterations"):
-            require_range(f"optimizer.{name}", getattr(self, name), at_least=0)
+        # A step multiplies each weight by 1 - learning_rate * weight_decay, and below 0 that grows without end.
+        highest = 1 / max(self.learning_rate, self.value_learning_rate or 0.0)
+        require_range("optimizer.weight_decay", self.weight_decay, at_least=0, at_most=highest)
+        require_range("optimizer.warmup_iterations", self.warmup_iterations, at_least=0, below=math.inf)
 
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:

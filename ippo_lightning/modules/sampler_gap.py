@@ -25,7 +25,8 @@ def check_importance_cap(cap: float | None, sampling: SamplingSettings, *, own_r
     if cap is None:
         return
     # Below 1, steps without any gap would get a smaller loss, which is a learning rate by another name.
-    require_range("model.importance_cap", cap, at_least=1)
+    # An infinite weight times an advantage of 0 is NaN.
+    require_range("model.importance_cap", cap, at_least=1, at_most=1e30)
     if not sampling.reports_log_probs and not own_rollout:
         raise UserError(
             f"model.importance_cap: {cap} has no effect, because sampler {sampling.sampler} reports no log-probs; "

@@ -41,6 +41,7 @@ from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, che
 from ippo_lightning.policies.tokenization import TextFormat
 from ippo_lightning.policies.tokenizer_loading import eos_ids_of, keep_eos_ids, load_tokenizer
 from ippo_lightning.policies.train_mode import quieten
+from ippo_lightning.records.finite_weights import require_finite_weights, trainable_weights
 
 
 class CausalLMPolicy(TrainableParts):
@@ -301,7 +302,10 @@ class CausalLMPolicy(TrainableParts):
         Raises:
             UserError: prompt and response do not fit the context, a stop token is not one token, the counts are wrong,
                 or the sampler does not support this policy.
+            FloatingPointError: a weight or the logits are NaN or infinite.
         """
+        # Every sampler reads the weights: vLLM gets a copy, and continuous batching draws in another thread.
+        require_finite_weights(trainable_weights(self), before="sampling")
         request = build_request(
             prompt_ids,
             prompt_mask,

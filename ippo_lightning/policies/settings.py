@@ -40,7 +40,7 @@ class LoraSettings:
     def __post_init__(self) -> None:
         require_range("lora.r", self.r, at_least=1, integer=True)
         # alpha = 0 multiplies the adapter by 0: training would change nothing, without any error
-        require_range("lora.alpha", self.alpha, above=0)
+        require_range("lora.alpha", self.alpha, above=0, below=math.inf)
         require_range("lora.dropout", self.dropout, at_least=0, below=1)
         if not self.target_modules:
             raise UserError(f"lora.target_modules: {self.target_modules!r} names no module; use 'all-linear' or a list")
@@ -53,8 +53,8 @@ class SamplingSettings:
     Args:
         num_responses: responses per prompt.
         max_new_tokens: most tokens per response, EOS included.
-        temperature: divides the logits; PPO's log-probabilities are taken at the same temperature. It must be above 0;
-            for the most likely tokens set `greedy`.
+        temperature: divides the logits; PPO's log-probabilities are taken at the same temperature. It must be at
+            least 1e-4; for the most likely tokens set `greedy`.
         top_p: keep the smallest set of tokens with this probability; 1.0 keeps all.
         stop_tokens: strings that end a response besides EOS; each must be one token of the vocabulary.
         stop_strings: texts of any length that end a response too, for instance "Question:". The response
@@ -98,8 +98,8 @@ class SamplingSettings:
         self._check_sampler()
         require_range("sampling.num_responses", self.num_responses, at_least=1, integer=True)
         require_range("sampling.max_new_tokens", self.max_new_tokens, at_least=1, integer=True)
-        # The logits are divided by it: 0 gives no distribution, and infinity gives every token the same probability.
-        require_range("sampling.temperature", self.temperature, above=0, below=math.inf)
+        # The logits are divided by it: near 0 they overflow, and infinity gives every token the same probability.
+        require_range("sampling.temperature", self.temperature, at_least=1e-4, below=math.inf)
         require_range("sampling.top_p", self.top_p, above=0, at_most=1)
         for name in ("stop_tokens", "stop_strings"):
             texts = getattr(self, name)

@@ -17,6 +17,7 @@ from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.engine.random_streams import RandomStates
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import BaseModule, TextModule
+from ippo_lightning.records.finite_weights import require_finite_weights
 from ippo_lightning.run.environment import environment, warn_of_environment
 from ippo_lightning.run.resuming import (
     Data,
@@ -110,7 +111,11 @@ def checkpoint_state(
         best: the best evaluation so far.
         config: the run's configuration as YAML.
         logs: what the checkpoint covers of the run's logs.
+
+    Raises:
+        FloatingPointError: a weight is NaN or infinite; the checkpoint would take the place of a good one.
     """
+    require_finite_weights(module.trained_parameters(), before="a checkpoint")
     return {
         "format": FORMAT,
         "version": ippo_lightning.__version__,

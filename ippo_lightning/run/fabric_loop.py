@@ -81,7 +81,7 @@ class FabricLoop:
         self.best: Best = {}
         self._bar: ProgressBar | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._fingerprint = ""
+        self.fingerprint = ""
         self._loader: Any = None
         self._callback_settings = callback_settings(self.callbacks)
         self._checkpointed_at: int | None = None
@@ -169,7 +169,7 @@ class FabricLoop:
         check_evaluations(self)
         self.module.train()
         # Before sharding and before any forward, see `frozen_fingerprint`.
-        self._fingerprint = frozen_fingerprint(self.module)
+        self.fingerprint = frozen_fingerprint(self.module)
         wrapper, self._optimizer = self._wrapped()
         # Fabric refuses to run a module by another method than `forward`, unless it is told the name.
         wrapper.mark_forward_method(self.module.loss_method)
@@ -205,7 +205,7 @@ class FabricLoop:
             state,
             source=path,
             module=self.module,
-            fingerprint=self._fingerprint,
+            fingerprint=self.fingerprint,
             run=ResumedRun(
                 self.module.only_optimizer(),
                 self.callbacks,
@@ -270,7 +270,7 @@ class FabricLoop:
             callbacks=saved_callbacks(self.callbacks, self._callback_settings),
             data=data_of(self._loader, seed=self.seed),
             position=self.batches.position,
-            fingerprint=self._fingerprint,
+            fingerprint=self.fingerprint,
             best=self.best,
             config=self.config,
             # What the checkpoint covers is on disk before the checkpoint is.

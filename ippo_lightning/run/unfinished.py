@@ -1,13 +1,16 @@
-"""An iteration that loses its sampler takes no other iteration with it."""
+"""An iteration that fails takes no other iteration with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ippo_lightning.distributed.collectives import world_size
-from ippo_lightning.engine import random_states, restore_random_states
+from ippo_lightning.distributed.dtensor import is_sharded
+from ippo_lightning.engine.random_streams import continue_own_streams, own_streams
+from ippo_lightning.modules import FailedStepError
+from ippo_lightning.records.finite_weights import broken_weights
 
 if TYPE_CHECKING:
     from ippo_lightning.run.fabric_loop import FabricLoop
@@ -15,23 +18,42 @@ if TYPE_CHECKING:
 
 @contextmanager
 def keeping_earlier_iterations(loop: FabricLoop) -> Iterator[None]:
-    """Write a checkpoint of all earlier iterations if the block loses a connection, and raise the error again.
+    """Write a checkpoint if the block loses a connection or meets NaN, and raise the error again.
 
     An engine ends while it samples. No update has begun then, so the parameters are those that the last iteration left.
+    A step that is not finite is not taken: the parameters are those of the last good step. Everything else goes back
+    to the beginning of the iteration, so a resumed run repeats it with the same rows and the same draws.
 
     Args:
         loop: about to take the iteration's batch.
     """
-    # The checkpoint of several ranks needs all of them, and the others wait in a sum of this iteration.
-    if world_size() > 1:
-        yield
-        return
-    states, position = random_states(), dict(loop.batches.position)
+    streams, position, callbacks = own_streams(), dict(loop.batches.position), _states(loop)
     try:
         yield
-    except ConnectionError:
-        # Back to where the iteration began: a resumed run then repeats it with the same prompts and the same draws.
-        restore_random_states(states, source="this iteration")
-        loop.batches.position = position
-        loop.checkpoint()
+    except (ConnectionError, FloatingPointError) as error:
+        # The checkpoint of several ranks needs all of them. They all fail in a step, and else they wait in a sum.
+        if world_size() == 1 or isinstance(error, FailedStepError):
+            continue_own_streams(streams)
+            loop.batches.position = position
+            for callback, state in callbacks:
+                callback.load_state_dict(state)
+            _write(loop, keep_older=isinstance(error, FloatingPointError))
         raise
+
+
+def _write(loop: FabricLoop, *, keep_older: bool) -> None:
+    # Of weights that are NaN there is no checkpoint: an older one, whose weights are finite, stays the newest.
+    if broken_weights(loop.module.trained_parameters()):
+        return
+    if keep_older:  # the run may have gone wrong long before its numbers did
+        loop.checkpoints.keep_last += 1
+    loop.checkpoint()
+
+
+def _states(loop: FabricLoop) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the callbacks that have a state, with that state."""
+    # Of a sharded model, a state may contain a gradient that all ranks would have to gather in every iteration.
+    if is_sharded(loop.module):
+        return []
+    found = [(callback, dict(callback.state_dict())) for callback in loop.callbacks if hasattr(callback, "state_dict")]
+    return [(callback, state) for callback, state in found if state]

@@ -32,7 +32,8 @@ DAMAGED = ".damaged"
 MODEL = "model"
 CSV = "csv"
 COMPLETIONS = "completions"
-FAILED_STEP_PATTERN = "failed_step_*.pt"
+NONFINITE = "nonfinite"
+"""Folder of the steps whose loss or gradient was not finite."""
 READABLE = (CONFIG, HISTORY, EVALUATIONS, EPISODES, RESULTS)
 """The files of a run that a report reads; at least one of them makes a folder the folder of a run."""
 APPENDED = (HISTORY, EVALUATIONS, EPISODES)
@@ -85,7 +86,7 @@ def checkpoint_name(iteration: int) -> str:
     return f"iteration_{iteration:07d}.ckpt"
 
 
-def failed_step_path(folder: Path, *, iteration: int, rank: int) -> Path:
+def nonfinite_path(folder: Path, *, iteration: int, rank: int) -> Path:
     """Return the file of a step whose loss or gradient is not finite.
 
     Args:
@@ -93,8 +94,23 @@ def failed_step_path(folder: Path, *, iteration: int, rank: int) -> Path:
         iteration: counted from 0.
         rank: each rank has passes, and so a file, of its own.
     """
-    suffix = f"_rank_{rank}" if rank else ""
-    return folder / f"failed_step_{iteration:07d}{suffix}.pt"
+    return folder / NONFINITE / f"step_{iteration:07d}{_rank_suffix(rank)}.pt"
+
+
+def nonfinite_files(folder: Path, *, rank: int) -> list[Path]:
+    """Return the files of a rank's steps that were not finite, the oldest step first.
+
+    Args:
+        folder: the run's folder; it need not exist.
+        rank: whose files.
+    """
+    name = re.compile(rf"step_(\d+){_rank_suffix(rank)}\.pt")
+    found = [path for path in (folder / NONFINITE).glob("step_*.pt") if name.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("_")[1].removesuffix(".pt")))
+
+
+def _rank_suffix(rank: int) -> str:
+    return f"_rank_{rank}" if rank else ""
 
 
 def completions_path(folder: Path, *, iteration: int) -> Path:
@@ -196,10 +212,8 @@ class RunFolder:
         # The end first and the lines last: what a kill leaves on the way is an older state of the run, or no run.
         for path in [self.path / RESULTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
             path.unlink(missing_ok=True)
-        for name in (MODEL, CHECKPOINTS, COMPLETIONS, CSV):
+        for name in (MODEL, CHECKPOINTS, COMPLETIONS, CSV, NONFINITE):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for path in self.path.glob(FAILED_STEP_PATTERN):
-            path.unlink()
         for name in self.logs.names:
             (self.path / name).unlink(missing_ok=True)
 

@@ -183,6 +183,16 @@ time.sleep(60)
     assert not late.exists()
 
 
+def test_the_command_for_a_gpu_provokes_a_step_that_is_not_finite_and_finds_its_module(tmp_path: Path) -> None:
+    options = ("--tiny", "--parts", "nonfinite", "--output", tmp_path, "--scratch", tmp_path / "scratch")
+    command = [sys.executable, "benchmarks/gpu.py", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {row["what"]: row.get("value") for row in rows}
+    assert found["end"] == "complete", done.stdout + (tmp_path / "logs.txt").read_text(encoding="utf-8")
+    assert found["the replays show where it breaks, and only in bfloat16"] is True, found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_the_command_for_a_gpu_runs_all_its_parts_with_a_tiny_model(tmp_path: Path) -> None:
@@ -197,6 +207,7 @@ def test_the_command_for_a_gpu_runs_all_its_parts_with_a_tiny_model(tmp_path: Pa
     assert set(ends.values()) == {"complete"}, done.stdout + (tmp_path / "logs.txt").read_text(encoding="utf-8")
     found = {(row["part"], row["what"]): row for row in rows}
     assert found["sft", "steps in bf16-mixed"]["value"] == 2
+    assert found["nonfinite", "the replays show where it breaks, and only in bfloat16"]["value"] is True
     for method in ("PPO", "I-PPO", "I-PPO, paper", "filter only", "random"):
         assert found["word_problems", f"{method}, run"]["value"] == "complete"
         assert len(found["word_problems", f"{method}, exact_match"]["value"].split()) == 3

@@ -170,21 +170,22 @@ def test_compare_makes_one_table_and_one_page(
 def test_a_step_that_overflows_is_one_line_that_names_its_file(
     experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first step moves each weight by about the learning rate; the second minibatch overflows."""
+    """A reward of -1e38 is a number of float32, and its square in the loss of the critic is not."""
     small = ("--model.init_args.update.minibatch_size", "4", "--callbacks", "[]")
     words = [
         "fit",
         "--config",
         write(experiment, tmp_path),
-        "--model.init_args.optimizer.learning_rate",
-        "1e30",
+        "--model.init_args.missing_eos_penalty",
+        "1e38",
         *small,
     ]
     assert main(words) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("ippo: stopped: NaN or infinity in ")
-    file = tmp_path / "run" / "failed_step_0000000.pt"
+    assert line.startswith("ippo: stopped: step 0: NaN or infinity in ")
+    file = tmp_path / "run" / "nonfinite" / "step_0000000.pt"
     assert line.endswith(f"see {file}")
     step = torch.load(file, weights_only=True)
     assert step["rows"]
-    assert max(float(value.abs().max()) for value in step["parameters"].values()) > 1e29
+    assert all(bool(torch.isfinite(value).all()) for value in step["parameters"].values())
+    assert set(step["rows"].values()) == {"loss"}

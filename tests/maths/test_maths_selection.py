@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from fractions import Fraction
 from itertools import combinations
 
 import pytest
@@ -241,3 +242,69 @@ def test_effective_sample_size_lies_between_one_and_all_whatever_the_scale(numbe
     size = effective_sample_size(weights=weights).item()
     assert 1 - EXACT <= size <= len(numbers) + 1e-9
     assert effective_sample_size(weights=factor * weights).item() == pytest.approx(size, rel=1e-11)
+
+
+# --- numbers near the ends of their range -------------------------------------------------------------------
+
+EXTREMES = [0.0, 1e-45, 1e-38, 1e-25, 1e-10, 1.0, 1e10, 1e25, 3e38]
+
+
+def oracle(raw: list[float]) -> list[float]:
+    """Weights with mean 1 in exact fractions."""
+    exact = [Fraction(number) for number in raw]
+    return [float(number * len(exact) / sum(exact)) for number in exact]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(raw=st.lists(st.sampled_from(EXTREMES), min_size=1, max_size=6).filter(any))
+def test_weights_of_any_size_have_mean_one(dtype: torch.dtype, raw: list[float]) -> None:
+    rows = torch.tensor(raw, dtype=dtype)
+    weights = normalise_weights(raw=rows, keep=torch.ones(len(raw), dtype=torch.bool))
+    assert weights.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else EXACT
+    # A weight that is 1e-38 of another rounds to 0 in float32.
+    assert weights.tolist() == pytest.approx(oracle(rows.tolist()), rel=tolerance, abs=1e-37)
+
+
+@given(raw=st.lists(st.sampled_from([*EXTREMES, 1e-320, 1e-300, 1e300]), min_size=1, max_size=6).filter(any))
+def test_the_effective_sample_size_of_any_weights_is_that_of_exact_fractions(raw: list[float]) -> None:
+    exact = [Fraction(number) for number in raw]
+    expected = float(sum(exact) ** 2 / sum(number**2 for number in exact))
+    size = effective_sample_size(weights=torch.tensor(raw, dtype=torch.float64)).item()
+    assert size == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("raw", [[1e25] * 4, [1e-25] * 4, [3e38] * 4, [1e-45] * 4])
+def test_equal_weights_count_as_many_whatever_their_size(raw: list[float]) -> None:
+    assert effective_sample_size(weights=torch.tensor(raw)).item() == 4.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    scores=st.lists(st.sampled_from([-1e25, *EXTREMES]), min_size=1, max_size=6),
+    power=st.sampled_from([0.0, 1e-3, 0.5, 1.0, 2.0, 10.0, 1e3, 1e300]),
+    cap=st.sampled_from([None, 1.0, 1.5, 1e30, math.inf]),
+)
+def test_scores_of_any_size_to_any_power_give_finite_weights(
+    dtype: torch.dtype, scores: list[float], power: float, cap: float | None
+) -> None:
+    rows, keep = torch.tensor(scores, dtype=dtype), torch.ones(len(scores), dtype=torch.bool)
+    raw = score_power(scores=rows, keep=keep, power=power)
+    assert bool((torch.isfinite(raw) & (raw > 0)).all())
+    # The order of the scores is that of the weights.
+    order = rows.clamp(min=0).argsort()
+    assert bool((raw[order].diff() >= 0).all()) or bool((rows <= 0).any())
+    weights = normalise_weights(raw=raw, keep=keep, max_weight=cap)
+    assert bool(torch.isfinite(weights).all())
+    assert float(weights.double().mean()) == pytest.approx(1.0, rel=1e-5)
+    assert float(effective_sample_size(weights=weights)) >= 1 - 1e-5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    keep = torch.tensor([True, True])
+    with pytest.raises(UserError, match="weights: NaN or infinity; expected finite weights >= 0"):
+        normalise_weights(raw=torch.tensor([1.0, value]), keep=keep)
+    if math.isinf(value):
+        with pytest.raises(UserError, match="scores: a kept score is infinite"):
+            score_power(scores=torch.tensor([1.0, value]), keep=keep, power=1.0)

@@ -10,86 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from failing_modules import STEP, TOKEN, BreaksPPO, BreaksSFT, failed, ppo_module, sft_loop, sft_module
 from lightning import Trainer
 from lightning.fabric import Fabric
-from training_parts import TINY, same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
+from training_parts import TINY, same, tiny_data, tiny_loop, tiny_module, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
-from ippo_lightning.errors import UserError
-from ippo_lightning.modules import OptimizerSettings, PPOModule, SFTModule, read_failed_step, replay_failed_step
+from ippo_lightning.modules import SFTModule, read_failed_step, replay_failed_step
 from ippo_lightning.modules.failed_steps import StepTrace, diagnose
-from ippo_lightning.policies import LoraSettings, SamplingSettings
+from ippo_lightning.policies import LoraSettings
+from ippo_lightning.storage.run_folder import nonfinite_files
 
-STEP = 2
-"""The first iteration that fails."""
-
-
-TOKEN = "9"
 # a loss of tokens in bfloat16, whose numbers have 8 bits
 ROUNDING = 0.05
-
-
-def poison(module: PPOModule | SFTModule, value: float) -> None:
-    """Set the embedding of one token: 3e38 leaves the loss finite and makes the gradient NaN, infinity breaks both.
-
-    The square of 3e38 is infinite, so a norm divides by infinity: the layer sees 0, and its gradient is 0 / 0.
-    """
-    with torch.no_grad():
-        number = module.policy.tokenizer.convert_tokens_to_ids(TOKEN)
-        module.policy.language_model.get_input_embeddings().weight[number] = value
-
-
-class BreaksSFT(SFTModule):
-    """Rows with one token break from iteration STEP on."""
-
-    value = 3e38
-
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, float]:
-        if self.iteration == STEP:
-            self.texts = list(zip(batch["prompts"], batch["responses"], strict=True))
-            poison(self, self.value)
-            self.before = trainable(self)
-        return super().training_step(batch, batch_idx)
-
-
-class BreaksPPO(PPOModule):
-    """Rows with one token break in the first pass of iteration STEP, after sampling and scoring."""
-
-    def loss_through_wrapper(self, minibatch: Any) -> Any:
-        if self.iteration == STEP:
-            poison(self, 3e38)
-            self.before = trainable(self)
-        return super().loss_through_wrapper(minibatch)
-
-
-def sft_module(kind: type[SFTModule] = SFTModule, **changes: Any) -> Any:
-    policy = tiny_policy(**{"value": "none", "reference": "none", "self_check": False, **changes})
-    sampling = SamplingSettings(num_responses=1, max_new_tokens=8)
-    optimizer = OptimizerSettings(learning_rate=1e-3)
-    return kind(policy=policy, evaluation=sampling, optimizer=optimizer, micro_batch_size=3)
-
-
-def ppo_module(kind: type[PPOModule] = PPOModule, **changes: Any) -> Any:
-    plain = tiny_module(policy=tiny_policy(**changes))
-    parts = {"grader": plain.grader, "sampling": plain.sampling, "optimizer": plain.optimizer_settings}
-    return kind(policy=plain.policy, reward=plain.reward, update=plain.update_settings, **parts)
-
-
-def sft_loop(folder: Path, module: SFTModule, **changes: Any) -> Any:
-    data = tiny_data(stage="sft", batch_size=8, num_demonstrations=32)
-    return tiny_loop(folder, module, data=data, max_iterations=4, **changes)
-
-
-def failed(run: Any, folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return the message and the file that it names."""
-    with pytest.raises(FloatingPointError) as caught:
-        run()
-    message = str(caught.value)
-    assert "\n" not in message
-    named = re.search(r"see (\S+)$", message)
-    assert named is not None, message
-    assert Path(named[1]) == folder / f"failed_step_{STEP:07d}.pt"
-    return message, read_failed_step(named[1])
 
 
 @pytest.mark.parametrize("value", [3e38, math.inf])
@@ -106,13 +39,22 @@ def test_a_failed_step_of_sft_names_row_parameter_and_file(
     assert step["failed_pass"] == number
     quantity = "gradient" if value == 3e38 else "loss"
     assert step["rows"] == {row % 3: quantity for row in rows if row // 3 == number}
-    assert f"row {rows[0] % 3} ({quantity})" in message
-    assert f"begins {module.texts[rows[0]][0]!r}" in message
+    assert f"NaN or infinity in {quantity} of demonstration {rows[0]} (prompt {module.texts[rows[0]][0]!r})" in message
+    # An infinite weight is what broke the step, so it is named, and not the gradients behind it.
+    is_weight = math.isinf(value)
+    assert (f"row {rows[0] % 3} ({quantity})" in message) is not is_weight
+    assert ("before the step, NaN or infinity is in policy." in message) is is_weight
+    assert bool(step["weights"]) is is_weight
     of_pass = module.texts[number * 3 : number * 3 + 3]
     assert [prompt for prompt, _ in step["texts"]] == [prompt for prompt, _ in of_pass]
     assert step["parameter"] in module.trained_parameters()
     assert same(step["parameters"], module.before)
     assert same(trainable(module), module.before)
+    finite = [math.isfinite(loss) for loss in step["row_losses"]]
+    assert len(finite) == len(step["texts"])
+    assert [row for row, is_finite in enumerate(finite) if not is_finite] == [
+        row for row, quantity in step["rows"].items() if quantity == "loss"
+    ]
 
 
 @pytest.mark.parametrize("callbacks", [[], [InfluenceFilter()]], ids=["ppo", "ippo"])
@@ -207,11 +149,13 @@ def test_bf16_mixed_is_repeated_in_bf16_or_in_the_precision_of_the_weights(tmp_p
     assert halves == pytest.approx(precise, rel=ROUNDING)
 
 
-def test_a_row_that_is_left_out_leaves_no_file(tmp_path: Path) -> None:
+def test_a_row_that_ppo_leaves_out_leaves_a_file_that_repeats_its_step(tmp_path: Path) -> None:
     module = ppo_module(BreaksPPO)
     module.update_settings = replace(module.update_settings, on_nonfinite="skip")
     tiny_loop(tmp_path, module, max_iterations=STEP + 1).fit()
-    assert not list(tmp_path.glob("failed_step_*"))
+    assert [path.name for path in nonfinite_files(tmp_path, rank=0)] == [f"step_{STEP:07d}.pt"]
+    step = read_failed_step(nonfinite_files(tmp_path, rank=0)[0])
+    assert replay_failed_step(ppo_module(), step).rows == step["rows"]
     assert module.step_trace == StepTrace()
 
 
@@ -220,24 +164,10 @@ def test_a_reward_that_is_not_finite_is_no_failed_step(tmp_path: Path) -> None:
     module = tiny_module(update={"on_nonfinite": "skip"}, reward=nothing)
     with pytest.raises(FloatingPointError, match=r"outcome_rewards of episode 0 \(prompt '[^']*'\)"):
         tiny_loop(tmp_path, module).fit()
-    assert not list(tmp_path.glob("failed_step_*"))
+    assert not nonfinite_files(tmp_path, rank=0)
 
 
 def test_a_new_run_in_the_folder_removes_the_file_of_the_old_one(tmp_path: Path) -> None:
     failed(sft_loop(tmp_path, sft_module(BreaksSFT)).fit, tmp_path)
     sft_loop(tmp_path, sft_module(), overwrite=True).fit()
-    assert not list(tmp_path.glob("failed_step_*"))
-
-
-def test_a_file_of_another_model_or_of_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
-    _, step = failed(sft_loop(tmp_path, sft_module(BreaksSFT)).fit, tmp_path)
-    with pytest.raises(UserError, match=r"another model; the first parameter that differs is policy\.model\."):
-        replay_failed_step(sft_module(lora=LoraSettings(r=2)), step)
-    step["calls"][0][0]["record"] = "os.system"
-    with pytest.raises(UserError, match=r"'os\.system' is unknown"):
-        replay_failed_step(sft_module(), step)
-    (tmp_path / "text.pt").write_text("no file of torch", encoding="utf-8")
-    torch.save({"format": 2}, tmp_path / "other.pt")
-    for name in ("missing.pt", "text.pt", "other.pt"):
-        with pytest.raises(UserError, match=f"failed step: .*{name}"):
-            read_failed_step(tmp_path / name)
+    assert not nonfinite_files(tmp_path, rank=0)

@@ -1,13 +1,18 @@
-"""A run whose sampler ends in the middle keeps what is done, and resumes as if nothing had happened."""
+"""A run whose sampler ends, or whose step is not finite, keeps what is done and can go on from there."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from failing_modules import STEP, BreaksPPO, failed, poison, ppo_module, sft_loop, sft_module
 from training_parts import same, tiny_data, tiny_loop, tiny_module, trainable
+
+from ippo_lightning.callbacks import InfluenceFilter
+from ippo_lightning.modules import FailedStepError, SFTModule
 
 NUMBERS: dict[str, Any] = {"max_iterations": 6, "checkpoint_every_n_iterations": 0}  # 32 prompts: four per epoch
 
@@ -43,3 +48,69 @@ def test_iterations_before_a_lost_sampler_are_kept_and_the_resumed_run_is_the_un
     rows = loop.folder.read_rows("history.jsonl")
     assert [row["iteration"] for row in rows] == list(range(6))
     assert same(trainable(resumed), trainable(unbroken))
+
+
+def test_a_resumed_run_begins_with_the_step_that_broke(tmp_path: Path) -> None:
+    """No regular checkpoint is written, so the one of the last good state is all there is."""
+    whole = sft_module()
+    sft_loop(tmp_path / "whole", whole).fit()
+
+    class Once(SFTModule):
+        """Fails once by a loss that is not finite; the weights stay as they are."""
+
+        is_mended = False
+
+        def demonstration_loss(self, encoded: Any, denominator: float) -> torch.Tensor:
+            loss = super().demonstration_loss(encoded, denominator)
+            return loss * math.nan if self.iteration == STEP and not self.is_mended else loss
+
+    broken = tmp_path / "broken"
+    settings = {"checkpoint_every_n_iterations": 0}
+    with pytest.raises(FailedStepError):
+        sft_loop(broken, sft_module(Once), **settings).fit()
+    module = sft_module(Once)
+    module.is_mended = True
+    sft_loop(broken, module, resume=True, **settings).fit()
+    assert same(trainable(module), trainable(whole))
+
+
+def test_the_state_before_a_broken_step_takes_no_older_checkpoint_away(tmp_path: Path) -> None:
+    """The run may have gone wrong before: a regular checkpoint is of iteration 2, and 3 breaks."""
+
+    class Breaks(SFTModule):
+        def demonstration_loss(self, encoded: Any, denominator: float) -> torch.Tensor:
+            loss = super().demonstration_loss(encoded, denominator)
+            return loss * math.nan if self.iteration == 3 else loss
+
+    with pytest.raises(FailedStepError):
+        sft_loop(tmp_path, sft_module(Breaks), checkpoint_every_n_iterations=2).fit()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("iteration_*"))
+    assert names == ["iteration_0000002.ckpt", "iteration_0000003.ckpt"]
+
+
+def test_weights_that_are_nan_take_no_good_checkpoint_away(tmp_path: Path) -> None:
+    """The step of iteration 2 is finite and its result is not, as with an epsilon of Adam that rounds to 0."""
+
+    class Breaks(SFTModule):
+        def clip_and_step(self, max_grad_norm: float | None) -> float:
+            norm = super().clip_and_step(max_grad_norm)
+            if self.iteration == 2:
+                poison(self, math.nan)
+            return norm
+
+    with pytest.raises(FloatingPointError, match=r"weights: policy\.\S+ contains NaN before a checkpoint; .*lower"):
+        sft_loop(tmp_path, sft_module(Breaks), checkpoint_every_n_iterations=1).fit()
+    (left,) = (tmp_path / "checkpoints").glob("iteration_*")
+    assert left.name == "iteration_0000002.ckpt"
+    parameters = torch.load(left, weights_only=True)["parameters"]
+    assert all(bool(torch.isfinite(value).all()) for value in parameters.values())
+
+
+def test_the_counts_of_callbacks_go_back_with_the_state(tmp_path: Path) -> None:
+    module = ppo_module(BreaksPPO)
+    loop = tiny_loop(tmp_path, module, callbacks=[InfluenceFilter()], max_iterations=4, checkpoint_every_n_iterations=0)
+    failed(loop.fit, tmp_path)
+    (file,) = (tmp_path / "checkpoints").glob("iteration_*")
+    state = torch.load(file, weights_only=True)
+    assert state["progress"]["iteration"] == STEP
+    assert [entry["iteration"] for entry in state["callbacks"].values()] == [STEP]

@@ -93,6 +93,9 @@ class CartPole(nn.Module):
     def why_not_finite(self, minibatch: Minibatch) -> str | None:
         return None
 
+    def keep_skipped_step(self, message: str) -> None:
+        pass
+
 
 @torch.no_grad()
 def rollout(module: CartPole) -> ControlEpisodes:

@@ -19,6 +19,7 @@ from transformers import (
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.distributed.lockstep import gathered
 from ippo_lightning.policies.contexts import evaluating
+from ippo_lightning.policies.generation.finite_logits import FiniteLogits
 from ippo_lightning.policies.generation.random_rows import RandomRows, random_state, set_random_state
 from ippo_lightning.policies.generation.recording import DrawnLogProbs, NoteDrawn
 from ippo_lightning.policies.generation.request import Drawn, Request, Samples, joined, sample_in_batches
@@ -26,6 +27,7 @@ from ippo_lightning.policies.generation.stop_strings import StopStringCriteria
 from ippo_lightning.policies.loading import DTYPES
 from ippo_lightning.policies.sequences import position_ids_of
 from ippo_lightning.records import cut_rows
+from ippo_lightning.records.finite_weights import explain_broken_output
 from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 from ippo_lightning.records.pass_size import PassSize
 
@@ -135,22 +137,33 @@ def generated(
         with_scores: return an object with `sequences` and `scores`, the logits that each token is drawn from, instead
             of the sequences.
         notes: gets the log-prob of each token drawn.
+
+    Raises:
+        FloatingPointError: the model gives logits that are NaN or infinite.
     """
     generate: Any = network.generate
+    finite = FiniteLogits()
     config = generation_config(request)
     config.return_dict_in_generate = config.output_scores = with_scores
     with evaluating(network), own_generation_settings_aside(network):
-        return generate(
+        result = generate(
             input_ids=request.prompt_ids,
             attention_mask=request.prompt_mask.long(),
             # The scoring forward uses the same positions. Left to the library, those of a padded prompt depend on the
             # architecture.
             position_ids=position_ids_of(request.prompt_mask),
             generation_config=config,
-            logits_processor=None if notes is None else LogitsProcessorList([notes]),
+            # First, so that the log-probs are noted of what is drawn from.
+            logits_processor=LogitsProcessorList([finite] if notes is None else [finite, notes]),
             stopping_criteria=_criteria(request, notes),
             synced_gpus=synced,
         )
+    if finite.num_broken():
+        rows = f"{finite.num_broken()} of {len(request.prompt_ids)} responses"
+        raise FloatingPointError(
+            f"sampling: the logits of {rows} are NaN or infinite; {explain_broken_output(network)}"
+        )
+    return result
 
 
 def _criteria(request: Request, notes: DrawnLogProbs | None) -> StoppingCriteriaList | None:
