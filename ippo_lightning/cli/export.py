@@ -13,6 +13,7 @@ from peft import PeftModel
 
 import ippo_lightning
 from ippo_lightning.cli.settings import Dtype, ExportSettings
+from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.merging import merged_copy
 from ippo_lightning.policies.saving import save_adapter
@@ -31,9 +32,10 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> Path:
         settings: see `ExportSettings`.
 
     Raises:
-        UserError: no checkpoint, one of another model, `form: adapter` of a run that trained all weights, or what was
-            written, loaded again, does not compute what the policy computes.
+        UserError: no checkpoint, one of another model, results that cannot be read, `form: adapter` of a run that
+            trained all weights, or what was written, loaded again, does not compute what the policy computes.
     """
+    _results(run_dir)  # before the work: a card without them would be wrong, and the model alone has no card
     checkpoint = chosen_checkpoint(run_dir, settings.checkpoint)
     state = read_checkpoint(checkpoint)
     restore_checkpoint(state, source=checkpoint, module=module, fingerprint=frozen_fingerprint(module))
@@ -187,7 +189,13 @@ def _results(run_dir: Path) -> dict[str, Any]:
     path = run_dir / RESULTS
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # cut off, other bytes, or thousands of nested brackets
+        raise UserError(
+            f"{RESULTS}: {path} is no complete JSON ({type(error).__name__}); resume the run, which writes it again, "
+            "or remove it to export without results"
+        ) from error
     return found if isinstance(found, dict) else {}
 
 
@@ -198,14 +206,19 @@ def _result_lines(results: Mapping[str, Any]) -> list[str]:
 
 def _base_of(state: Mapping[str, Any]) -> str | None:
     """Return the name of the model that training began with, from the configuration."""
-    import yaml
-
-    config = yaml.safe_load(str(state["config"])) or {}
-    model = config.get("model") if isinstance(config, dict) else None
-    policy = ((model or {}).get("init_args") or {}).get("policy") or {}
+    try:
+        config = load_yaml(str(state["config"]), origin="checkpoint")
+    except UserError:
+        return None
+    model = _mapping(_mapping(config).get("model"))
+    policy = _mapping(_mapping(model.get("init_args")).get("policy"))
     # the policy may be written with a class_path or as its arguments alone
-    base = (policy.get("init_args") or policy).get("pretrained")
+    base = (_mapping(policy.get("init_args")) or policy).get("pretrained")
     return str(base) if base else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _config_text(run_dir: Path) -> str:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import FINGERPRINT, HISTORY, LOG, RESULTS
+from ippo_lightning.storage.untrusted_text import visible_text
 
 _POLL_SECONDS = 0.2
 
@@ -86,13 +87,15 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     queue, running = list(waiting), dict[subprocess.Popen[bytes], tuple[Job, TaskID]]()
     failed: list[Job] = []
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True)) as progress:
+    name, numbers = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[numbers]}")
+    columns = (name, BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), numbers)
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         try:
             while running or (queue and not failed):
                 while queue and not failed and len(running) < num_parallel:
                     job = queue.pop(0)
-                    running[_start(job, environment)] = (job, progress.add_task(job.name[:24], total=None, numbers=""))
+                    task = progress.add_task(visible_text(job.name[:24]), total=None, numbers="")
+                    running[_start(job, environment)] = (job, task)
                 time.sleep(_POLL_SECONDS)
                 # a copy, because finished runs leave the dictionary in this loop
                 for process, (job, task) in list(running.items()):

@@ -20,8 +20,10 @@ from transformers import (
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.adapters import check_target_modules, embedding_rows, fit_embedding
+from ippo_lightning.policies.attention_choice import check_attention_choice
 from ippo_lightning.policies.base_changes import noting_base_change, weight_versions
 from ippo_lightning.policies.contexts import seeded
+from ippo_lightning.policies.impossible_models import check_computes
 from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.quantized import (
     Quantization,
@@ -118,10 +120,13 @@ class ModelSource:
                 )
         except Exception as error:
             raise UserError(f"policy.config: {self.config} builds no causal model; {one_line(error)}") from error
+        check_computes(model, self.config)
         return model
 
     def _from_pretrained(self, pretrained: str) -> PreTrainedModel:
         _check_model_folder(pretrained)
+        if self.attn_implementation is None:
+            check_attention_choice(pretrained, trust_remote_code=self.trust_remote_code)
         settings = self._common()
         if self.quantization is not None:
             settings["quantization_config"] = quantization_config(
