@@ -26,7 +26,7 @@ from ippo_lightning.cli.experiment_paths import (
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
-from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, without_trust
+from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, run_config, without_trust
 from ippo_lightning.cli.yaml_text import dump_yaml, load_yaml, read_text
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import CONFIG
@@ -239,8 +239,7 @@ def _add_file(line: CommandLine, name: str, part: Part | None, run_folder: Path 
     # by its place, or because the command names the folder: of a run, whatever else has been removed from it
     is_of_run = path is not None and (is_run_config(path) or (run_folder is not None and path == run_folder / CONFIG))
     if path is not None and is_of_run and line.words[0] in EXPERIMENT_COMMANDS:
-        content.pop("config", None)  # the parser would read the file that this key names
-        line.run_configs.append(RunConfig(path, text, content))
+        line.run_configs.append(run_config(path, text, content))
     line.layers.append(content)
     line.words += ["--config", dump_yaml(content)]
 

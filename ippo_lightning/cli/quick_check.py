@@ -168,6 +168,8 @@ def _dotted(section: str, path: str) -> list[str]:
 
 def _check_section(name: str, path: str, given: Any) -> None:
     found = definition(path)
+    if not isinstance(given, (Mapping, str, Unreadable)) and given is not None:
+        raise UserError(f"{name}: expected keys and values. Got value: {given}")
     if found is None or not isinstance(given, Mapping):
         return
     arguments = signature(found)

@@ -99,6 +99,23 @@ def is_run_config(path: Path) -> bool:
     return path.name == CONFIG and any((path.parent / name).exists() for name in _BESIDE)
 
 
+def run_config(path: Path, text: str, content: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration in a run's folder.
+
+    Args:
+        path: of the file.
+        text: as it is.
+        content: of the text.
+
+    Raises:
+        UserError: a section is the name of a file, which the parser would read; `ippo fit` writes none like that.
+    """
+    for name in ("config", "loop", "fabric"):
+        if isinstance(content.get(name), (str, list)):
+            raise UserError(f"{name}: {path} names another file, {content[name]}; expected what that file contains")
+    return RunConfig(path, text, content)
+
+
 def check_trust(
     configs: Sequence[RunConfig], *, trust: Trust, own_layers: Sequence[Mapping[str, Any]], given: Sequence[str]
 ) -> bool:

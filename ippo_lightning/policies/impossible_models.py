@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,9 +31,11 @@ def check_computes(model: PreTrainedModel, config: Mapping[str, Any]) -> None:
         return
     # ids 0 and 1 exist in any vocabulary that has an end of a text
     ids = torch.tensor([[0, 1], [1, 0]], device=model.device)
+    # not every architecture has a cache
+    cached = {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
     try:
         with torch.no_grad(), undisturbed(model), evaluating(model):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+            model(input_ids=ids, **cached)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -279,4 +279,4 @@ def test_an_impossible_model_is_one_line(
 
     policy = {"config": {**TINY, **MODELS[name]}, "tokenizer": {"class_path": "arithmetic_tokenizer"}}
     change(experiment, POLICY, {**policy, "self_check": checks})
-    assert "policy" in one_line(["fit", "--config", write(experiment, tmp_path)], capsys)
+    assert one_line(["fit", "--config", write(experiment, tmp_path)], capsys).count("error: ") == 1
