@@ -19,7 +19,7 @@ from ippo_lightning.cli.error_messages import one_line, suggestion
 from ippo_lightning.cli.help_pages import light_answer
 from ippo_lightning.cli.plain_output import show_plain_text
 from ippo_lightning.cli.quick_check import check_command
-from ippo_lightning.cli.trust import check_trust, search_working_folder
+from ippo_lightning.cli.trust import check_trust, outside_names, search_working_folder
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.signals import Interrupted
 from ippo_lightning.storage.untrusted_text import visible_text
@@ -106,7 +106,7 @@ def run(words: Sequence[str]) -> int:
     line = read_command_line(words)
     is_trusted = check_trust(line.run_configs, trust=line.trust, own_layers=line.own_layers, given=words)
     # a report needs no code of the folder in which the user happens to work, and `export` decides for itself
-    if is_trusted and line.words[0] in _OF_OWN_YAML:
+    if line.words[0] in _OF_OWN_YAML and (is_trusted or any(outside_names(line.own_layers))):
         search_working_folder()
     check_command(line)
     return parse_and_run(line, given=words, is_trusted=is_trusted)

@@ -13,27 +13,34 @@ _OF_TORCH = ("eager", "sdpa", "flex_attention")
 installed, `flash_attention_2` too where its own package is missing, and runs what it fetched."""
 
 
-def check_attention_choice(pretrained: str, *, trust_remote_code: bool) -> None:
-    """Refuse a saved model whose configuration names a kernel for attention.
+def config_without_kernel(pretrained: str, *, chosen: str | None, trust_remote_code: bool) -> PreTrainedConfig | None:
+    """Return the configuration to load a saved model with, or None for the saved one as it is.
 
     Args:
         pretrained: folder or Hub name.
+        chosen: the user's `attn_implementation`. transformers prefers the name that the folder contains, so this one
+            has to take its place.
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        UserError: the configuration, or that of a part of the model, names such a kernel.
+        UserError: the configuration, or that of a part of the model, names a kernel, and the user has chosen nothing.
     """
     try:
-        config = AutoConfig.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
     except Exception:  # whoever loads the model reports what is wrong with its configuration
-        return
-    for name in _named(config):
+        return None
+    named = list(_named(config))
+    if chosen is not None and named:
+        config._attn_implementation = chosen  # of its parts too
+        return config
+    for name in named:
         if name not in _OF_TORCH:
             raise UserError(
                 f"policy.pretrained: the configuration of {pretrained!r} chooses the attention {name!r}, which is not "
                 f"part of torch and may be fetched and run; set policy.attn_implementation to {name!r} to allow it, or "
                 "to sdpa or eager"
             )
+    return None
 
 
 def _named(config: PreTrainedConfig) -> Iterator[str]:

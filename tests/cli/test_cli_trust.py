@@ -14,85 +14,24 @@ from typing import Any
 
 import pytest
 import yaml
+from code_traps import POLICY, SHELL, nothing_of_the_trap, one_line
 from experiment_files import change, write
 
 from ippo_lightning.cli.command_line import read_command_line
-from ippo_lightning.cli.main import EXIT_USER_ERROR, main
+from ippo_lightning.cli.main import main
 from ippo_lightning.cli.trust import check_trust, outside_names
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.own_runs import is_own_run, own_runs_file, remember_run
-
-# a module of a stranger: it leaves a mark when it is imported, and another when anything in it is called
-TRAP = """
-from pathlib import Path
-import os as alias
-
-def mark(*_):
-    (Path(__file__).parent / "HIT").touch()
-
-mark()
-
-def reward(prompts, responses, examples):
-    mark()
-    return [0.0] * len(prompts)
-
-class Anything:
-    def __init__(self, *_, **__):
-        mark()
-"""
-SHELL = {"class_path": "os.system", "init_args": {"command": "touch HIT"}}
-POLICY = "model.init_args.policy.init_args"
-PLACES = {
-    "model": "model",
-    "data": "data",
-    "task": "data.init_args.task",
-    "callback": "callbacks.0",
-    "policy": "model.init_args.policy",
-    "tokenizer": f"{POLICY}.tokenizer",
-    "settings": "model.init_args.sampling",
-    "loss": "model.init_args.loss",
-    "reward": "model.init_args.reward",
-    "grader": "model.init_args.grader",
-    "rule of the filter": "callbacks.0.init_args.rule",
-    "target of the filter": "callbacks.0.init_args.target",
-    "demonstrations of the filter": "callbacks.0.init_args.demonstrations",
-    "settings of an engine": "model.init_args.sampling.engine.x",
-    "config of a model": f"{POLICY}.config.x",
-    "extra arguments": "data.dict_kwargs.x",
-    "logger": "fabric.loggers",
-    "strategy": "fabric.strategy",
-    "plugin": "fabric.plugins",
-    "a plain number": "loop.max_iterations",
-}
-"""Every kind of field that a YAML has: classes, protocols, functions, settings, any value, plain values."""
-started: list[str] = []
-watching = False
-
-
-def watch(event: str, arguments: Any) -> None:
-    """Note what starts a process with one of the marks; hooks of this kind stay for the life of the process."""
-    if watching and event in {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn"} and "HIT" in str(arguments):
-        started.append(event)
-
-
-sys.addaudithook(watch)
+from ippo_lightning.storage.own_runs import is_own_run, remember_run
 
 
 @pytest.fixture
 def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails when the trap is imported or called, or a process starts; the working folder contains the trap."""
-    global watching
+    """Fails when the trap in the working folder is imported or called, or a process of its kind starts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "trap", raising=False)
-    (tmp_path / "trap.py").write_text(TRAP, encoding="utf-8")
-    started.clear()
-    watching = True
-    yield
-    watching = False
-    assert not started
-    assert "trap" not in sys.modules
-    assert not list(tmp_path.rglob("HIT"))
+    with nothing_of_the_trap(tmp_path):
+        yield
 
 
 def stranger(experiment: dict[str, Any], folder: Path, *changes: tuple[str, Any]) -> Path:
@@ -108,103 +47,6 @@ def stranger(experiment: dict[str, Any], folder: Path, *changes: tuple[str, Any]
     row = {"iteration": 0, "update/kept_fraction": 0.5, "time/iteration_seconds": 1.0}
     (run / "history.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     return run
-
-
-def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the command line; return its one line."""
-    capsys.readouterr()
-    assert main(words) == EXIT_USER_ERROR
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ippo:")]
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-# --- what no YAML runs, the user's own among them ---------------------------------------------------------------
-
-
-def placed(experiment: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
-    """Return the experiment with a value where the place expects one: some expect a list."""
-    if place == f"{POLICY}.config.x":
-        change(experiment, f"{POLICY}.pretrained", None)
-        change(experiment, f"{POLICY}.config", {"model_type": "llama"})
-    is_list = place in ("callbacks.0.init_args.demonstrations", "fabric.plugins")
-    change(experiment, place, [value] if is_list else value)
-    return experiment
-
-
-@pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize("place", PLACES)
-def test_a_class_path_never_calls_a_function_of_python(
-    place: str, experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one_line(["fit", "--config", write(placed(experiment, PLACES[place], SHELL), tmp_path)], capsys)
-
-
-SPELT: dict[str, Any] = {
-    "a class of Python": {"class_path": "subprocess.Popen", "init_args": {"args": "touch HIT", "shell": True}},
-    "a module of Python through this library": {
-        "class_path": "ippo_lightning.cli.jobs.subprocess.Popen",
-        "init_args": {"args": "touch HIT", "shell": True},
-    },
-    "a function of Python through another module": {
-        "class_path": "shell_for_tests.alias.system",
-        "init_args": {"command": "touch HIT"},
-    },
-    "a function of Python by another name": {
-        "class_path": "shell_for_tests.shell",
-        "init_args": {"command": "touch HIT"},
-    },
-    "a function that promises nothing": {
-        "class_path": "shell_for_tests.untyped",
-        "init_args": {"command": "touch HIT"},
-    },
-    "a function that promises a number": {
-        "class_path": "shell_for_tests.number",
-        "init_args": {"command": "touch HIT"},
-    },
-    "a text that is YAML": json.dumps(SHELL),
-    "a text of Python": "os.system",
-    "a partial of Python's": "shell_for_tests.partial",
-    "a module that is imported for its effect": "antigravity.webbrowser",
-    "inside the arguments of a factory": {
-        "class_path": "ippo_lightning.rewards.grade_reward",
-        "init_args": {"grader": SHELL},
-    },
-}
-SHELLS = """
-import functools
-import os as alias
-shell = alias.system
-partial = functools.partial(alias.system, "touch HIT")
-
-def untyped(command: str):
-    alias.system(command)
-    return lambda prompts, responses, examples: [0.0] * len(prompts)
-
-def number(command: str) -> int:
-    return alias.system(command)
-"""
-
-
-@pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize("field", ["reward", "grader"])
-@pytest.mark.parametrize("name", SPELT)
-def test_no_spelling_of_a_shell_is_a_reward(
-    name: str, field: str, experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "shell_for_tests.py").write_text(SHELLS, encoding="utf-8")
-    sys.modules.pop("shell_for_tests", None)
-    change(experiment, f"model.init_args.{field}", SPELT[name])
-    assert field in one_line(["fit", "--config", write(experiment, tmp_path)], capsys)
-
-
-@pytest.mark.usefixtures("nothing_runs")
-def test_a_value_read_from_a_file_never_calls_a_function_of_python(
-    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "model").write_text(yaml.safe_dump(SHELL), encoding="utf-8")
-    change(experiment, "model", "model")
-    assert "os.system" in one_line(["fit", "--config", write(experiment, tmp_path)], capsys)
 
 
 # --- what an own YAML runs --------------------------------------------------------------------------------------
@@ -427,24 +269,3 @@ def test_a_user_at_a_terminal_is_asked(
             check_trust(line.run_configs, trust=line.trust, own_layers=[], given=["fit"])
     assert "rewards_for_tests.right" in asked.getvalue()
     assert is_own_run(line.run_configs[0].text) == is_yes
-
-
-def test_own_runs_are_known_by_their_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert not is_own_run("a: 1\n")
-    for text in ("a: 1\n", "b: 1\n", "a: 1\n"):
-        remember_run(text)
-    assert is_own_run("a: 1\n")
-    assert is_own_run("b: 1\n")
-    assert not is_own_run("a: 1")
-    path = own_runs_file()
-    assert path is not None
-    assert len(path.read_text(encoding="ascii").splitlines()) == 2
-    assert path.stat().st_mode & 0o077 == 0
-
-
-def test_a_user_without_a_place_to_write_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    remember_run("a: 1\n")
-    assert not is_own_run("a: 1\n")

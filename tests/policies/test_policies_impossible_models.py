@@ -20,7 +20,12 @@ WRONG: dict[str, dict[str, dict[str, Any]]] = {
         "width": {"hidden_size": -8},
         "inner width": {"intermediate_size": -1},
     },
-    "gpt2": {"layers": {"n_layer": -1}, "heads": {"n_head": 5}, "context": {"n_positions": -1}, "width": {"n_embd": 0}},
+    "gpt2": {
+        "layers": {"num_hidden_layers": -1},
+        "heads": {"num_attention_heads": 5},
+        "context": {"max_position_embeddings": -1},
+        "width": {"hidden_size": 0},
+    },
     "qwen2": {"layers": {"num_hidden_layers": -2}, "key heads": {"num_key_value_heads": 3}},
     "gemma2": {"layers": {"num_hidden_layers": -1}, "head": {"head_dim": 5}, "pattern": {"layer_types": ["x", "y"]}},
 }
