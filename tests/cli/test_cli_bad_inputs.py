@@ -17,7 +17,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
 )
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 300))
-SECONDS = 3.0  # for a text that is built to take hours
+SECONDS = 10.0  # of CPU time, for a text that is built to take hours; a first import of the parser is among them
 
 # name: text of the file, and a word that the line contains
 TEXTS: dict[str, tuple[str, str]] = {
@@ -85,9 +85,9 @@ def test_a_text_that_is_no_experiment_is_one_line(
 ) -> None:
     text, word = TEXTS[name]
     (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
-    start = time.perf_counter()
+    start = time.process_time()
     assert word in one_line(["fit", "--config", str(tmp_path / "bad.yaml")], capsys)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 ENCODED = {
