@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
+    # what tests run is not noted among the user's own runs, and does not depend on them
+    XDG_STATE_HOME=tempfile.mkdtemp(prefix="ippo-state-"),
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -44,6 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # pytest-randomly may shuffle the tests. Its seeds, new in each run, must not replace those of `fixed_seed`.
     if hasattr(config.option, "randomly_reset_seed"):
         config.option.randomly_reset_seed = False
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_file, axis_names
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
 
 _PARTS = ("base", "task", "model")
 
@@ -42,13 +43,17 @@ def columns_of(settings: CompareSettings) -> list[Column]:
     """Return all columns: those given by their files, then every combination of the axes.
 
     Raises:
-        UserError: two columns have one name, or an axis, `baseline`, `featured` or `titles` names nothing.
+        UserError: a name cannot be a folder, two columns have one name, or an axis, `baseline`, `featured` or `titles`
+            names nothing.
     """
     columns = [_given(name, method) for name, method in settings.methods.items()]
     columns += _combinations(settings) if settings.axes else []
     names = [column.name for column in columns]
     # two columns of one name would write their runs into the same folders
     for name in names:
+        # the name becomes a folder, and the report refuses what could lead out of the comparison
+        if not is_method_name(name):
+            raise UserError(f"methods: {name!r} is not the name of a folder; expected {METHOD_NAME}")
         if names.count(name) > 1:
             raise UserError(f"methods: '{name}' is also a column of the axes; expected another name")
     known = sorted({*names, *(column.method for column in columns)})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,9 @@ from ippo_lightning.cli.experiment_paths import (
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
+from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, run_config, without_trust
+from ippo_lightning.cli.yaml_text import dump_yaml, load_yaml, read_text
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.checksums import has_wrong_checksum_line
 from ippo_lightning.storage.run_folder import CONFIG, RunFolder
 
 EXPERIMENT_COMMANDS = ("fit", "evaluate")
@@ -46,12 +46,22 @@ class CommandLine:
         layers: the configurations and dotted words in their order, as nested dictionaries.
         files: the YAML files, in their order.
         parts: for each file, the part of the run's name that its option or its folder gives, or None.
+        run_configs: those of the files that lie in the folder of a run, see `trust.py`.
+        trust: what the words allow such a file.
     """
 
     words: list[str]
     layers: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     parts: list[Part | None] = field(default_factory=list)
+    run_configs: list[RunConfig] = field(default_factory=list)
+    trust: Trust = field(default_factory=Trust)
+
+    @property
+    def own_layers(self) -> list[dict[str, Any]]:
+        """The layers that come from the user's own files and words."""
+        strange = {id(config.content) for config in self.run_configs}
+        return [layer for layer in self.layers if id(layer) not in strange]
 
 
 @dataclass(frozen=True)
@@ -65,26 +75,29 @@ class Option:
     """The part of the run's name, for a file that an axis has named."""
 
 
-def read_command_line(words: Sequence[str]) -> CommandLine:
+def read_command_line(words: Sequence[str], *, run_folder: Path | None = None) -> CommandLine:
     """Return the command with its files read.
 
     Args:
         words: of the command line, the command first.
+        run_folder: of a run whose configuration is among the files, whatever else the folder contains.
 
     Raises:
         UserError: a file is missing or is not a YAML of keys and values.
     """
+    words, trust = without_trust(words)
+    run_folder = run_folder or _resumed_folder(words)
     words = with_resume(words)
     if not words:
         return CommandLine(words=[])
     found = list(_options(words[1:]))
-    line = CommandLine(words=[words[0]])
+    line = CommandLine(words=[words[0]], trust=trust)
     if words[0] in EXPERIMENT_COMMANDS:
         # `compare` has axes too, but as settings of its own
         found = _with_axes_as_files(found)
     for option in found:
         if option.name == "config" and option.value is not None:
-            _add_file(line, option.value, option.part)
+            _add_file(line, option.value, option.part, run_folder)
         else:
             _add_option(line, option)
     # only at the end: any file or word may name the folder, and then none is derived
@@ -206,12 +219,18 @@ def _file_option(path: Path, *, axis: str, name: str) -> Option:
     return Option(name="config", value=str(path), words=("--config", str(path)), part=part)
 
 
-def _add_file(line: CommandLine, name: str, part: Part | None) -> None:
+def _resumed_folder(words: Sequence[str]) -> Path | None:
+    spelt = [part for word in words for part in word.split("=", 1)]
+    return Path(spelt[spelt.index("--resume") + 1]) if "--resume" in spelt[:-1] else None
+
+
+def _add_file(line: CommandLine, name: str, part: Part | None, run_folder: Path | None) -> None:
     # as in jsonargparse, the value may be the YAML text itself
     path = find_file(name)
     if path is None and not _is_inline(name):
         raise UserError(f"config: {name} is not a file; expected a YAML of `ippo {line.words[0]}`")
-    content = load_yaml(name if path is None else read_text(path), origin=name if path is not None else "config")
+    text = name if path is None else read_text(path)
+    content = load_yaml(text, origin=name if path is not None else "config")
     # a file of comments alone is empty and no error
     if content is None:
         return
@@ -222,6 +241,10 @@ def _add_file(line: CommandLine, name: str, part: Part | None) -> None:
         line.parts.append(part or part_of(path))
     # names are spelt out here, because the parser knows only the classes that are imported already
     content = with_packaged_paths(expand_names(content))
+    # by its place, or because the command names the folder: of a run, whatever else has been removed from it
+    is_of_run = path is not None and (is_run_config(path) or (run_folder is not None and path == run_folder / CONFIG))
+    if path is not None and is_of_run and line.words[0] in EXPERIMENT_COMMANDS:
+        line.run_configs.append(run_config(path, text, content))
     line.layers.append(content)
     line.words += ["--config", dump_yaml(content)]
 
@@ -300,64 +323,3 @@ def _names_run_dir(layer: Mapping[str, Any]) -> bool:
     # a layer from a file is nested, one from a word has a dotted key
     loop = layer.get("loop")
     return "loop.run_dir" in layer or (isinstance(loop, Mapping) and "run_dir" in loop)
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file, which is UTF-8 whatever the locale.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        # -sig, because some editors on Windows begin a file with a byte order mark
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"config: {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"config: {path} cannot be read ({error.strerror})") from error
-    # said and not refused: a user may edit the configuration of a run and begin another with it
-    if has_wrong_checksum_line(text):
-        warnings.warn(f"config: {path} was changed since a run wrote it; it is used as it is", stacklevel=2)
-    return text
-
-
-def load_yaml(text: str, *, origin: str) -> Any:
-    """Return the value of a YAML text, as the parser reads it.
-
-    Args:
-        text: YAML 1.1, except that `1e-3` is a number.
-        origin: names the text in an error.
-
-    Raises:
-        UserError: it is not YAML.
-    """
-    import yaml
-    from jsonargparse import get_loader
-
-    try:
-        # not PyYAML's own loader, which reads 1e-3 as a text
-        return get_loader("yaml")(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"config: {origin}, {_place_and_problem(error)}") from error
-
-
-def _place_and_problem(error: Exception) -> str:
-    """Return where a YAML text breaks off; what begins there may be named on an earlier line than the error."""
-    begin, end = getattr(error, "context_mark", None), getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = f"line {end.line + 1}, column {end.column + 1}: " if end is not None else ""
-    started = f" ({error.context}, from line {begin.line + 1})" if begin is not None else ""  # type: ignore[attr-defined]
-    return f"{place}{problem}{started}"
-
-
-def dump_yaml(content: Mapping[str, Any]) -> str:
-    """Return a YAML text that the parser reads as the same values: every text is quoted, so that '1e-3' stays text."""
-    import yaml
-
-    class Quoting(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
-    # unsorted, because the order of a dictionary may matter to the class that gets it
-    return yaml.dump(dict(content), Dumper=Quoting, sort_keys=False, allow_unicode=True, width=1_000_000)

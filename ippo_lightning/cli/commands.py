@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ippo_lightning.cli.error_messages import one_line
+from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings, ReplaySettings
+from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_working_folder, without_trust
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.own_runs import remember_run
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RunFolder
+from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -26,6 +30,8 @@ def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
     from ippo_lightning.distributed.collectives import end_process_group
 
     loop = build_loop(parser, settings)
+    # the user has chosen to run this, so `--resume`, `export` and `evaluate` need not ask what it may run
+    remember_run(loop.config)
     results = loop.fit()
     # all ranks come here, and one of them prints
     if results and loop.is_global_zero:
@@ -67,24 +73,28 @@ def compare(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> Non
     run_comparison(checked, command="ippo compare" + "".join(f" --config {name}" for name in files))
 
 
-def export(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
+def export(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
     """Run `ippo export`."""
     given = settings.export.clone()
     run_dir = Path(given.pop("run"))
+    for name in (CODE, REMOTE_CODE):
+        given.pop(name)
     chosen = ExportSettings(**given.as_dict())
-    parser, experiment = experiment_of(run_dir)
+    parser, experiment = experiment_of(run_dir, given=words)
 
     from ippo_lightning.cli.export import export_run
 
     objects = build_objects(parser, experiment)
     folder, checkpoint = export_run(run_dir, objects.model, settings=chosen)
-    print(f"Model: {folder}, of {checkpoint}")
+    print(visible_text(f"Model: {folder}, of {checkpoint}"))
 
 
-def replay(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
+def replay(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
     """Run `ippo replay`."""
     given = settings.replay.clone()
     run_dir = Path(given.pop("run"))
+    for name in (CODE, REMOTE_CODE):
+        given.pop(name)
     chosen = ReplaySettings(**given.as_dict())
 
     from ippo_lightning.cli.replay import chosen_step, replay_run
@@ -92,7 +102,7 @@ def replay(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     # before the experiment, which takes seconds to build
     path = chosen_step(run_dir, chosen.step)
     # the module alone: GPUs, loggers and data of the run may not exist here
-    parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC)
+    parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC, given=words)
     experiment[experiment.subcommand].data = experiment[experiment.subcommand].callbacks = None
     print(replay_run(run_dir, path, build_objects(parser, experiment).model, settings=chosen))
 
@@ -101,15 +111,16 @@ _PLAIN_FABRIC = ("--fabric.accelerator=cpu", "--fabric.devices=1", "--fabric.num
                  "--fabric.precision=null", "--fabric.plugins=null", "--fabric.loggers=null")  # fmt: skip
 
 
-def experiment_of(run_dir: Path, *words: str) -> tuple[ArgumentParser, Namespace]:
+def experiment_of(run_dir: Path, *words: str, given: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     """Return a parser and the parsed configuration of a run.
 
     Args:
         run_dir: folder of a run of `ippo fit`.
         words: options that override the configuration.
+        given: the words as the user typed them, which may say that the folder's code is trusted.
 
     Raises:
-        UserError: the folder has no configuration.
+        UserError: the folder has no configuration, or names code that is not trusted.
     """
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"run: {run_dir} has no {CONFIG}; expected the folder of a run of `ippo fit`")
@@ -117,8 +128,14 @@ def experiment_of(run_dir: Path, *words: str) -> tuple[ArgumentParser, Namespace
     from ippo_lightning.cli.command_line import read_command_line
     from ippo_lightning.cli.parsers import build_parser
 
-    parser = build_parser("evaluate")
-    return parser, parser.parse_args(read_command_line(["evaluate", "--config", str(run_dir / CONFIG), *words]).words)
+    line = read_command_line(["evaluate", "--config", str(run_dir / CONFIG), *words], run_folder=run_dir)
+    trust = without_trust(given)[1]
+    is_trusted = check_trust(line.run_configs, trust=trust, own_layers=line.own_layers, given=given)
+    if is_trusted:
+        search_working_folder()
+    check_command(line)
+    parser = build_parser("evaluate", reads_files=is_trusted)
+    return parser, parser.parse_args(line.words)
 
 
 def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
@@ -130,7 +147,7 @@ def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     chosen = settings.report
     path = report_of([Path(run) for run in chosen.runs], output=Path(chosen.output) if chosen.output else None)
     # one line without markup: a path that is broken or loses its brackets cannot be opened
-    Console().print(f"Report: {path}", soft_wrap=True, markup=False, highlight=False)
+    Console().print(visible_text(f"Report: {path}"), soft_wrap=True, markup=False, highlight=False)
 
 
 COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] = {
@@ -194,6 +211,9 @@ def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from ippo_lightning.cli.factories import check_factories
+
+    check_factories(settings[settings.subcommand])
     try:
         return parser.instantiate(settings)[settings.subcommand]
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, MisconfigurationException) as error:
@@ -259,7 +279,7 @@ def full_config(parser: ArgumentParser, settings: Namespace) -> str:
 
     content = yaml.safe_load(parser.dump(settings))[settings.subcommand]
     # the files are merged into this text already, and `ippo evaluate`, which reads it too, has no `resume`
-    for name in ("config", "resume"):
+    for name in ("config", "resume", CODE, REMOTE_CODE):
         content.pop(name, None)
     # of this command and not of the run: with it, the same configuration given again would remove the run
     content["loop"]["overwrite"] = False
@@ -270,8 +290,10 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
     """Print a small table of metrics."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("metric", "value", title=title, title_justify="left")
+    # as Text, because rich reads brackets in a plain string, of a path for example, as a style
+    table = Table("metric", "value", title=Text(visible_text(title)), title_justify="left")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.3f}")
+        table.add_row(Text(visible_text(name)), f"{value:.3f}")
     Console().print(table)

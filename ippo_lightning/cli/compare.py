@@ -20,9 +20,11 @@ from ippo_lightning.cli.experiment_paths import find_file
 from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
+from ippo_lightning.cli.trust import check_trust
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.locks import hold, release
 from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, refuse_run_folder, seed_folder
+from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:
     from ippo_lightning.report.summary import Results
@@ -73,14 +75,16 @@ def _run(
     report = write_report(root)
     results: Results = json.loads((root / RESULTS).read_text(encoding="utf-8"))
     console.print(results_table(results))
-    console.print(f"Report: {report}", soft_wrap=True, markup=False)
+    console.print(visible_text(f"Report: {report}"), soft_wrap=True, markup=False)
     return results
 
 
 def _check(job: Job) -> None:
     """Refuse a run that certainly cannot start, before any other has run."""
     try:
-        check_command(read_command_line(job.arguments))
+        line = read_command_line(job.arguments)
+        check_trust(line.run_configs, trust=line.trust, own_layers=line.own_layers, given=job.arguments)
+        check_command(line)
     except UserError as error:
         raise UserError(f"{job.column}: {error}") from error
 

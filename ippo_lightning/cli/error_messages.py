@@ -19,6 +19,7 @@ _NOISE = (
 )
 _KEY = re.compile(r'^Parser key "([^"]*)":\s*(.*)$')
 _CLASS = re.compile(r"^Problem with given class_path '([^']*)':\s*(.*)$")
+_DENIED = re.compile(r"Importing '([^']*)' is not allowed, denied by .*? to allow it\.+")
 _TYPE = re.compile(r"^Type \S.* expects a function or a callable class: (.*)$")
 
 
@@ -51,6 +52,8 @@ def one_line(message: str, *, limit: int = 400) -> str:
             line = match.group(1)
         if line:
             parts.append(_plain(line))
+    # alternatives of a type often fail for the same reason
+    parts = list(dict.fromkeys(parts))
     # of several alternatives, the reason why one failed helps more than the types of the others
     parts = [part for part in parts if not part.startswith("expected")] or parts
     field = ".".join(keys)
@@ -72,6 +75,7 @@ def _plain(line: str) -> str:
     line = re.sub(r"^Expected a path but (.*) either not accessible or invalid", r"'\1' is no class and no file", line)
     # a word that is no short name of a rule or task is tried as a class_path, too
     line = re.sub(r"^Expected a dot import path string: .*", "expected a class_path", line)
+    line = _DENIED.sub(r"'\1' is part of Python itself, and no part of an experiment.", line)
     return line.replace("typing.", "")
 
 

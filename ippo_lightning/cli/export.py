@@ -14,6 +14,7 @@ from peft import PeftModel
 import ippo_lightning
 from ippo_lightning.cli.export_folder import check_output, fill_export
 from ippo_lightning.cli.settings import Dtype, ExportSettings
+from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.merging import merged_copy
 from ippo_lightning.policies.saving import save_adapter
@@ -34,13 +35,14 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
         settings: see `ExportSettings`.
 
     Raises:
-        UserError: no checkpoint, one of another model, `form: adapter` of a run that trained all weights, a folder in
-            which other files would be replaced, or what was written, loaded again, does not compute what the policy
-            computes.
+        UserError: no checkpoint, one of another model, results that cannot be read, `form: adapter` of a run that
+            trained all weights, a folder in which other files would be replaced, or what was written, loaded again,
+            does not compute what the policy computes.
     """
     folder = Path(settings.output) if settings.output else run_dir / "export"
     # first, because loading takes long
     check_output(folder, overwrite=settings.overwrite)
+    read_results(run_dir)  # a card without them would be wrong, and the model alone has no card
     checkpoint, state = CheckpointFolder(RunFolder(run_dir).checkpoints).read(settings.checkpoint)
     restore_checkpoint(state, source=checkpoint, module=module, fingerprint=frozen_fingerprint(module))
     has_adapter = isinstance(module.policy.model, PeftModel)
@@ -185,14 +187,29 @@ def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | N
     return log_prob_difference(policy.model, model, vocabulary=len(policy.tokenizer))
 
 
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """Return the content of a run's `results.json`; empty if there is none, or it is not what the run wrote.
+
+    Raises:
+        UserError: it is no complete JSON.
+    """
+    path = run_dir / RESULTS
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # cut off, other bytes, or thousands of nested brackets
+        raise UserError(
+            f"{RESULTS}: {path} is no complete JSON ({type(error).__name__}); resume the run, which writes it again, "
+            "or remove it to export without results"
+        ) from error
+    return found if isinstance(found, dict) and not has_wrong_checksum(found) else {}
+
+
 def _results(run_dir: Path, *, iteration: int) -> dict[str, Any]:
     """Return the final results of a run if they are those of the model after `iteration` iterations, else none."""
-    try:
-        found = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    is_of_model = isinstance(found, dict) and found.get("iterations") == iteration
-    return found if is_of_model and not has_wrong_checksum(found) else {}
+    found = read_results(run_dir)
+    return found if found.get("iterations") == iteration else {}
 
 
 def _result_lines(results: Mapping[str, Any]) -> list[str]:
@@ -202,14 +219,19 @@ def _result_lines(results: Mapping[str, Any]) -> list[str]:
 
 def _base_of(state: Mapping[str, Any]) -> str | None:
     """Return the name of the model that training began with, from the configuration."""
-    import yaml
-
-    config = yaml.safe_load(str(state["config"])) or {}
-    model = config.get("model") if isinstance(config, dict) else None
-    policy = ((model or {}).get("init_args") or {}).get("policy") or {}
+    try:
+        config = load_yaml(str(state["config"]), origin="checkpoint")
+    except UserError:
+        return None
+    model = _mapping(_mapping(config).get("model"))
+    policy = _mapping(_mapping(model.get("init_args")).get("policy"))
     # the policy may be written with a class_path or as its arguments alone
-    base = (policy.get("init_args") or policy).get("pretrained")
+    base = (_mapping(policy.get("init_args")) or policy).get("pretrained")
     return str(base) if base else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _config_text(run_dir: Path) -> str:

@@ -23,6 +23,7 @@ from ippo_lightning.run.signals import Interrupted
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.locks import hold, release
 from ippo_lightning.storage.run_folder import FINGERPRINT, FINGERPRINT_VARIABLE, HISTORY, LOG, RESULTS, RunFolder
+from ippo_lightning.storage.untrusted_text import visible_text
 
 _POLL_SECONDS = 0.2
 _REPLACE = ["--loop.resume", "false", "--loop.overwrite", "true"]
@@ -121,8 +122,9 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     queue, running = list(waiting), dict[subprocess.Popen[bytes], Started]()
     failed: list[Job] = []
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True))
+    name, numbers = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[numbers]}")
+    columns = (name, BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), numbers)
+    progress = Progress(*columns, console=Console(stderr=True))
     say = partial(progress.console.print, markup=False, highlight=False)
     with progress, raised_signals() as signals:
         try:
@@ -130,7 +132,7 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
                 while queue and not failed and len(running) < num_parallel:
                     job = queue.pop(0)
                     say(f"{job.name}: {'resumed' if (job.folder / HISTORY).exists() else 'started'}")
-                    task = progress.add_task(job.name[:24], total=None, numbers="")
+                    task = progress.add_task(visible_text(job.name[:24]), total=None, numbers="")
                     running[_start(job, environment)] = Started(job, task, time.monotonic())
                 time.sleep(_POLL_SECONDS)
                 # a copy, because finished runs leave the dictionary in this loop

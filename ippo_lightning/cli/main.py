@@ -5,6 +5,7 @@ Heavy libraries are imported only when a command needs them: help, the version a
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -16,9 +17,12 @@ from typing import TYPE_CHECKING
 from ippo_lightning.cli.command_line import CommandLine, read_command_line
 from ippo_lightning.cli.error_messages import one_line, suggestion
 from ippo_lightning.cli.help_pages import light_answer
+from ippo_lightning.cli.plain_output import show_plain_text
 from ippo_lightning.cli.quick_check import check_command
+from ippo_lightning.cli.trust import check_trust, outside_names, search_working_folder
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.signals import Interrupted
+from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -37,34 +41,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         128 plus the number of the signal after another one.
     """
     quieten()
-    # a class_path may name a module beside the YAML; at the end, so that it hides no installed module
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return run(words)
     except UserError as error:
         if os.environ.get("IPPO_TRACEBACK"):  # a reward or grader that raises is easier to mend with its own lines
-            traceback.print_exc()
-        print(f"ippo: error: {one_line(str(error))}", file=sys.stderr)
+            print(visible_text(traceback.format_exc(), multiline=True), file=sys.stderr)
+        _say(f"ippo: error: {one_line(str(error))}")
         return EXIT_USER_ERROR
     # not a mistake in the words: training or the disk failed, so the code is another one
     except (FloatingPointError, OSError) as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # no disk is at fault: the name was given by the user
+            name = str(getattr(error, "filename", ""))
+            _say(
+                f"ippo: error: {name[:60]}...: this name is too long for a file; expected the path of a file or folder"
+            )
+            return EXIT_USER_ERROR
         if os.environ.get("IPPO_TRACEBACK"):
             raise
         # longer than other lines: episodes with their prompts come before the file that keeps the step
-        print(f"ippo: stopped: {one_line(str(error), limit=1200)}", file=sys.stderr)
+        _say(f"ippo: stopped: {one_line(str(error), limit=1200)}")
         return EXIT_FAILURE
     except (RuntimeError, MemoryError) as error:
         return _lost_rank_or_memory(error)
     # before KeyboardInterrupt, which is its base class
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks would print the same line
-            print(f"ippo: interrupted: {error}", file=sys.stderr)
+            _say(f"ippo: interrupted: {error}")
         return EXIT_SIGNAL + error.number
     except KeyboardInterrupt as error:
-        print(f"ippo: interrupted: {error or 'at once; the last checkpoint is kept'}", file=sys.stderr)
+        _say(f"ippo: interrupted: {error or 'at once; the last checkpoint is kept'}")
         return EXIT_INTERRUPT
+
+
+def _say(line: str) -> None:
+    """Print a line to standard error; text of any origin in it must not reach the terminal as control characters."""
+    print(visible_text(line), file=sys.stderr)
 
 
 def _lost_rank_or_memory(error: RuntimeError | MemoryError) -> int:
@@ -73,18 +85,15 @@ def _lost_rank_or_memory(error: RuntimeError | MemoryError) -> int:
     from ippo_lightning.records.out_of_memory import is_out_of_memory
 
     if not os.environ.get("IPPO_TRACEBACK") and is_out_of_memory(error):
-        print(
+        _say(
             f"ippo: stopped: the device's memory does not suffice ({one_line(str(error), limit=120)}); use a smaller "
-            "model, lora, quantization, or a device with more memory; the last checkpoint is kept",
-            file=sys.stderr,
+            "model, lora, quantization, or a device with more memory; the last checkpoint is kept"
         )
         return EXIT_FAILURE
     if os.environ.get("IPPO_TRACEBACK") or not is_lost_rank_error(error):
         raise error
     lost = f"rank {rank()} lost another rank ({one_line(str(error), limit=120)})"
-    print(
-        f"ippo: stopped: {lost}; the output of that rank has the reason, the last checkpoint is kept", file=sys.stderr
-    )
+    _say(f"ippo: stopped: {lost}; the output of that rank has the reason, the last checkpoint is kept")
     return EXIT_FAILURE
 
 
@@ -95,16 +104,24 @@ def run(words: Sequence[str]) -> int:
         print(answer)
         return 0
     line = read_command_line(words)
+    is_trusted = check_trust(line.run_configs, trust=line.trust, own_layers=line.own_layers, given=words)
+    # a report needs no code of the folder in which the user happens to work, and `export` decides for itself
+    if line.words[0] in _OF_OWN_YAML and (is_trusted or any(outside_names(line.own_layers))):
+        search_working_folder()
     check_command(line)
-    return parse_and_run(line, given=words)
+    return parse_and_run(line, given=words, is_trusted=is_trusted)
 
 
-def parse_and_run(line: CommandLine, *, given: Sequence[str]) -> int:
+_OF_OWN_YAML = ("fit", "evaluate", "compare")
+
+
+def parse_and_run(line: CommandLine, *, given: Sequence[str], is_trusted: bool = True) -> int:
     """Parse a command and run it.
 
     Args:
         line: the command with its files read.
         given: the words as the user typed them.
+        is_trusted: whether a value of a file may name another file; see `check_trust`.
 
     Raises:
         UserError: the parser refuses a word, or the command an argument.
@@ -115,7 +132,7 @@ def parse_and_run(line: CommandLine, *, given: Sequence[str]) -> int:
     from ippo_lightning.cli.parsers import build_parser, known_keys
 
     command = line.words[0] if line.words[0] in commands.COMMANDS else None
-    parser: ArgumentParser = build_parser(command)
+    parser: ArgumentParser = build_parser(command, reads_files=is_trusted)
     try:
         settings = parser.parse_args(line.words)
         commands.COMMANDS[settings.subcommand](parser, settings, given)
@@ -137,8 +154,7 @@ def quieten() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # one line, without the place in the source
-    warnings.formatwarning = lambda message, category, *_, **__: f"ippo: warning: {one_line(str(message))}\n"
+    show_plain_text()
     # said of a resumed run, whose metrics the logger keeps
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 

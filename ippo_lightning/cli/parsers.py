@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Action
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from ippo_lightning.cli.help_pages import COMMANDS
+from ippo_lightning.cli.trust import CODE, REMOTE_CODE
+from ippo_lightning.cli.yaml_text import bounded_loader
 
-# a setting of all parsers; a single parser has no argument for it
-set_parsing_settings(add_print_completion_argument=True)
+# settings of all parsers; a single parser has no argument for them
+set_parsing_settings(
+    add_print_completion_argument=True,
+    # Python's own library has no part of an experiment, and most of what starts a process or opens a file
+    import_path_denylist=sorted(sys.stdlib_module_names),
+    # a mapping with a class_path where any value fits is data, not an object to build
+    instantiate_subclass_spec_in_any=False,
+)
+bounded_loader()  # the parser loads texts inside texts by itself
 
 Split = Literal["validation", "test"]
 _CALLBACKS = (
@@ -36,16 +46,34 @@ class ShortHelp(DefaultHelpFormatter):
         return re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))
 
 
-def build_parser(command: str | None = None) -> ArgumentParser:
+def build_parser(command: str | None = None, *, reads_files: bool = True) -> ArgumentParser:
     """Return the parser.
 
     Args:
         command: the one to be parsed; the arguments of the others, and what they import, are left out. None for all.
+        reads_files: whether a value may be the name of a file that contains it.
     """
     parser = _parser(prog="ippo", description="Post-train language models with Influence-Guided PPO.")
     commands = parser.add_subcommands(required=True)
     for name in COMMANDS if command is None else (command,):
-        commands.add_subcommand(name, _PARSERS[name](), help=COMMANDS[name])
+        inner = _PARSERS[name]()
+        commands.add_subcommand(name, inner if reads_files else without_files(inner), help=COMMANDS[name])
+    return parser
+
+
+def without_files(parser: ArgumentParser) -> ArgumentParser:
+    """Return an experiment's parser, changed so that no value of an object is read from a file.
+
+    Args:
+        parser: changed in place.
+    """
+    action: Any
+    for action in parser._actions:
+        # the parser offers this where a single argument is added, and not for the ones of an object
+        if getattr(action, "_enable_path", False):
+            action._enable_path = False
+        if getattr(action, "sub_add_kwargs", None):
+            action.sub_add_kwargs["sub_configs"] = False
     return parser
 
 
@@ -84,6 +112,7 @@ def fit_parser() -> ArgumentParser:
     parser = experiment_parser(_FIT)
     # for the help: `with_resume` spells the option out before the parser reads the words
     parser.add_argument("--resume", type=str | None, default=None, help="resume the run in this folder")
+    _add_trust(parser)
     return parser
 
 
@@ -93,6 +122,7 @@ def evaluate_parser() -> ArgumentParser:
     parser.add_argument("--split", type=Split, default="test", help="which problems")
     parser.add_argument("--checkpoint", type=str | None, default=None, help="a checkpoint of a run of this YAML")
     parser.add_argument("--output", type=str | None, default=None, help="write the metrics to this JSON file")
+    _add_trust(parser)
     return parser
 
 
@@ -113,6 +143,7 @@ def export_parser() -> ArgumentParser:
     parser = _parser(usage="ippo export RUN [--key value ...]")
     parser.add_argument("run", type=str, help="folder of a run of `ippo fit`")
     parser.add_class_arguments(ExportSettings, as_group=False)
+    _add_trust(parser)
     return parser
 
 
@@ -123,6 +154,7 @@ def replay_parser() -> ArgumentParser:
     parser = _parser(usage="ippo replay RUN [--key value ...]")
     parser.add_argument("run", type=str, help="folder of a run of `ippo fit` that ended with NaN or infinity")
     parser.add_class_arguments(ReplaySettings, as_group=False)
+    _add_trust(parser)
     return parser
 
 
@@ -152,6 +184,13 @@ _PARSERS: dict[str, Callable[[], ArgumentParser]] = {
 def known_keys(words: Sequence[str]) -> list[str]:
     """Return the dotted keys that the command of `words` accepts, sections among them."""
     return sorted(_PARSERS[words[0]]().get_defaults().keys()) if words and words[0] in _PARSERS else list(COMMANDS)
+
+
+def _add_trust(parser: ArgumentParser) -> None:
+    # for the help: `without_trust` takes both out of the words before the parser reads them
+    parser.add_argument(f"--{CODE}", type=bool, default=False, help="run code that the configuration of a run names")
+    words = "let the configuration of a run turn on code that comes with a model"
+    parser.add_argument(f"--{REMOTE_CODE}", type=bool, default=False, help=words)
 
 
 def _parser(*, prog: str | None = None, description: str | None = None, usage: str | None = None) -> ArgumentParser:

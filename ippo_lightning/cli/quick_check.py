@@ -21,6 +21,7 @@ from ippo_lightning.cli.old_names import class_hint, key_hint
 from ippo_lightning.cli.short_names import ROOMS, nearest_name
 from ippo_lightning.cli.simple_types import Option, options, refuses
 from ippo_lightning.cli.sources import PACKAGE, Definition, Signature, definition, signature, source_of
+from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.cli.value_ranges import check_range
 from ippo_lightning.errors import UserError
 
@@ -33,9 +34,15 @@ FABRIC_NAMES = {
 """Names that Fabric takes as text; it has more, so only a word close to one of these is an error."""
 # written out here, because `evaluate_parser` imports Lightning
 TEXT = (Option("str"), Option("none"))
+TRUST = {CODE: [Option("bool")], REMOTE_CODE: [Option("bool")]}
 OPTIONS: dict[str, dict[str, Sequence[Option]]] = {
-    "fit": {"resume": TEXT},
-    "evaluate": {"split": [Option("choice", choices=("validation", "test"))], "checkpoint": TEXT, "output": TEXT},
+    "fit": {"resume": TEXT, **TRUST},
+    "evaluate": {
+        **TRUST,
+        "split": [Option("choice", choices=("validation", "test"))],
+        "checkpoint": TEXT,
+        "output": TEXT,
+    },
 }
 """Options of a command beside the sections of an experiment."""
 
@@ -161,6 +168,8 @@ def _dotted(section: str, path: str) -> list[str]:
 
 def _check_section(name: str, path: str, given: Any) -> None:
     found = definition(path)
+    if not isinstance(given, (Mapping, str, Unreadable)) and given is not None:
+        raise UserError(f"{name}: expected keys and values. Got value: {given}")
     if found is None or not isinstance(given, Mapping):
         return
     arguments = signature(found)
@@ -284,6 +293,8 @@ def _existing(text: str, place: _Place, note: str | None = None) -> Definition |
     top = text.split(".")[0]
     # only the top package is looked up: to find a submodule, Python would import its parents
     if top != PACKAGE:
+        if top in sys.stdlib_module_names:
+            raise UserError(f"{field}: '{text}' is part of Python itself, and no part of an experiment")
         if top not in sys.modules and _is_missing(top):
             raise UserError(f"{field}: No module named '{top}'{said}")
         return None

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ippo_lightning.cli.experiment_paths import FOLDERS, find_file
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
 
 Form = Literal["merged", "adapter"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -73,6 +74,8 @@ class CompareSettings:
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds: {self.seeds} is wrong; expected a list of different integers")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise UserError(f"seeds: {self.seeds} is out of range; expected integers from 0 to {2**32 - 1}")
         for name in ("jobs", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -91,9 +94,9 @@ def _check_axis(axis: str, names: list[str]) -> None:
 
 
 def _check_method(name: str, method: MethodSettings) -> None:
-    # the name becomes a folder, so it must not lead out of the comparison
-    if not name.replace("_", "").isalnum():
-        raise UserError(f"methods: '{name}' is not the name of a folder; use letters, digits and _")
+    # the name becomes a folder of the comparison and a name in its report
+    if not is_method_name(name):
+        raise UserError(f"methods: {name!r} is not the name of a folder; expected {METHOD_NAME}")
     for path in method.config:
         if find_file(path) is None:
             raise UserError(f"methods.{name}.config: {path} is not a file; expected a YAML of `ippo fit`")

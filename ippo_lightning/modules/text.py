@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -139,7 +139,13 @@ class TextModule(BaseModule):
 
         Args:
             batch: `prompts` and `responses`, one text each per row.
+
+        Raises:
+            UserError: the batch has another form; a YAML may give the filter's demonstrations as anything.
         """
+        if not isinstance(batch, Mapping) or not {"prompts", "responses"} <= batch.keys():
+            found = f"the keys {list(batch)}"[:80] if isinstance(batch, Mapping) else type(batch).__name__
+            raise UserError(f"demonstrations: a batch has {found}; expected prompts and responses, lists of texts")
         encoded = self.policy.text.encode_demonstrations(
             batch["prompts"], batch["responses"], max_length=self.policy.context_length
         )

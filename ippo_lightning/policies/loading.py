@@ -20,8 +20,10 @@ from transformers import (
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.adapters import check_target_modules, embedding_rows, fit_embedding
+from ippo_lightning.policies.attention_choice import config_without_kernel
 from ippo_lightning.policies.base_changes import noting_base_change, weight_versions
 from ippo_lightning.policies.contexts import seeded
+from ippo_lightning.policies.impossible_models import check_computes
 from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.quantized import (
     Quantization,
@@ -118,11 +120,17 @@ class ModelSource:
                 )
         except Exception as error:
             raise UserError(f"policy.config: {self.config} builds no causal model; {one_line(error)}") from error
+        check_computes(model, self.config)
         return model
 
     def _from_pretrained(self, pretrained: str) -> PreTrainedModel:
         _check_model_folder(pretrained)
         settings = self._common()
+        config = config_without_kernel(
+            pretrained, chosen=self.attn_implementation, trust_remote_code=self.trust_remote_code
+        )
+        if config is not None:
+            settings["config"] = config
         if self.quantization is not None:
             settings["quantization_config"] = quantization_config(
                 self.quantization,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,8 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.report.records import Comparison, Method, Run
 from ippo_lightning.report.runs import read_run, settings_text, short_text, why_unfinished
 from ippo_lightning.storage.checksums import has_wrong_checksum
+from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
 from ippo_lightning.storage.run_folder import COMPARISON, JsonObject, seed_folder
-
-_NAME = "[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 
 
 def read_comparison(root: Path | str) -> Comparison:
@@ -136,8 +134,8 @@ def _read_listing(path: Path) -> JsonObject:
 
 def _seeds(name: str, entry: object) -> list[int]:
     # The name becomes part of a path: without this check, "../.." would read folders outside the comparison.
-    if not re.fullmatch(rf"{_NAME}(/{_NAME})*", name):
-        raise UserError(f"{COMPARISON}: method {name!r} is no folder name; expected letters, digits and _ . + - /")
+    if not is_method_name(name):
+        raise UserError(f"{COMPARISON}: method {name!r} is no folder name; expected {METHOD_NAME}")
     seeds = entry.get("seeds") if isinstance(entry, dict) else None
     # bool is a subclass of int: `true` would be read as seed 1.
     if not isinstance(seeds, list) or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):

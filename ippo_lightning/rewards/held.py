@@ -12,6 +12,7 @@ from ippo_lightning.rewards.call import call_reward
 from ippo_lightning.rewards.evaluation_mode import evaluation_mode
 from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.tasks import Grade, Grader, Row, call_grader, callable_name, check_grader
+from ippo_lightning.tasks.names import takes
 
 
 class HeldReward:
@@ -25,13 +26,18 @@ class HeldReward:
         reward: a function, an object, or an `nn.Module`.
 
     Raises:
-        UserError: not callable.
+        UserError: not callable with three arguments.
     """
 
     def __init__(self, reward: Reward) -> None:
         if not callable(reward):
             name = callable_name(reward)
             raise UserError(f"model.reward: {name} is not callable; expected reward(prompts, responses, examples)")
+        if not takes(reward, 3):
+            raise UserError(
+                f"model.reward: {callable_name(reward)} does not take three arguments; expected "
+                "reward(prompts, responses, examples)"
+            )
         self.reward = reward
 
     def __call__(
@@ -55,13 +61,18 @@ class HeldGrader:
         grader: a function, an object, or an `nn.Module`.
 
     Raises:
-        UserError: not callable.
+        UserError: not callable with three arguments.
     """
 
     def __init__(self, grader: Grader) -> None:
         if not callable(grader):
             name = callable_name(grader)
             raise UserError(f"model.grader: {name} is not callable; expected grader(prompt, response, example)")
+        if not takes(grader, 3):
+            raise UserError(
+                f"model.grader: {callable_name(grader)} does not take three arguments; expected "
+                "grader(prompt, response, example)"
+            )
         self.grader = grader
         # Messages name the user's grader, not this object around it.
         self.__qualname__, self.__module__ = callable_name(grader).rpartition(".")[::-2]

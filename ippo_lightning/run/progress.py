@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ippo_lightning.storage.untrusted_text import visible_text
+
 # key of the log, name in the bar, format
 _SHOWN = (
     ("rollout/reward_mean", "reward", "{:.2f}"),
@@ -32,7 +34,7 @@ class ProgressBar:
         # Standard error, so that the output of a command can be piped without the bar.
         self.console = Console(stderr=True)
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -42,7 +44,7 @@ class ProgressBar:
             disable=not (enabled and self.console.is_terminal),
         )
         self.numbers: dict[str, float] = {}
-        self.task = self.progress.add_task(title, total=total, numbers="")
+        self.task = self.progress.add_task(visible_text(title), total=total, numbers="")
 
     def __enter__(self) -> ProgressBar:
         self.progress.start()
@@ -67,7 +69,7 @@ class ProgressBar:
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
         # No markup: a path may contain brackets, which rich would read as a style.
-        self.console.print(line, markup=False, highlight=False)
+        self.console.print(visible_text(line, multiline=True), markup=False, highlight=False)
 
 
 def summary_line(numbers: Mapping[str, float]) -> str:

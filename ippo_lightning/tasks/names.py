@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 
 def callable_name(given: object) -> str:
@@ -19,3 +22,21 @@ def callable_name(given: object) -> str:
     # an object has no __qualname__ unless it sets one; its class always has
     named = given if getattr(given, "__qualname__", None) else type(given)
     return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Return whether a function can be called with this number of positional arguments; True if that is unknown.
+
+    Args:
+        function: anything that can be called.
+        count: of arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled code need not state its arguments
+        return True
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True

@@ -10,9 +10,10 @@ import yaml
 from experiment_files import write, write_tree
 
 from ippo_lightning.cli import experiment_paths
-from ippo_lightning.cli.command_line import dump_yaml, load_yaml, read_command_line
+from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.main import check_command, main
 from ippo_lightning.cli.parsers import build_parser
+from ippo_lightning.cli.yaml_text import dump_yaml, load_yaml
 from ippo_lightning.errors import UserError
 
 
