@@ -77,6 +77,8 @@ class BaseModule(LightningModule):
         Raises:
             UserError: the strategy does not work with sampling and scoring.
         """
+        if self._trainer is None:  # a subclass's `setup` under another loop, before that attaches the module
+            return
         self.__dict__["_backend"] = None
         # Lightning's own methods (`optimizers`, `manual_backward`) would use the Fabric of an earlier loop.
         self._fabric = None
@@ -91,7 +93,12 @@ class BaseModule(LightningModule):
     @property
     def is_free(self) -> bool:
         """Whether no loop runs the module."""
-        return self.__dict__.get("_backend") is None and self._trainer is None
+        return not self.is_attached and self._trainer is None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a loop other than `lightning.Trainer` runs the module, and does what Trainer does by hooks."""
+        return self.__dict__.get("_backend") is not None
 
     # --- optimisation -----------------------------------------------------------------------------
 
@@ -122,7 +129,9 @@ class BaseModule(LightningModule):
 
     def backward_loss(self, loss: Tensor) -> None:
         """Add to the gradients, through the precision plugin and the strategy."""
+        self.backend.call_hook("on_before_backward", loss)
         self.manual_backward(loss)
+        self.backend.call_hook("on_after_backward")
 
     def clear_gradients(self) -> None:
         """Remove all gradients, without a step."""
@@ -159,7 +168,11 @@ class BaseModule(LightningModule):
             self.step_trace.is_over = True
             # No step: Adam's moments would contain the NaN for the rest of the run.
             raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
+        # Callbacks get torch's own optimizer, as from Trainer.
+        own = getattr(optimizer, "optimizer", optimizer)
+        self.backend.call_hook("on_before_optimizer_step", own)
         optimizer.step()
+        self.backend.call_hook("on_before_zero_grad", own)
         optimizer.zero_grad()
         self.step_trace = StepTrace()
         return float(norm) if norm is not None else math.nan
@@ -192,7 +205,7 @@ class BaseModule(LightningModule):
             return "loss"
         if is_sharded(self):  # the gradient there is that of all ranks
             return None
-        self.backward_loss(loss)
+        self.manual_backward(loss)  # without hooks: this is no part of a step
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
         self.only_optimizer().zero_grad()
@@ -241,6 +254,8 @@ class BaseModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the random stream of this rank, or continue that of the checkpoint (under `lightning.Trainer`)."""
+        if self.is_attached:
+            return
         # Here and not when the checkpoint is loaded: what Lightning draws in between must not move the stream.
         if self._random_states is not None:
             restore_random_states(self._random_states, source="ckpt_path")
@@ -251,10 +266,13 @@ class BaseModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, controllers and random streams to a checkpoint of `lightning.Trainer`."""
-        checkpoint[_CHECKPOINT_KEY] = {"progress": self.progress_state(), "random": random_states()}
+        if not self.is_attached:
+            checkpoint[_CHECKPOINT_KEY] = {"progress": self.progress_state(), "random": random_states()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from what `on_save_checkpoint` added."""
+        if self.is_attached:
+            return
         saved = checkpoint[_CHECKPOINT_KEY]
         self.load_progress_state(saved["progress"])
         self._random_states = saved["random"]

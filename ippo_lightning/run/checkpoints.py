@@ -47,7 +47,12 @@ class Best(TypedDict, total=False):
     """Whether its checkpoint is written."""
 
 
-class Checkpoint(TypedDict):
+class _Later(TypedDict, total=False):  # what checkpoints of earlier versions do not have
+    loop: dict[str, Any]
+    """`positions` of all ranks in the data, `metrics` that callbacks monitor, state of the `datamodule`."""
+
+
+class Checkpoint(_Later):
     """The content of a checkpoint: tensors and plain values, which `torch.load(weights_only=True)` accepts."""
 
     format: int
@@ -82,7 +87,7 @@ def checkpoint_state(
         module: its trained parameters are saved; frozen ones are loaded from their source again.
         optimizer: its state is saved in full, also if it is sharded.
         callbacks: their `state_dict` is saved.
-        position: epoch and batch of the training data.
+        position: epoch and batch of the training data, on this rank.
         fingerprint: of the frozen parameters, see `frozen_fingerprint`.
         best: the best evaluation so far.
         config: the run's configuration as YAML.
@@ -112,9 +117,8 @@ def restore_checkpoint(
     module: TextModule,
     fingerprint: str,
     optimizer: Optimizer | None = None,
-    callbacks: Sequence[Callback] | None = None,
 ) -> None:
-    """Load what `checkpoint_state` returned.
+    """Load what `checkpoint_state` returned, but for what `restore_callbacks` loads.
 
     Args:
         state: as read by `read_checkpoint`.
@@ -122,7 +126,6 @@ def restore_checkpoint(
         module: built with the settings of the saved one.
         fingerprint: of the module's frozen parameters.
         optimizer: None to leave it out (for evaluation).
-        callbacks: the same list as when saving; None to leave out callbacks and random streams (for evaluation).
 
     Raises:
         UserError: the checkpoint is of another model, module, reference or number of processes.
@@ -144,13 +147,25 @@ def restore_checkpoint(
         # A run may be resumed in another precision, so either side may have no scaler.
         if module.backend.scaler is not None and state["scaler"]:
             module.backend.scaler.load_state_dict(state["scaler"])
-    if callbacks is not None:
-        for index, item in enumerate(callbacks):
-            own = state["callbacks"].get(_callback_key(index, item))
-            if own:
-                item.load_state_dict(own)
-        # Last, so that nothing of what is loaded here draws from the restored streams.
-        restore_random_states(state["random"], source=source)
+
+
+def restore_callbacks(state: Checkpoint, *, source: Path, callbacks: Sequence[Callback]) -> None:
+    """Load the states of callbacks, and continue the random streams.
+
+    Args:
+        state: as read by `read_checkpoint`.
+        source: names the file in errors.
+        callbacks: the same list as when saving.
+
+    Raises:
+        UserError: the checkpoint is of another number of processes.
+    """
+    for index, item in enumerate(callbacks):
+        own = state["callbacks"].get(_callback_key(index, item))
+        if own:
+            item.load_state_dict(own)
+    # Last, so that nothing of what is loaded here draws from the restored streams.
+    restore_random_states(state["random"], source=source)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -10,11 +10,11 @@ from ippo_lightning.distributed.collectives import world_size
 from ippo_lightning.engine import random_states, restore_random_states
 
 if TYPE_CHECKING:
-    from ippo_lightning.run.fabric_loop import FabricLoop
+    from ippo_lightning.run.iteration_loop import IterationLoop
 
 
 @contextmanager
-def keeping_earlier_iterations(loop: FabricLoop) -> Iterator[None]:
+def keeping_earlier_iterations(loop: IterationLoop) -> Iterator[None]:
     """Write a checkpoint of all earlier iterations if the block loses a connection, and raise the error again.
 
     An engine ends while it samples. No update has begun then, so the parameters are those that the last iteration left.
