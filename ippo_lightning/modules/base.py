@@ -100,6 +100,42 @@ class BaseModule(LightningModule):
         """Whether a loop other than `lightning.Trainer` runs the module, and does what Trainer does by hooks."""
         return self.__dict__.get("_backend") is not None
 
+    # Under another loop Lightning's own properties would give a stand-in without attributes, and 0.
+
+    @property
+    def trainer(self) -> Any:
+        """The `lightning.Trainer`, or the other loop that runs the module."""
+        return self.backend.host if self.is_attached else super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+
+    @property
+    def current_epoch(self) -> int:
+        """Epochs that are done, of the loop that runs the module."""
+        return int(getattr(self.backend.host, "current_epoch", 0)) if self.is_attached else super().current_epoch
+
+    @property
+    def global_step(self) -> int:
+        """Steps of the loop that runs the module."""
+        return int(getattr(self.backend.host, "global_step", 0)) if self.is_attached else super().global_step
+
+    def log(self, name: str, value: Any, *arguments: Any, **settings: Any) -> None:
+        """Log a number as under `lightning.Trainer`, where callbacks can monitor it."""
+        super().log(name, value, *arguments, **settings)
+        self._note({name: value})
+
+    def log_dict(self, dictionary: Mapping[str, Any], *arguments: Any, **settings: Any) -> None:
+        """Log several numbers; see `log`."""
+        super().log_dict(dictionary, *arguments, **settings)
+        self._note(dictionary)
+
+    def _note(self, numbers: Mapping[str, Any]) -> None:
+        note = getattr(self.backend.host, "note_metrics", None) if self.is_attached else None
+        if note is not None:
+            note({name: float(value) for name, value in numbers.items() if isinstance(value, (int, float, Tensor))})
+
     # --- optimisation -----------------------------------------------------------------------------
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import two_ranks_callbacks
+from launching import Outcome, outcome_of
 from lightning import Callback
 from lightning.fabric import Fabric
 from lightning.fabric.loggers import CSVLogger
@@ -123,3 +125,51 @@ def test_an_attribute_that_only_trainer_has_is_one_line(tmp_path: Path) -> None:
     loop = tiny_loop(tmp_path / "other", tiny_module())
     assert not hasattr(loop, "profiler")
     assert getattr(loop, "profiler", "default") == "default"
+
+
+def test_a_number_that_a_module_or_a_callback_logs_can_be_monitored(tmp_path: Path) -> None:
+    class Logs(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            pl_module.log("mine", 1.0)
+
+    stopper = EarlyStopping("mine", patience=1)
+    assert under_fabric(tmp_path, [Logs(), stopper]).iteration == 4
+    assert under_trainer(tmp_path, [Logs(), EarlyStopping("mine", patience=1)]).iteration == 4
+
+
+def test_a_module_knows_the_loop_its_epoch_and_its_step(tmp_path: Path) -> None:
+    class Reads(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            assert pl_module.trainer is trainer
+            seen.append((pl_module.current_epoch, pl_module.global_step, trainer.global_step))
+
+    seen: list[Any] = []
+    under_fabric(tmp_path, [Reads()], max_iterations=5, evaluate_every_n_iterations=0)
+    assert seen == [(0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 4, 4), (1, 5, 5)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return outcome_of(Path(two_ranks_callbacks.__file__), tmp_path_factory)
+
+
+def test_two_ranks_stop_together_if_one_of_them_decides_to(two_ranks: Outcome) -> None:
+    assert [numbers["iterations"] for numbers in two_ranks.ranks] == [3, 3]
+
+
+def test_two_ranks_keep_the_same_files(two_ranks: Outcome) -> None:
+    first, second = two_ranks.ranks
+    assert first["best"] == second["best"]
+    assert Path(first["best"]).is_file()
+    assert len(list((two_ranks.folder / "kept").iterdir())) == 2
+
+
+def test_two_ranks_with_loaders_of_different_length_have_the_epochs_of_rank_0(two_ranks: Outcome) -> None:
+    assert (
+        two_ranks.ranks[0]["epochs"] == two_ranks.ranks[1]["epochs"] == ["on_train_epoch_start", "on_train_epoch_end"]
+    )
+
+
+def test_each_of_two_ranks_resumes_at_its_own_position(two_ranks: Outcome) -> None:
+    for whole, resumed in zip(two_ranks.tensors("whole"), two_ranks.tensors("resumed"), strict=True):
+        assert same(whole, resumed)
