@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-# How each setting is read and written. All later numbers of a run depend on the first five, its files on the folder.
+# How each setting is read and written. All later numbers of a run depend on them.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    (os.getcwd, os.chdir),
 )
 
 
@@ -28,7 +27,7 @@ def process_state_kept() -> Iterator[None]:
     otherwise each iteration would sample with the same random numbers.
     """
     before = [read() for read, _ in _SETTINGS]
-    device, seed, streams = torch.get_default_device(), torch.initial_seed(), _streams()
+    device, seed, streams, folder = torch.get_default_device(), torch.initial_seed(), _streams(), _folder()
     try:
         yield
     finally:
@@ -40,6 +39,15 @@ def process_state_kept() -> Iterator[None]:
             torch.set_default_device(None if device.type == "cpu" else device)
         if torch.initial_seed() != seed:
             _continue(streams)
+        if folder is not None and _folder() != folder:
+            os.chdir(folder)  # the files of a run may have relative names
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted; the run goes on without one
+        return None
 
 
 def _streams() -> list[torch.Tensor]:

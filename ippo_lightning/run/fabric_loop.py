@@ -35,6 +35,7 @@ from ippo_lightning.run.iteration_loop import IterationLoop
 from ippo_lightning.run.lightning_hooks import (
     check_callbacks,
     check_checkpoint_writers,
+    check_states,
     in_lightnings_order,
 )
 from ippo_lightning.run.loggers import log_again
@@ -125,6 +126,8 @@ class FabricLoop(IterationLoop):
         if signal_number:
             where = f"stopped after iteration {self.module.iteration}: {self.checkpoints.last}"
             raise Interrupted(where, number=signal_number)
+        if self.module.iteration == 0:
+            raise UserError("callbacks: one set trainer.should_stop before the first iteration; nothing was trained")
         if self._is_in_epoch:
             self.call_hook("on_train_epoch_end")
         self.call_hook("on_train_end")
@@ -150,6 +153,7 @@ class FabricLoop(IterationLoop):
         self._set_up_data("fit")
         # Before the optimizer is built: a hook may freeze parameters, or add some.
         self.call_hook("setup", "fit")
+        check_states(self.callbacks)
         check_checkpoint_writers(self.callbacks, self.checkpoints.path)
         self.module.train()
         # Before sharding and before any forward, see `frozen_fingerprint`.
@@ -250,7 +254,7 @@ class FabricLoop(IterationLoop):
         self._checkpointed_at = self.module.iteration
 
     def save_checkpoint(
-        self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: object = None
+        self, filepath: str | os.PathLike[str], weights_only: bool | None = None, storage_options: object = None
     ) -> None:
         """Write a checkpoint to any file, for `ModelCheckpoint` and callbacks like it; every rank must call this.
 

@@ -111,7 +111,7 @@ def _named_errors(callback: object, hook: str) -> Iterator[None]:
         yield
     except MissingAttributeError as error:
         raise UserError(f"{error} (in {where})") from error
-    except (UserError, OSError, MemoryError, ArithmeticError):
+    except (UserError, OSError, MemoryError, FloatingPointError):
         raise
     except Exception as error:  # the user's code may raise anything; its cause stays attached
         if is_out_of_memory(error) or is_lost_rank_error(error):
@@ -139,7 +139,6 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
         for name, arguments in HOOKS.items():
             if callable(hook := getattr(callback, name, None)):
                 _check_arguments(callback, name, hook, arguments)
-        _check_state(callback)
 
 
 def _check_overridden(callback: object) -> None:
@@ -176,13 +175,23 @@ def _check_arguments(callback: object, name: str, hook: Callable[..., object], a
         ) from error
 
 
-def _check_state(callback: Any) -> None:
-    name = type(callback).__name__
-    saves, loads = (callable(getattr(callback, method, None)) for method in ("state_dict", "load_state_dict"))
-    state = callback.state_dict() if saves else {}
-    if (state and not loads) or (loads and not saves):
-        raise UserError(f"callbacks: {name} has one of state_dict and load_state_dict; expected both, or neither")
-    check_plain(state, f"callbacks: {name}.state_dict() returned")
+def check_states(callbacks: Sequence[Any]) -> None:
+    """Refuse callbacks whose state a checkpoint would not give back.
+
+    Args:
+        callbacks: after their `setup`, which may make the state.
+
+    Raises:
+        UserError: names the callback.
+    """
+    for callback in callbacks:
+        name = type(callback).__name__
+        saves, loads = (callable(getattr(callback, method, None)) for method in ("state_dict", "load_state_dict"))
+        with _named_errors(callback, "state_dict"):
+            state = callback.state_dict() if saves else {}
+        if (state and not loads) or (loads and not saves):
+            raise UserError(f"callbacks: {name} has one of state_dict and load_state_dict; expected both, or neither")
+        check_plain(state, f"callbacks: {name}.state_dict() returned")
 
 
 def check_plain(content: object, what: str) -> None:

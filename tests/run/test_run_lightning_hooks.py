@@ -13,7 +13,7 @@ from training_parts import same, tiny_data, tiny_loop, tiny_module, trainable
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
-from ippo_lightning.run.lightning_hooks import HOOKS, check_callbacks
+from ippo_lightning.run.lightning_hooks import HOOKS, check_callbacks, check_states
 
 # Trainer calls it under automatic optimisation only; files are written by nobody in these runs, or by the loop itself.
 ONLY_FABRIC = ("on_before_zero_grad", "on_save_checkpoint", "state_dict")
@@ -162,9 +162,31 @@ def hook(self: Any, trainer: Any, pl_module: Any) -> None: ...
     ids=["predict", "removed", "misspelt", "own arguments", "arguments", "half a state", "state", "class"],
 )
 def test_a_callback_whose_hook_cannot_be_called_is_refused_by_name(made: Any, said: str) -> None:
+    def check(callbacks: list[Any]) -> None:
+        check_callbacks(callbacks)
+        check_states(callbacks)
+
     with pytest.raises(UserError, match=f"callbacks: {said}") as caught:
-        check_callbacks([made()])
+        check([made()])
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_a_callback_stops_before_it_trains_does_not_end_with_success(tmp_path: Path) -> None:
+    class Stops(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            trainer.should_stop = True
+
+    with pytest.raises(UserError, match=r"set trainer\.should_stop before the first iteration"):
+        under_fabric(tmp_path, [Stops()])
+
+
+def test_an_error_of_a_hook_is_one_line_that_names_it(tmp_path: Path) -> None:
+    class Divides(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            batch_idx // 0
+
+    with pytest.raises(UserError, match=r"callbacks: Divides\.on_train_batch_end raised ZeroDivisionError"):
+        under_fabric(tmp_path, [Divides()])
 
 
 def test_a_new_hook_of_lightning_that_the_loop_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
