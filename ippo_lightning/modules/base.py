@@ -134,7 +134,8 @@ class BaseModule(LightningModule):
     def _note(self, numbers: Mapping[str, Any]) -> None:
         note = getattr(self.backend.host, "note_metrics", None) if self.is_attached else None
         if note is not None:
-            note({name: float(value) for name, value in numbers.items() if isinstance(value, (int, float, Tensor))})
+            scalars = {name: torch.as_tensor(value) for name, value in numbers.items() if isinstance(value, _NUMBERS)}
+            note({name: float(value) for name, value in scalars.items() if value.numel() == 1})
 
     # --- optimisation -----------------------------------------------------------------------------
 
@@ -315,4 +316,5 @@ class BaseModule(LightningModule):
 
 
 _CHECKPOINT_KEY = "ippo_lightning"
+_NUMBERS = (int, float, Tensor)
 _COUNTERS = ("iteration", "episodes_seen", "optimizer_steps", "tokens_trained")

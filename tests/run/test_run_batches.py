@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 from training_parts import same, tiny_data, tiny_loop, tiny_module, trainable
 
@@ -210,3 +211,31 @@ def test_evaluation_takes_a_list_of_batches(tmp_path: Path) -> None:
     plain.test_dataloader = plain.val_dataloader  # type: ignore[method-assign]
     # As text: without right answers the fraction of unfaithful ones is NaN, which is equal to nothing.
     assert str(fitted(Lists(tiny_data().task, batch_size=8), "lists")) == str(fitted(plain, "plain"))
+
+
+class Foreign(LightningDataModule):
+    """A data module that knows nothing of this library, with a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def train_dataloader(self) -> Any:
+        return list(BATCHES)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mine": 7}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.calls.append(f"load {state_dict['mine']}")
+
+    def teardown(self, stage: str) -> None:
+        self.calls.append(f"teardown {stage}")
+
+
+def test_a_foreign_data_module_gets_its_state_back(tmp_path: Path) -> None:
+    first, second = Foreign(), Foreign()
+    tiny_loop(tmp_path / "run", tiny_module(), max_iterations=1, data=first).fit()
+    tiny_loop(tmp_path / "run", tiny_module(), max_iterations=2, data=second, resume=True).fit()
+    assert first.calls == ["teardown fit"]
+    assert second.calls == ["load 7", "teardown fit"]
