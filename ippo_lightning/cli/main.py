@@ -98,18 +98,29 @@ def _lost_rank_or_memory(error: RuntimeError | MemoryError) -> int:
 
 
 def run(words: Sequence[str]) -> int:
-    """Parse and run one command; errors are raised. Arguments and return value as in `main`."""
+    """Parse and run one command; errors are raised. Arguments and return value as in `main`.
+
+    Raises:
+        UserError: also where code of the user would end the process as if the command had succeeded.
+    """
     answer = light_answer(words)
     if answer is not None:
         print(answer)
         return 0
-    line = read_command_line(words)
-    is_trusted = check_trust(line.run_configs, trust=line.trust, own_layers=line.own_layers, given=words)
-    # a report needs no code of the folder in which the user happens to work, and `export` decides for itself
-    if line.words[0] in _OF_OWN_YAML and (is_trusted or any(outside_names(line.own_layers))):
-        search_working_folder()
-    check_command(line)
-    return parse_and_run(line, given=words, is_trusted=is_trusted)
+    try:
+        line = read_command_line(words)
+        is_trusted = check_trust(line.run_configs, trust=line.trust, own_layers=line.own_layers, given=words)
+        # a report needs no code of the folder in which the user happens to work, and `export` decides for itself
+        if line.words[0] in _OF_OWN_YAML and (is_trusted or any(outside_names(line.own_layers))):
+            search_working_folder()
+        check_command(line)
+        return parse_and_run(line, given=words, is_trusted=is_trusted)
+    except (SystemExit, GeneratorExit) as error:
+        # the parser leaves by SystemExit after help, and after an error that it has printed
+        is_parser = isinstance(error, SystemExit) and (error.code or any(map(_asks_for_text, words)))
+        if is_parser:
+            raise
+        raise UserError(_left(error)) from error
 
 
 _OF_OWN_YAML = ("fit", "evaluate", "compare")
@@ -140,6 +151,19 @@ def parse_and_run(line: CommandLine, *, given: Sequence[str], is_trusted: bool =
         message = str(error)
         raise UserError(f"{one_line(message)}{suggestion(message, known_keys(line.words))}") from error
     return 0
+
+
+def _asks_for_text(word: str) -> bool:
+    return word.partition("=")[0].endswith(("help", "-h", "print_config"))
+
+
+def _left(error: BaseException) -> str:
+    """Return one line on what would end the process as if the command had succeeded, and where it was raised."""
+    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+    kind = type(error).__name__
+    return (
+        f"{kind} was raised in {frame.f_code.co_filename}:{number}, and the command is not done; raise an error there"
+    )
 
 
 def quieten() -> None:

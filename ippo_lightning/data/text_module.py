@@ -149,9 +149,9 @@ class TextDataModule(LightningDataModule):
         try:
             rows = self.task.rows(split)
             check_rows(rows, split=split, source=source)
-        except UserError:
-            raise  # already one line for the user
-        except Exception as error:  # the user's code may raise anything; its cause stays attached
+        except (UserError, KeyboardInterrupt):
+            raise  # already one line for the user, or the user's Ctrl-C
+        except BaseException as error:  # SystemExit too: a user's code may raise anything; its cause stays attached
             message = " ".join(str(error).split())[:200]
             raise UserError(f"data.task: {source}.rows({split!r}) raised {type(error).__name__}: {message}") from error
         return rows

@@ -51,6 +51,14 @@ class Backend(Protocol):
     def total_iterations(self) -> int | None:
         """Iterations of the run; None if unknown."""
 
+    def call_hook(self, name: str, *arguments: object) -> None:
+        """Call one of Lightning's hooks inside an optimizer step, unless the loop calls it itself.
+
+        Args:
+            name: `on_before_backward`, for example.
+            arguments: after the trainer and the module.
+        """
+
     def no_sync(self) -> AbstractContextManager[None]:
         """Do not average gradients over ranks."""
 
@@ -102,6 +110,12 @@ class FabricBackend:
     def total_iterations(self) -> int | None:
         """The loop's setting."""
         return int(self.host.max_iterations)
+
+    def call_hook(self, name: str, *arguments: object) -> None:
+        """Call the hook of the loop's callbacks, if the loop has any."""
+        call = getattr(self.host, "call_hook", None)
+        if call is not None:
+            call(name, *arguments)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Use Fabric's; for sharded parameters do nothing, because full gradients would stay in memory meanwhile."""
@@ -166,6 +180,9 @@ class TrainerBackend:
         total = trainer.num_training_batches * trainer.max_epochs
         # Infinite for a loader without a length.
         return int(total) if 0 < total < math.inf else None
+
+    def call_hook(self, name: str, *arguments: object) -> None:
+        """Do nothing: Trainer's precision plugin calls them."""
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Use the strategy's context, if it has one; do nothing for sharded parameters, as above."""

@@ -77,6 +77,8 @@ class BaseModule(LightningModule):
         Raises:
             UserError: the strategy does not work with sampling and scoring.
         """
+        if self._trainer is None:  # a subclass's `setup` under another loop, before that attaches the module
+            return
         self.__dict__["_backend"] = None
         # Lightning's own methods (`optimizers`, `manual_backward`) would use the Fabric of an earlier loop.
         self._fabric = None
@@ -91,7 +93,49 @@ class BaseModule(LightningModule):
     @property
     def is_free(self) -> bool:
         """Whether no loop runs the module."""
-        return self.__dict__.get("_backend") is None and self._trainer is None
+        return not self.is_attached and self._trainer is None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a loop other than `lightning.Trainer` runs the module, and does what Trainer does by hooks."""
+        return self.__dict__.get("_backend") is not None
+
+    # Under another loop Lightning's own properties would give a stand-in without attributes, and 0.
+
+    @property
+    def trainer(self) -> Any:
+        """The `lightning.Trainer`, or the other loop that runs the module."""
+        return self.backend.host if self.is_attached else super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+
+    @property
+    def current_epoch(self) -> int:
+        """Epochs that are done, of the loop that runs the module."""
+        return int(getattr(self.backend.host, "current_epoch", 0)) if self.is_attached else super().current_epoch
+
+    @property
+    def global_step(self) -> int:
+        """Steps of the loop that runs the module."""
+        return int(getattr(self.backend.host, "global_step", 0)) if self.is_attached else super().global_step
+
+    def log(self, name: str, value: Any, *arguments: Any, **settings: Any) -> None:
+        """Log a number as under `lightning.Trainer`, where callbacks can monitor it."""
+        super().log(name, value, *arguments, **settings)
+        self._note({name: value})
+
+    def log_dict(self, dictionary: Mapping[str, Any], *arguments: Any, **settings: Any) -> None:
+        """Log several numbers; see `log`."""
+        super().log_dict(dictionary, *arguments, **settings)
+        self._note(dictionary)
+
+    def _note(self, numbers: Mapping[str, Any]) -> None:
+        note = getattr(self.backend.host, "note_metrics", None) if self.is_attached else None
+        if note is not None:
+            scalars = {name: torch.as_tensor(value) for name, value in numbers.items() if isinstance(value, _NUMBERS)}
+            note({name: float(value) for name, value in scalars.items() if value.numel() == 1})
 
     # --- optimisation -----------------------------------------------------------------------------
 
@@ -122,7 +166,9 @@ class BaseModule(LightningModule):
 
     def backward_loss(self, loss: Tensor) -> None:
         """Add to the gradients, through the precision plugin and the strategy."""
+        self.backend.call_hook("on_before_backward", loss)
         self.manual_backward(loss)
+        self.backend.call_hook("on_after_backward")
 
     def clear_gradients(self) -> None:
         """Remove all gradients, without a step."""
@@ -159,7 +205,11 @@ class BaseModule(LightningModule):
             self.step_trace.is_over = True
             # No step: Adam's moments would contain the NaN for the rest of the run.
             raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
+        # Callbacks get torch's own optimizer, as from Trainer.
+        own = getattr(optimizer, "optimizer", optimizer)
+        self.backend.call_hook("on_before_optimizer_step", own)
         optimizer.step()
+        self.backend.call_hook("on_before_zero_grad", own)
         optimizer.zero_grad()
         self.step_trace = StepTrace()
         return float(norm) if norm is not None else math.nan
@@ -205,7 +255,7 @@ class BaseModule(LightningModule):
             return "loss"
         if is_sharded(self):  # the gradient there is that of all ranks
             return None
-        self.backward_loss(loss)
+        self.manual_backward(loss)  # without hooks: this is no part of a step
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
         # Not the method that also forgets the failed step, which is still to be written.
@@ -255,6 +305,8 @@ class BaseModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the random stream of this rank, or continue that of the checkpoint (under `lightning.Trainer`)."""
+        if self.is_attached:
+            return
         # Here and not when the checkpoint is loaded: what Lightning draws in between must not move the stream.
         if self._random_states is not None:
             restore_random_states(self._random_states, source="ckpt_path")
@@ -265,14 +317,18 @@ class BaseModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, controllers and random streams to a checkpoint of `lightning.Trainer`."""
-        checkpoint[_CHECKPOINT_KEY] = {"progress": self.progress_state(), "random": random_states()}
+        if not self.is_attached:
+            checkpoint[_CHECKPOINT_KEY] = {"progress": self.progress_state(), "random": random_states()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from what `on_save_checkpoint` added."""
+        if self.is_attached:
+            return
         saved = checkpoint[_CHECKPOINT_KEY]
         self.load_progress_state(saved["progress"])
         self._random_states = saved["random"]
 
 
 _CHECKPOINT_KEY = "ippo_lightning"
+_NUMBERS = (int, float, Tensor)
 _COUNTERS = ("iteration", "episodes_seen", "optimizer_steps", "tokens_trained")

@@ -20,13 +20,7 @@ from ippo_lightning.algorithms import (
 )
 from ippo_lightning.engine import UpdateSettings, run_iteration
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths import (
-    KLEstimator,
-    kl_estimate,
-    masked_row_mean,
-    reduce_terms,
-    shape_rewards,
-)
+from ippo_lightning.maths import KLEstimator, kl_estimate, masked_row_mean, reduce_terms, shape_rewards
 from ippo_lightning.modules.loss_outputs import (
     checked_terms,
     require_coefficients,
@@ -56,6 +50,7 @@ class PPOModule(TextModule):
         policy: see `TextModule`; its value head or critic gives the baseline.
         reward: called with prompts, responses and examples; returns one finite number per episode. None for the
             grade: 1.0 for a right response, else 0.0.
+        reward_timeout: seconds after which a call of the reward ends the run with an error; None for no limit.
         grader: see `TextModule`.
         sampling: how episodes are sampled.
         evaluation: see `TextModule`; by default the same as `sampling`.
@@ -85,6 +80,7 @@ class PPOModule(TextModule):
         *,
         policy: CausalLMPolicy,
         reward: Reward | None = None,
+        reward_timeout: float | None = None,
         grader: Grader | None = None,
         sampling: SamplingSettings | None = None,
         evaluation: SamplingSettings | None = None,
@@ -112,6 +108,7 @@ class PPOModule(TextModule):
         require_coefficients(entropy_coef, missing_eos_penalty, kl_estimator)
         check_importance_cap(importance_cap, own_sampling, own_rollout=type(self).rollout is not PPOModule.rollout)
         self._reward: HeldReward | None = None
+        self.reward_timeout = reward_timeout
         self.reward = reward
         self.sampling = own_sampling
         self.update_settings = update or UpdateSettings()
@@ -135,13 +132,15 @@ class PPOModule(TextModule):
         if self._reward is None:
             if self.grader is None:
                 raise UserError("model.reward: null, and there is no grader whose grade could be the reward; set one")
-            self._reward = HeldReward(grade_reward(self.grader))
+            self._reward = HeldReward(grade_reward(self.grader), timeout=self.reward_timeout)
         return self._reward
 
     @reward.setter
     def reward(self, reward: Reward | None) -> None:
         # in a plain object: a reward that is an nn.Module is neither trained nor saved with the policy
-        self._reward = reward if reward is None or isinstance(reward, HeldReward) else HeldReward(reward)
+        is_bare = reward is not None and not isinstance(reward, HeldReward)
+        held = HeldReward(cast(Reward, reward), timeout=self.reward_timeout) if is_bare else reward
+        self._reward = cast(HeldReward | None, held)
 
     def use_data(self, datamodule: object) -> None:
         """Take grader and reward from the data module's task if none was given; see `TextModule.use_data`."""

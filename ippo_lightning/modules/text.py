@@ -78,7 +78,8 @@ class TextModule(BaseModule):
     def setup(self, stage: str) -> None:
         """Let `lightning.Trainer` run the module from here on, and use its data module's task."""
         super().setup(stage)
-        self.use_data(getattr(self.backend.host, "datamodule", None))
+        if self._trainer is not None:
+            self.use_data(getattr(self.backend.host, "datamodule", None))
 
     def use_data(self, datamodule: object) -> None:
         """Take the grader from the data module's task if none was given, and try grader and rows.
@@ -217,6 +218,8 @@ class TextModule(BaseModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, split: str) -> None:
+        if self.is_attached:  # the loop reads the metrics itself
+            return
         self.log_dict({f"{_SPLITS[split]}/{name}": value for name, value in self.evaluation_metrics.compute().items()})
         # Lightning resets only metrics that are logged as objects, and these are logged as numbers.
         self.evaluation_metrics.reset()

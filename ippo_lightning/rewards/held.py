@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import Example
 from ippo_lightning.rewards.call import call_reward
 from ippo_lightning.rewards.evaluation_mode import evaluation_mode
+from ippo_lightning.rewards.process_state import process_state_kept
 from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.tasks import Grade, Grader, Row, call_grader, callable_name, check_grader
 from ippo_lightning.tasks.names import takes
@@ -24,12 +26,13 @@ class HeldReward:
 
     Args:
         reward: a function, an object, or an `nn.Module`.
+        timeout: of each call, see `call_reward`.
 
     Raises:
-        UserError: not callable with three arguments.
+        UserError: not callable with three arguments, or the limit is not above 0.
     """
 
-    def __init__(self, reward: Reward) -> None:
+    def __init__(self, reward: Reward, *, timeout: float | None = None) -> None:
         if not callable(reward):
             name = callable_name(reward)
             raise UserError(f"model.reward: {name} is not callable; expected reward(prompts, responses, examples)")
@@ -38,7 +41,10 @@ class HeldReward:
                 f"model.reward: {callable_name(reward)} does not take three arguments; expected "
                 "reward(prompts, responses, examples)"
             )
+        if timeout is not None:
+            require_range("model.reward_timeout", timeout, above=0, below=math.inf)
         self.reward = reward
+        self.timeout = timeout
 
     def __call__(
         self,
@@ -50,7 +56,12 @@ class HeldReward:
     ) -> Tensor:
         """Return one reward per episode, shape [rows], float32, on the CPU; see `call_reward`."""
         return call_reward(
-            self.reward, prompts=prompts, responses=responses, examples=examples, allow_nonfinite=allow_nonfinite
+            self.reward,
+            prompts=prompts,
+            responses=responses,
+            examples=examples,
+            allow_nonfinite=allow_nonfinite,
+            timeout=self.timeout,
         )
 
 
@@ -84,10 +95,10 @@ class HeldGrader:
             UserError: the grader raised, or returned something other than a grade.
         """
         # A grader may be a model: dropout would change its grades from call to call.
-        with evaluation_mode(self.grader):
+        with process_state_kept(), evaluation_mode(self.grader):
             return call_grader(self.grader, prompt, response, example)
 
     def check(self, rows: Iterable[Row]) -> None:
         """Call the grader on the first two rows, see `check_grader`."""
-        with evaluation_mode(self.grader):
+        with process_state_kept(), evaluation_mode(self.grader):
             check_grader(self.grader, rows)

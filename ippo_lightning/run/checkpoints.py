@@ -54,12 +54,15 @@ class ResumedRun(NamedTuple):
     """What continues from a checkpoint beside the module."""
 
     optimizer: Optimizer
-    callbacks: Sequence[object]
-    callback_settings: Sequence[str]
     data: Data
 
 
-class Checkpoint(TypedDict):
+class _Later(TypedDict, total=False):  # what checkpoints of earlier versions do not have
+    loop: dict[str, Any]
+    """`positions` of all ranks in the data, `metrics` that callbacks monitor, state of the `datamodule`."""
+
+
+class Checkpoint(_Later):
     """The content of a checkpoint: tensors and plain values, which `torch.load(weights_only=True)` accepts."""
 
     format: int
@@ -106,7 +109,7 @@ def checkpoint_state(
         optimizer: its state is saved in full, also if it is sharded.
         callbacks: from `saved_callbacks`.
         data: what `position` is counted in.
-        position: epoch and batch of the training data.
+        position: epoch and batch of the training data, on this rank.
         fingerprint: of the frozen parameters, see `frozen_fingerprint`.
         best: the best evaluation so far.
         config: the run's configuration as YAML.
@@ -146,7 +149,7 @@ def restore_checkpoint(
     fingerprint: str,
     run: ResumedRun | None = None,
 ) -> None:
-    """Load what `checkpoint_state` returned.
+    """Load what `checkpoint_state` returned, but for what `restore_callbacks` loads.
 
     Args:
         state: as read by `read_checkpoint`.
@@ -178,7 +181,23 @@ def restore_checkpoint(
     # A run may be resumed in another precision, so either side may have no scaler.
     if module.backend.scaler is not None and state["scaler"]:
         module.backend.scaler.load_state_dict(state["scaler"])
-    load_callbacks(run.callbacks, run.callback_settings, _saved_callbacks(state))
+
+
+def restore_callbacks(
+    state: Checkpoint, *, source: Path, callbacks: Sequence[object], callback_settings: Sequence[str]
+) -> None:
+    """Load the states of callbacks, and continue the random streams.
+
+    Args:
+        state: as read by `read_checkpoint`.
+        source: names the file in errors.
+        callbacks: of this run, in any order.
+        callback_settings: what they were built with, see `callback_settings`.
+
+    Raises:
+        UserError: the checkpoint is of another number of processes.
+    """
+    load_callbacks(callbacks, callback_settings, _saved_callbacks(state))
     warn_of_environment(state.get("environment"))
     # Last, so that nothing of what is loaded here draws from the restored streams.
     restore_random_states(state["random"], source=source)

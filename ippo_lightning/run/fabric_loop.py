@@ -2,55 +2,62 @@
 
 from __future__ import annotations
 
+import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning import Callback, Fabric, LightningDataModule
-from lightning.fabric.loggers import Logger
-from rich.console import Console
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
 
-from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
+from ippo_lightning.distributed.collectives import all_reduce_max, rank
 from ippo_lightning.distributed.dtensor import is_sharded
-from ippo_lightning.distributed.lockstep import in_step
-from ippo_lightning.engine import call_hook, global_seed, seed_training
+from ippo_lightning.engine import global_seed, seed_training
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import TextModule
 from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
-from ippo_lightning.run.batches import Split, TrainingBatches, evaluation_loader, quiet_iterator
+from ippo_lightning.run.batches import TrainingBatches, positions_of_ranks
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import (
-    Best,
     Checkpoint,
     ResumedRun,
     checkpoint_state,
     frozen_fingerprint,
+    restore_callbacks,
     restore_checkpoint,
 )
+from ippo_lightning.run.extra_checkpoints import with_entries_of_callbacks, write_extra
 from ippo_lightning.run.fsdp_strategy import ShardedStrategy, limit_waiting, require_supported
-from ippo_lightning.run.loggers import logged_evaluation
+from ippo_lightning.run.iteration_loop import IterationLoop
+from ippo_lightning.run.lightning_hooks import (
+    check_callbacks,
+    check_checkpoint_writers,
+    check_states,
+    in_lightnings_order,
+)
+from ippo_lightning.run.loaders import LoaderStream, loader_of
 from ippo_lightning.run.progress import ProgressBar
-from ippo_lightning.run.resuming import callback_settings, data_of, saved_callbacks
+from ippo_lightning.run.resuming import Data, callback_settings, data_of, saved_callbacks
 from ippo_lightning.run.run_start import begin_folder, check_evaluations, open_folder
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.run.signals import Interrupted, finish_on_signal
-from ippo_lightning.run.unfinished import keeping_earlier_iterations
 from ippo_lightning.storage.filled_folder import fill_folder
-from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, RESULTS, JsonObject, RunFolder, finite
+from ippo_lightning.storage.run_folder import RESULTS, JsonObject, RunFolder
 
 __all__ = ["FabricLoop", "LoopSettings"]
 
 
-class FabricLoop:
+class FabricLoop(IterationLoop):
     """Runs a module through Fabric. Callbacks get the loop where they would get `lightning.Trainer`.
 
     Args:
         fabric: with any strategy, precision and loggers.
         module: an `SFTModule`, a `PPOModule`, or a subclass.
         datamodule: text batches, see `ippo_lightning.data`.
-        callbacks: called in this order.
+        callbacks: called in this order, those that write checkpoints last; docs/guides/callbacks.md lists the hooks.
         settings: see `LoopSettings`.
         seed: of the random streams of training; each rank has its own. None for that of `seed_everything`, or 0.
         config: the full configuration as YAML, written into the run's folder and its checkpoints.
@@ -70,49 +77,19 @@ class FabricLoop:
         self.fabric = fabric
         self.module = module
         self.datamodule = datamodule
-        self.callbacks = list(callbacks)
+        self.callbacks = in_lightnings_order(callbacks)
         self.settings = settings or LoopSettings()
         self.seed = global_seed() if seed is None else seed
         self.config = config
         self.folder = RunFolder(self.settings.run_dir)
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, keep_last=self.settings.keep_last_checkpoints)
-        self.should_stop = False
-        self.batches = TrainingBatches()
-        self.best: Best = {}
-        self._bar: ProgressBar | None = None
+        self.batches = TrainingBatches(seed=self.seed)
+        self.best = {}
+        self._begin_attributes()
         self._optimizer: torch.optim.Optimizer | None = None
         self.fingerprint = ""
-        self._loader: Any = None
         self._callback_settings = callback_settings(self.callbacks)
-        self._checkpointed_at: int | None = None
         self._resumed_from: tuple[Path, Checkpoint] | None = None
-
-    # --- what callbacks read, as from lightning.Trainer ------------------------------------------------
-
-    @property
-    def default_root_dir(self) -> str:
-        """The run's folder."""
-        return str(self.folder.path)
-
-    @property
-    def max_iterations(self) -> int:
-        """Iterations of the run, those before a resume included."""
-        return self.settings.max_iterations
-
-    @property
-    def loggers(self) -> list[Logger]:
-        """The loggers of the Fabric."""
-        return list(self.fabric.loggers)
-
-    @property
-    def console(self) -> Console | None:
-        """The console that keeps the progress bar in its place while printing; None before the run."""
-        return self._bar.console if self._bar is not None else None
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this process is rank 0, which writes the files."""
-        return self.fabric.is_global_zero
 
     # --- the run --------------------------------------------------------------------------------------
 
@@ -127,14 +104,18 @@ class FabricLoop:
         """
         try:
             return self._fit()
+        except BaseException as error:
+            self._tell_callbacks(error)
+            raise
         finally:
+            self.state.fn = None
             self.folder.release()
 
     def _fit(self) -> dict[str, float]:
         start = time.perf_counter()
+        check_callbacks(self.callbacks)
         self.set_up()
-        call_hook(self.callbacks, "setup", self, self.module, "fit")
-        call_hook(self.callbacks, "on_fit_start", self, self.module)
+        self.call_hook("on_fit_start")
         open_folder(self, self._resumed_from)
         self._resumed_from = None  # the content of a checkpoint is as large as the model
         bar = self._bar = ProgressBar(
@@ -142,31 +123,48 @@ class FabricLoop:
             total=self.max_iterations,
             title=self.folder.path.name[:16],
         )
-        try:
-            with bar, finish_on_signal(bar.say) as signals:
-                self._iterate(bar, signals)
-        except BaseException as error:
-            call_hook(self.callbacks, "on_exception", self, self.module, error)
-            raise
+        with bar, finish_on_signal(bar.say) as signals:
+            self._iterate(bar, signals)
+        # Before the hooks at the end, which a run that is resumed with more iterations has not had.
         self.checkpoint()
         # A scheduler may signal one rank only.
         signal_number = all_reduce_max(signals[0] if signals else 0, device=self.fabric.device)
         if signal_number:
             where = f"stopped after iteration {self.module.iteration}: {self.checkpoints.last}"
             raise Interrupted(where, number=signal_number)
+        if self.module.iteration == 0:
+            raise UserError("callbacks: one set trainer.should_stop before the first iteration; nothing was trained")
+        if self._is_in_epoch:
+            self.call_hook("on_train_epoch_end")
+        self.call_hook("on_train_end")
         results = self._finish(seconds=time.perf_counter() - start)
-        call_hook(self.callbacks, "on_fit_end", self, self.module)
-        call_hook(self.callbacks, "teardown", self, self.module, "fit")
+        self.call_hook("on_fit_end")
+        self.datamodule.teardown("fit")
+        self.call_hook("teardown", "fit")
         return results
+
+    def _tell_callbacks(self, error: BaseException) -> None:
+        self.state.status = TrainerStatus.INTERRUPTED
+        try:
+            self.call_hook("on_exception", error)
+        except Exception as second:  # it must not hide the first error
+            warnings.warn(str(second), stacklevel=2)
 
     def set_up(self) -> None:
         """Launch, build the optimizer, wrap the module, and load the checkpoint if a run is resumed."""
         require_supported(self.fabric.strategy, self.module)
         self._launch()
         resumes = begin_folder(self)
+        self.state.fn, self.state.stage = TrainerFn.FITTING, RunningStage.TRAINING
         self._set_up_data("fit")
-        self._loader = self.datamodule.train_dataloader()
+        self._loader = loader_of(self.datamodule, "training")
+        # A data set may draw at random; training draws nothing here.
+        self._data: Data = LoaderStream(0).run(lambda: data_of(self._loader, seed=self.seed))
         check_evaluations(self)
+        # Before the optimizer is built: a hook may freeze parameters, or add some.
+        self.call_hook("setup", "fit")
+        check_states(self.callbacks)
+        check_checkpoint_writers(self.callbacks, self.checkpoints.path)
         self.module.train()
         # Before sharding and before any forward, see `frozen_fingerprint`.
         self.fingerprint = frozen_fingerprint(self.module)
@@ -206,14 +204,19 @@ class FabricLoop:
             source=path,
             module=self.module,
             fingerprint=self.fingerprint,
-            run=ResumedRun(
-                self.module.only_optimizer(),
-                self.callbacks,
-                self._callback_settings,
-                data_of(self._loader, seed=self.seed),
-            ),
+            run=ResumedRun(self.module.only_optimizer(), self._data),
         )
-        self.batches, self.best = TrainingBatches(state["position"]), state["best"].copy()
+        self.call_hook("on_load_checkpoint", state)
+        restore_callbacks(state, source=path, callbacks=self.callbacks, callback_settings=self._callback_settings)
+        # Checkpoints of earlier versions have no entry of the loop, and the position of rank 0 alone.
+        own = state.get("loop") or {"positions": [], "metrics": {}, "datamodule": {}}
+        mine = next(iter(own["positions"][rank() : rank() + 1]), state["position"])
+        self.batches, self.best = TrainingBatches(mine, seed=self.seed), state["best"].copy()
+        self.current_epoch = state["position"]["epoch"]
+        self._is_in_epoch = state["position"]["batch"] > 0
+        self.note_metrics(own["metrics"])
+        if own["datamodule"]:
+            self.datamodule.load_state_dict(own["datamodule"])
         self._checkpointed_at, self._resumed_from = self.module.iteration, (path, state)
 
     def _launch(self) -> None:
@@ -239,36 +242,37 @@ class FabricLoop:
         self.module.attach(self)
         return path
 
-    def evaluate(self, split: Split) -> dict[str, float]:
-        """Return the metrics of one split, over all ranks; the random stream of training does not change.
-
-        Raises:
-            UserError: the split has no prompts.
-        """
-        loader = evaluation_loader(self.datamodule, split)
-        self.module.evaluation_metrics.reset()
-        with torch.no_grad(), self.fabric.autocast():
-            for (index, batch), is_mine in in_step(list(enumerate(quiet_iterator(loader))), module=self.module):
-                if is_mine:
-                    self.module.validation_step(batch, index)
-                else:  # for the collectives of the other ranks; what is sampled does not count
-                    self.module.sample(batch)
-        metrics: dict[str, float] = self.module.evaluation_metrics.compute()
-        self.module.evaluation_metrics.reset()
-        return metrics
-
     def checkpoint(self) -> None:
         """Write a checkpoint, unless there is one of this iteration."""
-        is_best = self.best.get("iteration") == self.module.iteration and not self.best.get("is_written")
+        is_best = self._has_new_best()
         if self._checkpointed_at == self.module.iteration and not is_best:
             return
         if is_best:
             self.best["is_written"] = True
+        self.checkpoints.write(self._state())
+        self._checkpointed_at = self.module.iteration
+
+    def save_checkpoint(
+        self, filepath: str | os.PathLike[str], weights_only: bool | None = None, storage_options: object = None
+    ) -> None:
+        """Write a checkpoint to any file, for `ModelCheckpoint` and callbacks like it; every rank must call this.
+
+        Args:
+            filepath: none of the run's own checkpoints.
+            weights_only: without what only a resumed run needs.
+            storage_options: not used.
+
+        Raises:
+            UserError: the file is one of the run's own, or the run has failed on one of several ranks.
+        """
+        write_extra(self, Path(filepath), self._state, weights_only=bool(weights_only))
+
+    def _state(self) -> Checkpoint:
         state = checkpoint_state(
             module=self.module,
             optimizer=cast(torch.optim.Optimizer, self._optimizer),
             callbacks=saved_callbacks(self.callbacks, self._callback_settings),
-            data=data_of(self._loader, seed=self.seed),
+            data=self._data,
             position=self.batches.position,
             fingerprint=self.fingerprint,
             best=self.best,
@@ -276,55 +280,14 @@ class FabricLoop:
             # What the checkpoint covers is on disk before the checkpoint is.
             logs=self.folder.logs.covered() if self.is_global_zero else {},
         )
-        self.checkpoints.write(state)
-        self._checkpointed_at = self.module.iteration
+        state["loop"] = {
+            "positions": positions_of_ranks(self.batches.position),
+            "metrics": dict(self.numbers),
+            "datamodule": self.datamodule.state_dict(),
+        }
+        return with_entries_of_callbacks(state, self.call_hook)
 
     # --- parts of a run -----------------------------------------------------------------------------------
-
-    def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
-        # Not again after a resume: even a checkpoint of iteration 0 is written after this evaluation.
-        if self.settings.evaluate_first and self._checkpointed_at is None:
-            self._validate(bar)
-        bar.update(completed=self.module.iteration, numbers={})
-        batches = self.batches.of(self._loader)
-        while self.module.iteration < self.max_iterations and not self.should_stop:
-            with keeping_earlier_iterations(self), self.fabric.autocast():
-                batch = self.fabric.to_device(next(batches))
-                metrics = cast(dict[str, float], self.module.training_step(batch, self.module.iteration))
-            self._log(self.module.iteration - 1, metrics)
-            bar.update(completed=self.module.iteration, numbers=metrics)
-            if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
-                self._validate(bar)
-            if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations):
-                self.checkpoint()
-            # Together: a rank that continued alone would wait for the others for ever.
-            self.should_stop = any_rank(self.should_stop or bool(signals), device=self.fabric.device)
-
-    def _validate(self, bar: ProgressBar) -> None:
-        metrics = self.evaluate("validation")
-        row = {"iteration": self.module.iteration, "split": "validation", **metrics}
-        if self.is_global_zero:
-            self.folder.append(EVALUATIONS, row)
-        self.fabric.log_dict(finite(logged_evaluation(row)), step=self.module.iteration)
-        bar.update(completed=self.module.iteration, numbers=metrics)
-        call_hook(self.callbacks, "on_validation_end", self, self.module)
-        self._note_best(metrics)
-
-    def _note_best(self, metrics: Mapping[str, float]) -> None:
-        """Remember the best evaluation so far, and write its checkpoint."""
-        name = self.settings.best_metric
-        if name is None:
-            return
-        if name not in metrics:
-            raise UserError(f"loop.best_metric: {name} is not a metric; expected one of {', '.join(metrics)}")
-        if self.settings.is_better(metrics[name], self.best.get("value")):
-            self.best = {"metric": name, "value": metrics[name], "iteration": self.module.iteration}
-            self.checkpoint()
-
-    def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        if self.is_global_zero:
-            self.folder.append(HISTORY, {"iteration": iteration, "max_iterations": self.max_iterations, **metrics})
-        self.fabric.log_dict(finite(dict(metrics)), step=iteration)
 
     def _finish(self, *, seconds: float) -> dict[str, float]:
         # Before the evaluation, which may fail.
@@ -335,7 +298,11 @@ class FabricLoop:
             self.module.policy.save_pretrained(self.folder.model)
         if not self.settings.test_at_end:
             return {}
-        metrics = self.evaluate("test")
+        self.state.fn = TrainerFn.TESTING
+        with self._stage(RunningStage.TESTING):
+            metrics = self.evaluate("test")
+            self.call_hook("on_test_end")
+        self.state.fn = TrainerFn.FITTING
         if self.is_global_zero:
             self.folder.write(RESULTS, {**self.describe_evaluation(metrics), "seconds": seconds})
         return metrics
@@ -346,10 +313,6 @@ class FabricLoop:
             **metrics,
             "k": self.module.evaluation.num_responses,
             "samples_per_prompt": self.module.evaluation.num_responses,
-            "num_prompts": len(self.datamodule.test_dataloader().dataset),
+            "num_prompts": self.num_prompts,
             "iterations": self.module.iteration,
         }
-
-
-def _is_due(iterations_done: int, every: int) -> bool:
-    return every > 0 and iterations_done % every == 0

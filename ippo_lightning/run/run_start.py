@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.run.batches import evaluation_loader
 from ippo_lightning.run.checkpoints import Checkpoint
+from ippo_lightning.run.loaders import loader_of
 from ippo_lightning.run.loggers import log_again
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.checksums import with_checksum_line
@@ -60,9 +60,9 @@ def check_evaluations(loop: FabricLoop) -> None:
     if validates or settings.test_at_end:
         loop.module.check_evaluation()
     if validates:
-        evaluation_loader(loop.datamodule, "validation")
+        loader_of(loop.datamodule, "validation")
     if settings.test_at_end:
-        evaluation_loader(loop.datamodule, "test")
+        loader_of(loop.datamodule, "test")
 
 
 def open_folder(loop: FabricLoop, resumed_from: tuple[Path, Checkpoint] | None) -> None:

@@ -13,11 +13,11 @@ from ippo_lightning.modules import FailedStepError
 from ippo_lightning.records.finite_weights import broken_weights
 
 if TYPE_CHECKING:
-    from ippo_lightning.run.fabric_loop import FabricLoop
+    from ippo_lightning.run.iteration_loop import IterationLoop
 
 
 @contextmanager
-def keeping_earlier_iterations(loop: FabricLoop) -> Iterator[None]:
+def keeping_earlier_iterations(loop: IterationLoop) -> Iterator[None]:
     """Write a checkpoint if the block loses a connection or meets NaN, and raise the error again.
 
     An engine ends while it samples. No update has begun then, so the parameters are those that the last iteration left.
@@ -41,7 +41,7 @@ def keeping_earlier_iterations(loop: FabricLoop) -> Iterator[None]:
         raise
 
 
-def _write(loop: FabricLoop, *, keep_older: bool) -> None:
+def _write(loop: IterationLoop, *, keep_older: bool) -> None:
     # Of weights that are NaN there is no checkpoint: an older one, whose weights are finite, stays the newest.
     if broken_weights(loop.module.trained_parameters()):
         return
@@ -50,7 +50,7 @@ def _write(loop: FabricLoop, *, keep_older: bool) -> None:
     loop.checkpoint()
 
 
-def _states(loop: FabricLoop) -> list[tuple[Any, dict[str, Any]]]:
+def _states(loop: IterationLoop) -> list[tuple[Any, dict[str, Any]]]:
     """Return the callbacks that have a state, with that state."""
     # Of a sharded model, a state may contain a gradient that all ranks would have to gather in every iteration.
     if is_sharded(loop.module):

@@ -79,9 +79,9 @@ def call_grader(grader: Grader, prompt: str, response: str, example: Mapping[str
     """
     try:
         value = grader(prompt, response, example)
-    except UserError:
-        raise  # already one line for the user
-    except Exception as error:  # the user's code may raise anything; its cause stays attached
+    except (UserError, KeyboardInterrupt):
+        raise  # already one line for the user, or the user's Ctrl-C
+    except BaseException as error:  # SystemExit too: a user's code may raise anything; its cause stays attached
         message = " ".join(str(error).split())[:200]
         raise UserError(f"model.grader: {callable_name(grader)} raised {type(error).__name__}: {message}") from error
     return as_grade(value, grader=grader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 from collections.abc import Callable
@@ -36,8 +37,21 @@ def returning(value: Any):
         torch.tensor([[0.0], [1.0], [2.5]], requires_grad=True),
         [torch.tensor(0.0), torch.tensor(1.0), torch.tensor(2.5)],
         [[0.0], [1.0], [2.5]],
+        torch.tensor([0.0, 1.0, 2.5]).to_sparse(),
+        torch.tensor([[0.0], [1.0], [2.5]]).to_sparse(),
     ],
-    ids=["list", "tuple", "array", "column", "tensor", "tensor column", "list of tensors", "list of lists"],
+    ids=[
+        "list",
+        "tuple",
+        "array",
+        "column",
+        "tensor",
+        "tensor column",
+        "list of tensors",
+        "list of lists",
+        "sparse tensor",
+        "sparse column",
+    ],
 )
 def test_one_number_per_episode_in_any_container_is_taken(value: Any) -> None:
     rewards = call_reward(returning(value), **TEXTS)
@@ -57,6 +71,9 @@ def test_the_reward_gets_prompts_responses_and_examples_in_this_order() -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
+        (torch.tensor([1.0j, 2.0j, 0.0j]), "returned Tensor; expected 3 numbers"),
+        (torch.ones(3, device="meta"), "returned Tensor; expected 3 numbers"),
+        (torch.nested.as_nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged), "returned NestedTensor"),
         ([1.0, 2.0], r"returned shape \(2,\); expected 3 numbers"),
         ([1.0] * 4, r"returned shape \(4,\); expected 3 numbers"),
         ([], r"returned shape \(0,\); expected 3 numbers"),
@@ -77,6 +94,9 @@ def test_the_reward_gets_prompts_responses_and_examples_in_this_order() -> None:
         ([1.0, 1e39, 1.0], r"returned inf for episode 1"),
     ],
     ids=[
+        "complex",
+        "without values",
+        "nested",
         "too few",
         "too many",
         "none at all",
@@ -102,6 +122,23 @@ def test_anything_else_is_one_line_for_the_user(value: Any, said: str) -> None:
     assert str(caught.value).startswith("model.reward: ")
     assert f"{__name__}.returning.<locals>.some_reward returned" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit(), GeneratorExit(), asyncio.CancelledError()], ids=repr)
+def test_what_would_end_the_process_with_success_is_an_error_of_the_reward(error: BaseException) -> None:
+    def leaves(prompts, responses, examples):
+        raise error
+
+    with pytest.raises(UserError, match=rf"leaves raised {type(error).__name__}"):
+        call_reward(leaves, **TEXTS)
+
+
+def test_ctrl_c_in_a_reward_stays_a_ctrl_c() -> None:
+    def stopped(prompts, responses, examples):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_reward(stopped, **TEXTS)
 
 
 def test_a_reward_that_raises_is_named_with_the_beginning_of_its_message() -> None:

@@ -1,0 +1,52 @@
+"""One pass over the validation or test prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.distributed.lockstep import in_step
+from ippo_lightning.errors import UserError
+from ippo_lightning.run.loaders import LoaderStream, loader_of
+
+if TYPE_CHECKING:
+    from ippo_lightning.run.iteration_loop import IterationLoop
+
+EvaluationSplit = Literal["validation", "test"]
+
+
+def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[str, float], int]:
+    """Return the metrics of one split and its number of prompts, over all ranks; the stream of training does not move.
+
+    Args:
+        loop: its callbacks are called as `lightning.Trainer` calls them, if it is in `fit`.
+        split: which prompts.
+
+    Raises:
+        UserError: the split has no prompts.
+    """
+    module, loader = loop.module, loader_of(loop.datamodule, split)
+    batches = LoaderStream(0).run(lambda: list(loader))
+    if not batches:
+        raise UserError(f"data: the {split} split has 0 batches; expected at least 1 prompt")
+    prompts = 0
+    module.evaluation_metrics.reset()
+    with torch.no_grad():
+        loop.call_hook(f"on_{split}_start")
+        loop.call_hook(f"on_{split}_epoch_start")
+        for (index, batch), is_mine in in_step(list(enumerate(batches)), module=module):
+            if not is_mine:  # for the collectives of the other ranks; what is sampled does not count
+                with loop.fabric.autocast():
+                    module.sample(batch)
+                continue
+            loop.call_hook(f"on_{split}_batch_start", batch, index)
+            with loop.fabric.autocast():
+                outputs: Any = module.validation_step(batch, index)  # type: ignore[func-returns-value]  # a subclass may
+            loop.call_hook(f"on_{split}_batch_end", outputs, batch, index)
+            prompts += len(batch["prompts"])
+        loop.call_hook(f"on_{split}_epoch_end")
+    metrics: dict[str, float] = module.evaluation_metrics.compute()
+    module.evaluation_metrics.reset()
+    return metrics, int(all_reduce_sum(torch.tensor(prompts)))

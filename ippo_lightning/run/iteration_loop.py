@@ -1,0 +1,162 @@
+"""The iterations of a run, with the evaluations, epochs and checkpoints that are due between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from lightning.pytorch.trainer.states import RunningStage
+
+from ippo_lightning.distributed.collectives import any_rank
+from ippo_lightning.errors import UserError
+from ippo_lightning.records import Batch
+from ippo_lightning.run.checkpoint_folder import CheckpointFolder
+from ippo_lightning.run.checkpoints import Best
+from ippo_lightning.run.evaluation import EvaluationSplit, evaluate_split
+from ippo_lightning.run.lightning_hooks import call_lightning_hook
+from ippo_lightning.run.loggers import logged_evaluation
+from ippo_lightning.run.progress import ProgressBar
+from ippo_lightning.run.trainer_attributes import TrainerAttributes
+from ippo_lightning.run.unfinished import keeping_earlier_iterations
+from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, finite
+
+
+class IterationLoop(TrainerAttributes):
+    """The inner part of a `FabricLoop`, which sets it up, resumes it and ends it."""
+
+    best: Best
+    checkpoints: CheckpointFolder
+    num_prompts = 0
+    """Of the newest evaluation, over all ranks."""
+    _is_in_epoch = False
+    _checkpointed_at: int | None = None
+    _loader: Iterable[Batch]
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, unless there is one of this iteration."""
+        raise NotImplementedError
+
+    def call_hook(self, name: str, *arguments: object) -> None:
+        """Call a hook of every callback, with this loop, the module and the arguments; outside of `fit`, call none.
+
+        Args:
+            name: one of `ippo_lightning.run.lightning_hooks.HOOKS`.
+            arguments: see there.
+        """
+        if self.state.fn is not None:
+            call_lightning_hook(self.callbacks, name, self, self.module, *arguments)
+
+    def evaluate(self, split: EvaluationSplit) -> dict[str, float]:
+        """Return the metrics of one split, over all ranks; the random stream of training does not change.
+
+        Raises:
+            UserError: the split has no prompts.
+        """
+        metrics, self.num_prompts = evaluate_split(self, split)
+        return metrics
+
+    def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
+        self.batches.begin(self._loader)
+        # Not again after a resume: even a checkpoint of iteration 0 is written after this evaluation.
+        if self.settings.evaluate_first and self._checkpointed_at is None:
+            self._evaluate_first(bar)
+        self.call_hook("on_train_start")
+        bar.update(completed=self.module.iteration, numbers={})
+        while self.module.iteration < self.max_iterations and not self.should_stop:
+            is_over = self.batches.peek() is None
+            if is_over:
+                self.batches.end_epoch()
+            if self._agreed(is_over):
+                self._end_epoch()
+            else:
+                self._iteration(bar)
+            # Together: a rank that continued alone would wait for the others for ever.
+            self.should_stop = any_rank(self.should_stop or bool(signals), device=self.fabric.device)
+
+    def _iteration(self, bar: ProgressBar) -> None:
+        """Train on the next batch, and do what is due after it."""
+        if not self._is_in_epoch:
+            self._is_in_epoch = True
+            self.call_hook("on_train_epoch_start")
+        index = self.batches.position["batch"]
+        with keeping_earlier_iterations(self):
+            batch = self.fabric.to_device(self.batches.take())
+            self.call_hook("on_train_batch_start", batch, index)
+            with self.fabric.autocast():
+                metrics = cast(dict[str, float], self.module.training_step(batch, index))
+        self.note_metrics(metrics)
+        self._log(self.module.iteration - 1, metrics)
+        bar.update(completed=self.module.iteration, numbers=metrics)
+        self.call_hook("on_train_batch_end", metrics, batch, index)
+        if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
+            with self._stage(RunningStage.VALIDATING):
+                self._validate(bar)
+        is_last = self.batches.is_last
+        if is_last:
+            self.batches.end_epoch()
+        if self._agreed(is_last):
+            self._end_epoch()
+        # After all hooks of the iteration: a resumed run does not call them again.
+        if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations) or self._has_new_best():
+            self.checkpoint()
+
+    def _agreed(self, is_over: bool) -> bool:
+        """Return whether rank 0's epoch is over: a hook may wait for all ranks, whose loaders may differ in length."""
+        return any_rank(is_over and self.is_global_zero, device=self.fabric.device)
+
+    def _end_epoch(self) -> None:
+        if self._is_in_epoch:
+            self.call_hook("on_train_epoch_end")
+        self._is_in_epoch = False
+        self.current_epoch += 1
+
+    @contextmanager
+    def _stage(self, stage: RunningStage) -> Iterator[None]:
+        before, self.state.stage = self.state.stage, stage
+        yield
+        self.state.stage = before
+
+    def _evaluate_first(self, bar: ProgressBar) -> None:
+        # To callbacks this is Lightning's sanity check: `EarlyStopping` and `ModelCheckpoint` begin after it.
+        with self._stage(RunningStage.SANITY_CHECKING):
+            self.call_hook("on_sanity_check_start")
+            self._validate(bar)
+            self.call_hook("on_sanity_check_end")
+        if self._has_new_best():
+            self.checkpoint()
+
+    def _validate(self, bar: ProgressBar) -> None:
+        metrics = self.evaluate("validation")
+        row = {"iteration": self.module.iteration, "split": "validation", **metrics}
+        if self.is_global_zero:
+            self.folder.append(EVALUATIONS, row)
+        self.fabric.log_dict(finite(logged_evaluation(row)), step=self.module.iteration)
+        bar.update(completed=self.module.iteration, numbers=metrics)
+        if not self.sanity_checking:
+            self._has_validated = True
+            self.note_metrics(logged_evaluation(row))
+        self.call_hook("on_validation_end")
+        self._note_best(metrics)
+
+    def _has_new_best(self) -> bool:
+        return self.best.get("iteration") == self.module.iteration and not self.best.get("is_written")
+
+    def _note_best(self, metrics: Mapping[str, float]) -> None:
+        """Remember the best evaluation so far; its checkpoint is written at the end of the iteration."""
+        name = self.settings.best_metric
+        if name is None:
+            return
+        if name not in metrics:
+            raise UserError(f"loop.best_metric: {name} is not a metric; expected one of {', '.join(metrics)}")
+        if self.settings.is_better(metrics[name], self.best.get("value")):
+            self.best = {"metric": name, "value": metrics[name], "iteration": self.module.iteration}
+
+    def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        if self.is_global_zero:
+            self.folder.append(HISTORY, {"iteration": iteration, "max_iterations": self.max_iterations, **metrics})
+        self.fabric.log_dict(finite(dict(metrics)), step=iteration)
+
+
+def _is_due(iterations_done: int, every: int) -> bool:
+    return every > 0 and iterations_done % every == 0
