@@ -126,10 +126,10 @@ class BaseModule(LightningModule):
         super().log(name, value, *arguments, **settings)
         self._note({name: value})
 
-    def log_dict(self, dictionary: Mapping[str, Any], *arguments: Any, **settings: Any) -> None:
+    def log_dict(self, dictionary: Any, *arguments: Any, **settings: Any) -> None:
         """Log several numbers; see `log`."""
         super().log_dict(dictionary, *arguments, **settings)
-        self._note(dictionary)
+        self._note(dict(dictionary.items()))
 
     def _note(self, numbers: Mapping[str, Any]) -> None:
         note = getattr(self.backend.host, "note_metrics", None) if self.is_attached else None
