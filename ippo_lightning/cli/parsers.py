@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import Action
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -188,9 +188,9 @@ def known_keys(words: Sequence[str]) -> list[str]:
 
 def _add_trust(parser: ArgumentParser) -> None:
     # for the help: `without_trust` takes both out of the words before the parser reads them
-    parser.add_argument(f"--{CODE}", type=bool, default=False, help="run code that the configuration of a run names")
-    words = "let the configuration of a run turn on code that comes with a model"
-    parser.add_argument(f"--{REMOTE_CODE}", type=bool, default=False, help=words)
+    parser.add_argument(f"--{CODE}", type=bool, default=False, help="run code a run names")
+    # not in the help, which is long enough: the message that asks for it contains the whole command
+    parser.add_argument(f"--{REMOTE_CODE}", type=bool, default=False, help=SUPPRESS)
 
 
 def _parser(*, prog: str | None = None, description: str | None = None, usage: str | None = None) -> ArgumentParser:
