@@ -159,7 +159,8 @@ class FabricLoop(IterationLoop):
         self._set_up_data("fit")
         self._loader = loader_of(self.datamodule, "training")
         # A data set may draw at random; training draws nothing here.
-        self._data: Data = LoaderStream(0).run(lambda: data_of(self._loader, seed=self.seed))
+        mine = LoaderStream(0).run(lambda: data_of(self._loader, seed=self.seed))
+        self._data: Data = self.fabric.broadcast(mine)  # ranks may read data of their own; a checkpoint knows one
         check_evaluations(self)
         # Before the optimizer is built: a hook may freeze parameters, or add some.
         self.call_hook("setup", "fit")

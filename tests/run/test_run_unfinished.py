@@ -113,4 +113,4 @@ def test_the_counts_of_callbacks_go_back_with_the_state(tmp_path: Path) -> None:
     (file,) = (tmp_path / "checkpoints").glob("iteration_*")
     state = torch.load(file, weights_only=True)
     assert state["progress"]["iteration"] == STEP
-    assert [entry["iteration"] for entry in state["callbacks"].values()] == [STEP]
+    assert [entry["state"]["iteration"] for entry in state["callbacks"]] == [STEP]
