@@ -116,9 +116,8 @@ def run(words: Sequence[str]) -> int:
         check_command(line)
         return parse_and_run(line, given=words, is_trusted=is_trusted)
     except (SystemExit, GeneratorExit) as error:
-        # the parser leaves by SystemExit after help, and after an error that it has printed
-        is_parser = isinstance(error, SystemExit) and (error.code or any(map(_asks_for_text, words)))
-        if is_parser:
+        # the parser itself leaves by SystemExit after it has printed help, a configuration or a completion
+        if isinstance(error, SystemExit) and (error.code or _raised_in(error)[0] in _PARSERS):
             raise
         raise UserError(_left(error)) from error
 
@@ -153,17 +152,20 @@ def parse_and_run(line: CommandLine, *, given: Sequence[str], is_trusted: bool =
     return 0
 
 
-def _asks_for_text(word: str) -> bool:
-    return word.partition("=")[0].endswith(("help", "-h", "print_config"))
+_PARSERS = frozenset({"argparse", "jsonargparse", "shtab"})
+
+
+def _raised_in(error: BaseException) -> tuple[str, str]:
+    """Return the package that raised an error, and the place in its file."""
+    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package, f"{frame.f_code.co_filename}:{number}"
 
 
 def _left(error: BaseException) -> str:
     """Return one line on what would end the process as if the command had succeeded, and where it was raised."""
-    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
-    kind = type(error).__name__
-    return (
-        f"{kind} was raised in {frame.f_code.co_filename}:{number}, and the command is not done; raise an error there"
-    )
+    place = _raised_in(error)[1]
+    return f"{type(error).__name__} was raised in {place}, and the command is not done; raise an error there"
 
 
 def quieten() -> None:
