@@ -144,6 +144,12 @@ def has_wrong_checksum_line(text: str) -> bool:
     return bool(mark) and hashlib.sha256(content.encode("utf-8")).hexdigest() != checksum.strip()
 
 
+def without_checksum_line(text: str) -> str:
+    """Return a text without the line that `with_checksum_line` has added, right or wrong."""
+    content, mark, _ = text.rpartition(_LINE)
+    return content if mark else text
+
+
 def _digest(content: Mapping[str, Any]) -> str:
     # Through JSON once: what was written as a tuple is read as a list.
     text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)

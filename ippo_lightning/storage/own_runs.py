@@ -10,6 +10,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from ippo_lightning.storage.checksums import without_checksum_line
+
 _MOST_READ = 64 * 1024 * 1024
 """Bytes read of the file: a million runs."""
 
@@ -61,4 +63,6 @@ def is_own_run(config: str) -> bool:
 
 
 def _line(config: str) -> bytes:
+    # the file has a last line with its checksum, which the configuration that is run does not have
+    config = without_checksum_line(config)
     return hashlib.sha256(config.encode("utf-8", errors="surrogatepass")).hexdigest().encode("ascii") + b"\n"

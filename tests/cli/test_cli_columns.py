@@ -25,7 +25,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def listing(settings: CompareSettings, root: Path) -> dict[str, Any]:
-    describe(settings, columns_of(settings), command="ippo compare", root=root)
+    describe(settings, columns_of(settings), command="ippo compare", root=root, threads=1)
     return json.loads((root / "comparison.json").read_text(encoding="utf-8"))["methods"]
 
 

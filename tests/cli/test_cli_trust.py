@@ -46,6 +46,8 @@ def stranger(experiment: dict[str, Any], folder: Path, *changes: tuple[str, Any]
     (run / "config.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
     row = {"iteration": 0, "update/kept_fraction": 0.5, "time/iteration_seconds": 1.0}
     (run / "history.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").touch()  # what may run is decided before it is read
     return run
 
 
