@@ -90,6 +90,9 @@ def _lost_rank_or_memory(error: RuntimeError | MemoryError) -> int:
             "model, lora, quantization, or a device with more memory; the last checkpoint is kept"
         )
         return EXIT_FAILURE
+    if not os.environ.get("IPPO_TRACEBACK") and type(error).__name__ == "ChecksumError":  # its module is heavy
+        _say(f"ippo: stopped: InfluenceFilter: {one_line(str(error), limit=800)}; the last checkpoint is kept")
+        return EXIT_FAILURE
     if os.environ.get("IPPO_TRACEBACK") or not is_lost_rank_error(error):
         raise error
     lost = f"rank {rank()} lost another rank ({one_line(str(error), limit=120)})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,14 @@ HALF_TOLERANCE = 2e-2
 """The same if bfloat16, float16 or TF32 takes part; rounding alone reaches about 1e-2."""
 
 
-def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequence[Block]], *, is_coarse: bool) -> None:
+def verify_checksum(
+    losses: Tensor,
+    scores: Tensor,
+    directions: Sequence[Sequence[Block]],
+    *,
+    is_coarse: bool,
+    parts: Mapping[str, Tensor] | None = None,
+) -> None:
     """Check scores against the gradient of a weighted sum of the losses.
 
     |sum_i w_i s_i - <grad sum_i w_i loss_i, V>| <= tolerance * sum_i |w_i s_i| + rounding
@@ -28,12 +35,15 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
     The weights w_i lie in [0.5, 1.5] and differ, so the check also finds a contribution that is credited to the wrong
     episode. It needs a backward of its own: in the backward that made the scores, wrongly credited contributions still
     add up. Rounding is 4 eps * sqrt(sum of squared products); it matters only if the scores themselves almost vanish.
+    In half precision, |s_i| is replaced by the sum over parameters of |part of s_i|: each part is rounded by itself,
+    and the parts of a large model nearly cancel.
 
     Args:
         losses: one loss per episode, shape [rows], with a graph to all parameters of the blocks.
         scores: shape [directions, rows]; each direction is checked.
         directions: the blocks of each direction.
         is_coarse: whether half precision or TF32 took part.
+        parts: parameter name to its part of the scores, shape [directions, rows]; None if unknown.
 
     Raises:
         ChecksumError: the two sums differ by more than that.
@@ -45,10 +55,13 @@ def verify_checksum(losses: Tensor, scores: Tensor, directions: Sequence[Sequenc
     if losses.requires_grad and parameters:
         found = averaged_gradients(losses, list(parameters.values()), weights, keep_graph=True)
     by_name = dict(zip(parameters, found, strict=True))
-    for row, blocks in zip(scores, directions, strict=True):
+    sizes = scores.abs()
+    if is_coarse and parts:
+        sizes = torch.stack([part.abs() for part in parts.values()]).sum(dim=0)
+    for row, size, blocks in zip(scores, sizes, directions, strict=True):
         expected, rounding = contracted(by_name, blocks, like=row)
-        weighted = weights.to(dtype=row.dtype) * row
-        sums = torch.stack([weighted.sum(), weighted.abs().sum()]).double()
+        wide = weights.to(dtype=row.dtype)
+        sums = torch.stack([(wide * row).sum(), (wide * size).sum()]).double()
         # The gradient of sharded parameters is the mean over ranks, so the scores' sums are averaged, too.
         if any(isinstance(block.parameter, DTensor) for block in blocks):
             sums = sums.new_tensor(mean_over_ranks(sums.tolist(), device=sums.device))

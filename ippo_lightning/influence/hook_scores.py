@@ -127,7 +127,9 @@ def _batch_by_batch(
                 # If the model is sharded, `finite` is of all ranks: all of them make the checksum's backward, or none.
                 if has_checksum and finite:
                     coarse = session.saw_half_precision or is_coarse(model)
-                    verify_checksum(scores.losses, scores.total, directions, is_coarse=coarse)
+                    verify_checksum(
+                        scores.losses, scores.total, directions, is_coarse=coarse, parts=scores.by_parameter
+                    )
             first += scores.total.shape[1]
             result = HookScores(scores.by_parameter, scores.total, scores.norms)
             del scores  # its graph must not outlive the batch

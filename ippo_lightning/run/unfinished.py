@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ippo_lightning.distributed.collectives import world_size
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine.random_streams import continue_own_streams, own_streams
+from ippo_lightning.influence import ChecksumError
 from ippo_lightning.modules import FailedStepError
 from ippo_lightning.records.finite_weights import broken_weights
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def keeping_earlier_iterations(loop: IterationLoop) -> Iterator[None]:
-    """Write a checkpoint if the block loses a connection or meets NaN, and raise the error again.
+    """Write a checkpoint if the block loses a connection, meets NaN or a wrong score, and raise the error again.
 
     An engine ends while it samples. No update has begun then, so the parameters are those that the last iteration left.
     A step that is not finite is not taken: the parameters are those of the last good step. Everything else goes back
@@ -30,7 +31,7 @@ def keeping_earlier_iterations(loop: IterationLoop) -> Iterator[None]:
     streams, position, callbacks = own_streams(), dict(loop.batches.position), _states(loop)
     try:
         yield
-    except (ConnectionError, FloatingPointError) as error:
+    except (ConnectionError, FloatingPointError, ChecksumError) as error:
         # The checkpoint of several ranks needs all of them. They all fail in a step, and else they wait in a sum.
         if world_size() == 1 or isinstance(error, FailedStepError):
             continue_own_streams(streams)
