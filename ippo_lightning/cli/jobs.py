@@ -204,7 +204,7 @@ def _stop(running: Collection[subprocess.Popen[bytes]]) -> None:
     """Let runs write a checkpoint and end; a further signal to this process stops them at once."""
     # all signals before the first wait: the runs finish their iterations side by side
     for process in running:
-        process.send_signal(signal.SIGINT)
+        _interrupt(process)
     for process in running:
         _wait_for(process)
 
@@ -213,8 +213,13 @@ def _wait_for(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait()
     except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
+        _interrupt(process)
         process.wait()
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    # not SIGINT, which the runs of a comparison in the background of a script ignore
+    process.terminate()
 
 
 def _show(progress: Progress, task: TaskID, job: Job) -> None:

@@ -47,8 +47,9 @@ def test_one_update_moves_the_coefficient_by_a_fifth_at_most(kl: float, num_epis
 
 @pytest.mark.parametrize("controller", [FixedKLController, AdaptiveKLController])
 def test_the_coefficient_survives_a_checkpoint(controller) -> None:
-    first, second = controller(coef=0.3), controller(coef=0.7)
+    first, second = controller(coef=0.3), controller(coef=0.3)
     first.update(kl=20.0, num_episodes=500)
+    second.update(kl=0.1, num_episodes=900)
     second.load_state_dict(first.state_dict())
     for each in (first, second):
         each.update(kl=1.0, num_episodes=77)

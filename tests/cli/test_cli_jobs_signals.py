@@ -90,7 +90,11 @@ def test_a_signal_to_a_comparison_stops_its_runs_which_write_a_checkpoint(
     words = comparison(experiment, tmp_path)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     command = [sys.executable, "-m", "ippo_lightning.cli", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    # as in the background of a script, where Ctrl-C is ignored
+    handler = signal.SIG_DFL if name == "SIGINT" else signal.SIG_IGN
+    settings: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "env": environment}
+    settings["preexec_fn"] = lambda: signal.signal(signal.SIGINT, handler)
+    with subprocess.Popen(command, **settings) as process:
         runs = [tmp_path / "compare" / column / "seed_1" for column in ("ppo", "other")]
         deadline = time.monotonic() + PATIENCE
         while not all(history(run) for run in runs) and time.monotonic() < deadline and process.poll() is None:
@@ -100,7 +104,12 @@ def test_a_signal_to_a_comparison_stops_its_runs_which_write_a_checkpoint(
         children = psutil.Process(process.pid).children(recursive=True)
         number = getattr(signal, name)
         process.send_signal(number)
-        said = process.communicate(timeout=PATIENCE)[1]
+        try:
+            said = process.communicate(timeout=PATIENCE)[1]
+        except subprocess.TimeoutExpired:  # nothing of it stays behind
+            for each in (*children, process):
+                each.kill()
+            raise
     assert process.returncode == 128 + number
     assert said.count("seed 1: started") == 2, said
     assert "stopping 2 of 2 runs" in said

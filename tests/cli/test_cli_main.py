@@ -10,6 +10,7 @@ import torch
 from experiment_files import change, write
 
 from ippo_lightning.cli.main import EXIT_FAILURE, EXIT_USER_ERROR, main
+from ippo_lightning.influence import ChecksumError
 
 
 def test_a_lost_rank_is_one_line(
@@ -50,6 +51,20 @@ def test_memory_that_runs_out_outside_of_a_pass_is_one_line(
     lines = [line for line in captured.splitlines() if line.startswith("ippo:")]
     assert len(lines) == 1
     assert "the device's memory does not suffice" in lines[0]
+    assert "Traceback" not in captured
+
+
+def test_a_score_that_disagrees_with_autograd_is_one_line(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any, **__: Any) -> None:
+        raise ChecksumError("the weighted sum of the scores of 2 episodes is 1, but plain autograd gives 2")
+
+    monkeypatch.setattr("ippo_lightning.influence.hook_scores.verify_checksum", wrong)
+    experiment["callbacks"] = [{"class_path": "ippo_lightning.callbacks.InfluenceFilter"}]
+    assert main(["fit", "--config", write(experiment, tmp_path)]) == EXIT_FAILURE
+    captured = capsys.readouterr().err
+    assert "ippo: stopped: InfluenceFilter: the weighted sum of the scores of 2 episodes" in captured
     assert "Traceback" not in captured
 
 

@@ -153,7 +153,7 @@ def test_the_check_costs_a_handful_of_forwards_of_a_few_tokens(
     assert max(tokens) <= 2 * 13
     tokens.clear()
     make_policy(self_check=False)
-    assert not tokens
+    assert sum(tokens) <= 4, "a new model is tried once, because its sizes may be impossible"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

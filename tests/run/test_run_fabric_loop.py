@@ -118,6 +118,7 @@ def test_ctrl_c_finishes_the_iteration_and_writes_a_checkpoint(tmp_path: Path) -
             if module.iteration == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores Ctrl-C
     before = signal.getsignal(signal.SIGINT)
     module = tiny_module()
     loop = tiny_loop(
@@ -128,6 +129,7 @@ def test_ctrl_c_finishes_the_iteration_and_writes_a_checkpoint(tmp_path: Path) -
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["progress"]["iteration"] == 2
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, own)
 
 
 def test_a_strategy_that_shards_parameters_is_refused_in_one_line(tmp_path: Path) -> None:
