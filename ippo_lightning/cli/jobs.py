@@ -205,16 +205,16 @@ def _stop(running: Collection[subprocess.Popen[bytes]]) -> None:
     # all signals before the first wait: the runs finish their iterations side by side
     for process in running:
         _interrupt(process)
-    for process in running:
-        _wait_for(process)
+    while any(process.poll() is None for process in running):
+        _wait_a_little(running)
 
 
-def _wait_for(process: subprocess.Popen[bytes]) -> None:
+def _wait_a_little(running: Collection[subprocess.Popen[bytes]]) -> None:
     try:
-        process.wait()
+        time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        _interrupt(process)
-        process.wait()
+        for process in running:
+            _interrupt(process)
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:

@@ -93,6 +93,7 @@ class PassSize:
 
     def __init__(self, setting: MaxTokens, *, field: str) -> None:
         self.field = field
+        self.setting = setting
         self.tokens = FIXED if setting == "auto" else int(setting)
         self._is_measured = setting != "auto"
         self._attempted = (0, 0)
@@ -179,8 +180,10 @@ class PassSize:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of tokens, so that a resumed run makes the same passes."""
-        return {"tokens": self.tokens, "is_measured": self._is_measured}
+        return {"tokens": self.tokens, "is_measured": self._is_measured, "setting": self.setting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned, unless another number has been set since."""
+        if state.get("setting", self.setting) != self.setting:
+            return
         self.tokens, self._is_measured = int(state["tokens"]), bool(state["is_measured"])

@@ -35,6 +35,7 @@ from ippo_lightning.run.iteration_loop import IterationLoop
 from ippo_lightning.run.lightning_hooks import (
     check_callbacks,
     check_checkpoint_writers,
+    check_plain,
     check_states,
     in_lightnings_order,
 )
@@ -208,16 +209,17 @@ class FabricLoop(IterationLoop):
             run=ResumedRun(self.module.only_optimizer(), self._data),
         )
         self.call_hook("on_load_checkpoint", state)
-        restore_callbacks(state, source=path, callbacks=self.callbacks, callback_settings=self._callback_settings)
         # Checkpoints of earlier versions have no entry of the loop, and the position of rank 0 alone.
         own = state.get("loop") or {"positions": [], "metrics": {}, "datamodule": {}}
+        if own["datamodule"]:
+            self.datamodule.load_state_dict(own["datamodule"])
+        # Behind everything that may draw: it continues the random streams.
+        restore_callbacks(state, source=path, callbacks=self.callbacks, callback_settings=self._callback_settings)
         mine = next(iter(own["positions"][rank() : rank() + 1]), state["position"])
         self.batches, self.best = TrainingBatches(mine, seed=self.seed), state["best"].copy()
         self.current_epoch = state["position"]["epoch"]
         self._is_in_epoch = state["position"]["batch"] > 0
         self.note_metrics(own["metrics"])
-        if own["datamodule"]:
-            self.datamodule.load_state_dict(own["datamodule"])
         self._checkpointed_at, self._resumed_from = self.module.iteration, (path, state)
 
     def _launch(self) -> None:
@@ -269,10 +271,15 @@ class FabricLoop(IterationLoop):
         write_extra(self, Path(filepath), self._state, weights_only=bool(weights_only))
 
     def _state(self) -> Checkpoint:
+        callbacks = saved_callbacks(self.callbacks, self._callback_settings)
+        for saved in callbacks:
+            check_plain(saved["state"], f"callbacks: {saved['name']}.state_dict() returned")
+        datamodule = self.datamodule.state_dict()
+        check_plain(datamodule, f"data: {type(self.datamodule).__name__}.state_dict() returned")
         state = checkpoint_state(
             module=self.module,
             optimizer=cast(torch.optim.Optimizer, self._optimizer),
-            callbacks=saved_callbacks(self.callbacks, self._callback_settings),
+            callbacks=callbacks,
             data=self._data,
             position=self.batches.position,
             fingerprint=self.fingerprint,
@@ -284,7 +291,7 @@ class FabricLoop(IterationLoop):
         state["loop"] = {
             "positions": positions_of_ranks(self.batches.position),
             "metrics": dict(self.numbers),
-            "datamodule": self.datamodule.state_dict(),
+            "datamodule": datamodule,
         }
         return with_entries_of_callbacks(state, self.call_hook)
 

@@ -198,7 +198,7 @@ def check_plain(content: object, what: str) -> None:
     """Refuse what a checkpoint could contain and not give back: it is read without running code.
 
     Args:
-        content: for a checkpoint.
+        content: for a checkpoint. Tensors in dictionaries and lists are not copied.
         what: begins the message.
 
     Raises:
@@ -206,13 +206,21 @@ def check_plain(content: object, what: str) -> None:
     """
     file = io.BytesIO()
     try:
-        torch.save(content, file)
+        torch.save(_without_tensors(content), file)
         file.seek(0)
         torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{what} what a checkpoint cannot contain; expected tensors, numbers, texts, lists and dictionaries"
         ) from error
+
+
+def _without_tensors(content: object) -> object:
+    if isinstance(content, torch.Tensor):
+        return None
+    if type(content) is dict:
+        return {key: _without_tensors(value) for key, value in content.items()}
+    return [_without_tensors(value) for value in content] if type(content) in (list, tuple) else content  # type: ignore[attr-defined]
 
 
 def check_checkpoint_writers(callbacks: Sequence[Any], own_folder: os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ippo_lightning.data.loaders import TextRows
 from ippo_lightning.distributed.dtensor import sharded_like
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.stable_text import digest, stable_text
@@ -34,7 +35,7 @@ class Data(TypedDict):
     num_rows: int
     """-1 if unknown."""
     rows: str
-    """Digest of evenly spaced rows."""
+    """Digest of evenly spaced rows; empty if they are not in memory. Then the digest of the last batch protects."""
     batch_size: int
     """On each rank; -1 if unknown."""
     seed: int
@@ -172,15 +173,19 @@ def data_of(loader: Any, *, seed: int) -> Data:
         loader: any iterable of batches; those of a `DataLoader` over a data set with a length tell most.
         seed: of the run; the order of the rows depends on it.
     """
-    rows = getattr(loader, "dataset", loader)
+    source = getattr(loader, "dataset", loader)
     try:
-        count = len(rows)
+        count = len(source)
+    except Exception:  # an iterable has no length; a user's data set may raise anything
+        count = -1
+    # Only rows in memory: to read others may open files before workers are forked, or draw at random.
+    rows = source.rows if isinstance(source, TextRows) else source
+    chosen = None
+    if type(rows) in (list, tuple):
         chosen = [rows[index * count // min(count, _SAMPLED)] for index in range(min(count, _SAMPLED))]
-    except (TypeError, KeyError, NotImplementedError):  # an iterable has no length, or no entries by number
-        count, chosen = -1, []
     return {
         "num_rows": count,
-        "rows": digest(stable_text(chosen)),
+        "rows": "" if chosen is None else digest(stable_text(chosen)),
         "batch_size": int(getattr(loader, "batch_size", None) or -1),
         "seed": seed,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import warnings
 from pathlib import Path
 from typing import IO
 
@@ -30,9 +32,12 @@ def hold(folder: Path) -> bool:
         # Of POSIX, and not `flock`: the lock is this process's own. Workers that it forks do not keep it after its end,
         # and the system drops it even after a kill; a file with a process id would stay.
         fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        held.close()
-        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            held.close()
+            return False
+        # a file system without locks, as some networks have
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}); begin no second run in it", stacklevel=3)
     _HELD[folder.resolve()] = held
     return True
 

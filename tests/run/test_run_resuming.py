@@ -167,6 +167,55 @@ def test_data_of_any_loader_have_an_identity(rows: Any, tmp_path: Path) -> None:
     check_data(mine, None, source=tmp_path)
 
 
+class OpensAtFirstUse(torch.utils.data.Dataset[Any]):
+    """Rows that must not be read before the workers are forked."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("read in the main process")
+
+
+def test_the_rows_of_a_users_data_set_are_not_read(tmp_path: Path) -> None:
+    loader = torch.utils.data.DataLoader(OpensAtFirstUse(), batch_size=2, num_workers=1)
+    mine = data_of(loader, seed=1)
+    assert (mine["num_rows"], mine["rows"], mine["batch_size"]) == (3, "", 2)
+    with pytest.raises(UserError, match="3 training rows, and this run has 4"):
+        check_data({**mine, "num_rows": 4}, mine, source=tmp_path)
+
+
+class BecomesUnreadable:
+    """A callback whose state is plain at the start only."""
+
+    state: Any = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state["value"]
+
+    def on_update_end(self, trainer: Any, pl_module: Any, stats: Any) -> None:
+        self.state = Path("x")
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    loop = tiny_loop(tmp_path / "run", tiny_module(), callbacks=[BecomesUnreadable()])
+    with pytest.raises(UserError, match=r"BecomesUnreadable.state_dict\(\) returned what a checkpoint cannot contain"):
+        loop.fit()
+
+
+def test_a_changed_number_of_tokens_is_applied(tmp_path: Path) -> None:
+    first = tiny_module(update={"max_tokens": 4000})
+    changed, same_setting = tiny_module(update={"max_tokens": 200}), tiny_module(update={"max_tokens": 4000})
+    first.pass_size.lower(1000)
+    for module in (changed, same_setting):
+        module.load_progress_state(first.progress_state())
+    assert changed.pass_size.tokens == 200
+    assert same_setting.pass_size.tokens == 500
+
+
 def test_other_versions_and_threads_are_named_in_one_line() -> None:
     here = environment()
     with pytest.warns(UserWarning, match=r"last bits .* torch 1\.0 -> .*, threads 99 -> \d+$"):
