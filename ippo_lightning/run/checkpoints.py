@@ -43,6 +43,8 @@ class Best(TypedDict, total=False):
     """The best evaluation so far; empty before the first."""
 
     metric: str
+    mode: str
+    """Not in format 2."""
     value: float
     iteration: int
     """Iterations done before it."""

@@ -42,7 +42,7 @@ from ippo_lightning.run.lightning_hooks import (
 from ippo_lightning.run.loaders import LoaderStream, loader_of
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.resuming import Data, callback_settings, data_of, saved_callbacks
-from ippo_lightning.run.run_start import begin_folder, check_evaluations, open_folder
+from ippo_lightning.run.run_start import begin_folder, best_of, check_evaluations, open_folder
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.run.signals import Interrupted, finish_on_signal
 from ippo_lightning.storage.filled_folder import fill_folder
@@ -91,6 +91,7 @@ class FabricLoop(IterationLoop):
         self.fingerprint = ""
         self._callback_settings = callback_settings(self.callbacks)
         self._resumed_from: tuple[Path, Checkpoint] | None = None
+        self._has_begun = False
 
     # --- the run --------------------------------------------------------------------------------------
 
@@ -116,6 +117,7 @@ class FabricLoop(IterationLoop):
         start = time.perf_counter()
         check_callbacks(self.callbacks)
         self.set_up()
+        self._has_begun = True
         self.call_hook("on_fit_start")
         open_folder(self, self._resumed_from)
         self._resumed_from = None  # the content of a checkpoint is as large as the model
@@ -216,7 +218,7 @@ class FabricLoop(IterationLoop):
         # Behind everything that may draw: it continues the random streams.
         restore_callbacks(state, source=path, callbacks=self.callbacks, callback_settings=self._callback_settings)
         mine = next(iter(own["positions"][rank() : rank() + 1]), state["position"])
-        self.batches, self.best = TrainingBatches(mine, seed=self.seed), state["best"].copy()
+        self.batches, self.best = TrainingBatches(mine, seed=self.seed), best_of(state, self.settings)
         self.current_epoch = state["position"]["epoch"]
         self._is_in_epoch = state["position"]["batch"] > 0
         self.note_metrics(own["metrics"])
@@ -268,6 +270,8 @@ class FabricLoop(IterationLoop):
         Raises:
             UserError: the file is one of the run's own, or the run has failed on one of several ranks.
         """
+        if not self._has_begun:  # of a run that is refused, nothing is worth the file of an earlier one
+            raise UserError(f"callbacks: {filepath} cannot be written before the run has begun")
         write_extra(self, Path(filepath), self._state, weights_only=bool(weights_only))
 
     def _state(self) -> Checkpoint:

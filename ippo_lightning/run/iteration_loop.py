@@ -150,7 +150,8 @@ class IterationLoop(TrainerAttributes):
         if name not in metrics:
             raise UserError(f"loop.best_metric: {name} is not a metric; expected one of {', '.join(metrics)}")
         if self.settings.is_better(metrics[name], self.best.get("value")):
-            self.best = {"metric": name, "value": metrics[name], "iteration": self.module.iteration}
+            mode = self.settings.best_mode
+            self.best = {"metric": name, "mode": mode, "value": metrics[name], "iteration": self.module.iteration}
 
     def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         if self.is_global_zero:

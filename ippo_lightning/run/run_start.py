@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.run.checkpoints import Checkpoint
+from ippo_lightning.run.checkpoints import Best, Checkpoint
 from ippo_lightning.run.loaders import loader_of
 from ippo_lightning.run.loggers import log_again
 from ippo_lightning.storage.atomic import write_text_whole
@@ -17,6 +17,7 @@ from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, FINGERPRINT_V
 
 if TYPE_CHECKING:
     from ippo_lightning.run.fabric_loop import FabricLoop
+    from ippo_lightning.run.settings import LoopSettings
 
 
 def begin_folder(loop: FabricLoop) -> bool:
@@ -63,6 +64,26 @@ def check_evaluations(loop: FabricLoop) -> None:
         loader_of(loop.datamodule, "validation")
     if settings.test_at_end:
         loader_of(loop.datamodule, "test")
+
+
+def best_of(state: Checkpoint, settings: LoopSettings) -> Best:
+    """Return the best evaluation that a checkpoint knows; none, with a warning, if it is of another metric.
+
+    Args:
+        state: of the checkpoint.
+        settings: of this run.
+    """
+    best = state["best"].copy()
+    mine = (settings.best_metric, settings.best_mode)
+    if not best or mine == (best["metric"], best.get("mode", settings.best_mode)):
+        return best
+    if settings.best_metric is not None:
+        warnings.warn(
+            f"resume: the best evaluation so far is by {best['metric']}, and this run's loop.best_metric is "
+            f"{settings.best_metric} ({settings.best_mode}); the best begins again",
+            stacklevel=2,
+        )
+    return {}
 
 
 def open_folder(loop: FabricLoop, resumed_from: tuple[Path, Checkpoint] | None) -> None:

@@ -206,6 +206,15 @@ def test_a_state_that_could_not_be_read_back_is_refused_before_it_is_written(tmp
         loop.fit()
 
 
+def test_the_best_evaluation_is_of_the_metric_that_is_asked_for(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"evaluate_every_n_iterations": 1, "resume": True}
+    tiny_loop(tmp_path / "run", tiny_module(), best_metric="label/wrong_answer", **numbers).fit()
+    loop = tiny_loop(tmp_path / "run", tiny_module(), best_metric="exact_match", max_iterations=3, **numbers)
+    with pytest.warns(UserWarning, match=r"by label/wrong_answer, and this run's loop\.best_metric is exact_match"):
+        loop.fit()
+    assert loop.best["metric"] == "exact_match"
+
+
 def test_a_changed_number_of_tokens_is_applied(tmp_path: Path) -> None:
     first = tiny_module(update={"max_tokens": 4000})
     changed, same_setting = tiny_module(update={"max_tokens": 200}), tiny_module(update={"max_tokens": 4000})
