@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.run.signals import Interrupted
+from ippo_lightning.run.signals import Interrupted, handled_by
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.locks import hold, release
 from ippo_lightning.storage.run_folder import FINGERPRINT, FINGERPRINT_VARIABLE, HISTORY, LOG, RESULTS, RunFolder
@@ -28,7 +28,7 @@ from ippo_lightning.storage.untrusted_text import visible_text
 _POLL_SECONDS = 0.2
 _REPLACE = ["--loop.resume", "false", "--loop.overwrite", "true"]
 """Words of a run that replaces one with other settings."""
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 """What ends a comparison. SIGHUP: its terminal was closed."""
 
 
@@ -169,14 +169,8 @@ def raised_signals() -> Iterator[list[int]]:
         arrived.append(number)
         raise KeyboardInterrupt
 
-    # A signal that is ignored stays so: `nohup` ignores SIGHUP.
-    kinds = [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
-    before = {kind: signal.signal(kind, on_signal) for kind in kinds}
-    try:
+    with handled_by(on_signal, _STOPPING):
         yield arrived
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 # Ctrl-C; a scheduler's notice; a closed terminal; SLURM's notice before a requeue (sbatch --signal=SIGUSR1@90)
-_KINDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+_KINDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -43,14 +43,26 @@ def finish_on_signal(announce: Callable[[str], None]) -> Iterator[list[int]]:
         arrived.append(number)
         announce(f"{_name(number)}: finishing this iteration, then a checkpoint; again to stop at once.")
 
-    # A signal that is ignored stays so: `nohup` ignores SIGHUP.
-    kinds = [kind for kind in _KINDS if signal.getsignal(kind) is not signal.SIG_IGN]
-    before = {kind: signal.signal(kind, on_signal) for kind in kinds}
-    try:
+    with handled_by(on_signal, _KINDS):
         yield arrived
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, object], None], names: Sequence[str]) -> Iterator[None]:
+    """Handle signals inside the block; one that is ignored stays so, as `nohup` ignores SIGHUP.
+
+    Args:
+        handler: called with the number of a signal.
+        names: of the signals; those that the system does not have are left out.
+    """
+    kinds = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    kinds = [kind for kind in kinds if signal.getsignal(kind) is not signal.SIG_IGN]
+    before = {kind: signal.signal(kind, handler) for kind in kinds}
+    try:
+        yield
     finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        for kind, earlier in before.items():
+            signal.signal(kind, earlier)
 
 
 def _name(number: int) -> str:

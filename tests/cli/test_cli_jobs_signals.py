@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from experiment_files import change, write
 
-from ippo_lightning.cli.jobs import Job, is_reusable
+from ippo_lightning.cli.jobs import Job, _stop, is_reusable, raised_signals
 from ippo_lightning.cli.main import main
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import COMPARISON, FINGERPRINT
@@ -130,9 +132,36 @@ def test_a_line_says_when_a_run_starts_and_ends_and_its_threads_are_kept(
         assert line in said
     found = json.loads((tmp_path / "compare" / COMPARISON).read_text(encoding="utf-8"))
     assert found["threads"] == 1
+    (file,) = (tmp_path / "compare" / "ppo" / "seed_1" / "checkpoints").glob("iteration_*")
+    assert torch.load(file, weights_only=True)["environment"]["threads"] == "1"
     comparison(experiment, tmp_path, jobs=2)  # without a number of threads, which the folder knows
     assert main(words) == 0
     assert json.loads((tmp_path / "compare" / COMPARISON).read_text(encoding="utf-8"))["threads"] == 1
+
+
+def test_a_second_signal_stops_all_runs_at_once() -> None:
+    """Each of these runs ignores the first signal, and ends at the second."""
+    code = """
+import signal, sys, time
+arrived = []
+signal.signal(signal.SIGTERM, lambda *_: arrived.append(1) if not arrived else sys.exit(7))
+print("ready", flush=True)
+time.sleep(60)
+"""
+    words = [sys.executable, "-c", code]
+    runs = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    start = time.monotonic()
+    with raised_signals() as arrived:
+        _stop(runs)
+    assert arrived == [signal.SIGTERM]
+    assert [run.returncode for run in runs] == [7, 7]
+    assert time.monotonic() - start < 30
+    for run in runs:
+        run.communicate()
 
 
 @pytest.mark.parametrize(("name", "value"), [("threads", 0), ("jobs", 0)])
