@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from code_traps import nothing_of_the_trap
 from experiment_files import TINY
 
 from ippo_lightning.data import arithmetic_tokenizer
@@ -91,3 +94,13 @@ def experiment(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         },
         "callbacks": [{"class_path": "ippo_lightning.callbacks.InfluenceFilter"}],
     }
+
+
+@pytest.fixture
+def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails when the trap in the working folder is imported or called, or a process of its kind starts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "trap", raising=False)
+    with nothing_of_the_trap(tmp_path):
+        yield

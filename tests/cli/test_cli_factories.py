@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from code_traps import POLICY, SHELL, nothing_of_the_trap, one_line
+from code_traps import POLICY, SHELL, one_line
 from experiment_files import change, write
 
 PLACES = {
@@ -36,16 +35,6 @@ PLACES = {
     "a plain number": "loop.max_iterations",
 }
 """Every kind of field that a YAML has: classes, protocols, functions, settings, any value, plain values."""
-
-
-@pytest.fixture
-def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails when the trap in the working folder is imported or called, or a process of its kind starts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "trap", raising=False)
-    with nothing_of_the_trap(tmp_path):
-        yield
 
 
 def placed(experiment: dict[str, Any], place: str, value: Any) -> dict[str, Any]:

@@ -8,13 +8,12 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from code_traps import POLICY, SHELL, nothing_of_the_trap, one_line
+from code_traps import POLICY, SHELL, one_line
 from experiment_files import change, write
 
 from ippo_lightning.cli.command_line import read_command_line
@@ -22,16 +21,6 @@ from ippo_lightning.cli.main import main
 from ippo_lightning.cli.trust import check_trust, outside_names
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.own_runs import is_own_run, remember_run
-
-
-@pytest.fixture
-def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails when the trap in the working folder is imported or called, or a process of its kind starts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "trap", raising=False)
-    with nothing_of_the_trap(tmp_path):
-        yield
 
 
 def stranger(experiment: dict[str, Any], folder: Path, *changes: tuple[str, Any]) -> Path:
