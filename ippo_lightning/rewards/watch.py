@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ippo_lightning.errors import UserError
@@ -46,9 +46,8 @@ def watched(what: str, *, limit: float | None, field: str) -> Iterator[None]:
     with _raising_on_signal(watch):
         watch.start()
         try:
-            yield
-        except _Expired:
-            pass
+            with suppress(_Expired):  # raised below, as the user's error
+                yield
         finally:
             watch.stop()
     # Also if the function has caught the interruption and returned: its values came too late.

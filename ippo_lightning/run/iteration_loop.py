@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -22,7 +23,7 @@ from ippo_lightning.run.unfinished import keeping_earlier_iterations
 from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, finite
 
 
-class IterationLoop(TrainerAttributes):
+class IterationLoop(TrainerAttributes, ABC):
     """The inner part of a `FabricLoop`, which sets it up, resumes it and ends it."""
 
     best: Best
@@ -33,9 +34,9 @@ class IterationLoop(TrainerAttributes):
     _checkpointed_at: int | None = None
     _loader: Iterable[Batch]
 
+    @abstractmethod
     def checkpoint(self) -> None:
         """Write a checkpoint, unless there is one of this iteration."""
-        raise NotImplementedError
 
     def call_hook(self, name: str, *arguments: object) -> None:
         """Call a hook of every callback, with this loop, the module and the arguments; outside of `fit`, call none.

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ippo_lightning.data.loaders import TextRows
 from ippo_lightning.distributed.dtensor import sharded_like
 from ippo_lightning.errors import UserError
+from ippo_lightning.run.loaders import batch_digest
 from ippo_lightning.run.stable_text import digest, stable_text
 
 _SAMPLED = 256
@@ -185,7 +186,7 @@ def data_of(loader: Any, *, seed: int) -> Data:
         chosen = [rows[index * count // min(count, _SAMPLED)] for index in range(min(count, _SAMPLED))]
     return {
         "num_rows": count,
-        "rows": "" if chosen is None else digest(stable_text(chosen)),
+        "rows": "" if chosen is None else f"{batch_digest(chosen):x}",
         "batch_size": int(getattr(loader, "batch_size", None) or -1),
         "seed": seed,
     }

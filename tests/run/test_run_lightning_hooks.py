@@ -15,7 +15,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.run.lightning_hooks import HOOKS, check_callbacks, check_states
 
-# Trainer calls it under automatic optimisation only; files are written by nobody in these runs, or by the loop itself.
+# Trainer calls it under automatic optimisation only; in these runs nothing writes files, or the loop does itself.
 ONLY_FABRIC = ("on_before_zero_grad", "on_save_checkpoint", "state_dict")
 
 

@@ -13,6 +13,7 @@ from training_parts import same, tiny_data, tiny_loop, tiny_module, trainable
 
 from ippo_lightning.algorithms import AdaptiveKLController, FixedKLController
 from ippo_lightning.callbacks import InfluenceFilter, IntrinsicStopping
+from ippo_lightning.data import TextDataModule
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings
 from ippo_lightning.run.environment import environment, warn_of_environment
@@ -204,6 +205,47 @@ def test_a_state_that_could_not_be_read_back_is_refused_before_it_is_written(tmp
     loop = tiny_loop(tmp_path / "run", tiny_module(), callbacks=[BecomesUnreadable()])
     with pytest.raises(UserError, match=r"BecomesUnreadable.state_dict\(\) returned what a checkpoint cannot contain"):
         loop.fit()
+
+
+class DrawsWhenItIsLoaded(TextDataModule):
+    """A data module whose state takes a random number to load."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": 1}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        torch.rand(())
+
+
+def test_what_a_data_module_draws_while_it_is_loaded_does_not_move_training(tmp_path: Path) -> None:
+    def data() -> DrawsWhenItIsLoaded:
+        return DrawsWhenItIsLoaded(tiny_data().task, batch_size=8)
+
+    whole = tiny_module()
+    tiny_loop(tmp_path / "whole", whole, data=data(), max_iterations=3).fit()
+    tiny_loop(tmp_path / "run", tiny_module(), data=data()).fit()
+    assert same(trainable(resumed(tmp_path / "run", data=data()).module), trainable(whole))
+
+
+class SavesOnException(BecomesUnreadable):
+    """Writes a checkpoint of its own after an error, as Lightning's `OnExceptionCheckpoint` does."""
+
+    def on_update_end(self, trainer: Any, pl_module: Any, stats: Any) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "own.ckpt")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "own.ckpt")
+
+
+def test_a_refused_run_writes_over_no_checkpoint_of_a_callback(tmp_path: Path) -> None:
+    tiny_loop(tmp_path / "run", tiny_module(), callbacks=[SavesOnException()]).fit()
+    before = (tmp_path / "run" / "own.ckpt").read_bytes()
+    with (
+        pytest.raises(UserError, match=r"data\.batch_size"),
+        pytest.warns(UserWarning, match="cannot be written before the run has begun"),
+    ):
+        resumed(tmp_path / "run", callbacks=[SavesOnException()], data=tiny_data(batch_size=4))
+    assert (tmp_path / "run" / "own.ckpt").read_bytes() == before
 
 
 def test_the_best_evaluation_is_of_the_metric_that_is_asked_for(tmp_path: Path) -> None:

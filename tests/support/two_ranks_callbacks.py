@@ -17,7 +17,7 @@ from ippo_lightning.data import TextDataModule
 
 
 class Uneven(TextDataModule):
-    """A list of three batches on rank 0, and a stream of four on rank 1, whose length nobody knows."""
+    """A list of three batches on rank 0, and a stream of four, without a length, on rank 1."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(tiny_data().task, batch_size=4)
