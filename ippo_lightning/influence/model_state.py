@@ -21,7 +21,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Args:
         model: any module; its parameters must not be replaced inside the block.
     """
-    reshard(model)
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     cuda_devices = {parameter.device for parameter, _ in flags if parameter.device.type == "cuda"}

@@ -34,6 +34,16 @@ def test_target_gradient_and_scores_count_each_parameter_once(outcome: Outcome, 
         allowed = (EXACT if method == "hooks" else DIFFERENCES) * float(expected.abs().max())
         torch.testing.assert_close(first[f"scores.{method}"], expected[[0, 2, 4]], rtol=0, atol=allowed)
         torch.testing.assert_close(second[f"scores.{method}"], expected[[1, 3, 5]], rtol=0, atol=allowed)
+        # Full parameters of a displaced forward must not stay behind.
+        torch.testing.assert_close(first[f"after.{method}"], whole[f"after.{method}"][[0, 2, 4]], rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("case", [name for name, frozen in CASES.items() if not frozen])
+def test_the_parameters_of_a_sharded_part_are_its_shards_whatever_the_last_forward_left(
+    outcome: Outcome, case: str
+) -> None:
+    for rank in outcome.ranks:
+        assert rank[case] == "['body.weight', 'body.bias']"
 
 
 def test_a_target_that_does_not_fit_ends_in_one_line_on_a_sharded_model(outcome: Outcome) -> None:

@@ -10,15 +10,16 @@ from ippo_lightning.influence.checksum import HALF_TOLERANCE, verify_checksum
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.refusals import ChecksumError
 
-ROWS = 2
+WIDTH = 1000
+"""Each part is a sum of so many small products, as in a real layer: rounding of a single one says little."""
 
 
 def case(*, error: float) -> tuple[Tensor, dict[str, Tensor], list[list[Block]]]:
     """Two layers whose parts of a score nearly cancel; the second part is wrong by a fraction of itself."""
-    layers = nn.ModuleDict({"first": nn.Linear(1, 1, bias=False), "second": nn.Linear(1, 1, bias=False)})
-    blocks = [Block(name, layer.weight, torch.ones(1, 1)) for name, layer in layers.items()]
+    layers = nn.ModuleDict({name: nn.Linear(WIDTH, 1, bias=False) for name in ("first", "second")})
+    blocks = [Block(name, layer.weight, torch.ones(1, WIDTH)) for name, layer in layers.items()]
     slopes = {"first": torch.tensor([1.0, 2.0]), "second": torch.tensor([-0.99, -1.98])}
-    losses = sum(slopes[name] * layer.weight.squeeze() for name, layer in layers.items())
+    losses = sum(slopes[name] * layer.weight.mean() for name, layer in layers.items())
     parts = {name: slope[None].clone() for name, slope in slopes.items()}
     parts["second"] *= 1 + error
     assert isinstance(losses, Tensor)

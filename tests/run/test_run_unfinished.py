@@ -12,6 +12,7 @@ from failing_modules import STEP, BreaksPPO, failed, poison, ppo_module, sft_loo
 from training_parts import same, tiny_data, tiny_loop, tiny_module, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
+from ippo_lightning.influence import ChecksumError
 from ippo_lightning.modules import FailedStepError, SFTModule
 
 NUMBERS: dict[str, Any] = {"max_iterations": 6, "checkpoint_every_n_iterations": 0}  # 32 prompts: four per epoch
@@ -104,6 +105,19 @@ def test_weights_that_are_nan_take_no_good_checkpoint_away(tmp_path: Path) -> No
     assert left.name == "iteration_0000002.ckpt"
     parameters = torch.load(left, weights_only=True)["parameters"]
     assert all(bool(torch.isfinite(value).all()) for value in parameters.values())
+
+
+def test_a_score_that_disagrees_with_autograd_loses_no_iteration(tmp_path: Path) -> None:
+    class FailsInTheThird:
+        def on_rollout_end(self, trainer: Any, pl_module: Any, plan: Any) -> None:
+            if pl_module.iteration == 2:
+                raise ChecksumError("the scores are wrong")
+
+    numbers = {"max_iterations": 4, "checkpoint_every_n_iterations": 0}
+    with pytest.raises(ChecksumError):
+        tiny_loop(tmp_path, tiny_module(), callbacks=[FailsInTheThird()], **numbers).fit()
+    (file,) = (tmp_path / "checkpoints").glob("iteration_*")
+    assert torch.load(file, weights_only=True)["progress"]["iteration"] == 2
 
 
 def test_the_counts_of_callbacks_go_back_with_the_state(tmp_path: Path) -> None:

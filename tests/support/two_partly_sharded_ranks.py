@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.distributed import init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from ippo_lightning.distributed.collectives import end_process_group
 from ippo_lightning.distributed.dtensor import full_tensor
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores, target_gradient
+from ippo_lightning.influence.model_state import trainable_parameters
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.target_gradients import TargetGradientCache
 from ippo_lightning.selection.targets import TargetLoss
@@ -84,6 +86,8 @@ def results_of(model: nn.Module, numbers: list[int]) -> dict[str, Tensor]:
     for method in METHODS:
         batches = [rows_of(part, seed=2) for part in (numbers[:2], numbers[2:])]
         found[f"scores.{method}"] = influence_scores(model, errors, batches, direction, method=method)
+        # the next forward of the run
+        found[f"after.{method}"] = model(rows_of(numbers, seed=2)[0]).detach()
     return found
 
 
@@ -103,6 +107,9 @@ def main(folder: Path, *_: str) -> None:
         fully_shard(model.body, mesh=mesh, reshard_after_forward="in full" not in name)
         with torch.no_grad():
             model(torch.zeros(1, 4, dtype=torch.float64))
+        if not frozen:
+            found = trainable_parameters(model)
+            numbers[name] = str([key for key, value in found.items() if isinstance(value, DTensor)])
         torch.save(results_of(model, [0, 2, 4] if rank == 0 else [1, 3, 5]), folder / f"{name}.rank{rank}.pt")
     target = TargetLoss(no_memory, [{"rows": [0, 1, 2, 3]}])
     try:
