@@ -80,12 +80,10 @@ def export(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None
     for name in (CODE, REMOTE_CODE):
         given.pop(name)
     chosen = ExportSettings(**given.as_dict())
-    parser, experiment = experiment_of(run_dir, given=words)
 
     from ippo_lightning.cli.export import export_run
 
-    objects = build_objects(parser, experiment)
-    folder, checkpoint = export_run(run_dir, objects.model, settings=chosen)
+    folder, checkpoint = export_run(run_dir, _module_of(run_dir, given=words), settings=chosen)
     print(visible_text(f"Model: {folder}, of {checkpoint}"))
 
 
@@ -101,10 +99,14 @@ def replay(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None
 
     # before the experiment, which takes seconds to build
     path = chosen_step(run_dir, chosen.step)
-    # the module alone: GPUs, loggers and data of the run may not exist here
-    parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC, given=words)
+    print(replay_run(run_dir, path, _module_of(run_dir, given=words), settings=chosen))
+
+
+def _module_of(run_dir: Path, *, given: Sequence[str]) -> Any:
+    """Build the module of a run alone: its GPUs, loggers, callbacks and data may not exist here."""
+    parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC, given=given)
     experiment[experiment.subcommand].data = experiment[experiment.subcommand].callbacks = None
-    print(replay_run(run_dir, path, build_objects(parser, experiment).model, settings=chosen))
+    return build_objects(parser, experiment).model
 
 
 _PLAIN_FABRIC = ("--fabric.accelerator=cpu", "--fabric.devices=1", "--fabric.num_nodes=1", "--fabric.strategy=auto",

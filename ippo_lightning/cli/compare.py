@@ -22,7 +22,7 @@ from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.cli.trust import check_trust
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.locks import hold, release
+from ippo_lightning.storage.locks import hold
 from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, refuse_run_folder, seed_folder
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -51,12 +51,13 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     for job in jobs:
         _check(job)
     root.mkdir(parents=True, exist_ok=True)
-    if not hold(root):
+    lock = hold(root)
+    if lock is None:
         raise UserError(f"run_dir: a comparison is under way in {root}; wait for it, stop it, or name another folder")
     try:
         return _run(settings, columns, jobs, command=command, root=root)
     finally:
-        release(root)
+        lock.release()
 
 
 def _run(

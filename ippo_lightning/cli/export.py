@@ -21,7 +21,7 @@ from ippo_lightning.policies.saving import save_adapter
 from ippo_lightning.policies.saving_check import check_saved
 from ippo_lightning.policies.self_check import probe_policy
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
-from ippo_lightning.run.checkpoints import frozen_fingerprint, restore_checkpoint
+from ippo_lightning.run.checkpoints import restore_checkpoint
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
 
@@ -44,7 +44,7 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
     check_output(folder, overwrite=settings.overwrite)
     read_results(run_dir)  # a card without them would be wrong, and the model alone has no card
     checkpoint, state = CheckpointFolder(RunFolder(run_dir).checkpoints).read(settings.checkpoint)
-    restore_checkpoint(state, source=checkpoint, module=module, fingerprint=frozen_fingerprint(module))
+    restore_checkpoint(state, source=checkpoint, module=module)
     has_adapter = isinstance(module.policy.model, PeftModel)
     if settings.form == "adapter" and not has_adapter:
         raise UserError(f"form: adapter is not possible, {run_dir} trained all weights; expected merged")

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.signals import Interrupted, handled_by
 from ippo_lightning.storage.atomic import write_text_whole
-from ippo_lightning.storage.locks import hold, release
+from ippo_lightning.storage.locks import hold
 from ippo_lightning.storage.run_folder import FINGERPRINT, FINGERPRINT_VARIABLE, HISTORY, LOG, RESULTS, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -78,12 +78,13 @@ def is_reusable(job: Job, *, overwrite: bool) -> bool:
     if not job.folder.exists():
         return False
     # first: what another process is writing is neither finished nor to be removed
-    if not hold(job.folder):
+    lock = hold(job.folder)
+    if lock is None:
         raise UserError(f"run_dir: a run is under way in {job.folder}; wait for it, stop it, or name another folder")
     try:
         return _is_reusable(job, overwrite=overwrite)
     finally:
-        release(job.folder)
+        lock.release()
 
 
 def _is_reusable(job: Job, *, overwrite: bool) -> bool:
@@ -120,6 +121,9 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
     """
     # without this limit every run would start one thread per core, and the runs would slow each other down
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    # `python -m` searches the working folder before any installed package, also if nobody trusts what lies there; a run
+    # searches it last, and only for what is trusted. (Python 3.10 does not know this variable.)
+    environment["PYTHONSAFEPATH"] = "1"
     queue, running = list(waiting), dict[subprocess.Popen[bytes], Started]()
     failed: list[Job] = []
     name, numbers = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[numbers]}")

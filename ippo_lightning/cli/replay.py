@@ -15,7 +15,13 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.modules import read_failed_step, replay_failed_step
 from ippo_lightning.modules.pass_numbers import PassNumbers
 from ippo_lightning.records.out_of_memory import is_out_of_memory
-from ippo_lightning.run.checkpoints import frozen_fingerprint, load_parameters, read_checkpoint
+from ippo_lightning.run.checkpoints import (
+    Checkpoint,
+    frozen_fingerprint,
+    load_parameters,
+    read_checkpoint,
+    train_as_saved,
+)
 from ippo_lightning.storage.checkpoint_files import newest_first
 from ippo_lightning.storage.run_folder import NONFINITE, RunFolder, nonfinite_files
 from ippo_lightning.storage.untrusted_text import visible_text
@@ -73,10 +79,17 @@ def replay_run(run_dir: Path, path: Path, module: Any, *, settings: ReplaySettin
     """
     step = read_failed_step(path)
     device = _device(settings.device)
+    before = None if step["parameters"] else _checkpoint_before(run_dir, step)
     # before anything is converted or moved
+    train_as_saved(module, step["parameters"] if before is None else before[1]["parameters"])
     if step["fingerprint"] and step["fingerprint"] != frozen_fingerprint(module):
         raise UserError(f"replay: {path} is of another model; its frozen parameters are not those of {run_dir}")
-    origin = _load_from_checkpoint(run_dir, module, step) if not step["parameters"] else ""
+    origin = ""
+    if before is not None:
+        checkpoint, state = before
+        load_parameters(module, state["parameters"], source=checkpoint)
+        steps = step["iteration"] - int(state["progress"]["iteration"])
+        origin = f"parameters: those of {checkpoint.name}, {steps} steps earlier"
     numbers = PassNumbers(module)
     try:
         converted, autocast = _converted(module.to(device), settings.precision, step["autocast"])
@@ -122,12 +135,10 @@ def _converted(module: Any, precision: Precision, autocast: str | None) -> tuple
     return module.to(dtype), None
 
 
-def _load_from_checkpoint(run_dir: Path, module: Any, step: Mapping[str, Any]) -> str:
-    """Load the parameters of the newest checkpoint before the step; return a line that says which."""
+def _checkpoint_before(run_dir: Path, step: Mapping[str, Any]) -> tuple[Path, Checkpoint]:
+    """Return the newest checkpoint before the step."""
     for path in newest_first(RunFolder(run_dir).checkpoints):
         state = read_checkpoint(path)
-        done = int(state["progress"]["iteration"])
-        if done <= step["iteration"]:
-            load_parameters(module, state["parameters"], source=path)
-            return f"parameters: those of {path.name}, {step['iteration'] - done} steps earlier"
+        if int(state["progress"]["iteration"]) <= step["iteration"]:
+            return path, state
     raise UserError(f"replay: the step's file has no parameters, and {run_dir} has no checkpoint before the step")

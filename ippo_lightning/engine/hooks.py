@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+
+_RAISED_IN = "_ippo_raised_in"
 
 
 def call_hook(callbacks: Iterable[object], name: str, *arguments: object) -> None:
@@ -17,4 +20,14 @@ def call_hook(callbacks: Iterable[object], name: str, *arguments: object) -> Non
         # By name: Lightning's own callbacks lack these hooks, and a callback needs no base class of this project.
         hook = getattr(callback, name, None)
         if callable(hook):
-            hook(*arguments)
+            try:
+                hook(*arguments)
+            except Exception as error:
+                with contextlib.suppress(AttributeError):  # an exception with slots takes no note
+                    setattr(error, _RAISED_IN, f"{type(callback).__name__}.{name}")
+                raise
+
+
+def hook_that_raised(error: BaseException) -> str | None:
+    """Return `Callback.hook` if `call_hook` passed the error on, else None."""
+    return getattr(error, _RAISED_IN, None)

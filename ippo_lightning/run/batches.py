@@ -10,7 +10,8 @@ import torch.distributed as dist
 from ippo_lightning.distributed.collectives import rank, world_size
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import Batch
-from ippo_lightning.run.loaders import LoaderStream, batch_digest, length_of, set_epoch
+from ippo_lightning.records.digests import batch_digest
+from ippo_lightning.run.loaders import LoaderStream, length_of, set_epoch
 
 # Between the seeds of neighbouring epochs and ranks; primes, so that no two of a run are equal.
 _EPOCH_STRIDE, _RANK_STRIDE = 7919, 104729

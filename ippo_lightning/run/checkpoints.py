@@ -57,6 +57,8 @@ class ResumedRun(NamedTuple):
 
     optimizer: Optimizer
     data: Data
+    fingerprint: str
+    """Of the frozen parameters, see `frozen_fingerprint`."""
 
 
 class _Later(TypedDict, total=False):  # what checkpoints of earlier versions do not have
@@ -148,7 +150,6 @@ def restore_checkpoint(
     *,
     source: Path,
     module: TextModule,
-    fingerprint: str,
     run: ResumedRun | None = None,
 ) -> None:
     """Load what `checkpoint_state` returned, but for what `restore_callbacks` loads.
@@ -156,8 +157,7 @@ def restore_checkpoint(
     Args:
         state: as read by `read_checkpoint`.
         source: names the file in errors.
-        module: built with the settings of the saved one.
-        fingerprint: of the module's frozen parameters.
+        module: built with the settings of the saved one; for an evaluation, no forward has been made yet.
         run: what continues beside the module; None for an evaluation, which needs the parameters only.
 
     Raises:
@@ -171,7 +171,9 @@ def restore_checkpoint(
                 f"checkpoint: {source} has {name} {saved[name]}, this run has {mine}; they must be the same"
             )
     # Trained parameters on other frozen ones, for example an adapter on another base, would run without an error.
-    if state["fingerprint"] != fingerprint:
+    if run is None:
+        train_as_saved(module, state["parameters"])
+    if state["fingerprint"] != (frozen_fingerprint(module) if run is None else run.fingerprint):
         raise UserError(f"checkpoint: {source} is of another model; its frozen parameters are not those of this one")
     if run is not None:
         check_data(run.data, state.get("data"), source=source)
@@ -267,6 +269,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if is_right is None and state["format"] == FORMAT:
         raise UserError(f"checkpoint: {path} cannot be read (the checksum at its end is missing or damaged)")
     return cast(Checkpoint, state)
+
+
+def train_as_saved(module: BaseModule, parameters: Mapping[str, Tensor]) -> None:
+    """Freeze what was frozen in the run of a checkpoint, and no more: a callback may have done so in its `setup`.
+
+    Args:
+        module: as the configuration alone builds it.
+        parameters: the trained ones of the checkpoint, by name.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name in parameters)
 
 
 def load_parameters(module: BaseModule, parameters: Mapping[str, Tensor], *, source: Path) -> None:

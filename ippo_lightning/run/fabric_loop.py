@@ -170,6 +170,7 @@ class FabricLoop(IterationLoop):
         check_states(self.callbacks)
         check_checkpoint_writers(self.callbacks, self.checkpoints.path)
         self.module.train()
+        self._trained = frozenset(self.module.trained_parameters())
         # Before sharding and before any forward, see `frozen_fingerprint`.
         self.fingerprint = frozen_fingerprint(self.module)
         wrapper, self._optimizer = self._wrapped()
@@ -207,8 +208,7 @@ class FabricLoop(IterationLoop):
             state,
             source=path,
             module=self.module,
-            fingerprint=self.fingerprint,
-            run=ResumedRun(self.module.only_optimizer(), self._data),
+            run=ResumedRun(self.module.only_optimizer(), self._data, self.fingerprint),
         )
         self.call_hook("on_load_checkpoint", state)
         # Checkpoints of earlier versions have no entry of the loop, and the position of rank 0 alone.
@@ -240,9 +240,8 @@ class FabricLoop(IterationLoop):
         self._set_up_data("test")
         path = None
         if checkpoint is not None:
-            fingerprint = frozen_fingerprint(self.module)
             path, state = self.checkpoints.read(checkpoint)
-            restore_checkpoint(state, source=path, module=self.module, fingerprint=fingerprint)
+            restore_checkpoint(state, source=path, module=self.module)
         self.module.to(self.fabric.device)
         self.module.attach(self)
         return path

@@ -15,7 +15,7 @@ from ippo_lightning.records import Batch
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import Best
 from ippo_lightning.run.evaluation import EvaluationSplit, evaluate_split
-from ippo_lightning.run.lightning_hooks import call_lightning_hook
+from ippo_lightning.run.lightning_hooks import call_lightning_hook, errors_named
 from ippo_lightning.run.loggers import logged_evaluation
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.trainer_attributes import TrainerAttributes
@@ -32,6 +32,8 @@ class IterationLoop(TrainerAttributes, ABC):
     """Of the newest evaluation, over all ranks."""
     _is_in_epoch = False
     _checkpointed_at: int | None = None
+    _trained: frozenset[str]
+    """Names of the parameters that train."""
     _loader: Iterable[Batch]
 
     @abstractmethod
@@ -84,7 +86,8 @@ class IterationLoop(TrainerAttributes, ABC):
         with keeping_earlier_iterations(self):
             batch = self.fabric.to_device(self.batches.take())
             self.call_hook("on_train_batch_start", batch, index)
-            with self.fabric.autocast():
+            self._check_trained()
+            with self.fabric.autocast(), errors_named():
                 metrics = cast(dict[str, float], self.module.training_step(batch, index))
         self.note_metrics(metrics)
         self._log(self.module.iteration - 1, metrics)
@@ -101,6 +104,14 @@ class IterationLoop(TrainerAttributes, ABC):
         # After all hooks of the iteration: a resumed run does not call them again.
         if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations) or self._has_new_best():
             self.checkpoint()
+
+    def _check_trained(self) -> None:
+        changed = self._trained ^ self.module.trained_parameters().keys()
+        if changed:
+            raise UserError(
+                f"callbacks: {min(changed)} was frozen or unfrozen after `setup`; a checkpoint contains what trained "
+                "from the beginning"
+            )
 
     def _agreed(self, is_over: bool) -> bool:
         """Return whether rank 0's epoch is over: a hook may wait for all ranks, whose loaders may differ in length."""

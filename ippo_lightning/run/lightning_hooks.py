@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from lightning import Callback
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, Checkpoint, EarlyStopping, ModelCheckpoint
 
 from ippo_lightning.distributed.collectives import is_lost_rank_error
+from ippo_lightning.engine.hooks import hook_that_raised
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import TextModule
 from ippo_lightning.records.out_of_memory import is_out_of_memory
@@ -90,7 +91,7 @@ def call_lightning_hook(
         for callback, waiting in zip(callbacks, waits, strict=True):
             hook = getattr(callback, name, None)
             if waiting == is_waiting and callable(hook):
-                with _named_errors(callback, name):
+                with errors_named(f"{type(callback).__name__}.{name}"):
                     hook(trainer, module, *arguments)
         if not is_waiting and (own := _own_hook(module, name)) is not None and own(*arguments) == -1:
             raise UserError(f"model: {type(module).__name__}.{name} returned -1, which skips no epoch under FabricLoop")
@@ -105,19 +106,37 @@ def _own_hook(module: TextModule, name: str) -> Callable[..., object] | None:
 
 
 @contextmanager
-def _named_errors(callback: object, hook: str) -> Iterator[None]:
-    where = f"{type(callback).__name__}.{hook}"
+def errors_named(where: str | None = None) -> Iterator[None]:
+    """Make one line of what a user's callback raises; errors of memory, disk and numbers pass unchanged.
+
+    Args:
+        where: callback and method. None if the block calls hooks of the engine, which says it of each error, and other
+            code, whose errors pass.
+
+    Raises:
+        UserError: names the callback and the method.
+    """
     try:
         yield
-    except MissingAttributeError as error:
-        raise UserError(f"{error} (in {where})") from error
-    except (UserError, OSError, MemoryError, FloatingPointError):
-        raise
-    except Exception as error:  # the user's code may raise anything; its cause stays attached
-        if is_out_of_memory(error) or is_lost_rank_error(error):
+    except Exception as error:
+        where = where or hook_that_raised(error)
+        named = None if where is None else _named(error, where)
+        if named is None:
             raise
-        message = " ".join(str(error).split())[:400]
-        raise UserError(f"callbacks: {where} raised {type(error).__name__}: {message}") from error
+        raise named from error
+
+
+def _named(error: Exception, where: str) -> UserError | None:
+    """Return one line for an error of the user's code, which may raise anything; None if it has to pass unchanged."""
+    if isinstance(error, MissingAttributeError):
+        return UserError(f"{error} (in {where})")
+    # The command line knows what to do with these, and with every error of this library.
+    if isinstance(error, (OSError, MemoryError, FloatingPointError)) or is_out_of_memory(error):
+        return None
+    if is_lost_rank_error(error) or type(error).__module__.startswith("ippo_lightning."):
+        return None
+    message = " ".join(str(error).split())[:400]
+    return UserError(f"callbacks: {where} raised {type(error).__name__}: {message}")
 
 
 # --- before the first iteration ---------------------------------------------------------------------------
@@ -135,6 +154,11 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         if isinstance(callback, type):
             raise UserError(f"callbacks: {callback.__name__} is a class; expected an object, {callback.__name__}(...)")
+        if isinstance(callback, BaseFinetuning):
+            raise UserError(
+                f"callbacks: {type(callback).__name__} changes during the run which parameters train, and a checkpoint "
+                "contains one choice; freeze in `setup`, or begin a second run from the exported model"
+            )
         _check_overridden(callback)
         for name, arguments in HOOKS.items():
             if callable(hook := getattr(callback, name, None)):
@@ -187,7 +211,7 @@ def check_states(callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         name = type(callback).__name__
         saves, loads = (callable(getattr(callback, method, None)) for method in ("state_dict", "load_state_dict"))
-        with _named_errors(callback, "state_dict"):
+        with errors_named(f"{name}.state_dict"):
             state = callback.state_dict() if saves else {}
         if (state and not loads) or (loads and not saves):
             raise UserError(f"callbacks: {name} has one of state_dict and load_state_dict; expected both, or neither")

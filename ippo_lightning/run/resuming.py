@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from ippo_lightning.data.loaders import TextRows
 from ippo_lightning.distributed.dtensor import sharded_like
 from ippo_lightning.errors import UserError
-from ippo_lightning.run.loaders import batch_digest
+from ippo_lightning.records.digests import batch_digest
+from ippo_lightning.run.lightning_hooks import errors_named
 from ippo_lightning.run.stable_text import digest, stable_text
 
 _SAMPLED = 256
@@ -115,9 +116,17 @@ def saved_callbacks(callbacks: Sequence[object], settings: Sequence[str]) -> lis
         settings: from `callback_settings`.
     """
     return [
-        {"name": _name(item), "settings": own, "state": item.state_dict() if hasattr(item, "state_dict") else {}}
+        {"name": _name(item), "settings": own, "state": _state_of(item)}
         for item, own in zip(callbacks, settings, strict=True)
     ]
+
+
+def _state_of(callback: Any) -> dict[str, Any]:
+    if not hasattr(callback, "state_dict"):
+        return {}
+    with errors_named(f"{type(callback).__name__}.state_dict"):
+        state: dict[str, Any] = callback.state_dict()
+    return state
 
 
 def load_callbacks(callbacks: Sequence[object], settings: Sequence[str], saved: Sequence[SavedCallback]) -> None:
@@ -143,7 +152,8 @@ def load_callbacks(callbacks: Sequence[object], settings: Sequence[str], saved: 
             left.remove(found)
             waiting.remove((item, own))
             if found["state"]:
-                item.load_state_dict(found["state"])  # type: ignore[attr-defined]
+                with errors_named(f"{type(item).__name__}.load_state_dict"):
+                    item.load_state_dict(found["state"])  # type: ignore[attr-defined]
     for item, _ in waiting:
         if hasattr(item, "load_state_dict") and _has_state(item):
             warnings.warn(
@@ -161,7 +171,7 @@ def _name(callback: object) -> str:
 
 
 def _has_state(callback: Any) -> bool:
-    return bool(callback.state_dict()) if hasattr(callback, "state_dict") else False
+    return bool(_state_of(callback))
 
 
 # --- data ------------------------------------------------------------------------------------------------

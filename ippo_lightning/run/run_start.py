@@ -39,7 +39,7 @@ def begin_folder(loop: FabricLoop) -> bool:
             loop.folder.logs.add(getattr(callback, "appended_files", ()))
         try:
             resumes = loop.folder.begin(resume=loop.settings.resume, overwrite=loop.settings.overwrite)
-        except UserError as error:
+        except (UserError, OSError) as error:
             problem = str(error)
     resumes, problem = loop.fabric.broadcast((resumes, problem))
     if problem is not None:
@@ -99,9 +99,10 @@ def open_folder(loop: FabricLoop, resumed_from: tuple[Path, Checkpoint] | None) 
         return
     if resumed_from is None:
         loop.folder.clear()
-        loop.folder.set_fingerprint(os.environ.get(FINGERPRINT_VARIABLE))
     else:
         _go_on(loop, *resumed_from)
+    # A run of a comparison that is continued by hand may have other settings, and counts as the comparison's no more.
+    loop.folder.set_fingerprint(os.environ.get(FINGERPRINT_VARIABLE))
     if loop.config:
         write_text_whole(loop.folder.path / CONFIG, with_checksum_line(loop.config))
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from ippo_lightning.distributed.collectives import world_size
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine.random_streams import continue_own_streams, own_streams
@@ -15,6 +17,10 @@ from ippo_lightning.records.finite_weights import broken_weights
 
 if TYPE_CHECKING:
     from ippo_lightning.run.iteration_loop import IterationLoop
+
+
+_COPIED = 2**20
+"""Entries of a tensor up to which it is copied."""
 
 
 @contextmanager
@@ -56,5 +62,19 @@ def _states(loop: IterationLoop) -> list[tuple[Any, dict[str, Any]]]:
     # Of a sharded model, a state may contain a gradient that all ranks would have to gather in every iteration.
     if is_sharded(loop.module):
         return []
-    found = [(callback, dict(callback.state_dict())) for callback in loop.callbacks if hasattr(callback, "state_dict")]
-    return [(callback, state) for callback, state in found if state]
+    # Also an empty state: what the iteration adds to it has to go again.
+    return [
+        (callback, _copied(callback.state_dict()))
+        for callback in loop.callbacks
+        if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict")
+    ]
+
+
+def _copied(value: Any) -> Any:
+    """Copy a state, which a callback may go on to change in place."""
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(entry) for entry in value)
+    # A large one is a gradient or a copy of weights: callbacks replace it, and a copy would take as much memory again.
+    return value.clone() if isinstance(value, Tensor) and value.numel() <= _COPIED else value

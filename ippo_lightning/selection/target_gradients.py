@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from ippo_lightning.influence import (
     select_blocks,
     target_gradient_groups,
 )
+from ippo_lightning.records.digests import batch_digest
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.module_interface import optimizer_of
 from ippo_lightning.selection.settings import ScoringSettings
@@ -52,6 +54,10 @@ class TargetGradientCache:
         self._prepared: TargetGradients | None = None
         self.size: PassSize | None = None
         """Tokens of a pass; None before the first gradient."""
+        self._batches = 0
+        """Digest of the batches of `raw`; 0 if each rank has batches of its own, which change."""
+        self._loaded: Mapping[str, Any] = {}
+        """What a checkpoint knows, until the first gradient: only then are module and target at hand."""
 
     def take(
         self, pl_module: Any, target: Callable[[], TargetLoss], *, iteration: int, part: int | None = None
@@ -67,6 +73,8 @@ class TargetGradientCache:
         """
         if part and self._prepared is not None:
             return self._prepared
+        if self._loaded:
+            self._continue(pl_module, target())
         settings = self.settings
         wants_groups = self.needs_groups or _is_due(iteration, settings.health_every_n_iterations)
         is_stale = self.raw is None or _is_due(iteration, settings.refresh_every_n_iterations)
@@ -74,9 +82,10 @@ class TargetGradientCache:
         if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
             chosen = target()
             if self.size is None:
-                self.size = PassSize(chosen.max_tokens, field="InfluenceFilter.target.max_tokens")
+                self.size = _size_for(chosen)
             num_groups = settings.health_groups if wants_groups else 1
             self.raw = take_gradients(pl_module, chosen, num_groups=num_groups, size=self.size)
+            self._batches = _digest_of(chosen)
         assert self.raw is not None, "taken just now"
         # scaled in each iteration, also if the gradient is kept: Adam's state changes with each step
         groups = [self._scaled(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
@@ -89,20 +98,44 @@ class TargetGradientCache:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the size of passes, and the gradient if later iterations will use it again."""
+        if self._loaded:
+            return dict(self._loaded)
         sizes = {} if self.size is None else {"size": self.size.state_dict()}
         if self.raw is None or self.settings.refresh_every_n_iterations == 1:
             return sizes
         mean, *groups = (
             {name: full_tensor(block) for name, block in entry.items()} for entry in [self.raw.mean, *self.raw.groups]
         )
-        return {"mean": mean, "groups": groups, **sizes}
+        return {"mean": mean, "groups": groups, "batches": self._batches, **sizes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        self.raw = TargetGradients(dict(state["mean"]), list(state["groups"])) if "mean" in state else None
+        self.raw, self.size, self._prepared = None, None, None
+        self._loaded = dict(state)
+
+    def _continue(self, pl_module: Any, target: TargetLoss) -> None:
+        """Take over what a checkpoint knows, unless the target has changed since."""
+        state, self._loaded = self._loaded, {}
+        self.size = _size_for(target)
         if "size" in state:
-            self.size = PassSize("auto", field="InfluenceFilter.target.max_tokens")
             self.size.load_state_dict(state["size"])
+        if "mean" not in state:
+            return
+        mine = _digest_of(target)
+        # a checkpoint of an earlier version does not tell
+        if state.get("batches", mine) != mine:
+            warnings.warn(
+                "InfluenceFilter: the demonstrations are not those of the checkpoint; their gradient is taken again",
+                stacklevel=6,
+            )
+            return
+        device = next(pl_module.parameters()).device
+        mean, *groups = (
+            # a checkpoint is read to the CPU
+            {name: block.to(device) for name, block in entry.items()}
+            for entry in [state["mean"], *state["groups"]]
+        )
+        self.raw, self._batches = TargetGradients(mean, groups), mine
 
     def _scaled(self, pl_module: Any, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
         chosen = dict(direction)
@@ -165,6 +198,14 @@ def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int, size:
         taken = _averaged(taken)
     mean = mean_direction(taken.directions, weights=taken.weights)
     return TargetGradients(mean, taken.directions if num_groups > 1 else [])
+
+
+def _size_for(target: TargetLoss) -> PassSize:
+    return PassSize(target.max_tokens, field="InfluenceFilter.target.max_tokens")
+
+
+def _digest_of(target: TargetLoss) -> int:
+    return 0 if target.is_of_rank else batch_digest(target.batches)
 
 
 def _least(count: int, *, like: Any) -> int:

@@ -1,11 +1,13 @@
-"""A folder that one process at a time writes into."""
+"""A folder that one run at a time writes into."""
 
 from __future__ import annotations
 
 import errno
+import gc
 import warnings
 from pathlib import Path
 from typing import IO
+from weakref import WeakValueDictionary
 
 try:
     import fcntl
@@ -13,37 +15,66 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_HELD: dict[Path, IO[str]] = {}
-"""Lock files that this process keeps open, by folder. The lock ends when its file is closed."""
 
 
-def hold(folder: Path) -> bool:
-    """Lock a folder against other processes, until this one releases it or ends; return whether that succeeded.
+class FolderLock:
+    """A lock on a folder; it ends with `release`, with this object, or with the process.
+
+    Args:
+        file: open and locked.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def release(self) -> None:
+        """Unlock the folder."""
+        self._file.close()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the lock has not been released."""
+        return not self._file.closed
+
+
+_HELD: WeakValueDictionary[Path, FolderLock] = WeakValueDictionary()
+"""Locks of this process: the system gives one process the same lock twice."""
+
+
+def hold(folder: Path) -> FolderLock | None:
+    """Lock a folder against other processes, and against another owner in this one; None if it is locked already.
 
     Args:
         folder: exists.
+
+    Raises:
+        OSError: the lock's file cannot be written.
     """
-    # This process may have locked the folder before; to close that file later would drop the lock of both.
-    release(folder)
-    if fcntl is None:
-        return True
-    held = (folder / LOCK).open("w")
-    try:
-        # Of POSIX, and not `flock`: the lock is this process's own. Workers that it forks do not keep it after its end,
-        # and the system drops it even after a kill; a file with a process id would stay.
-        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            held.close()
-            return False
-        # a file system without locks, as some networks have
-        warnings.warn(f"{folder} cannot be locked ({error.strerror}); begin no second run in it", stacklevel=3)
-    _HELD[folder.resolve()] = held
-    return True
+    place = folder.resolve()
+    if _is_held_here(place):
+        return None
+    file = (folder / LOCK).open("w")
+    if fcntl is not None:
+        try:
+            # Of POSIX, and not `flock`: the lock is this process's own. Workers that it forks do not keep it after its
+            # end, and the system drops it even after a kill; a file with a process id would stay.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                return None
+            # a file system without locks, as some networks have
+            warnings.warn(f"{folder} cannot be locked ({error.strerror}); begin no second run in it", stacklevel=3)
+    lock = _HELD[place] = FolderLock(file)
+    return lock
 
 
-def release(folder: Path) -> None:
-    """Unlock a folder; nothing happens if this process has not locked it."""
-    held = _HELD.pop(folder.resolve(), None)
-    if held is not None:
-        held.close()
+def _is_held_here(place: Path) -> bool:
+    held = _HELD.get(place)
+    if held is None or not held.is_held:
+        return False
+    # Its owner may be a loop that was set up and left without `fit`. A loop and its module know each other, so only the
+    # garbage collector sees that nobody has them any more.
+    del held
+    gc.collect()
+    return place in _HELD

@@ -13,7 +13,7 @@ from typing import Any
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.atomic import sync_folder, write_text_whole
 from ippo_lightning.storage.checksums import with_checksum
-from ippo_lightning.storage.locks import hold, release
+from ippo_lightning.storage.locks import FolderLock, hold
 from ippo_lightning.storage.run_logs import RunLogs
 
 # A run.
@@ -132,6 +132,9 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock: FolderLock | None = None
+        self._earlier_csv: dict[Path, tuple[int, int]] = {}
+        """Files of a CSV logger that `begin` found, with the identity of what they contained."""
         self.logs = RunLogs(self.path, APPENDED, copied=(HISTORY, EVALUATIONS), evaluations=EVALUATIONS)
 
     @property
@@ -153,8 +156,8 @@ class RunFolder:
 
         Raises:
             UserError: the folder contains a run and neither `resume` nor `overwrite` is true, or a run that has ended
-                and has no checkpoint to resume from; another process runs in it; it contains a comparison; or it
-                cannot be created.
+                and has no checkpoint to resume from; another run is under way in it; it contains a comparison; or it
+                cannot be created or written into.
         """
         if (self.path / COMPARISON).is_file():
             raise UserError(f"loop.run_dir: {self.path} contains a comparison; name another folder")
@@ -162,9 +165,16 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"loop.run_dir: {self.path} cannot be created ({error.strerror}); name a folder") from error
-        # First: another process may still write into the folder.
-        if not hold(self.path):
+        # First: another run may still write into the folder.
+        try:
+            self._lock = hold(self.path)
+        except OSError as error:
+            raise UserError(
+                f"loop.run_dir: {self.path} cannot be written into ({error.strerror}); name another folder"
+            ) from error
+        if self._lock is None:
             raise UserError(f"loop.run_dir: a run is under way in {self.path}; wait for it, or name another")
+        self._earlier_csv = {path: _stamp(path) for path in (self.path / CSV).rglob("*") if path.is_file()}
         if resume and self.has_checkpoint():
             return True
         if overwrite:
@@ -201,8 +211,9 @@ class RunFolder:
         return any((self.path / name).exists() for name in self.logs.names)
 
     def release(self) -> None:
-        """Unlock the folder."""
-        release(self.path)
+        """Unlock the folder, if `begin` locked it."""
+        if self._lock is not None:
+            self._lock.release()
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else: a user may keep own files in the folder."""
@@ -212,8 +223,12 @@ class RunFolder:
         # The end first and the lines last: what a kill leaves on the way is an older state of the run, or no run.
         for path in [self.path / RESULTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
             path.unlink(missing_ok=True)
-        for name in (MODEL, CHECKPOINTS, COMPLETIONS, CSV, NONFINITE):
+        for name in (MODEL, CHECKPOINTS, COMPLETIONS, NONFINITE):
             shutil.rmtree(self.path / name, ignore_errors=True)
+        # A callback of the new run may have logged already: its logger replaced the file, and writes into its folder.
+        for path, stamp in self._earlier_csv.items():
+            if path.exists() and _stamp(path) == stamp:
+                path.unlink()
         for name in self.logs.names:
             (self.path / name).unlink(missing_ok=True)
 
@@ -252,6 +267,10 @@ class RunFolder:
     def read_rows(self, name: str) -> list[JsonObject]:
         """Return the complete lines of file `name`; empty if there is no such file."""
         return self.logs.read_rows(name)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def refuse_run_folder(field: str, folder: Path) -> None:

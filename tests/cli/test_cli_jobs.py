@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from experiment_files import change, write
 from training_parts import tiny_loop, tiny_module
 
-from ippo_lightning.cli.jobs import Job, is_reusable
+from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.main import main
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import FINGERPRINT_VARIABLE
@@ -78,3 +79,16 @@ def test_a_comparison_that_is_refused_keeps_the_run_that_it_would_replace(
     assert "test split has 0 batches" in capsys.readouterr().err
     after = {name: content for name, content in files(run).items() if name not in ("log.txt", ".lock")}
     assert after == before
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always searches the working folder first")
+def test_a_run_takes_no_module_of_the_working_folder_for_an_installed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "lightning", "yaml", "rich"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'it_ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    version = Job(column="ppo", seed=1, folder=tmp_path / "run", arguments=("--version",), fingerprint="a")
+    with pytest.raises(UserError, match=r"ppo seed 1 failed: ippo"):  # it leaves no results
+        run_jobs([version], num_parallel=1, threads=1)
+    assert not (tmp_path / "it_ran").exists()

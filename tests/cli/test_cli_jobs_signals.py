@@ -33,9 +33,11 @@ PATIENCE = 120
 def locked_by_another_process(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     code = (
-        f"from pathlib import Path; from ippo_lightning.storage.locks import hold; print(hold(Path({str(folder)!r})))"
+        "from pathlib import Path; from ippo_lightning.storage.locks import hold\n"
+        f"lock = hold(Path({str(folder)!r})); print(lock is not None)\n"
+        "import sys; sys.stdout.flush(); sys.stdin.read()"
     )
-    words = [sys.executable, "-c", f"{code}; import sys; sys.stdout.flush(); sys.stdin.read()"]
+    words = [sys.executable, "-c", code]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "True\n"

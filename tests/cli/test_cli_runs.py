@@ -113,6 +113,17 @@ def test_an_exported_model_is_the_policy_and_has_what_a_server_needs(run: Path) 
     assert needed <= {path.name for path in folder.iterdir()}
 
 
+def test_an_export_needs_neither_the_data_nor_the_callbacks_of_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("the data were removed")
+
+    monkeypatch.setattr("ippo_lightning.data.TextDataModule.__init__", gone)
+    monkeypatch.setattr("ippo_lightning.callbacks.InfluenceFilter.__init__", gone)
+    assert main(["export", str(run)]) == 0
+
+
 def test_the_card_says_where_a_model_comes_from(run: Path, tiny_model: Path) -> None:
     assert main(["export", str(run), "--license", "apache-2.0"]) == 0
     card = (run / "export" / "README.md").read_text(encoding="utf-8")

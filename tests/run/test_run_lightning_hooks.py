@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, LambdaCallback, ModelCheckpoint
 from recording import LIGHTNINGS_HOOKS, OWN_HOOKS, SEED, StopAfter, recorder, under_fabric, under_trainer
 from training_parts import same, tiny_data, tiny_loop, tiny_module, trainable
 
@@ -158,8 +158,9 @@ def hook(self: Any, trainer: Any, pl_module: Any) -> None: ...
         (lambda: plain(state_dict=lambda self: {"a": 1}), r"Own has one of state_dict and load_state_dict"),
         (lambda: callback(state_dict=lambda self: {"a": Path("b")}), r"Own\.state_dict\(\) returned what a checkpoint"),
         (lambda: PlainHooks, r"PlainHooks is a class; expected an object"),
+        (BackboneFinetuning, r"BackboneFinetuning changes during the run which parameters train"),
     ],
-    ids=["predict", "removed", "misspelt", "own arguments", "arguments", "half a state", "state", "class"],
+    ids=["predict", "removed", "misspelt", "own arguments", "arguments", "half a state", "state", "class", "freezing"],
 )
 def test_a_callback_whose_hook_cannot_be_called_is_refused_by_name(made: Any, said: str) -> None:
     def check(callbacks: list[Any]) -> None:
@@ -187,6 +188,27 @@ def test_an_error_of_a_hook_is_one_line_that_names_it(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"callbacks: Divides\.on_train_batch_end raised ZeroDivisionError"):
         under_fabric(tmp_path, [Divides()])
+
+
+@pytest.mark.parametrize("name", ["on_rollout_start", "on_rollout_end", "on_update_end", "state_dict"])
+def test_an_error_of_a_hook_of_this_project_or_of_a_state_is_one_line_too(name: str, tmp_path: Path) -> None:
+    class Fails:
+        is_broken = False
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.is_broken = batch_idx == 1
+
+        def method(self, *_: Any) -> dict[str, Any]:
+            return {} if not self.is_broken else {}["lost"]
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    setattr(Fails, name, lambda self, *given: self.method(*given))
+    with pytest.raises(UserError, match=rf"callbacks: Fails\.{name} raised KeyError: 'lost'"):
+        under_fabric(tmp_path, [Fails()], checkpoint_every_n_iterations=1)
 
 
 def test_a_new_hook_of_lightning_that_the_loop_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning import Fabric
+from lightning.fabric.loggers import CSVLogger
 from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy
 
 from ippo_lightning.callbacks import EpisodeLog
@@ -19,7 +21,7 @@ from ippo_lightning.data import TextDataModule
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.report.runs import read_run, why_unfinished
-from ippo_lightning.storage.run_folder import RunFolder
+from ippo_lightning.storage.run_folder import FINGERPRINT_VARIABLE, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +206,55 @@ def test_a_worker_that_outlives_its_run_does_not_keep_the_lock(tmp_path: Path) -
         assert Path(f"/proc/{worker}").exists() or sys.platform != "linux"
         RunFolder(tmp_path).begin(resume=False, overwrite=False)
         RunFolder(tmp_path).release()
+
+
+def test_a_metric_that_a_callback_logs_at_the_start_stays_when_an_earlier_run_is_replaced(run: Path) -> None:
+    class Logs:
+        def on_fit_start(self, trainer: Any, module: Any) -> None:
+            trainer.fabric.log("begun", 1.0)
+
+    def replace_run() -> None:
+        logger = CSVLogger(root_dir=run, name="csv", version="", flush_logs_every_n_steps=1)
+        loop = tiny_loop(
+            run,
+            tiny_module(),
+            callbacks=[Logs()],
+            fabric=Fabric(accelerator="cpu", devices=1, loggers=logger),
+            overwrite=True,
+        )
+        loop.fit()
+
+    replace_run()
+    (run / "csv" / "old.csv").write_text("of the run before")
+    replace_run()
+    assert (run / "csv" / "metrics.csv").read_text(encoding="utf-8").count("begun") == 1
+    assert not (run / "csv" / "old.csv").exists()
+
+
+@pytest.mark.parametrize(("variable", "expected"), [(None, None), ("a", "a")], ids=["by hand", "by the comparison"])
+def test_a_run_of_a_comparison_that_goes_on_by_hand_is_no_longer_its_run(
+    variable: str | None, expected: str | None, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run / "fingerprint.txt"
+    path.write_text("a")
+    if variable is not None:
+        monkeypatch.setenv(FINGERPRINT_VARIABLE, variable)
+    tiny_loop(run, tiny_module(), max_iterations=3, resume=True).fit()
+    assert (path.read_text() if path.exists() else None) == expected
+
+
+def test_a_second_loop_in_the_same_process_is_refused_and_the_first_keeps_its_folder(tmp_path: Path) -> None:
+    class StartsAnother:
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            with pytest.raises(UserError, match="a run is under way"):
+                tiny_loop(tmp_path, tiny_module(), overwrite=True).fit()
+
+    loop = tiny_loop(tmp_path, tiny_module(), callbacks=[StartsAnother()])
+    loop.fit()
+    assert len(loop.folder.read_rows("history.jsonl")) == loop.module.iteration > 0
+
+
+def test_a_folder_that_cannot_be_written_into_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"loop.run_dir: .* cannot be written into \(Is a directory\)"):
+        tiny_loop(tmp_path, tiny_module()).fit()

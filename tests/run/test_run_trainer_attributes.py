@@ -52,6 +52,14 @@ def test_a_resumed_run_stops_where_the_unbroken_run_stops(tmp_path: Path) -> Non
     assert resumed.iteration == 6
 
 
+def test_a_run_that_was_stopped_early_and_is_resumed_stops_after_the_next_evaluation(tmp_path: Path) -> None:
+    def stopper() -> EarlyStopping:
+        return EarlyStopping("eval/exact_match", mode="max", patience=2)
+
+    assert under_fabric(tmp_path, [stopper()]).iteration == 6
+    assert under_fabric(tmp_path, [stopper()], resume=True).iteration == 8
+
+
 def test_a_metric_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"callbacks: EarlyStopping\.on_validation_end raised RuntimeError: .*`nothing`"

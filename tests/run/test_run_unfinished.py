@@ -128,3 +128,31 @@ def test_the_counts_of_callbacks_go_back_with_the_state(tmp_path: Path) -> None:
     state = torch.load(file, weights_only=True)
     assert state["progress"]["iteration"] == STEP
     assert [entry["state"]["iteration"] for entry in state["callbacks"]] == [STEP]
+
+
+def test_what_a_failed_iteration_left_in_a_callback_goes_again(tmp_path: Path) -> None:
+    class Collects(Ends):
+        """Begins with an empty state, and changes it in place."""
+
+        def __init__(self, iteration: int) -> None:
+            super().__init__(iteration)
+            self.seen: dict[str, Any] = {}
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.seen
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.seen = state
+
+        def on_rollout_start(self, trainer: Any, pl_module: Any, plan: Any) -> None:
+            self.seen.setdefault("iterations", []).append(pl_module.iteration)
+            super().on_rollout_start(trainer, pl_module, plan)
+
+    for iteration in (0, 2):
+        with pytest.raises(ConnectionError):
+            tiny_loop(
+                tmp_path / str(iteration), tiny_module(), data=tiny_data(), callbacks=[Collects(iteration)], **NUMBERS
+            ).fit()
+        (file,) = (tmp_path / str(iteration) / "checkpoints").glob("iteration_*")
+        (saved,) = torch.load(file, weights_only=True)["callbacks"]
+        assert saved["state"].get("iterations", []) == list(range(iteration))

@@ -1,9 +1,11 @@
-"""A folder is held by one process; a file system without locks is no reason to refuse a run."""
+"""A folder is held by one run; a file system without locks is no reason to refuse a run."""
 
 from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ def test_a_file_system_without_locks_is_a_warning(number: int, tmp_path: Path, m
 
     monkeypatch.setattr(locks.fcntl, "lockf", unable)
     with pytest.warns(UserWarning, match="cannot be locked .*; begin no second run in it"):
-        assert locks.hold(tmp_path)
-    locks.release(tmp_path)
+        lock = locks.hold(tmp_path)
+    assert lock is not None
+    assert lock.is_held
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
@@ -31,4 +34,31 @@ def test_a_folder_that_another_process_holds_is_not_held(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(locks.fcntl, "lockf", held)
-    assert not locks.hold(tmp_path)
+    assert locks.hold(tmp_path) is None
+
+
+def is_free_for_another_process(folder: Path) -> bool:
+    code = (
+        f"from pathlib import Path; from ippo_lightning.storage.locks import hold; print(hold(Path({str(folder)!r})))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout != "None\n"
+
+
+def test_a_second_owner_in_the_same_process_gets_no_lock_and_takes_none_away(tmp_path: Path) -> None:
+    lock = locks.hold(tmp_path)
+    assert lock is not None
+    assert locks.hold(tmp_path) is None
+    assert not is_free_for_another_process(tmp_path)
+    lock.release()
+    assert is_free_for_another_process(tmp_path)
+    assert locks.hold(tmp_path) is not None
+
+
+def test_a_lock_ends_with_its_owner_also_if_only_the_garbage_collector_sees_the_end(tmp_path: Path) -> None:
+    class Owner:
+        def __init__(self) -> None:
+            self.lock = locks.hold(tmp_path)
+            self.me = self
+
+    Owner()
+    assert locks.hold(tmp_path) is not None
