@@ -116,7 +116,7 @@ class FabricLoop(IterationLoop):
     def _fit(self) -> dict[str, float]:
         start = time.perf_counter()
         check_callbacks(self.callbacks)
-        self.set_up()
+        self._set_up()
         self._has_begun = True
         self.call_hook("on_fit_start")
         open_folder(self, self._resumed_from)
@@ -154,7 +154,11 @@ class FabricLoop(IterationLoop):
             warnings.warn(str(second), stacklevel=2)
 
     def set_up(self) -> None:
-        """Launch, build the optimizer, wrap the module, and load the checkpoint if a run is resumed."""
+        """Launch, build the optimizer, wrap the module, and load the checkpoint if a run is resumed; train nothing."""
+        self._set_up()
+        self.folder.release()
+
+    def _set_up(self) -> None:
         require_supported(self.fabric.strategy, self.module)
         self._launch()
         resumes = begin_folder(self)

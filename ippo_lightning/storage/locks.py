@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import warnings
 from pathlib import Path
 from typing import IO
@@ -51,7 +50,8 @@ def hold(folder: Path) -> FolderLock | None:
         OSError: the lock's file cannot be written.
     """
     place = folder.resolve()
-    if _is_held_here(place):
+    held = _HELD.get(place)
+    if held is not None and held.is_held:
         return None
     file = (folder / LOCK).open("w")
     if fcntl is not None:
@@ -67,14 +67,3 @@ def hold(folder: Path) -> FolderLock | None:
             warnings.warn(f"{folder} cannot be locked ({error.strerror}); begin no second run in it", stacklevel=3)
     lock = _HELD[place] = FolderLock(file)
     return lock
-
-
-def _is_held_here(place: Path) -> bool:
-    held = _HELD.get(place)
-    if held is None or not held.is_held:
-        return False
-    # Its owner may be a loop that was set up and left without `fit`. A loop and its module know each other, so only the
-    # garbage collector sees that nobody has them any more.
-    del held
-    gc.collect()
-    return place in _HELD

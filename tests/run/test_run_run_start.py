@@ -254,6 +254,12 @@ def test_a_second_loop_in_the_same_process_is_refused_and_the_first_keeps_its_fo
     assert len(loop.folder.read_rows("history.jsonl")) == loop.module.iteration > 0
 
 
+def test_loops_that_are_only_set_up_may_share_a_folder(tmp_path: Path) -> None:
+    loops = [tiny_loop(tmp_path, tiny_module()) for _ in range(2)]
+    for loop in loops:
+        loop.set_up()
+
+
 def test_a_folder_that_cannot_be_written_into_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(UserError, match=r"loop.run_dir: .* cannot be written into \(Is a directory\)"):
