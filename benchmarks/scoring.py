@@ -159,7 +159,7 @@ def measure(options: argparse.Namespace, *, adapter: bool, tokens: int, episodes
     found = {name: agreement(case, name, way) for name, way in ways.items()}
     seconds = [one_round(case, ways) for _ in range(options.rounds)]
     yardstick = statistics.median(row[YARDSTICK] for row in seconds)
-    every = math.ceil(2 * CHECKED / (CHECK_COST * episodes))
+    every = math.ceil(3 * CHECKED / (CHECK_COST * episodes))
     for row in seconds:
         for name in CHECKED_WAYS:
             if name in row:
