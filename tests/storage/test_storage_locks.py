@@ -54,6 +54,17 @@ def test_a_second_owner_in_the_same_process_gets_no_lock_and_takes_none_away(tmp
     assert locks.hold(tmp_path) is not None
 
 
+def test_a_lock_that_is_taken_early_goes_to_the_first_owner(tmp_path: Path) -> None:
+    assert locks.hold_early(tmp_path)
+    assert not is_free_for_another_process(tmp_path)
+    lock = locks.hold(tmp_path)
+    assert lock is not None
+    assert locks.hold(tmp_path) is None
+    assert not locks.hold_early(tmp_path)
+    lock.release()
+    assert is_free_for_another_process(tmp_path)
+
+
 def test_a_lock_ends_with_its_owner_also_if_only_the_garbage_collector_sees_the_end(tmp_path: Path) -> None:
     class Owner:
         def __init__(self) -> None:
