@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,15 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.run.signals import Interrupted, handled_by
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.locks import hold
-from ippo_lightning.storage.run_folder import FINGERPRINT, FINGERPRINT_VARIABLE, HISTORY, LOG, RESULTS, RunFolder
+from ippo_lightning.storage.run_folder import (
+    FINGERPRINT,
+    FINGERPRINT_VARIABLE,
+    FOLDER_VARIABLE,
+    HISTORY,
+    LOG,
+    RESULTS,
+    RunFolder,
+)
 from ippo_lightning.storage.untrusted_text import visible_text
 
 _POLL_SECONDS = 0.2
@@ -130,10 +137,10 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
     columns = (name, BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), numbers)
     progress = Progress(*columns, console=Console(stderr=True))
     say = partial(progress.console.print, markup=False, highlight=False)
-    with progress, raised_signals() as signals:
+    with progress, collected_signals() as arrived:
         try:
-            while running or (queue and not failed):
-                while queue and not failed and len(running) < num_parallel:
+            while (running or (queue and not failed)) and not arrived:
+                while queue and not failed and not arrived and len(running) < num_parallel:
                     job = queue.pop(0)
                     say(f"{job.name}: {'resumed' if (job.folder / HISTORY).exists() else 'started'}")
                     task = progress.add_task(visible_text(job.name[:24]), total=None, numbers="")
@@ -144,20 +151,17 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
                     _show(progress, task, job)
                     if process.poll() is not None:
                         del running[process]
-                        # code 0 is not enough: a run without a final test leaves no results for the table
-                        has_failed = bool(process.returncode) or not job.is_finished()
-                        if not has_failed:  # for an evaluation, which replaces its numbers only now
-                            write_text_whole(job.folder / FINGERPRINT, job.fingerprint)
+                        has_failed = not _is_done(job, code=process.returncode)
                         failed += [job] if has_failed else []
                         _finish(progress, task, has_failed=has_failed)
                         say(f"{job.name}: {'failed' if has_failed else 'done'} after {time.monotonic() - begun:.0f} s")
-        except KeyboardInterrupt:
-            say(f"stopping {len(running)} of {len(waiting)} runs, each after its iteration; again to stop at once")
-            _stop(running)
-            # A second Ctrl-C while they stop ends here, too.
-            number = signals[0] if signals else signal.SIGINT
-            message = "runs under way wrote a checkpoint; the same command resumes them"
-            raise Interrupted(message, number=number) from None
+            if arrived:
+                say(f"stopping {len(running)} of {len(waiting)} runs, each after its iteration; again to stop at once")
+        finally:
+            # also after an error of this process, such as a full disk: no run goes on alone
+            _stop(running, arrived)
+    if arrived:
+        raise Interrupted("runs under way wrote a checkpoint; the same command resumes them", number=arrived[0])
     if failed:
         raise UserError(
             f"compare: {failed[0].name} failed: {_last_line(failed[0])}; full log in {failed[0].folder / LOG}"
@@ -165,15 +169,12 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
 
 
 @contextmanager
-def raised_signals() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt for each of Ctrl-C, SIGTERM and SIGHUP; collect the numbers of those that arrive."""
+def collected_signals() -> Iterator[list[int]]:
+    """Collect the numbers of Ctrl-C, SIGTERM and SIGHUP that arrive."""
     arrived: list[int] = []
-
-    def on_signal(number: int, _: object) -> None:
-        arrived.append(number)
-        raise KeyboardInterrupt
-
-    with handled_by(on_signal, _STOPPING):
+    # Nothing is raised: between the start of a run and the line that notes its process, an exception would lose it, and
+    # the run would go on after the comparison's end.
+    with handled_by(lambda number, _: arrived.append(number), _STOPPING):
         yield arrived
 
 
@@ -193,31 +194,36 @@ def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**environment, FINGERPRINT_VARIABLE: job.fingerprint},
+            env={**environment, FINGERPRINT_VARIABLE: job.fingerprint, FOLDER_VARIABLE: str(job.folder)},
             start_new_session=True,  # Ctrl-C reaches the runs through this process, once
         )
 
 
-def _stop(running: Collection[subprocess.Popen[bytes]]) -> None:
-    """Let runs write a checkpoint and end; a further signal to this process stops them at once."""
-    # all signals before the first wait: the runs finish their iterations side by side
-    for process in running:
-        _interrupt(process)
+def _stop(running: Collection[subprocess.Popen[bytes]], arrived: Sequence[int]) -> None:
+    """Let runs write a checkpoint and end; they get one signal, and one more for each further one that arrives.
+
+    Args:
+        running: their processes.
+        arrived: signals to this process, which may become more.
+    """
+    num_sent = 0
     while any(process.poll() is None for process in running):
-        _wait_a_little(running)
-
-
-def _wait_a_little(running: Collection[subprocess.Popen[bytes]]) -> None:
-    try:
+        if num_sent < max(len(arrived), 1):
+            num_sent += 1
+            for process in running:
+                process.terminate()  # not SIGINT, which the runs of a comparison in the background of a script ignore
         time.sleep(_POLL_SECONDS)
-    except KeyboardInterrupt:
-        for process in running:
-            _interrupt(process)
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    # not SIGINT, which the runs of a comparison in the background of a script ignore
-    process.terminate()
+def _is_done(job: Job, *, code: int) -> bool:
+    """Return whether a run that has ended is finished; its folder is then known by its settings."""
+    # code 0 is not enough: a run without a final test leaves no results for the table
+    if code or not job.is_finished():
+        return False
+    # an evaluation that replaced other numbers gets its fingerprint only here; all others have it
+    if not _is_same(job):
+        write_text_whole(job.folder / FINGERPRINT, job.fingerprint)
+    return True
 
 
 def _show(progress: Progress, task: TaskID, job: Job) -> None:

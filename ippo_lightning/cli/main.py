@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ippo_lightning.cli.command_line import CommandLine, read_command_line
@@ -22,6 +23,8 @@ from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.trust import check_trust, outside_names, search_working_folder
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.signals import Interrupted
+from ippo_lightning.storage.locks import hold_early
+from ippo_lightning.storage.run_folder import FOLDER_VARIABLE
 from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:
@@ -110,6 +113,7 @@ def run(words: Sequence[str]) -> int:
     if answer is not None:
         print(answer)
         return 0
+    _hold_folder()
     try:
         line = read_command_line(words)
         is_trusted = check_trust(line.run_configs, trust=line.trust, own_layers=line.own_layers, given=words)
@@ -123,6 +127,19 @@ def run(words: Sequence[str]) -> int:
         if isinstance(error, SystemExit) and (error.code or _raised_in(error)[0] in _PARSERS):
             raise
         raise UserError(_left(error)) from error
+
+
+def _hold_folder() -> None:
+    """Lock the folder of a run of a comparison, if this process is one.
+
+    Raises:
+        UserError: another run is under way in the folder.
+    """
+    # Before all that takes long: a run whose comparison was killed may be loading its model, and a second one of the
+    # same folder would load it, too. Removed, because the run's own processes inherit the variables.
+    folder = os.environ.pop(FOLDER_VARIABLE, None)
+    if folder is not None and not hold_early(Path(folder)):
+        raise UserError(f"run_dir: a run is under way in {folder}; wait for it, stop it, or name another folder")
 
 
 _OF_OWN_YAML = ("fit", "evaluate", "compare")

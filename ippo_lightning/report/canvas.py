@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.summary import bootstrap_bounds
+from ippo_lightning.storage.atomic import write_whole
 
 INK = "#1f2429"
 MUTED = "#5c6670"
@@ -92,9 +93,8 @@ def canvas(path: Path, *, height: float = 3.7, rows: int = 1, columns: int = 1) 
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.09, wspace=0.04, hspace=0.06)
         FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False).tolist()
-        path.parent.mkdir(parents=True, exist_ok=True)
         # The version of matplotlib would change the file without a change of the picture.
-        figure.savefig(path, format="png", metadata={"Software": None})
+        write_whole(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
 
 
 def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str) -> tuple[float, float] | None:

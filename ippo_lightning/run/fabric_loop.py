@@ -319,6 +319,8 @@ class FabricLoop(IterationLoop):
             self.call_hook("on_test_end")
         self.state.fn = TrainerFn.FITTING
         if self.is_global_zero:
+            # The results end the run: after a power failure, no checkpoint gives lost lines back.
+            self.folder.sync()
             self.folder.write(RESULTS, {**self.describe_evaluation(metrics), "seconds": seconds})
         return metrics
 

@@ -40,6 +40,25 @@ _HELD: WeakValueDictionary[Path, FolderLock] = WeakValueDictionary()
 """Locks of this process: the system gives one process the same lock twice."""
 
 
+_HELD_EARLY: dict[Path, FolderLock] = {}
+"""Locks that wait for their owner, or for the end of the process."""
+
+
+def hold_early(folder: Path) -> bool:
+    """Lock a folder before its owner exists: the first `hold` of this process gets the lock. False if it is locked.
+
+    Args:
+        folder: exists.
+
+    Raises:
+        OSError: the lock's file cannot be written.
+    """
+    lock = hold(folder)
+    if lock is not None:
+        _HELD_EARLY[folder.resolve()] = lock
+    return lock is not None
+
+
 def hold(folder: Path) -> FolderLock | None:
     """Lock a folder against other processes, and against another owner in this one; None if it is locked already.
 
@@ -50,6 +69,8 @@ def hold(folder: Path) -> FolderLock | None:
         OSError: the lock's file cannot be written.
     """
     place = folder.resolve()
+    if place in _HELD_EARLY:
+        return _HELD_EARLY.pop(place)
     held = _HELD.get(place)
     if held is not None and held.is_held:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.atomic import sync_folder, write_text_whole
+from ippo_lightning.storage.atomic import sync_file, sync_folder, write_text_whole
 from ippo_lightning.storage.checksums import with_checksum
 from ippo_lightning.storage.locks import FolderLock, hold
 from ippo_lightning.storage.run_logs import RunLogs
@@ -46,6 +47,8 @@ LOG = "log.txt"
 FINGERPRINT = "fingerprint.txt"
 FINGERPRINT_VARIABLE = "IPPO_COMPARE_FINGERPRINT"
 """Environment variable by which a comparison tells a run its fingerprint."""
+FOLDER_VARIABLE = "IPPO_COMPARE_FOLDER"
+"""Environment variable by which a comparison tells a run its folder, which the run locks before all else."""
 
 # A report.
 REPORT = "report.html"
@@ -253,6 +256,18 @@ class RunFolder:
         if path.exists():
             path.replace(self.path / _EARLIER_RESULTS_PATTERN.replace("*", f"{iteration:07d}"))
             sync_folder(self.path)
+
+    def sync(self) -> None:
+        """Force all files of the run to disk, also those of loggers and callbacks.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        for path in self.path.rglob("*"):
+            # A user may keep files here that nobody may write to.
+            if path.is_file() and os.access(path, os.W_OK):
+                sync_file(path)
+        sync_folder(self.path)
 
     def append(self, name: str, row: JsonObject) -> None:
         """Append one JSON line to file `name`; NaN and infinity become null."""

@@ -20,10 +20,10 @@ import torch
 import yaml
 from experiment_files import change, write
 
-from ippo_lightning.cli.jobs import Job, _stop, is_reusable, raised_signals
+from ippo_lightning.cli.jobs import Job, _stop, collected_signals, is_reusable
 from ippo_lightning.cli.main import main
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import COMPARISON, FINGERPRINT
+from ippo_lightning.storage.run_folder import COMPARISON, FINGERPRINT, FOLDER_VARIABLE
 
 PATIENCE = 120
 """Seconds until a process has imported everything, on a busy machine."""
@@ -62,6 +62,19 @@ def test_a_run_under_way_is_not_removed(overwrite: bool, tmp_path: Path) -> None
     assert (tmp_path / "run" / "history.jsonl").exists()
     if overwrite:
         assert not is_reusable(job_in(tmp_path / "run"), overwrite=True)
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_a_run_of_a_comparison_ends_at_once_where_another_one_is_under_way(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that is being read, imported or loaded: its comparison may have been killed meanwhile."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "run"))
+    with locked_by_another_process(tmp_path / "run"):
+        assert main([command, "--config", str(tmp_path / "not_read.yaml")]) == 2
+    under_way = f"ippo: error: run_dir: a run is under way in {tmp_path / 'run'}; wait for it, stop it, or name another"
+    assert capsys.readouterr().err == f"{under_way} folder\n"
+    assert FOLDER_VARIABLE not in os.environ  # the processes that a run starts are no runs
 
 
 def comparison(experiment: dict[str, Any], tmp_path: Path, **changes: Any) -> list[str]:
@@ -157,9 +170,10 @@ time.sleep(60)
         assert run.stdout.readline() == "ready\n"
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     start = time.monotonic()
-    with raised_signals() as arrived:
-        _stop(runs)
-    assert arrived == [signal.SIGTERM]
+    with collected_signals() as arrived:
+        os.kill(os.getpid(), signal.SIGTERM)
+        _stop(runs, arrived)
+    assert arrived == [signal.SIGTERM, signal.SIGTERM]
     assert [run.returncode for run in runs] == [7, 7]
     assert time.monotonic() - start < 30
     for run in runs:

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from experiment_files import TINY
+from file_faults import lose_power, operations_of
 from run_folders import assert_same_runs
 
 from ippo_lightning.data import arithmetic_tokenizer
@@ -130,25 +131,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     started.whole.mkdir()
     for job in ("fit", "export"):
         assert started.do(started.whole, job) == 0, started.tail()
-        lines = started.journal.read_text(encoding="utf-8").splitlines()
-        started.operations[job] = sum(line.startswith("operation ") for line in lines)
+        started.operations[job] = len(operations_of(started.journal))
     yield started
     server.kill()
     server.wait()
-
-
-def lose_power(run: Path, journal: Path, *, half: bool) -> None:
-    """Cut each file to what was forced to disk, or to half of what was not."""
-    synced: dict[int, int] = {}
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        words = line.split()
-        if words[0] == "synced":
-            synced[int(words[1])] = int(words[2])
-    for path in run.rglob("*"):
-        if path.is_file():
-            status = path.stat()
-            certain = min(synced.get(status.st_ino, 0), status.st_size)
-            os.truncate(path, certain + (status.st_size - certain) // 2 if half else certain)
 
 
 def assert_names_are_right(run: Path) -> None:

@@ -59,3 +59,14 @@ def test_a_lock_ends_with_its_owner(tmp_path: Path) -> None:
     assert lock is not None
     del lock
     assert is_free_for_another_process(tmp_path)
+
+
+def test_a_lock_that_is_taken_early_goes_to_the_first_owner(tmp_path: Path) -> None:
+    assert locks.hold_early(tmp_path)
+    assert not is_free_for_another_process(tmp_path)
+    lock = locks.hold(tmp_path)
+    assert lock is not None
+    assert locks.hold(tmp_path) is None
+    assert not locks.hold_early(tmp_path)
+    lock.release()
+    assert is_free_for_another_process(tmp_path)

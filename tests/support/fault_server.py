@@ -5,66 +5,18 @@ a relative `loop.run_dir`. Reads one JSON object a line: `{"folder": where the p
 "fault": "none", "kill" or "terminate", "at": number of the operation, "journal": path, "log": path, "number": of the
 order}`. Answers with the number and the exit status, which is negative for a signal.
 
-An operation is what Python's audit events show of files below the folder, and each fsync. The journal has a line for
-each, and one for each file that is forced to disk, with its size then.
+What an operation is, and what the journal has of it: see `file_faults`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-CHANGING = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink")
-SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
-
-
-class Faults:
-    """Counts the file operations of this process and sends it a signal just before one of them."""
-
-    def __init__(self, order: dict[str, Any]) -> None:
-        self.folder = os.path.realpath(order["folder"]) + os.sep
-        self.number = SIGNALS.get(order["fault"])
-        self.at = order["at"]
-        self.count = 0
-        self.journal = os.open(order["journal"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        self.fsync = os.fsync
-        os.fsync = self.on_fsync  # type: ignore[assignment]
-        sys.addaudithook(self.on_event)
-
-    def on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open":
-            path, _, flags = arguments
-            if isinstance(path, (str, bytes)) and flags & WRITING and self.is_inside(path):
-                self.operation(f"open {os.fsdecode(path)}")
-        elif event in CHANGING:
-            path = arguments[0]
-            # `shutil.rmtree` gives names relative to an open folder.
-            if isinstance(path, int) or not self.is_inside(path):
-                return
-            self.operation(f"{event} {os.fsdecode(path)}")
-
-    def is_inside(self, path: str | bytes) -> bool:
-        return os.path.abspath(os.fsdecode(path)).startswith(self.folder)
-
-    def on_fsync(self, descriptor: int) -> None:
-        self.operation("fsync")
-        self.fsync(descriptor)
-        status = os.fstat(descriptor)
-        self.write(f"synced {status.st_ino} {status.st_size}")
-
-    def operation(self, words: str) -> None:
-        self.write(f"operation {self.count} {words}")
-        self.count += 1
-        if self.count - 1 == self.at and self.number is not None:
-            os.kill(os.getpid(), self.number)
-
-    def write(self, line: str) -> None:
-        os.write(self.journal, line.encode() + b"\n")
+from file_faults import Faults
 
 
 def main() -> None:
