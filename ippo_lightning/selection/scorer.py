@@ -124,8 +124,8 @@ class Scorer:
         return Scored(scores[0], groups, {name: part[0] for name, part in parts.items()}, broken.to(scores.device))
 
     def _check_is_due(self, size: int, iteration: int) -> bool:
-        # A check costs a forward and two backwards instead of one, in a pass too small to be fast: measured, three times
-        # what its rows cost in a large pass.
+        # A check costs a forward and two backwards instead of one, in a pass too small to be fast: as measured, three
+        # times what its rows cost in a large pass.
         every = math.ceil(3 * _CHECKED / (_CHECK_COST * max(size, 1)))
         return not self._has_checked or iteration % every == 0
 
