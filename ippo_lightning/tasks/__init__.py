@@ -11,6 +11,8 @@ from ippo_lightning.tasks.gsm8k.task import GSM8KTask
 from ippo_lightning.tasks.named import TASKS, named_task
 from ippo_lightning.tasks.names import callable_name
 from ippo_lightning.tasks.protocol import Grader, NeedsPreparation, Row, Split, Task, TaskLike
+from ippo_lightning.tasks.questions.sources import Columns, Source
+from ippo_lightning.tasks.questions.task import QuestionTask
 from ippo_lightning.tasks.word_problems.grading import grade_word_problem
 from ippo_lightning.tasks.word_problems.task import WordProblemsTask
 
@@ -22,6 +24,7 @@ __all__ = [
     "WRONG_LABELS",
     "ArithmeticProblem",
     "ArithmeticTask",
+    "Columns",
     "Conversation",
     "GSM8KTask",
     "Grade",
@@ -29,7 +32,9 @@ __all__ = [
     "Label",
     "Message",
     "NeedsPreparation",
+    "QuestionTask",
     "Row",
+    "Source",
     "Split",
     "Step",
     "Task",
