@@ -46,14 +46,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def experiment(task: dict[str, Any], run: str, **policy: Any) -> str:
     content = {
-        "loop": {"run_dir": f"runs/{run}", "max_iterations": 2, "evaluate_every_n_iterations": 1, "progress_bar": False},
+        "loop": {
+            "run_dir": f"runs/{run}",
+            "max_iterations": 2,
+            "evaluate_every_n_iterations": 1,
+            "progress_bar": False,
+        },
         "model": {
             "init_args": {
                 "policy": {"init_args": {"pretrained": "runs/sft/model", **policy}},
                 "evaluation": {"max_new_tokens": 6, "num_responses": 2},
             }
         },
-        "data": {"init_args": {"batch_size": 4, "task": {"class_path": "QuestionTask", "init_args": {**SPLITS, **task}}}},
+        "data": {
+            "init_args": {"batch_size": 4, "task": {"class_path": "QuestionTask", "init_args": {**SPLITS, **task}}}
+        },
     }
     Path(f"{run}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return f"{run}.yaml"

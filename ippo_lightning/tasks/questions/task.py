@@ -31,7 +31,7 @@ class QuestionTask:
     and what is held out is not trained on.
 
     Args:
-        train: questions to train on, one source or several.
+        train: questions to train on, one source or several; never null.
         test: test questions; null to hold out `num_test` of `train`.
         validation: validation questions; null to hold out `num_validation` of `train`.
         demonstrations: demonstrations for SFT and for the filter; null for the rows of `train` with a response.
@@ -53,7 +53,7 @@ class QuestionTask:
     def __init__(
         self,
         *,
-        train: Source | list[Source],
+        train: Source | list[Source] | None = None,
         test: Source | list[Source] | None = None,
         validation: Source | list[Source] | None = None,
         demonstrations: Source | list[Source] | None = None,
@@ -66,6 +66,8 @@ class QuestionTask:
         max_characters: int | None = None,
         prompt_template: str = "{question}\n",
     ) -> None:
+        if not train:
+            raise UserError("task.train: null; expected a source: path and columns, or path and layout")
         for name, count in (
             ("num_train", num_train),
             ("num_validation", num_validation),
