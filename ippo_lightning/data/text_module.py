@@ -218,7 +218,7 @@ def _log_leaks(rows: Mapping[str, Sequence[Row]]) -> None:
         for leak in find_leaks(rows):
             _LOG.warning(
                 "data.task: %d prompts are in %s and in %s, such as %r",
-                leak.count,
+                leak.num_prompts,
                 leak.one,
                 leak.other,
                 leak.example[:60],

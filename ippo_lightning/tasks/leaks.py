@@ -16,7 +16,7 @@ class Leak(NamedTuple):
 
     one: str
     other: str
-    count: int
+    num_prompts: int
     example: str
     """A prompt that is in both."""
 

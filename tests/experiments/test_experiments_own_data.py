@@ -85,6 +85,9 @@ def test_supervised_training_on_a_csv_and_ppo_on_the_prompts_of_a_jsonl() -> Non
     assert main(["fit", "--base", "ppo", "--method", "ippo", "--config", experiment(mixed, "ppo"), *PPO]) == 0
     for run in ("sft", "ppo"):
         assert "exact_match" in json.dumps(results(run))
+    # the rows are the same ones, so the run goes on in the middle of them
+    assert main(["fit", "--resume", "runs/ppo", "--loop.max_iterations=3"]) == 0
+    assert len(Path("runs/ppo/history.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
 @pytest.mark.usefixtures("folder")
