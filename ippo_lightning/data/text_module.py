@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, cast
@@ -13,8 +14,11 @@ from ippo_lightning.data.loaders import collate_rows, evaluation_loader, trainin
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import Batch
 from ippo_lightning.tasks import NeedsPreparation, Row, Split, Task, TaskLike, callable_name, messages_fault, named_task
+from ippo_lightning.tasks.first_rank import is_first_rank
+from ippo_lightning.tasks.leaks import find_leaks
 
 Stage = Literal["sft", "rl"]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +122,9 @@ class TextDataModule(LightningDataModule):
         """
         if self._splits is None:
             # all splits at once, so that a mistake in one shows before training and not at its first evaluation
-            self._splits = Splits(
-                **{split.name: self._checked_rows(cast(Split, split.name)) for split in fields(Splits)}
-            )
+            rows = {split.name: self._checked_rows(cast(Split, split.name)) for split in fields(Splits)}
+            self._splits = Splits(**rows)
+            _log_leaks(rows)
 
     def train_dataloader(self) -> DataLoader[Row]:
         """Return demonstrations for SFT, prompts for PPO, in another order each epoch."""
@@ -206,6 +210,19 @@ def check_rows(rows: Sequence[Row], *, split: Split, source: str) -> None:
     fault = messages_fault(row["messages"]) if has_messages else None
     if fault is not None:
         raise UserError(f"{place}: messages of row 0 {fault}")
+
+
+def _log_leaks(rows: Mapping[str, Sequence[Row]]) -> None:
+    """Log prompts that are in two splits; no error, because a small test of one's own may do so on purpose."""
+    if is_first_rank():
+        for leak in find_leaks(rows):
+            _LOG.warning(
+                "data.task: %d prompts are in %s and in %s, such as %r",
+                leak.num_prompts,
+                leak.one,
+                leak.other,
+                leak.example[:60],
+            )
 
 
 def _parts(length: int, size: int) -> list[range]:

@@ -5,13 +5,16 @@ from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.functional import majority_vote, pass_at_k
 from ippo_lightning.metrics.labels import LabelFractions
 from ippo_lightning.metrics.reasoning import ReasoningMetrics, reference_answers
+from ippo_lightning.metrics.rewards import MeanReward, RewardMetrics
 
 __all__ = [
     "ExactMatch",
     "LabelFractions",
     "MajorityVote",
+    "MeanReward",
     "PassAtK",
     "ReasoningMetrics",
+    "RewardMetrics",
     "UnfaithfulFraction",
     "majority_vote",
     "pass_at_k",

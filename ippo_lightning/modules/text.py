@@ -13,14 +13,14 @@ from ippo_lightning.data import Splits
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
-from ippo_lightning.metrics import ReasoningMetrics, reference_answers
+from ippo_lightning.metrics import ReasoningMetrics, RewardMetrics, reference_answers
 from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.row_checks import ResponseRoom, check_rows_fit
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
 from ippo_lightning.policies.sharding import shard_policy
-from ippo_lightning.records import Batch
-from ippo_lightning.rewards import HeldGrader
+from ippo_lightning.records import Batch, Example
+from ippo_lightning.rewards import HeldGrader, HeldReward
 from ippo_lightning.rollouts import sample_responses
 from ippo_lightning.tasks import Grader, Row
 
@@ -39,6 +39,7 @@ class TextModule(BaseModule):
 
     sampling: SamplingSettings | None = None
     """How episodes are sampled for training; None if a module trains on demonstrations."""
+    _reward: HeldReward | None = None
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class TextModule(BaseModule):
         self.grader = grader
         self.evaluation = evaluation or SamplingSettings()
         self.evaluation_seed = evaluation_seed
-        self.evaluation_metrics = ReasoningMetrics(k=self.evaluation.num_responses)
+        self.evaluation_metrics: ReasoningMetrics | RewardMetrics = ReasoningMetrics(k=self.evaluation.num_responses)
 
     @property
     def grader(self) -> HeldGrader | None:
@@ -90,12 +91,15 @@ class TextModule(BaseModule):
         Raises:
             UserError: the grader raised, or returned something that is no grade; or a row does not fit the model.
         """
-        grade = getattr(getattr(datamodule, "task", None), "grade", None)
-        if self._grader is None and callable(grade):
+        task = getattr(datamodule, "task", None)
+        grade = getattr(task, "grade", None)
+        if self._grader is None and callable(grade) and getattr(task, "can_grade", True):
             self._grader = HeldGrader(grade)
         # Tried at once: a grader that raises would otherwise end the run at its first evaluation.
         if self._grader is not None:
             self._grader.check(_sample_rows(datamodule))
+        elif self.evaluation_reward is not None:
+            self.evaluation_metrics = RewardMetrics()
         # All rows, so that one that is too long does not end the run at the iteration that meets it.
         check_rows_fit(self.policy, datamodule, self.row_uses())
 
@@ -168,34 +172,50 @@ class TextModule(BaseModule):
         return sample_responses(self.policy, prompts=batch["prompts"], sampling=self.evaluation)
 
     def evaluate_batch(self, batch: Batch, batch_index: int) -> None:
-        """Sample, grade, and add the grades to `evaluation_metrics`.
+        """Sample, grade, and add the grades to `evaluation_metrics`; without a grader, add the rewards.
 
         Args:
             batch: `prompts` and `examples`.
             batch_index: of the batch in its split; it chooses the random stream, so that an evaluation can be repeated.
 
         Raises:
-            UserError: there is no grader.
+            UserError: there is neither a grader nor a reward.
         """
-        if self.grader is None:
+        if self.grader is None and self.evaluation_reward is None:
             raise UserError(_NO_GRADER)
         with self._evaluation_stream(batch_index):
             responses = self.sample(batch)
-        grades = [
-            [self.grader(prompt, response, example) for response in group]
-            for prompt, group, example in zip(batch["prompts"], responses, batch["examples"], strict=True)
-        ]
+        triples = list(zip(batch["prompts"], responses, batch["examples"], strict=True))
+        if self.grader is None:
+            self._add_rewards([(prompt, text, example) for prompt, group, example in triples for text in group])
+            return
+        grades = [[self.grader(prompt, text, example) for text in group] for prompt, group, example in triples]
+        assert isinstance(self.evaluation_metrics, ReasoningMetrics), "use_data chooses the metrics by the grader"
         self.evaluation_metrics.update(grades, references=reference_answers(batch["examples"]))
 
+    @property
+    def evaluation_reward(self) -> HeldReward | None:
+        """The reward whose mean an evaluation gives if there is no grader; None if none was given."""
+        return self._reward
+
+    def _add_rewards(self, responses: Sequence[tuple[str, str, Example]]) -> None:
+        """Add the rewards of prompts, responses and examples to the metrics."""
+        reward = self.evaluation_reward
+        assert reward is not None, "checked by the caller"
+        if not isinstance(self.evaluation_metrics, RewardMetrics):  # a module without `use_data`
+            self.evaluation_metrics = RewardMetrics()
+        columns = [list(column) for column in zip(*responses, strict=True)]
+        self.evaluation_metrics.update(reward(*columns, allow_nonfinite=True))
+
     def check_evaluation(self) -> None:
-        """Refuse an evaluation without a grader, which would otherwise end a run after its last iteration.
+        """Refuse an evaluation without grader and reward, which would otherwise end a run after its last iteration.
 
         Raises:
-            UserError: there is no grader. A subclass that evaluates in its own way may need none.
+            UserError: there is neither. A subclass that evaluates in its own way may need none.
         """
         names = ("evaluate_batch", "validation_step", "test_step")
         is_own_way = any(getattr(type(self), name) is not getattr(TextModule, name) for name in names)
-        if self.grader is None and not is_own_way:
+        if self.grader is None and self.evaluation_reward is None and not is_own_way:
             raise UserError(
                 f"{_NO_GRADER}; give one, or set loop.evaluate_first and loop.test_at_end to false and "
                 "loop.evaluate_every_n_iterations to 0"
@@ -232,7 +252,7 @@ class TextModule(BaseModule):
             yield
 
 
-_NO_GRADER = "model.grader: null, and the data has no task with a grade; evaluation needs a grader"
+_NO_GRADER = "model.grader: null, and the data has no task with a grade; evaluation needs a grader or a reward"
 _SPLITS = {"validation": "eval", "test": "test"}
 
 

@@ -1,5 +1,15 @@
 """Tasks: rows of prompts and demonstrations, and a grade for each response. Text is parsed, never evaluated."""
 
+from ippo_lightning.tasks.answers import (
+    AnswerGrader,
+    extract_answer,
+    grade_boxed,
+    grade_hash,
+    grade_number,
+    grade_option,
+    named_grader,
+    same_answer,
+)
 from ippo_lightning.tasks.arithmetic.grading import MAX_DIGITS, ArithmeticProblem, Step, grade_arithmetic
 from ippo_lightning.tasks.arithmetic.task import ArithmeticTask
 from ippo_lightning.tasks.arithmetic.unfaithful import UNFAITHFUL_KINDS, unfaithful_response
@@ -11,6 +21,9 @@ from ippo_lightning.tasks.gsm8k.task import GSM8KTask
 from ippo_lightning.tasks.named import TASKS, named_task
 from ippo_lightning.tasks.names import callable_name
 from ippo_lightning.tasks.protocol import Grader, NeedsPreparation, Row, Split, Task, TaskLike
+from ippo_lightning.tasks.questions.sources import Columns, Source
+from ippo_lightning.tasks.questions.task import QuestionTask
+from ippo_lightning.tasks.steps import label_steps
 from ippo_lightning.tasks.word_problems.grading import grade_word_problem
 from ippo_lightning.tasks.word_problems.task import WordProblemsTask
 
@@ -20,8 +33,10 @@ __all__ = [
     "TASKS",
     "UNFAITHFUL_KINDS",
     "WRONG_LABELS",
+    "AnswerGrader",
     "ArithmeticProblem",
     "ArithmeticTask",
+    "Columns",
     "Conversation",
     "GSM8KTask",
     "Grade",
@@ -29,7 +44,9 @@ __all__ = [
     "Label",
     "Message",
     "NeedsPreparation",
+    "QuestionTask",
     "Row",
+    "Source",
     "Split",
     "Step",
     "Task",
@@ -39,13 +56,21 @@ __all__ = [
     "call_grader",
     "callable_name",
     "check_grader",
+    "extract_answer",
     "grade_arithmetic",
+    "grade_boxed",
     "grade_gsm8k",
+    "grade_hash",
+    "grade_number",
+    "grade_option",
     "grade_word_problem",
     "gsm8k_answer",
+    "label_steps",
     "label_text",
     "messages_fault",
+    "named_grader",
     "named_task",
     "row_prompt",
+    "same_answer",
     "unfaithful_response",
 ]

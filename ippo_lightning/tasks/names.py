@@ -40,3 +40,19 @@ def takes(function: Callable[..., Any], count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def takes_keyword(function: Callable[..., Any], name: str) -> bool:
+    """Return whether a function has a parameter of this name that a caller may give by keyword; False if unknown.
+
+    Args:
+        function: anything that can be called. What a `functools.partial` already gives is not the caller's to give.
+        name: of the parameter.
+    """
+    if isinstance(function, functools.partial) and name in function.keywords:
+        return False
+    try:
+        parameter = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)

@@ -24,8 +24,9 @@ Grader = Callable[[str, str, Mapping[str, Any]], Grade | bool | float | str]
 class Task(Protocol):
     """A data set and the grading of its responses. A class needs no base to be one.
 
-    More methods are optional: `prepare() -> None` downloads what the task needs and is called by one process per
-    machine before `rows`.
+    More is optional: `prepare() -> None` downloads what the task needs and is called by one process per machine before
+    `rows`. `can_grade` is False if the task knows no right answers; a run then needs a reward, and evaluation gives its
+    mean.
     """
 
     # positional, so that a class may name its arguments as it likes

@@ -311,3 +311,13 @@ def test_rows_may_be_any_sequence() -> None:
 def test_a_wrong_argument_is_named_before_any_work(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError, match=rf"^data\.{field}: "):
         TextDataModule("arithmetic", **changes)
+
+
+def test_prompts_that_are_in_two_splits_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        TextDataModule(Letters("abc")).setup()
+        module()
+    assert "data.task: 3 prompts are in prompts and in validation, such as 'a'" in caplog.text
+    assert "prompts and in demonstrations" not in caplog.text  # both are training
+    assert {record.name for record in caplog.records} == {"ippo_lightning.data.text_module"}
+    assert len(caplog.records) == 9  # all pairs of five splits but that one, and none of the arithmetic task

@@ -19,7 +19,7 @@ from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy
 from ippo_lightning.callbacks import EpisodeLog
 from ippo_lightning.data import TextDataModule
 from ippo_lightning.errors import UserError
-from ippo_lightning.modules import PPOModule
+from ippo_lightning.modules import PPOModule, SFTModule
 from ippo_lightning.report.runs import read_run, why_unfinished
 from ippo_lightning.storage.run_folder import FINGERPRINT_VARIABLE, RunFolder
 
@@ -69,8 +69,13 @@ class WithoutGrade(TextDataModule):
 
 
 def no_grader(run: Path, **changes: Any) -> None:
-    data = WithoutGrade(tiny_data().task, batch_size=8)
-    tiny_loop(run, tiny_module(grader=None), data=data, test_at_end=True, **changes).fit()
+    data = WithoutGrade(tiny_data().task, batch_size=8, stage="sft")
+    tiny_loop(run, supervised(), data=data, test_at_end=True, **changes).fit()
+
+
+def supervised() -> SFTModule:
+    """A module without a reward, whose mean could be the evaluation."""
+    return SFTModule(policy=tiny_policy(value="none", reference="none"))
 
 
 def no_test_prompts(run: Path, **changes: Any) -> None:
@@ -111,7 +116,7 @@ def test_a_subclass_that_evaluates_in_its_own_way_needs_no_grader(tmp_path: Path
     module = Own(policy=tiny_policy(), reward=plain.reward, sampling=plain.sampling)
     module.check_evaluation()
     with pytest.raises(UserError, match=r"model.grader: null.*loop.test_at_end to false"):
-        tiny_module(grader=None).check_evaluation()
+        supervised().check_evaluation()
 
 
 def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:

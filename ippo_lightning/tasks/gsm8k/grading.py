@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.tasks.grades import Grade, Label
-from ippo_lightning.tasks.gsm8k.expressions import ExpressionError, calculate, decimals
+from ippo_lightning.tasks.steps import label_steps
 
 MAX_LENGTH = 16384
 """Characters of a response; a longer one is not read and counts as a wrong answer."""
@@ -22,7 +21,6 @@ _NUMBER = re.compile(
     r"(?![.,]?[0-9])"  # neither 1.2.3 nor more digits than the bounds allow
     r"(?!\s*[/^]\s*[0-9]|[eE][+\-]?[0-9])"  # nor 1/2, 2^3, 1e3, where the number has not ended
 )
-_ANNOTATION = re.compile(r"<<([^<>]*)>>")
 
 
 def gsm8k_answer(text: str) -> str | None:
@@ -74,37 +72,4 @@ def grade_gsm8k(prompt: str, response: str | bytes, example: Mapping[str, Any]) 
     answer = gsm8k_answer(text) if len(text) <= MAX_LENGTH else None
     if answer is None or answer != reference:
         return Grade(False, Label.WRONG_ANSWER, answer)
-    return Grade(True, _label_annotations(text), answer)
-
-
-def _label_annotations(text: str) -> Label:
-    """Return the label of the annotations before a right answer."""
-    annotations = _ANNOTATION.findall(text)
-    if max(text.count("<<"), text.count(">>")) > len(annotations):  # one is not closed, or not opened
-        return Label.NONSENSE
-    if not annotations:
-        return Label.SHORTCUT
-    try:
-        are_right = [_is_right(annotation) for annotation in annotations]
-    except ExpressionError:
-        return Label.NONSENSE
-    return Label.FAITHFUL if all(are_right) else Label.FALSE_POSITIVE
-
-
-def _is_right(annotation: str) -> bool:
-    """Return whether `expression=result` is true, exactly, or rounded to the decimals of the result.
-
-    Raises:
-        ExpressionError: the annotation is not of that form.
-    """
-    expression, equals, result = annotation.partition("=")
-    if not equals:
-        raise ExpressionError("no equals sign")
-    value, given = calculate(expression), calculate(result)
-    # a division by zero can be read, so it is a wrong step and not nonsense
-    if value is None or given is None:
-        return False
-    places = decimals(result)
-    # people write 2/3 = 0.67; without decimals the result has to be exact
-    half_a_unit = Fraction(1, 2 * 10**places) if places else Fraction(0)
-    return abs(value - given) <= half_a_unit
+    return Grade(True, label_steps(text, "annotations"), answer)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.tasks.gsm8k.grading import gsm8k_answer
+from ippo_lightning.tasks.hub_rows import hub_rows
 from ippo_lightning.tasks.json_lines import check_text, json_lines
 
 Record = dict[str, str]
@@ -30,7 +30,7 @@ def load_records(path: str, *, split: str, config_name: str | None, revision: st
     """
     if is_folder(path):
         return read_folder(path, split=split)
-    rows = _from_hub(path, split=split, config_name=config_name, revision=revision)
+    rows = hub_rows(path, split=split, config_name=config_name, revision=revision)
     places = ((f"task.path: {path} {split}, record {number}", row) for number, row in enumerate(rows))
     return _checked(places, where=path)
 
@@ -64,19 +64,6 @@ def is_folder(path: str) -> bool:
     return False
 
 
-def _from_hub(path: str, *, split: str, config_name: str | None, revision: str | None) -> Iterable[Any]:
-    import datasets  # imported here because it takes a second, and a folder does not need it
-
-    try:
-        with _silent_progress():
-            rows: Iterable[Any] = datasets.load_dataset(path, config_name, split=split, revision=revision)
-    except Exception as error:  # no network, no such data set, no such split: one line for all of them
-        raise UserError(
-            f"task.path: {path!r} is not a folder, and the Hub gave no data set: {_one_line(error)}"
-        ) from error
-    return rows
-
-
 def _checked(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Record]:
     records = []
     for place, row in rows:
@@ -90,21 +77,3 @@ def _checked(rows: Iterable[tuple[str, Any]], *, where: str) -> list[Record]:
     if not records:
         raise UserError(f"task.path: {where} contains no records; expected at least one")
     return records
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-@contextmanager
-def _silent_progress() -> Iterator[None]:
-    """Switch the library's progress bars off, and restore its setting after."""
-    import datasets
-
-    were_off = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_off:
-            datasets.enable_progress_bars()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.tasks.first_rank import is_first_rank
 from ippo_lightning.tasks.grades import Grade
 from ippo_lightning.tasks.gsm8k.grading import grade_gsm8k, gsm8k_answer
 from ippo_lightning.tasks.gsm8k.question_files import Record, is_folder, load_records
@@ -129,7 +129,7 @@ class GSM8KTask:
             return records
         short = [record for record in records if max(len(text) for text in record.values()) <= limit]
         left_out = len(records) - len(short)
-        if left_out and _is_first_rank():
+        if left_out and is_first_rank():
             logger.warning(
                 "task.max_characters: %d leaves out %d of %d problems of %s", limit, left_out, len(records), split
             )
@@ -173,10 +173,3 @@ def with_canonical_answer(response: str) -> str:
     """Return a worked answer whose `#### 1,000` reads `#### 1000`; what follows the number is left out."""
     steps, mark, _ = response.rpartition("####")
     return f"{steps}{mark} {gsm8k_answer(response)}"
-
-
-def _is_first_rank() -> bool:
-    """Return whether this process may write to the log for all ranks."""
-    # tasks do not import torch, so the variables of the launchers tell (torchrun, Slurm, Lightning's own)
-    variables = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return next((os.environ[name] for name in variables if name in os.environ), "0") == "0"

@@ -1,0 +1,67 @@
+"""Evaluation without right answers gives the mean reward; with neither grader nor reward it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_parts import length_reward, tiny_data, tiny_loop, tiny_module, tiny_policy
+
+from ippo_lightning.data import TextDataModule
+from ippo_lightning.errors import UserError
+from ippo_lightning.metrics import ReasoningMetrics
+from ippo_lightning.modules import SFTModule
+
+
+class NoAnswers:
+    """A task with prompts only."""
+
+    can_grade = False
+
+    def rows(self, split: str) -> list[Any]:
+        return list(tiny_data().task.rows(split))
+
+    def grade(self, prompt: str, response: str, example: Mapping[str, Any]) -> bool:
+        raise AssertionError("the task knows no right answers")
+
+
+def test_prompts_without_answers_are_evaluated_by_their_mean_reward(tmp_path: Path) -> None:
+    module = tiny_module(grader=None)
+    seen: list[float] = []
+
+    def reward(prompts: Any, responses: Any, examples: Any) -> list[float]:
+        given = length_reward(prompts, responses, examples)
+        seen.extend(given)
+        return given
+
+    module.reward = reward
+    loop = tiny_loop(
+        tmp_path, module, data=TextDataModule(NoAnswers(), batch_size=8), max_iterations=1, test_at_end=True
+    )
+    metrics = loop.fit()
+    tested = seen[-4 * module.evaluation.num_responses :]  # of the four prompts of the test, the last that ran
+    assert metrics["reward"] == pytest.approx(sum(tested) / len(tested), rel=1e-6)
+    assert set(metrics) == {"reward"}
+
+
+def test_a_task_with_answers_is_graded_whatever_the_reward_is() -> None:
+    module, data = tiny_module(grader=None), tiny_data()
+    data.setup()
+    module.use_data(data)
+    assert isinstance(module.evaluation_metrics, ReasoningMetrics)
+    assert module.grader is not None
+
+
+def test_a_run_with_neither_answers_nor_a_reward_is_refused() -> None:
+    data = TextDataModule(NoAnswers(), batch_size=8)
+    data.setup()
+    with pytest.raises(UserError, match=r"^model\.reward: null, and there is no grader"):
+        tiny_module(grader=None, reward=None).use_data(data)
+    supervised = SFTModule(policy=tiny_policy(value="none", reference="none"))
+    supervised.use_data(data)
+    with pytest.raises(UserError, match=r"evaluation needs a grader or a reward"):
+        supervised.check_evaluation()
+    with pytest.raises(UserError, match=r"evaluation needs a grader or a reward"):
+        supervised.evaluate_batch(next(iter(data.val_dataloader())), 0)
