@@ -2,7 +2,7 @@
 
 from ippo_lightning.rewards.call import CalledReward, call_in_parts, call_reward
 from ippo_lightning.rewards.combined import CombinedReward
-from ippo_lightning.rewards.grade import GradeReward, grade_reward
+from ippo_lightning.rewards.grade import GradeReward, TaskGrade, grade_reward
 from ippo_lightning.rewards.held import HeldGrader, HeldReward
 from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.rewards.reward_model import RewardModel
@@ -20,6 +20,7 @@ __all__ = [
     "OverlongPenalty",
     "Reward",
     "RewardModel",
+    "TaskGrade",
     "call_in_parts",
     "call_reward",
     "grade_reward",

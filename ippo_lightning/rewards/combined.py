@@ -10,7 +10,6 @@ from torch import Tensor
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import Example, TextEpisodes
 from ippo_lightning.rewards.call import MAX_PARTS, call_in_parts, is_part_name
-from ippo_lightning.rewards.grade import grade_reward
 from ippo_lightning.rewards.held import HeldReward
 from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.tasks import Grader
@@ -20,12 +19,11 @@ class CombinedReward:
     """The weighted sum of rewards; `rollout/reward/<name>` in the log is the mean of a reward times its weight.
 
     Args:
-        rewards: by name. None stands for the grade: 1.0 for a right response by the grader of the run, else 0.0.
+        rewards: by name; `TaskGrade` is the grade.
         weights: by the same names, finite; 1.0 for those that are left out.
 
     Raises:
-        UserError: no rewards, more than 32, a name that is no short word, or a weight without a reward; in a call, a
-            reward is None and the run has no grader.
+        UserError: no rewards, more than 32, a name that is no short word, or a weight without a reward.
 
     Example:
         >>> reward = CombinedReward({"short": lambda p, r, e: [-len(text) for text in r]}, {"short": 0.5})
@@ -33,7 +31,7 @@ class CombinedReward:
         {'short': tensor([-2.])}
     """
 
-    def __init__(self, rewards: dict[str, Reward | None], weights: dict[str, float] | None = None) -> None:
+    def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None) -> None:
         if not isinstance(rewards, Mapping) or not 1 <= len(rewards) <= MAX_PARTS:
             raise UserError(f"reward.rewards: {rewards!r:.60} is wrong; expected 1 to {MAX_PARTS} rewards by name")
         for name in rewards:
@@ -44,7 +42,7 @@ class CombinedReward:
                 raise UserError(f"reward.weights.{name}: no reward has this name; expected {', '.join(rewards)}")
             require_range(f"reward.weights.{name}", weight, above=-math.inf, below=math.inf)
         # Held, so that one that cannot be called is named before the first iteration.
-        self.rewards = {name: None if reward is None else HeldReward(reward) for name, reward in rewards.items()}
+        self.rewards = {name: HeldReward(reward) for name, reward in rewards.items()}
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in rewards}
 
     def __call__(
@@ -63,19 +61,12 @@ class CombinedReward:
             responses: one per episode.
             examples: one per episode.
             episodes: of the rollout, for the rewards that read more than texts.
-            grader: of the run, for a reward that is None.
+            grader: of the run, for `TaskGrade`.
         """
         texts = (prompts, responses, examples)
         found = {}
         for name, held in self.rewards.items():
-            reward = _graded(name, grader) if held is None else held.reward
             # NaN and infinity are the outer call's to judge, which names the part.
-            called = call_in_parts(reward, texts, allow_nonfinite=True, episodes=episodes, grader=grader)
+            called = call_in_parts(held.reward, texts, allow_nonfinite=True, episodes=episodes, grader=grader)
             found[name] = self.weights[name] * called.total
         return found
-
-
-def _graded(name: str, grader: Grader | None) -> Reward:
-    if grader is None:
-        raise UserError(f"reward.rewards.{name}: null stands for the grade, and the run has no grader; set one")
-    return grade_reward(grader)

@@ -13,7 +13,7 @@ from torch import nn
 from training_parts import tiny_loop, tiny_module
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.rewards import CombinedReward, FormatReward, HeldReward, MissingEOSPenalty
+from ippo_lightning.rewards import CombinedReward, FormatReward, HeldReward, MissingEOSPenalty, TaskGrade
 from ippo_lightning.rewards.part_metrics import part_metrics
 from ippo_lightning.tasks import grade_arithmetic
 
@@ -26,7 +26,7 @@ def length(prompts, responses, examples):
 
 
 def test_the_reward_is_the_weighted_sum_and_the_parts_are_its_summands() -> None:
-    rewards = {"right": None, "form": FormatReward(["#"]), "length": length}
+    rewards = {"right": TaskGrade(), "form": FormatReward(["#"]), "length": length}
     held = HeldReward(CombinedReward(rewards, {"form": 0.5, "length": -0.1}))
     total = held(*TEXTS, grader=grade_arithmetic)
     right, form, lengths = [1, 1, 0], [1, 1, 0], [10, 3, 2]
@@ -83,12 +83,12 @@ def test_a_mistake_is_named_before_the_first_iteration(rewards, weights, said: s
 
 
 def test_the_grade_needs_a_grader() -> None:
-    with pytest.raises(UserError, match=r"reward\.rewards\.right: null stands for the grade, and the run has no"):
-        HeldReward(CombinedReward({"right": None}))(*TEXTS)
+    with pytest.raises(UserError, match=r"^reward: TaskGrade is the grade of the run, which has no grader"):
+        HeldReward(CombinedReward({"right": TaskGrade()}))(*TEXTS)
 
 
 def test_a_run_logs_each_part_and_they_add_up_to_the_reward(tmp_path: Path) -> None:
-    reward = CombinedReward({"right": None, "cut": MissingEOSPenalty()}, {"cut": 0.25})
+    reward = CombinedReward({"right": TaskGrade(), "cut": MissingEOSPenalty()}, {"cut": 0.25})
     tiny_loop(tmp_path / "run", tiny_module(reward=reward)).fit()
     lines = (tmp_path / "run" / "history.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
