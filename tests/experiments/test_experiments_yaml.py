@@ -232,3 +232,12 @@ def test_a_grid_has_the_columns_of_its_tables(name: str, columns: list[str], see
 
 def test_every_grid_is_tested_here() -> None:
     assert [f"grids/{name}.yaml" for name in ("arithmetic", "demo", "sweep", "word_problems")] == GRIDS
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("rewards/")])
+def test_the_configuration_of_a_run_with_a_reward_of_ours_can_be_read_again(parser: ArgumentParser, file: str) -> None:
+    line = read_command_line(["fit", "--task", "arithmetic", "--config", f"experiments/{file}"])
+    settings = parser.parse_args(line.words[1:])
+    again = parser.parse_string(parser.dump(settings))
+    for name in ("reward", "grader"):
+        assert again.model.init_args[name] == settings.model.init_args[name]
