@@ -4,6 +4,7 @@ from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
 from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.functional import majority_vote, pass_at_k
 from ippo_lightning.metrics.labels import LabelFractions
+from ippo_lightning.metrics.lengths import ResponseLength
 from ippo_lightning.metrics.reasoning import ReasoningMetrics, reference_answers
 from ippo_lightning.metrics.rewards import MeanReward, RewardMetrics
 
@@ -14,6 +15,7 @@ __all__ = [
     "MeanReward",
     "PassAtK",
     "ReasoningMetrics",
+    "ResponseLength",
     "RewardMetrics",
     "UnfaithfulFraction",
     "majority_vote",

@@ -169,6 +169,7 @@ class PPOModule(TextModule):
             {
                 **stats.metrics,
                 **gap_metrics(stats.episodes, self.sampling),
+                **(self._reward.take_metrics() if self._reward is not None else {}),
                 "rollout/kl_coef": coef,
                 "update/learning_rate_factor": factor,
                 "time/iteration_seconds": time.perf_counter() - start,
@@ -202,12 +203,10 @@ class PPOModule(TextModule):
 
         `rewards` is the outcome on the last step, minus the KL penalty of each step (see `shape_rewards`).
         """
-        outcome = self.reward(
-            episodes.prompts,
-            episodes.responses,
-            episodes.examples,
-            allow_nonfinite=self.update_settings.on_nonfinite == "skip",
-        ).to(episodes.log_probs)
+        texts = (episodes.prompts, episodes.responses, episodes.examples)
+        skip = self.update_settings.on_nonfinite == "skip"
+        outcome = self.reward(*texts, allow_nonfinite=skip, episodes=episodes, grader=self.grader)
+        outcome = outcome.to(episodes.log_probs)
         # In the reward and not in the loss, so no gradient flows through it, and any estimator may be used.
         kl = kl_estimate(
             log_probs=episodes.log_probs, ref_log_probs=episodes.ref_log_probs, estimator=self.kl_estimator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ippo_lightning.errors import UserError
 from ippo_lightning.records import Example
 from ippo_lightning.rewards.held import HeldGrader
 from ippo_lightning.tasks import Grader, callable_name
@@ -40,6 +41,33 @@ class GradeReward:
             float(self.grader(prompt, response, example).correct)
             for prompt, response, example in zip(prompts, responses, examples, strict=True)
         ]
+
+
+class TaskGrade:
+    """1.0 for a right response by the grader of the run, 0.0 for a wrong one: the default reward as a part of a sum."""
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        examples: Sequence[Example],
+        *,
+        grader: Grader | None = None,
+    ) -> list[float]:
+        """Return 1.0 or 0.0 per response.
+
+        Args:
+            prompts: one per episode.
+            responses: one per episode.
+            examples: one per episode.
+            grader: of the run.
+
+        Raises:
+            UserError: the run has no grader, or see `GradeReward`.
+        """
+        if grader is None:
+            raise UserError("reward: TaskGrade is the grade of the run, which has no grader; set model.grader")
+        return GradeReward(grader)(prompts, responses, examples)
 
 
 def grade_reward(grader: Grader) -> GradeReward:

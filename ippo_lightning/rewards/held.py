@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from ippo_lightning.errors import UserError, require_range
-from ippo_lightning.records import Example
-from ippo_lightning.rewards.call import call_reward
+from ippo_lightning.records import Example, TextEpisodes
+from ippo_lightning.rewards.call import call_in_parts
 from ippo_lightning.rewards.evaluation_mode import evaluation_mode
+from ippo_lightning.rewards.part_metrics import part_metrics
 from ippo_lightning.rewards.process_state import process_state_kept
 from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.tasks import Grade, Grader, Row, call_grader, callable_name, check_grader
@@ -45,6 +46,8 @@ class HeldReward:
             require_range("model.reward_timeout", timeout, above=0, below=math.inf)
         self.reward = reward
         self.timeout = timeout
+        self.last_parts: dict[str, Tensor] = {}
+        """Of the last call, shape [rows] each; empty for a reward without parts."""
 
     def __call__(
         self,
@@ -53,16 +56,25 @@ class HeldReward:
         examples: Sequence[Example],
         *,
         allow_nonfinite: bool = False,
+        episodes: TextEpisodes | None = None,
+        grader: Grader | None = None,
     ) -> Tensor:
-        """Return one reward per episode, shape [rows], float32, on the CPU; see `call_reward`."""
-        return call_reward(
+        """Return one reward per episode, shape [rows], float32, on the CPU; see `call_in_parts`."""
+        called = call_in_parts(
             self.reward,
-            prompts=prompts,
-            responses=responses,
-            examples=examples,
+            (prompts, responses, examples),
             allow_nonfinite=allow_nonfinite,
             timeout=self.timeout,
+            episodes=episodes,
+            grader=grader,
         )
+        self.last_parts = called.parts
+        return called.total
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return the means of the parts of the last call for the log, over all ranks; each call of a reward once."""
+        parts, self.last_parts = self.last_parts, {}
+        return part_metrics(parts)
 
 
 class HeldGrader:

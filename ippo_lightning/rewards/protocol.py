@@ -10,4 +10,9 @@ from ippo_lightning.records import Example
 # promises that class, and refuse a user's function without annotations.
 Reward = Callable[[Sequence[str], Sequence[str], Sequence[Example]], Sequence[float]]
 """Called as `reward(prompts, responses, examples)`, each with one entry per episode. Returns one finite number per
-episode: a sequence, a NumPy array or a tensor of shape [rows] or [rows, 1]."""
+episode: a sequence, a NumPy array or a tensor of shape [rows] or [rows, 1]. Or it returns a mapping from names to such
+numbers: the reward is their sum, and each part is logged by its name. It may be an `async def`.
+
+A reward with a parameter `episodes` also gets the `TextEpisodes` of the rollout, or None outside of one: token ids,
+lengths, which were cut by the length limit, and the policy's device. One with a parameter `grader` also gets the grader
+of the run, or None."""

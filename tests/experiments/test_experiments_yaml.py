@@ -99,7 +99,8 @@ def test_a_file_contains_values_and_nothing_of_one_machine(file: str) -> None:
     assert not [part for part in ("/work", "/home", "/tmp", "../") if part in text]
     content = yaml.safe_load(text)
     assert "run_dir" not in content.get("loop", {}), "the folder of a run is derived"
-    assert not {"reward", "grader"} & set(content.get("model", {}).get("init_args", {})), "they come from the task"
+    given = {"reward", "grader"} & set(content.get("model", {}).get("init_args", {}))
+    assert bool(given) == file.startswith("rewards/"), "elsewhere they come from the task"
 
 
 def defaults_in(given: Any, default: Any, place: str = "") -> list[str]:
@@ -234,3 +235,12 @@ def test_a_grid_has_the_columns_of_its_tables(name: str, columns: list[str], see
 
 def test_every_grid_is_tested_here() -> None:
     assert [f"grids/{name}.yaml" for name in ("arithmetic", "demo", "sweep", "word_problems")] == GRIDS
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("rewards/")])
+def test_the_configuration_of_a_run_with_a_reward_of_ours_can_be_read_again(parser: ArgumentParser, file: str) -> None:
+    line = read_command_line(["fit", "--task", "arithmetic", "--config", f"experiments/{file}"])
+    settings = parser.parse_args(line.words[1:])
+    again = parser.parse_string(parser.dump(settings))
+    for name in ("reward", "grader"):
+        assert again.model.init_args[name] == settings.model.init_args[name]

@@ -1,20 +1,26 @@
-"""Exact match, pass@k, majority vote and unfaithful fraction against counting by hand."""
+"""Exact match, pass@k, majority vote, unfaithful fraction and response length against counting by hand."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import random
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import multiprocessing as mp
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import (
     ExactMatch,
     MajorityVote,
     PassAtK,
+    ResponseLength,
     UnfaithfulFraction,
     majority_vote,
     pass_at_k,
@@ -116,7 +122,9 @@ def test_a_grader_that_reports_no_answers_has_no_vote() -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize(
-    "metric", [ExactMatch(), PassAtK(1), MajorityVote(), UnfaithfulFraction()], ids=lambda m: type(m).__name__
+    "metric",
+    [ExactMatch(), PassAtK(1), MajorityVote(), UnfaithfulFraction(), ResponseLength()],
+    ids=lambda m: type(m).__name__,
 )
 def test_nothing_seen_is_nan(metric) -> None:
     assert math.isnan(float(metric.compute()))
@@ -126,3 +134,69 @@ def test_no_right_answer_is_nan() -> None:
     metric = UnfaithfulFraction()
     metric.update(torch.tensor([False, False]), torch.tensor([False, False]))
     assert math.isnan(float(metric.compute()))
+
+
+def test_the_response_length_is_the_mean_over_responses_of_any_number_of_batches() -> None:
+    metric = ResponseLength()
+    metric.update(torch.tensor([[3, 5], [10, 2]]))
+    metric.update(torch.tensor([100]))
+    assert float(metric.compute()) == 120 / 5
+
+
+# --- uneven ranks ------------------------------------------------------------------------------------------------
+
+SAMPLES, K = 4, 2
+SHARES = (slice(0, 2), slice(2, 9), slice(9, 9))
+"""Of the prompts, by rank: two, seven, none."""
+
+
+def prompts() -> list[list[tuple[str, bool, int]]]:
+    """Of each prompt, its samples: answer, whether the steps are faithful, tokens. `1` is the right answer."""
+    draw = random.Random(0)
+    return [[(draw.choice("123"), draw.random() < 0.5, draw.randint(1, 30)) for _ in range(SAMPLES)] for _ in range(9)]
+
+
+def by_brute_force() -> dict[str, float]:
+    groups = prompts()
+    samples = [sample for group in groups for sample in group]
+    right = [sample for sample in samples if sample[0] == "1"]
+    passed = [
+        sum(any(answer == "1" for answer, *_ in chosen) for chosen in itertools.combinations(group, K))
+        / math.comb(SAMPLES, K)
+        for group in groups
+    ]
+    votes = []
+    for group in groups:
+        counts = Counter(answer for answer, *_ in group)
+        winners = [answer for answer, count in counts.items() if count == max(counts.values())]
+        votes.append(winners.count("1") / len(winners))
+    return {
+        "ExactMatch": len(right) / len(samples),
+        "PassAtK": sum(passed) / len(groups),
+        "MajorityVote": sum(votes) / len(groups),
+        "UnfaithfulFraction": sum(not faithful for _, faithful, _ in right) / len(right),
+        "ResponseLength": sum(tokens for *_, tokens in samples) / len(samples),
+    }
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(SHARES))
+    metrics = [ExactMatch(), PassAtK(K), MajorityVote(), UnfaithfulFraction(), ResponseLength()]
+    exact, passed, vote, unfaithful, length = metrics
+    for group in prompts()[SHARES[rank]]:
+        correct = torch.tensor([[answer == "1" for answer, *_ in group]])
+        exact.update(correct)
+        passed.update(correct)
+        vote.update([[answer for answer, *_ in group]], ["1"])
+        unfaithful.update(correct, torch.tensor([[faithful for _, faithful, _ in group]]))
+        length.update(torch.tensor([tokens for *_, tokens in group]))
+    found = {type(metric).__name__: float(metric.compute()) for metric in metrics}
+    assert found == pytest.approx(by_brute_force(), abs=SINGLE_PRECISION)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_uneven_ranks_compute_what_brute_force_finds_for_all_prompts(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=len(SHARES))

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.rewards import call_reward
+from ippo_lightning.rewards import call_in_parts, call_reward
 
 TEXTS = {"prompts": ["a", "b", "c"], "responses": ["d", "e", "f"], "examples": [{}, {}, {}]}
 
@@ -85,7 +85,7 @@ def test_the_reward_gets_prompts_responses_and_examples_in_this_order() -> None:
         (["1", "2", "3"], r"returned list; expected 3 numbers"),
         ([1.0, None, 1.0], r"returned list; expected 3 numbers"),
         ([1.0, [1.0], 1.0], r"returned list; expected 3 numbers"),
-        ({"a": 1.0}, r"returned dict; expected 3 numbers"),
+        ({"a": 1.0}, r"returned shape \(\) as part a; expected 3 numbers"),
         ([1.0, 10**400, 1.0], r"returned list; expected 3 numbers"),
         # An id of its own: a generator prints its address, and parallel workers must collect the same names.
         pytest.param((number for number in range(3)), r"returned generator; expected 3 numbers", id="generator"),
@@ -261,3 +261,53 @@ def test_a_function_may_use_gradients() -> None:
         return weight.grad
 
     assert call_reward(trains, **TEXTS).tolist() == [1.0] * 3
+
+
+# --- parts, and what a reward asks for ---------------------------------------------------------------------------
+
+PLACES = tuple(TEXTS.values())
+
+
+def test_named_parts_add_up_to_the_reward() -> None:
+    called = call_in_parts(returning({"right": [1, 0, 1], "short": np.array([-0.5, 0.0, -1.0])}), PLACES)
+    assert called.total.tolist() == [0.5, 0.0, 0.0]
+    assert {name: part.tolist() for name, part in called.parts.items()} == {
+        "right": [1.0, 0.0, 1.0],
+        "short": [-0.5, 0.0, -1.0],
+    }
+    assert call_in_parts(returning([1, 2, 3]), PLACES).parts == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({}, r"returned 0 parts; expected 1 to 32"),
+        ({f"part{number}": [0, 0, 0] for number in range(33)}, r"returned 33 parts; expected 1 to 32"),
+        ({"a/b": [0, 0, 0]}, r"returned a part 'a/b'; expected a name of letters, digits, _ - \."),
+        ({1: [0, 0, 0]}, r"returned a part 1; expected a name"),
+        ({"x" * 41: [0, 0, 0]}, r"returned a part 'x+'?; expected a name"),
+        ({"right": [0, float("nan"), 0]}, r"some_reward returned nan as part right for episode 1; expected a finite"),
+        ({"right": [0, 0]}, r"some_reward returned shape \(2,\) as part right; expected 3 numbers, one per episode"),
+    ],
+)
+def test_parts_that_are_wrong_are_named(value: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        call_reward(returning(value), **TEXTS)
+
+
+def test_a_reward_gets_episodes_and_grader_if_it_has_parameters_of_these_names() -> None:
+    seen: dict[str, Any] = {}
+
+    def asks(prompts, responses, examples, *, episodes=None, grader=None):
+        seen.update(episodes=episodes, grader=grader)
+        return [0, 0, 0]
+
+    def asks_for_all(prompts, responses, examples, **options):
+        seen.update(options=options)
+        return [0, 0, 0]
+
+    call_in_parts(asks, PLACES, episodes="rollout", grader="grader")
+    call_in_parts(asks_for_all, PLACES, episodes="rollout", grader="grader")
+    assert seen == {"episodes": "rollout", "grader": "grader", "options": {}}
+    call_in_parts(functools.partial(asks, grader="own"), PLACES, episodes="rollout", grader="grader")
+    assert seen["grader"] == "own"

@@ -107,7 +107,7 @@ def test_a_long_text_takes_time_in_its_length_alone(piece: str) -> None:
 def test_the_solutions_of_gsm8k_have_right_steps_in_running_text_too(shared_data: Path) -> None:
     lines = (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     labels = [label_steps(json.loads(line)["answer"].rpartition("####")[0], "both") for line in lines]
-    # One of the two is an error of the data, `364 / 4 = 273`; the other has a number with a space in it, `3 200`.
+    # Both are errors of the data: `364 / 4 = 273` and `$32 - $20 = $300`.
     assert labels.count(Label.FALSE_POSITIVE) == 2
     assert labels.count(Label.FAITHFUL) == 1302
     assert labels.count(Label.SHORTCUT) == 15

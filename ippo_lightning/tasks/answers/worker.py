@@ -104,11 +104,10 @@ def _comparison() -> Any:
         ImportError: math-verify or its parser is not installed.
     """
     logging.disable(logging.CRITICAL)  # it warns of missing limits, which this process has
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
 
     def parsed(text: str, *, units: bool) -> Any:
-        normalization = NormalizationConfig(
+        normalization = LatexNormalizationConfig(
             basic_latex=True, units=units, malformed_operators=True, nits=True, boxed="all", equations=False
         )
         # Only LaTeX: the other form of math-verify reads expressions with eval.

@@ -1,0 +1,104 @@
+"""Load a reward model and its tokenizer; every failure becomes an error of one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ippo_lightning.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = ("nf4", "fp4", "int8")
+
+
+def load_tokenizer(pretrained: str, *, trust_remote_code: bool) -> Any:
+    """Return the tokenizer that was saved with a reward model.
+
+    Args:
+        pretrained: folder or Hub id.
+        trust_remote_code: run code that comes with the tokenizer.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer  # imported here because it takes seconds, and most rewards need none
+
+    _check_folder(pretrained)
+    try:
+        return AutoTokenizer.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"reward.pretrained: no tokenizer in {pretrained!r}; {_one_line(error)}") from error
+
+
+def load_classifier(
+    pretrained: str,
+    *,
+    dtype: torch.dtype,
+    quantization: str | None,
+    device: torch.device | None,
+    trust_remote_code: bool,
+) -> Any:
+    """Return a sequence classifier in eval mode, whose weights ask for no gradient.
+
+    Args:
+        pretrained: folder or Hub id.
+        dtype: of the weights.
+        quantization: one of `QUANTIZATIONS`, or None.
+        device: for quantised weights; None for this process's GPU, or the CPU if there is none.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: the model cannot be loaded, or its file has no head.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    settings: dict[str, Any] = {"dtype": dtype}
+    if quantization is not None:
+        settings["quantization_config"] = _quantization(quantization, dtype)
+        settings["device_map"] = {"": str(device or _own_device())}
+    try:
+        # A model without a head would draw one, from the stream of the run's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                pretrained, output_loading_info=True, trust_remote_code=trust_remote_code, **settings
+            )
+    except Exception as error:
+        raise UserError(f"reward.pretrained: cannot load {pretrained!r}; {_one_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"reward.pretrained: {pretrained!r} lacks {missing[0]}; expected a trained sequence classifier, and its "
+            "head would be random"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    # The head is small, and its output is the reward.
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _own_device() -> torch.device:
+    # The reward is built before a device is chosen; without LOCAL_RANK all ranks would load onto GPU 0.
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def _check_folder(pretrained: str) -> None:
+    # The Hub's error for a path would not mention folders.
+    if pretrained.startswith((".", "/", "~")) and not Path(pretrained).is_dir():
+        raise UserError(f"reward.pretrained: no folder {pretrained!r}; give a saved model or a Hub id")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
