@@ -33,7 +33,8 @@ def find_leaks(splits: Mapping[str, Sequence[Row]]) -> list[Leak]:
         splits: the rows by the names of `ippo_lightning.tasks.Split`; a split without rows in memory is not read.
     """
     keys = {
-        name: {_key(row): row_prompt(row) for row in rows}
+        # A row of the user's own that has no prompt is named where the prompts are checked.
+        name: {_key(row): row_prompt(row) for row in rows if isinstance(row.get("prompt", ""), str)}
         for name, rows in splits.items()
         if isinstance(rows, (list, tuple))
     }

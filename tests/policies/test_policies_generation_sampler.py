@@ -181,7 +181,13 @@ def test_each_prompt_gets_as_many_responses_as_its_count(make_policy: Callable[.
     ]
 
 
-@pytest.mark.parametrize("way", ["plain", *OTHER_WAYS])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "plain",
+        *(pytest.param(way, marks=pytest.mark.slow if "batches" in way else ()) for way in OTHER_WAYS),  # 15 s
+    ],
+)
 def test_equal_counts_draw_the_same_as_no_counts(make_policy: Callable[..., CausalLMPolicy], way: str) -> None:
     policy = make_policy("llama")
     settings = SamplingSettings(num_responses=3, max_new_tokens=6, **OTHER_WAYS.get(way, {}))

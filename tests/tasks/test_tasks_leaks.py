@@ -43,3 +43,10 @@ def test_conversations_are_compared_by_all_their_messages() -> None:
 def test_the_arithmetic_task_has_none() -> None:
     task = ArithmeticTask(num_train=200, num_validation=50, num_test=50)
     assert not find_leaks({split: task.rows(split) for split in ("prompts", "demonstrations", "validation", "test")})
+
+
+@pytest.mark.parametrize("prompt", [None, 3])
+def test_a_row_without_a_prompt_is_left_to_the_check_of_the_prompts(prompt: Any) -> None:
+    both: list[Any] = [{"prompt": prompt, "example": {}}, {"prompt": "b", "example": {}}]
+    (leak,) = find_leaks({"prompts": both, "test": both})
+    assert leak.num_prompts == 1
