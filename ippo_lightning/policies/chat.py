@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.tasks import Conversation, Message
+from ippo_lightning.tasks.prompt_template import chat_template_text
 
 _MARK = "the response of the assistant"
 
@@ -33,12 +33,7 @@ def with_template(tokenizer: PreTrainedTokenizerBase, chat_template: bool | str)
                 "policy.chat_template: true, and the tokenizer has no template; give a Jinja text or its file, or false"
             )
         return tokenizer
-    text = chat_template
-    if "{" not in text:  # every template prints something in braces
-        path = Path(text)
-        if not path.is_file():
-            raise UserError(f"policy.chat_template: no file {text!r:.80}; give a Jinja text, its file, true or false")
-        text = path.read_text(encoding="utf-8")
+    text = chat_template_text(chat_template, field="policy.chat_template")
     tokenizer = copy.deepcopy(tokenizer)  # the caller's object may serve another policy
     tokenizer.chat_template = text
     return tokenizer

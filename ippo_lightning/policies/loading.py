@@ -20,7 +20,6 @@ from transformers import (
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.adapters import check_target_modules, embedding_rows, fit_embedding
-from ippo_lightning.policies.attention_choice import config_without_kernel
 from ippo_lightning.policies.base_changes import noting_base_change, weight_versions
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.impossible_models import check_computes
@@ -35,6 +34,7 @@ from ippo_lightning.policies.quantized import (
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 from ippo_lightning.policies.settings import LoraSettings
 from ippo_lightning.policies.tokenizer_loading import check_vocabulary, one_line
+from ippo_lightning.storage.attention_choice import config_without_kernel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -127,7 +127,11 @@ class ModelSource:
         _check_model_folder(pretrained)
         settings = self._common()
         config = config_without_kernel(
-            pretrained, chosen=self.attn_implementation, trust_remote_code=self.trust_remote_code
+            pretrained,
+            chosen=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+            field="policy.pretrained",
+            remedy="set policy.attn_implementation to NAME to allow it, or to sdpa or eager",
         )
         if config is not None:
             settings["config"] = config

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.attention_choice import config_without_kernel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("nf4", "fp4", "int8")
@@ -51,10 +52,18 @@ def load_classifier(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        UserError: the model cannot be loaded, or its file has no head.
+        UserError: the model cannot be loaded, its file has no head, or its configuration chooses a kernel for attention
+            that is fetched and run.
     """
     from transformers import AutoModelForSequenceClassification
 
+    config_without_kernel(
+        pretrained,
+        chosen=None,
+        trust_remote_code=trust_remote_code,
+        field="reward.pretrained",
+        remedy="remove NAME from its config.json",
+    )
     settings: dict[str, Any] = {"dtype": dtype}
     if quantization is not None:
         settings["quantization_config"] = _quantization(quantization, dtype)

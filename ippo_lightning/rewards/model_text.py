@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.tasks import Conversation
+from ippo_lightning.tasks.prompt_template import chat_template_text
 
 
 class RewardText:
@@ -98,11 +98,5 @@ def _set_template(tokenizer: Any, chat_template: bool | str | None) -> bool:
                 "reward.chat_template: true, and the tokenizer has no template; give a Jinja text or its file, or false"
             )
         return bool(tokenizer.chat_template) and chat_template is not False
-    text = chat_template
-    if "{" not in text:  # every template prints something in braces
-        path = Path(text)
-        if not path.is_file():
-            raise UserError(f"reward.chat_template: no file {text!r:.80}; give a Jinja text, its file, true or false")
-        text = path.read_text(encoding="utf-8")
-    tokenizer.chat_template = text
+    tokenizer.chat_template = chat_template_text(chat_template, field="reward.chat_template")
     return True

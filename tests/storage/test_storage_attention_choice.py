@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from training_parts import tiny_policy
 from transformers import modeling_utils
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy
+from ippo_lightning.rewards import RewardModel
 
 KERNELS = ("evil/kernel", "evil/kernel@main:fn", "kernels-community/flash-attn2", "flash_attention_2", "paged|x/y")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, configs: dict[str, Any], tokenizer: Any) -> Path:
-    policy = CausalLMPolicy(config=configs["llama"], tokenizer=tokenizer, value="none", reference="none")
-    policy.save_pretrained(tmp_path / "model")
+def folder(tmp_path: Path) -> Path:
+    tiny_policy(value="none", reference="none").save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -51,12 +52,17 @@ def load(folder: Path, **settings: Any) -> CausalLMPolicy:
 
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("loads", "remedy"),
+    [(load, "set policy.attn_implementation to"), (lambda folder: RewardModel(str(folder)), "remove .* from its conf")],
+    ids=["policy", "reward model"],
+)
 def test_a_kernel_in_the_configuration_is_refused_before_it_is_fetched(
-    folder: Path, fetched: list[str], key: str, kernel: str
+    folder: Path, fetched: list[str], key: str, kernel: str, loads: Callable[[Path], Any], remedy: str
 ) -> None:
     change_config(folder, **{key: kernel})
-    with pytest.raises(UserError, match="set policy") as error:
-        load(folder)
+    with pytest.raises(UserError, match=remedy) as error:
+        loads(folder)
     assert kernel in str(error.value)
     assert not fetched
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from transformers import AutoConfig, PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from ippo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _OF_TORCH = ("eager", "sdpa", "flex_attention")
 """What transformers computes with torch alone. It fetches any other name from the Hub if the package `kernels` is
 installed, `flash_attention_2` too where its own package is missing, and runs what it fetched."""
 
 
-def config_without_kernel(pretrained: str, *, chosen: str | None, trust_remote_code: bool) -> PreTrainedConfig | None:
+def config_without_kernel(
+    pretrained: str, *, chosen: str | None, trust_remote_code: bool, field: str, remedy: str
+) -> PreTrainedConfig | None:
     """Return the configuration to load a saved model with, or None for the saved one as it is.
 
     Args:
@@ -21,10 +25,14 @@ def config_without_kernel(pretrained: str, *, chosen: str | None, trust_remote_c
         chosen: the user's `attn_implementation`. transformers prefers the name that the folder contains, so this one
             has to take its place.
         trust_remote_code: run code that comes with the model.
+        field: the setting that names the model, as the user writes it.
+        remedy: what the user can do; `NAME` in it becomes the name of the attention.
 
     Raises:
         UserError: the configuration, or that of a part of the model, names a kernel, and the user has chosen nothing.
     """
+    from transformers import AutoConfig  # imported here because it takes seconds, and pages of results need none
+
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
     except Exception:  # whoever loads the model reports what is wrong with its configuration
@@ -36,9 +44,8 @@ def config_without_kernel(pretrained: str, *, chosen: str | None, trust_remote_c
     for name in named:
         if name not in _OF_TORCH:
             raise UserError(
-                f"policy.pretrained: the configuration of {pretrained!r} chooses the attention {name!r}, which is not "
-                f"part of torch and may be fetched and run; set policy.attn_implementation to {name!r} to allow it, or "
-                "to sdpa or eager"
+                f"{field}: the configuration of {pretrained!r} chooses the attention {name!r}, which is not part of "
+                f"torch and may be fetched and run; {remedy.replace('NAME', repr(name))}"
             )
     return None
 
@@ -49,5 +56,5 @@ def _named(config: PreTrainedConfig) -> Iterator[str]:
         yield name
     for part in getattr(config, "sub_configs", {}):
         inner = getattr(config, part, None)
-        if isinstance(inner, PreTrainedConfig):
+        if inner is not None and hasattr(inner, "sub_configs"):
             yield from _named(inner)
