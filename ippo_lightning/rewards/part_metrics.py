@@ -8,7 +8,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import all_reduce_sum, world_size
+from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum
 from ippo_lightning.errors import UserError
 
 GROUP = "rollout/reward"
@@ -23,10 +23,11 @@ def part_metrics(parts: Mapping[str, Tensor]) -> dict[str, float]:
     Raises:
         UserError: the ranks have parts of different names.
     """
-    if not parts:
-        return {}
     names = sorted(parts)
+    # Also without parts: another rank may have some, and would wait for this one in its sums.
     _require_same_names(names)
+    if not names:
+        return {}
     finite = {name: parts[name][torch.isfinite(parts[name])].double() for name in names}
     # Sums of all ranks, and then one division: ranks may have different numbers of episodes.
     sums = torch.stack([torch.stack([values.sum(), values.new_tensor(len(values))]) for values in finite.values()])
@@ -35,11 +36,10 @@ def part_metrics(parts: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _require_same_names(names: list[str]) -> None:
-    # 40 bits, so that a sum over ranks is exact in double precision.
-    digest = float(int.from_bytes(sha256("\n".join(names).encode()).digest()[:5], "big"))
-    total = float(all_reduce_sum(torch.tensor([digest], dtype=torch.float64)))
-    # On each rank alike only if all are equal; a rank that differs from the mean stops, and the others with it.
-    if total != digest * world_size():
+    digest, device = int.from_bytes(sha256("\n".join(names).encode()).digest()[:7], "big"), torch.device("cpu")
+    # The largest and the smallest of all ranks, so that all ranks stop together.
+    if all_reduce_max(digest, device=device) != -all_reduce_max(-digest, device=device):
         raise UserError(
-            f"model.reward: parts {', '.join(names)} on this rank, and others on another; return the same names always"
+            f"model.reward: parts {', '.join(names) or '(none)'} on this rank, and others on another; return the same "
+            "names always"
         )

@@ -113,6 +113,9 @@ def _rank(rank: int, folder: str) -> None:
     assert found == {"rollout/reward/form": 4 / 6, "rollout/reward/length": -22 / 5}
     with pytest.raises(UserError, match=f"parts part{rank} on this rank, and others on another"):
         part_metrics({f"part{rank}": torch.ones(1)})
+    with pytest.raises(UserError, match=f"parts {['form', '.none.'][rank]} on this rank, and others on another"):
+        part_metrics({} if rank else {"form": torch.ones(1)})
+    assert part_metrics({}) == {}
     dist.destroy_process_group()
 
 
