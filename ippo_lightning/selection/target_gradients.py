@@ -28,6 +28,11 @@ from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.target_passes import cut, cut_to_fit, halved, measured, weight_of
 from ippo_lightning.selection.targets import TargetLoss
 
+_EACH_ROW = 2**31
+"""So many pieces that each has one row."""
+_MODULUS = 2**56
+"""A checkpoint contains 64 bits at most."""
+
 
 class TargetGradients(NamedTuple):
     """The gradient of the target at some parameters."""
@@ -55,9 +60,9 @@ class TargetGradientCache:
         self.size: PassSize | None = None
         """Tokens of a pass; None before the first gradient."""
         self._batches = 0
-        """Digest of the batches of `raw`; 0 if each rank has batches of its own, which change."""
+        """Digest of the rows of `raw`; 0 if it is not kept, or each rank has rows of its own, which change."""
         self._loaded: Mapping[str, Any] = {}
-        """What a checkpoint knows, until the first gradient: only then are module and target at hand."""
+        """What a checkpoint knows, until the first call: only then are module and target at hand."""
 
     def take(
         self, pl_module: Any, target: Callable[[], TargetLoss], *, iteration: int, part: int | None = None
@@ -66,15 +71,15 @@ class TargetGradientCache:
 
         Args:
             pl_module: whose parameters are differentiated.
-            target: returns the loss and its batches; called only if the gradient is due.
+            target: returns the loss and its batches; called if the gradient is due, and to compare it with a checkpoint.
             iteration: counted from 0.
             part: number of the micro-batch in its optimizer step, None without gradient accumulation. The parameters
                 are the same for all micro-batches of a step, and so is the gradient.
         """
         if part and self._prepared is not None:
             return self._prepared
-        if self._loaded:
-            self._continue(pl_module, target())
+        if "mean" in self._loaded:
+            self._continue(pl_module, target)
         settings = self.settings
         wants_groups = self.needs_groups or _is_due(iteration, settings.health_every_n_iterations)
         is_stale = self.raw is None or _is_due(iteration, settings.refresh_every_n_iterations)
@@ -82,10 +87,10 @@ class TargetGradientCache:
         if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
             chosen = target()
             if self.size is None:
-                self.size = _size_for(chosen)
+                self.size = self._size_for(chosen)
             num_groups = settings.health_groups if wants_groups else 1
             self.raw = take_gradients(pl_module, chosen, num_groups=num_groups, size=self.size)
-            self._batches = _digest_of(chosen)
+            self._batches = _digest_of(chosen) if settings.refresh_every_n_iterations > 1 else 0
         assert self.raw is not None, "taken just now"
         # scaled in each iteration, also if the gradient is kept: Adam's state changes with each step
         groups = [self._scaled(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
@@ -113,15 +118,22 @@ class TargetGradientCache:
         self.raw, self.size, self._prepared = None, None, None
         self._loaded = dict(state)
 
-    def _continue(self, pl_module: Any, target: TargetLoss) -> None:
-        """Take over what a checkpoint knows, unless the target has changed since."""
-        state, self._loaded = self._loaded, {}
-        self.size = _size_for(target)
-        if "size" in state:
-            self.size.load_state_dict(state["size"])
-        if "mean" not in state:
-            return
-        mine = _digest_of(target)
+    def _size_for(self, target: TargetLoss) -> PassSize:
+        """Return the size of passes: that of the checkpoint, unless another one has been set since."""
+        size = PassSize(target.max_tokens, field="InfluenceFilter.target.max_tokens")
+        if "size" in self._loaded:
+            size.load_state_dict(self._loaded["size"])
+        self._loaded = {}
+        return size
+
+    def _continue(self, pl_module: Any, target: Callable[[], TargetLoss]) -> None:
+        """Go on with the gradient of a checkpoint, unless the target has changed since."""
+        state = self._loaded
+        # An unbroken run does not read the demonstrations here, and a loader may draw their order at random.
+        with torch.random.fork_rng(devices=[]):
+            found = target()
+        self.size = self._size_for(found)
+        mine = _digest_of(found)
         # a checkpoint of an earlier version does not tell
         if state.get("batches", mine) != mine:
             warnings.warn(
@@ -200,12 +212,12 @@ def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int, size:
     return TargetGradients(mean, taken.directions if num_groups > 1 else [])
 
 
-def _size_for(target: TargetLoss) -> PassSize:
-    return PassSize(target.max_tokens, field="InfluenceFilter.target.max_tokens")
-
-
 def _digest_of(target: TargetLoss) -> int:
-    return 0 if target.is_of_rank else batch_digest(target.batches)
+    """Return a number for the rows of a target, in any order; 0 if each rank has rows of its own, which change."""
+    if target.is_of_rank:
+        return 0
+    rows = [row for batch in target.batches for row in cut(batch, _EACH_ROW)]
+    return sum(map(batch_digest, rows)) % _MODULUS
 
 
 def _least(count: int, *, like: Any) -> int:

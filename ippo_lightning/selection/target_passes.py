@@ -101,6 +101,7 @@ def cut(batch: Any, pieces: int) -> list[Any]:
     # a batch of unknown layout is not cut: half of a tuple could be its labels
     if size is None or pieces < 2:
         return [batch]
+    pieces = max(min(pieces, size), 1)
     bounds = [round(number * size / pieces) for number in range(pieces + 1)]
     return [_selected(batch, range(start, stop)) for start, stop in itertools.pairwise(bounds) if stop > start]
 

@@ -61,6 +61,38 @@ def test_the_same_demonstrations_keep_their_gradient(module: nn.Module, saved: d
     assert torch.equal(found.mean["weight"], saved["mean"]["weight"])
 
 
+def test_the_order_of_the_demonstrations_and_what_is_drawn_for_it_change_nothing(
+    module: nn.Module, saved: dict[str, Any]
+) -> None:
+    reversed_rows = {"inputs": BATCH["inputs"][::-1]}
+
+    def shuffled() -> TargetLoss:
+        torch.rand(3)
+        return target_of({"inputs": reversed_rows["inputs"][:1]}, {"inputs": reversed_rows["inputs"][1:]})()
+
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = cache_with(saved).take(moved(module), shuffled, iteration=1)
+    assert torch.equal(found.mean["weight"], saved["mean"]["weight"])
+    assert torch.equal(before, torch.get_rng_state()), "an unbroken run does not read the demonstrations here"
+
+
+def test_without_a_kept_gradient_the_demonstrations_are_read_once(module: nn.Module) -> None:
+    settings = ScoringSettings(health_every_n_iterations=0)
+    first = TargetGradientCache(settings)
+    first.take(module, target_of(BATCH, max_tokens=64), iteration=0)
+    resumed, called = TargetGradientCache(settings), []
+    resumed.load_state_dict(first.state_dict())
+
+    def target() -> TargetLoss:
+        called.append(1)
+        return target_of(BATCH, max_tokens=64)()
+
+    resumed.take(module, target, iteration=1)
+    assert called == [1]
+
+
 def test_other_demonstrations_are_said_and_their_gradient_is_taken(module: nn.Module, saved: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match="demonstrations are not those of the checkpoint; their gradient is taken"):
         found = cache_with(saved).take(module, target_of(OTHER, max_tokens=64), iteration=1)
