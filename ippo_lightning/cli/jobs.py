@@ -128,8 +128,8 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
     """
     # without this limit every run would start one thread per core, and the runs would slow each other down
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    # `python -m` searches the working folder before any installed package, also if nobody trusts what lies there; a run
-    # searches it last, and only for what is trusted. (Python 3.10 does not know this variable.)
+    # `python -m` searches the working folder before installed packages, whether the user trusts it or not. With this
+    # variable a run searches it last, and only for code that is trusted. Python 3.10 does not know the variable.
     environment["PYTHONSAFEPATH"] = "1"
     queue, running = list(waiting), dict[subprocess.Popen[bytes], Started]()
     failed: list[Job] = []

@@ -71,7 +71,7 @@ class TargetGradientCache:
 
         Args:
             pl_module: whose parameters are differentiated.
-            target: returns the loss and its batches; called if the gradient is due, and to compare it with a checkpoint.
+            target: returns the loss and its batches; called if the gradient is due or a checkpoint has one.
             iteration: counted from 0.
             part: number of the micro-batch in its optimizer step, None without gradient accumulation. The parameters
                 are the same for all micro-batches of a step, and so is the gradient.

@@ -264,7 +264,7 @@ class RunFolder:
             OSError: the disk is full or broken.
         """
         for path in self.path.rglob("*"):
-            # A user may keep files here that nobody may write to.
+            # A user may keep read-only files here.
             if path.is_file() and os.access(path, os.W_OK):
                 sync_file(path)
         sync_folder(self.path)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from experiment_files import TINY
-from file_faults import lose_power, operations_of
+from file_faults import SMALL_EXPERIMENT, lose_power, operations_of
 from run_folders import assert_same_runs
 
 from ippo_lightning.data import arithmetic_tokenizer
@@ -35,38 +35,6 @@ RUNS = ("start/seed_3", "ppo/seed_3")
 """In the order in which they are started: an evaluation and a training."""
 OF_THE_CLOCK = ("iteration_seconds", "time_parts")
 UNDER_WAY = r"ippo: error: run_dir: a run is under way in compare/ppo/seed_3; wait for it, stop it, or name another .*"
-EXPERIMENT: dict[str, Any] = {
-    "loop": {
-        "max_iterations": 2,
-        "evaluate_every_n_iterations": 1,
-        "checkpoint_every_n_iterations": 1,
-        "best_metric": "label/wrong_answer",
-    },
-    "model": {
-        "class_path": "ippo_lightning.PPOModule",
-        "init_args": {
-            "reward": {
-                "class_path": "ippo_lightning.rewards.grade_reward",
-                "init_args": {"grader": "ippo_lightning.tasks.grade_arithmetic"},
-            },
-            "policy": {"class_path": "ippo_lightning.policies.CausalLMPolicy", "init_args": {}},
-            "sampling": {"num_responses": 2, "max_new_tokens": 4},
-            "evaluation": {"num_responses": 1, "max_new_tokens": 4},
-            "update": {"minibatch_size": 8, "num_epochs": 1},
-        },
-    },
-    "data": {
-        "class_path": "ippo_lightning.data.TextDataModule",
-        "init_args": {
-            "task": {
-                "class_path": "ippo_lightning.tasks.ArithmeticTask",
-                "init_args": {"num_train": 8, "num_validation": 2, "num_test": 2, "num_influence_demonstrations": 2},
-            },
-            "batch_size": 4,
-        },
-    },
-    "callbacks": [{"class_path": "ippo_lightning.callbacks.EpisodeLog"}],
-}
 
 
 @dataclass
@@ -125,7 +93,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     CausalLMPolicy(config=dict(TINY), tokenizer=arithmetic_tokenizer(), value="none", reference="none").save_pretrained(
         folder / "model"
     )
-    experiment = copy.deepcopy(EXPERIMENT)
+    experiment = copy.deepcopy(SMALL_EXPERIMENT)
     experiment["model"]["init_args"]["policy"]["init_args"] = {"pretrained": str(folder / "model")}
     config = str(folder / "experiment.yaml")
     Path(config).write_text(yaml.safe_dump(experiment), encoding="utf-8")

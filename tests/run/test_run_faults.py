@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 from experiment_files import TINY
-from file_faults import lose_power, operations_of
+from file_faults import SMALL_EXPERIMENT, lose_power, operations_of
 from run_folders import assert_same_runs
 
 from ippo_lightning.data import arithmetic_tokenizer
@@ -31,40 +31,15 @@ KINDS = ("kill", "terminate", "power failure")
 PARTS = 16
 """Each slow test tries every sixteenth operation, so that it ends within its time."""
 EXPERIMENT: dict[str, Any] = {
+    **SMALL_EXPERIMENT,
     "seed_everything": 3,
     "loop": {
+        **SMALL_EXPERIMENT["loop"],
         "run_dir": "run",
         "max_iterations": 3,
-        "evaluate_every_n_iterations": 1,
-        "checkpoint_every_n_iterations": 1,
-        "best_metric": "label/wrong_answer",
         "resume": True,
         "progress_bar": False,
     },
-    "model": {
-        "class_path": "ippo_lightning.PPOModule",
-        "init_args": {
-            "reward": {
-                "class_path": "ippo_lightning.rewards.grade_reward",
-                "init_args": {"grader": "ippo_lightning.tasks.grade_arithmetic"},
-            },
-            "policy": {"class_path": "ippo_lightning.policies.CausalLMPolicy", "init_args": {}},
-            "sampling": {"num_responses": 2, "max_new_tokens": 4},
-            "evaluation": {"num_responses": 1, "max_new_tokens": 4},
-            "update": {"minibatch_size": 8, "num_epochs": 1},
-        },
-    },
-    "data": {
-        "class_path": "ippo_lightning.data.TextDataModule",
-        "init_args": {
-            "task": {
-                "class_path": "ippo_lightning.tasks.ArithmeticTask",
-                "init_args": {"num_train": 8, "num_validation": 2, "num_test": 2, "num_influence_demonstrations": 2},
-            },
-            "batch_size": 4,
-        },
-    },
-    "callbacks": [{"class_path": "ippo_lightning.callbacks.EpisodeLog"}],
 }
 
 

@@ -16,6 +16,39 @@ from typing import Any
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CHANGING = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink")
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
+SMALL_EXPERIMENT: dict[str, Any] = {
+    "loop": {
+        "max_iterations": 2,
+        "evaluate_every_n_iterations": 1,
+        "checkpoint_every_n_iterations": 1,
+        "best_metric": "label/wrong_answer",
+    },
+    "model": {
+        "class_path": "ippo_lightning.PPOModule",
+        "init_args": {
+            "reward": {
+                "class_path": "ippo_lightning.rewards.grade_reward",
+                "init_args": {"grader": "ippo_lightning.tasks.grade_arithmetic"},
+            },
+            "policy": {"class_path": "ippo_lightning.policies.CausalLMPolicy", "init_args": {}},
+            "sampling": {"num_responses": 2, "max_new_tokens": 4},
+            "evaluation": {"num_responses": 1, "max_new_tokens": 4},
+            "update": {"minibatch_size": 8, "num_epochs": 1},
+        },
+    },
+    "data": {
+        "class_path": "ippo_lightning.data.TextDataModule",
+        "init_args": {
+            "task": {
+                "class_path": "ippo_lightning.tasks.ArithmeticTask",
+                "init_args": {"num_train": 8, "num_validation": 2, "num_test": 2, "num_influence_demonstrations": 2},
+            },
+            "batch_size": 4,
+        },
+    },
+    "callbacks": [{"class_path": "ippo_lightning.callbacks.EpisodeLog"}],
+}
+"""Writes every kind of file of a run within seconds; the policy is left out."""
 
 
 class Journal:

@@ -162,5 +162,5 @@ def test_a_connection_that_is_lost_on_the_way_is_one_line(monkeypatch: pytest.Mo
 
 
 def test_without_a_network_the_hub_is_one_clear_line() -> None:
-    with pytest.raises(UserError, match=r"'nobody/nothing' is not a file or folder, and the Hub gave no data set"):
-        rows_of("nobody/nothing")
+    with pytest.raises(UserError, match=r"'no/data' is not a file or folder, and the Hub gave no data set"):
+        rows_of("no/data")
