@@ -88,7 +88,8 @@ def test_a_run_takes_no_module_of_the_working_folder_for_an_installed_one(
     for name in ("torch", "lightning", "yaml", "rich"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'it_ran')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
-    version = Job(column="ppo", seed=1, folder=tmp_path / "run", arguments=("--version",), fingerprint="a")
-    with pytest.raises(UserError, match=r"ppo seed 1 failed: ippo"):  # it leaves no results
-        run_jobs([version], num_parallel=1, threads=1)
+    words = ("report", str(tmp_path / "nowhere"))
+    refused = Job(column="ppo", seed=1, folder=tmp_path / "run", arguments=words, fingerprint="a")
+    with pytest.raises(UserError, match=r"ppo seed 1 failed: ippo: error: .*nowhere"):
+        run_jobs([refused], num_parallel=1, threads=1)
     assert not (tmp_path / "it_ran").exists()

@@ -211,6 +211,19 @@ def test_an_error_of_a_hook_of_this_project_or_of_a_state_is_one_line_too(name: 
         under_fabric(tmp_path, [Fails()], checkpoint_every_n_iterations=1)
 
 
+def test_an_error_of_load_state_dict_is_one_line_too(tmp_path: Path) -> None:
+    class Forgets(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"a": 1}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            state_dict["b"]
+
+    under_fabric(tmp_path, [Forgets()], max_iterations=1)
+    with pytest.raises(UserError, match=r"callbacks: Forgets\.load_state_dict raised KeyError: 'b'"):
+        under_fabric(tmp_path, [Forgets()], max_iterations=2, resume=True)
+
+
 def test_a_new_hook_of_lightning_that_the_loop_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Callback, "on_new_moon", hook, raising=False)
     check_callbacks([callback(on_train_end=hook)])

@@ -137,6 +137,7 @@ def test_what_a_failed_iteration_left_in_a_callback_goes_again(tmp_path: Path) -
         def __init__(self, iteration: int) -> None:
             super().__init__(iteration)
             self.seen: dict[str, Any] = {}
+            self.count = torch.zeros(1)
 
         def state_dict(self) -> dict[str, Any]:
             return self.seen
@@ -146,6 +147,7 @@ def test_what_a_failed_iteration_left_in_a_callback_goes_again(tmp_path: Path) -
 
         def on_rollout_start(self, trainer: Any, pl_module: Any, plan: Any) -> None:
             self.seen.setdefault("iterations", []).append(pl_module.iteration)
+            self.seen["count"] = self.count.add_(1)
             super().on_rollout_start(trainer, pl_module, plan)
 
     for iteration in (0, 2):
@@ -156,3 +158,4 @@ def test_what_a_failed_iteration_left_in_a_callback_goes_again(tmp_path: Path) -
         (file,) = (tmp_path / str(iteration) / "checkpoints").glob("iteration_*")
         (saved,) = torch.load(file, weights_only=True)["callbacks"]
         assert saved["state"].get("iterations", []) == list(range(iteration))
+        assert float(saved["state"].get("count", 0)) == iteration
