@@ -208,16 +208,21 @@ class TextModule(BaseModule):
         self.evaluation_metrics.update(reward(*columns, allow_nonfinite=True))
 
     def check_evaluation(self) -> None:
-        """Refuse an evaluation without grader and reward, which would otherwise end a run after its last iteration.
+        """Refuse an evaluation that would otherwise end a run after its last iteration.
 
         Raises:
-            UserError: there is neither. A subclass that evaluates in its own way may need none.
+            UserError: there is neither grader nor reward, or no grader and a reward that needs a rollout. A subclass
+                that evaluates in its own way may need none.
         """
         names = ("evaluate_batch", "validation_step", "test_step")
         is_own_way = any(getattr(type(self), name) is not getattr(TextModule, name) for name in names)
-        if self.grader is None and self.evaluation_reward is None and not is_own_way:
+        if self.grader is not None or is_own_way:
+            return
+        reward = self.evaluation_reward
+        if reward is None or reward.needs_rollout:
+            problem = _NO_GRADER if reward is None else f"{_NO_GRADER}, and the reward counts tokens of a rollout"
             raise UserError(
-                f"{_NO_GRADER}; give one, or set loop.evaluate_first and loop.test_at_end to false and "
+                f"{problem}; give one, or set loop.evaluate_first and loop.test_at_end to false and "
                 "loop.evaluate_every_n_iterations to 0"
             )
 

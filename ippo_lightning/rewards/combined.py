@@ -45,6 +45,11 @@ class CombinedReward:
         self.rewards = {name: HeldReward(reward) for name, reward in rewards.items()}
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in rewards}
 
+    @property
+    def needs_rollout(self) -> bool:
+        """Whether one of the rewards cannot be called with texts only."""
+        return any(held.needs_rollout for held in self.rewards.values())
+
     def __call__(
         self,
         prompts: Sequence[str],

@@ -71,6 +71,11 @@ class HeldReward:
         self.last_parts = called.parts
         return called.total
 
+    @property
+    def needs_rollout(self) -> bool:
+        """Whether the reward cannot be called with texts only, as an evaluation calls it."""
+        return bool(getattr(self.reward, "needs_rollout", False))
+
     def take_metrics(self) -> dict[str, float]:
         """Return the means of the parts of the last call for the log, over all ranks; each call of a reward once."""
         parts, self.last_parts = self.last_parts, {}

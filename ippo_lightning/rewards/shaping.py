@@ -70,6 +70,8 @@ class LengthPenalty:
         UserError: `tokens` is below 1; in a call, there is no rollout.
     """
 
+    needs_rollout = True
+
     def __init__(self, tokens: int) -> None:
         require_range("reward.tokens", tokens, at_least=1, integer=True)
         self.tokens = tokens
@@ -100,6 +102,8 @@ class OverlongPenalty:
         UserError: a number is out of its range; in a call, there is no rollout.
     """
 
+    needs_rollout = True
+
     def __init__(self, max_tokens: int, buffer_tokens: int) -> None:
         require_range("reward.max_tokens", max_tokens, at_least=1, integer=True)
         require_range("reward.buffer_tokens", buffer_tokens, at_least=1, at_most=max_tokens, integer=True)
@@ -123,6 +127,8 @@ class MissingEOSPenalty:
 
     `model.missing_eos_penalty` subtracts the same from any reward, and is not a part of it in the log: use one of both.
     """
+
+    needs_rollout = True
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ from ippo_lightning.data import TextDataModule
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics
 from ippo_lightning.modules import SFTModule
+from ippo_lightning.rewards import CombinedReward, LengthPenalty, MissingEOSPenalty, OverlongPenalty
 
 
 class NoAnswers:
@@ -65,3 +66,19 @@ def test_a_run_with_neither_answers_nor_a_reward_is_refused() -> None:
         supervised.check_evaluation()
     with pytest.raises(UserError, match=r"evaluation needs a grader or a reward"):
         supervised.evaluate_batch(next(iter(data.val_dataloader())), 0)
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [LengthPenalty(8), OverlongPenalty(8, 4), MissingEOSPenalty(), CombinedReward({"cut": MissingEOSPenalty()})],
+    ids=lambda reward: type(reward).__name__,
+)
+def test_a_reward_that_counts_tokens_of_a_rollout_is_no_evaluation(reward: Any, tmp_path: Path) -> None:
+    data = TextDataModule(NoAnswers(), batch_size=8)
+    module = tiny_module(grader=None, reward=reward)
+    with pytest.raises(UserError, match="and the reward counts tokens of a rollout; give one, or set"):
+        tiny_loop(tmp_path / "refused", module, data=data, max_iterations=1, test_at_end=True).fit()
+    assert not (tmp_path / "refused" / "history.jsonl").exists()
+    module = tiny_module(grader=None, reward=reward)
+    tiny_loop(tmp_path / "trains", module, data=data, max_iterations=1).fit()
+    assert module.iteration == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_episodes import make_episodes
 from small_tokenizers import CHATML, wrapped
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from training_parts import tiny_module
 from transformers import (
     BertConfig,
@@ -17,6 +17,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from ippo_lightning.errors import UserError
@@ -39,14 +41,28 @@ def tokenizer(**special: str):
     return wrapped(backend, **special)
 
 
-def save(folder: Path, *, labels: int = 1, pad_is_eos: bool = False, template: str | None = None, kind="llama") -> str:
+def save(
+    folder: Path,
+    *,
+    labels: int = 1,
+    pad_is_eos: bool = False,
+    template: str | None = None,
+    kind="llama",
+    adds_bos: bool = False,
+) -> str:
     words = tokenizer(**({"pad_token": "</s>"} if pad_is_eos else {}))
+    if adds_bos:
+        words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
     words.chat_template = template
     words.padding_side = "left"  # as policies have it; a reward model pads by itself
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     common = {"vocab_size": len(words), "num_labels": labels, "max_position_embeddings": 128}
     torch.manual_seed(3)
-    if kind == "bert":
+    if kind == "roberta":
+        model = RobertaForSequenceClassification(RobertaConfig(**sizes, **common, pad_token_id=1))
+    elif kind == "bert":
         model = BertForSequenceClassification(BertConfig(**sizes, **common, pad_token_id=0))
     else:
         model = LlamaForSequenceClassification(LlamaConfig(**sizes, **common, pad_token_id=None, eos_token_id=2))
@@ -75,6 +91,40 @@ def test_a_padded_batch_has_the_rewards_of_each_text_alone(tmp_path: Path, pad_i
     expected = [alone(reward, PROMPTS[row], RESPONSES[row]) for row in rows]
     assert found[rows].tolist() == pytest.approx(expected, abs=PADDING)
     assert len({round(value, 4) for value in expected}) > 2, "the texts differ in their rewards"
+
+
+def test_padding_is_no_token_that_a_text_ends_with(tmp_path: Path) -> None:
+    folder = save(tmp_path, pad_is_eos=True, template=CHATML + "{{ eos_token }}")
+    text = RewardModel(folder).text
+    rows, _ = text.encode(PROMPTS, RESPONSES)
+    assert {row[-1] for row in rows} == {2}, "each text ends with EOS"
+    ids, mask, pad_id = text.padded(rows)
+    assert pad_id != 2
+    assert bool((ids[mask == 0] == pad_id).all())
+
+
+def test_special_tokens_stand_once(tmp_path: Path) -> None:
+    for name, template in (
+        ("plain", None),
+        ("chat", "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"),
+    ):
+        folder = save(tmp_path / name, template=template, adds_bos=True)
+        rows, _ = RewardModel(folder).text.encode(PROMPTS, RESPONSES)
+        assert [row.count(1) for row in rows] == [1] * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_weights_have_the_type_that_was_asked_for(tmp_path: Path, dtype) -> None:
+    model = RewardModel(save(tmp_path), dtype=dtype).model
+    assert {weight.dtype for weight in model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_the_positions_of_roberta_begin_behind_its_padding(tmp_path: Path) -> None:
+    reward = RewardModel(save(tmp_path, kind="roberta"))
+    assert reward.max_length == 126
+    with pytest.warns(UserWarning, match="longer than 126 tokens"):
+        found = HeldReward(reward)(["1+1=" * 60], ["2"], [{}])
+    assert bool(torch.isfinite(found).all())
 
 
 def test_rows_and_size_of_the_batch_change_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.tasks.answers import verifier
+from ippo_lightning.tasks.answers import verifier, worker
 from ippo_lightning.tasks.answers.verifier import Verifier
 
 
@@ -81,6 +82,57 @@ def test_a_process_that_ended_is_replaced(math_verify: None) -> None:
     assert made.starts == 2
     made.close()
     assert made._process is None
+
+
+def test_a_process_that_does_not_answer_is_replaced(math_verify: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Verifier(timeout=1.0)
+    assert made.are_equal("x+1", "1+x")
+    monkeypatch.setattr(verifier, "PATIENCE", 0.5)
+    os.kill(made._process.pid, signal.SIGSTOP)
+    assert not made.are_equal("x+1", "1+x")
+    monkeypatch.undo()
+    assert made.are_equal("x+2", "2+x")
+    assert made.starts == 2
+    made.close()
+
+
+def test_a_forked_process_asks_one_of_its_own(shared: Verifier) -> None:
+    assert shared.are_equal("x+1", "1+x")
+    mine = shared._process.pid
+    child = os.fork()
+    if child == 0:  # no assertion: an exception would run the parent's tests a second time
+        is_right = shared.are_equal("x+2", "2+x") and shared._process.pid != mine
+        own = shared._process
+        shared.close()
+        os._exit(0 if is_right and own.poll() is not None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert shared.are_equal("x+3", "3+x")
+    assert shared._process.pid == mine
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="this system does not show the limits of a process")
+def test_its_memory_is_limited(shared: Verifier) -> None:
+    assert shared.are_equal("x+1", "1+x")
+    limits = Path(f"/proc/{shared._process.pid}/limits").read_text(encoding="utf-8").splitlines()
+    (space,) = (line.split()[3] for line in limits if line.startswith("Max address space"))
+    assert int(space) == worker.MEMORY
+
+
+def test_sympy_evaluates_no_text_after_its_start(math_verify: None) -> None:
+    program = (
+        "import runpy, sys\n"
+        "names = runpy.run_path(sys.argv[1])\n"
+        "compare = names['_comparison']()\n"
+        "from sympy.parsing import sympy_parser\n"
+        "assert compare('0.5', r'\\frac{1}{2}')\n"
+        "for read in (sympy_parser.parse_expr, sympy_parser.eval_expr):\n"
+        "    try:\n"
+        "        read('1+1', {}, {})\n"
+        "    except ValueError:\n"
+        "        continue\n"
+        "    raise SystemExit(f'{read} evaluates')\n"
+    )
+    subprocess.run([sys.executable, "-c", program, worker.__file__], check=True)
 
 
 def test_questions_of_several_threads_get_their_own_answers(shared: Verifier) -> None:
