@@ -31,7 +31,6 @@ from ippo_lightning.policies.loading import (
 )
 from ippo_lightning.policies.output import PolicyOutput
 from ippo_lightning.policies.parameters import TrainableParts
-from ippo_lightning.policies.quantized import Quantization
 from ippo_lightning.policies.reference import ReferenceKind, resolve_reference, settle_reference
 from ippo_lightning.policies.saving_check import save_policy
 from ippo_lightning.policies.scoring import score_responses, score_with_reference
@@ -42,6 +41,7 @@ from ippo_lightning.policies.tokenization import TextFormat
 from ippo_lightning.policies.tokenizer_loading import eos_ids_of, keep_eos_ids, load_tokenizer
 from ippo_lightning.policies.train_mode import quieten
 from ippo_lightning.records.finite_weights import require_finite_weights, trainable_weights
+from ippo_lightning.storage.quantized_loading import Quantization
 
 
 class CausalLMPolicy(TrainableParts):

@@ -24,17 +24,17 @@ from ippo_lightning.policies.base_changes import noting_base_change, weight_vers
 from ippo_lightning.policies.contexts import seeded
 from ippo_lightning.policies.impossible_models import check_computes
 from ippo_lightning.policies.packaged_models import local_model
-from ippo_lightning.policies.quantized import (
-    Quantization,
-    is_quantized,
-    pin_layers,
-    quantization_config,
-    quantization_device,
-)
+from ippo_lightning.policies.quantized import is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 from ippo_lightning.policies.settings import LoraSettings
 from ippo_lightning.policies.tokenizer_loading import check_vocabulary, one_line
 from ippo_lightning.storage.attention_choice import config_without_kernel
+from ippo_lightning.storage.quantized_loading import (
+    Quantization,
+    pin_layers,
+    quantization_config,
+    quantization_device,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

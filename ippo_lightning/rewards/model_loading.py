@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.attention_choice import config_without_kernel
+
+if TYPE_CHECKING:
+    from ippo_lightning.storage.quantized_loading import Quantization
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("nf4", "fp4", "int8")
@@ -38,7 +40,7 @@ def load_classifier(
     pretrained: str,
     *,
     dtype: torch.dtype,
-    quantization: str | None,
+    quantization: Quantization | None,
     device: torch.device | None,
     trust_remote_code: bool,
 ) -> Any:
@@ -66,8 +68,12 @@ def load_classifier(
     )
     settings: dict[str, Any] = {"dtype": dtype}
     if quantization is not None:
-        settings["quantization_config"] = _quantization(quantization, dtype)
-        settings["device_map"] = {"": str(device or _own_device())}
+        from ippo_lightning.storage.quantized_loading import pin_layers, quantization_config, quantization_device
+
+        settings["quantization_config"] = quantization_config(
+            quantization, double_quantization=True, compute_dtype=dtype
+        )
+        settings["device_map"] = quantization_device() if device is None else {"": str(device)}
     try:
         # A model without a head would draw one, from the stream of the run's random numbers.
         with torch.random.fork_rng(devices=[]):
@@ -82,25 +88,9 @@ def load_classifier(
             f"reward.pretrained: {pretrained!r} lacks {missing[0]}; expected a trained sequence classifier, and its "
             "head would be random"
         )
+    if quantization is not None:
+        pin_layers(model)
     return model.eval().requires_grad_(False)
-
-
-def _quantization(kind: str, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    # The head is small, and its output is the reward.
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
-def _own_device() -> torch.device:
-    # The reward is built before a device is chosen; without LOCAL_RANK all ranks would load onto GPU 0.
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return torch.device("cpu")
 
 
 def _check_folder(pretrained: str) -> None:

@@ -22,8 +22,9 @@ from ippo_lightning.distributed.dtensor import local_bytes
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
-from ippo_lightning.policies.quantized import dense_copy, quantization_config
+from ippo_lightning.policies.quantized import dense_copy
 from ippo_lightning.run.fsdp_strategy import ShardedStrategy
+from ippo_lightning.storage.quantized_loading import quantization_config
 
 EXACT = 1e-10
 """fp64: the two sides add the same numbers in another order."""

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, LoraSettings, SamplingSettings
-from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dense_copy, is_quantized, pin_layers
+from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dense_copy, is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
+from ippo_lightning.storage.quantized_loading import pin_layers
 
 # float32 on both sides, with the products in another order; int8 also rounds activations to eight bits
 ROUNDING = {"nf4": 1e-4, "fp4": 1e-4, "int8": 3e-2}
