@@ -240,14 +240,44 @@ def checked_otherwise(words: list[str], line: str) -> None:
 # --- the pages ---------------------------------------------------------------------------------------------
 
 
-def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built pages."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    options = (tmp_path / "options" / "index.html").read_text(encoding="utf-8")
+    return folder
+
+
+def test_the_pages_are_built_without_a_warning(site: Path) -> None:
+    options = (site / "options.html").read_text(encoding="utf-8")
     assert all(word in options for word in ("max_weight", "clip_range", "keep_last_checkpoints", "gae_lambda"))
+
+
+def test_the_pages_work_as_local_files(site: Path) -> None:
+    """Each script, style sheet and image is a file of the site, and so is the index of the search."""
+    pages = [page for page in sorted(site.rglob("*.html")) if page.name != "404.html"]
+    assert len(pages) > 20
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img)[^>]* src="([^"]+)"', text)
+        loaded += re.findall(r'<link[^>]* rel="(?:stylesheet|icon)"[^>]* href="([^"]+)"', text)
+        loaded += re.findall(r'<link[^>]* href="([^"]+)"[^>]* rel="(?:stylesheet|icon)"', text)
+        assert any("iframe-worker" in name for name in loaded), page
+        missing = [name for name in loaded if not name.startswith("data:") and not (page.parent / name).is_file()]
+        assert not missing, (page, missing)
+    assert (site / "search" / "search_index.js").read_text(encoding="utf-8").startswith("var __index = {")
+
+
+@pytest.mark.parametrize(("page", "least"), [("method", 15), ("scoring", 3), ("metrics", 1)])
+def test_formulas_are_typeset(site: Path, page: str, least: int) -> None:
+    text = (site / f"{page}.html").read_text(encoding="utf-8")
+    assert text.count("<math ") >= least
+    assert "arithmatex" not in text
+    assert not re.search(r"\\(?:frac|sum|pi|rangle)", re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL))
 
 
 def documented_metrics() -> set[str]:
