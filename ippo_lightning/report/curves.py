@@ -42,6 +42,11 @@ CURVES: Mapping[str, Curve] = {
         "Output of the reward function, without the KL penalty. It should rise.",
         _history("rollout/reward_mean"),
     ),
+    "validation_reward": Curve(
+        "Mean reward on validation prompts",
+        "The evaluation of a run without a grader. It should rise.",
+        _validation("reward"),
+    ),
     "exact_match": Curve(
         "Exact match on validation prompts",
         "Fraction of right responses to validation prompts. It should rise.",
@@ -53,6 +58,11 @@ CURVES: Mapping[str, Curve] = {
         "Fraction of the right answers to validation prompts whose steps are wrong or missing. It should fall.",
         _validation("unfaithful_fraction"),
         "percent",
+    ),
+    "sft_loss": Curve(
+        "Loss of the demonstrations, nats per token",
+        "Mean negative log-likelihood of a response token in supervised training. It should fall.",
+        _history("sft/loss"),
     ),
     "kl": Curve(
         "KL to the reference, nats per response",

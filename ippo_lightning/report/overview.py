@@ -15,7 +15,8 @@ _MOST_METHODS = 3
 _CURVES = {
     "exact_match": "exact match on validation prompts",
     "unfaithful_fraction": "the unfaithful fraction on validation prompts",
-    "reward": "the mean reward",
+    "validation_reward": "the mean reward on validation prompts",
+    "reward": "the mean reward of the sampled episodes",
 }
 
 
@@ -36,16 +37,17 @@ def overview(comparison: Comparison, results: Results) -> list[str]:
         # A method alone needs no name.
         f"{method.title}: {sentence}" if len(methods) > 1 else sentence[:1].upper() + sentence[1:]
         for method in methods
-        for sentence in (_final(results["methods"][method.name]), *_changes(method))
+        for sentence in (_final(method, results["methods"][method.name]), *_changes(method))
         if sentence
     ]
 
 
-def _final(summary: MethodSummary) -> str | None:
-    """Return the final exact match with its interval, and of what the interval is."""
+def _final(method: Method, summary: MethodSummary) -> str | None:
+    """Return the final exact match with its interval; without a grader, the final reward."""
     match, interval = summary["exact_match"], summary["intervals"]["exact_match"]
     if match is None:
-        return None
+        rewards = [reward for run in method.finished if (reward := run.result("reward")) is not None]
+        return f"the mean reward on the test prompts is {plain(fmean(rewards))}." if rewards else None
     sentence = f"{percent(match)} % of the responses to the test prompts are right"
     if interval is None:
         return f"{sentence}."

@@ -98,7 +98,7 @@ def test_a_start_is_the_mean_over_the_seeds_that_have_the_first_iteration():
         ("reward", "rollout/reward_mean"), ("kl", "rollout/kl"), ("entropy", "update/entropy"),
         ("response_tokens", "rollout/response_tokens_mean"), ("clip_fraction", "update/clip_fraction"),
         ("gradient_norm", "update/gradient_norm"), ("kept_fraction", "update/kept_fraction"),
-        ("iteration_seconds", "time/iteration_seconds"),
+        ("iteration_seconds", "time/iteration_seconds"), ("sft_loss", "sft/loss"),
     ],
 )  # fmt: skip
 def test_each_curve_reads_its_number(name, key):

@@ -31,8 +31,13 @@ def test_a_run_alone_is_told_from_start_to_end(run):
         "75.0 % of the responses to the test prompts are right.",
         "Exact match on validation prompts went from 40.0 % at the start to 60.0 % in the last third.",
         # the mean of 0.7 and 0.9
-        "The mean reward went from 0.500 at the start to 0.800 in the last third.",
+        "The mean reward of the sampled episodes went from 0.500 at the start to 0.800 in the last third.",
     ]
+
+
+def test_a_run_without_a_grader_has_a_reward(run):
+    (run / "results.json").write_text(json.dumps({"reward": 1.25}))
+    assert sentences(run)[0] == "The mean reward on the test prompts is 1.25."
 
 
 def test_a_single_run_has_an_interval_over_its_prompts(run):

@@ -161,7 +161,10 @@ def test_a_figure_that_lost_its_data_disappears(small, caplog):
     assert not (small / "figures" / "exact_match.png").exists()
     assert "figure exact_match skipped" in caplog.text
     assert len(html.all("img")) == 8
-    assert "Not drawn, because the runs contain no data: exact match, unfaithful fraction, kl" in "".join(html.text)
+    assert (
+        "Not drawn, because the runs contain no data: validation reward, exact match, unfaithful fraction, sft loss, kl"
+        in "".join(html.text)
+    )
 
 
 @pytest.mark.parametrize("methods", [("sft",), ("ppo",), ("sft", "ppo", "ippo"), ("random", "ippo")])
