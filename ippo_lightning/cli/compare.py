@@ -155,6 +155,7 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
         "config": "\n".join(f"{column.name}: {json.dumps(_shown(column))}" for column in columns),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
+        "jobs": settings.jobs,
         "threads": threads,
     }
     RunFolder(root).write(COMPARISON, content)

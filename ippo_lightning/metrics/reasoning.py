@@ -12,6 +12,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
 from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.labels import LabelFractions
+from ippo_lightning.metrics.prompts import PromptCounts
 from ippo_lightning.records import Example
 
 
@@ -63,6 +64,7 @@ class ReasoningMetrics(nn.Module):
         self.pass_at_k = PassAtK(k)
         self.unfaithful_fraction = UnfaithfulFraction()
         self.label_fractions = LabelFractions()
+        self.prompt_counts = PromptCounts()
 
     def update(self, grades: Sequence[Sequence[GradedResponse]], references: Sequence[str | None]) -> None:
         """Add prompts.
@@ -88,6 +90,7 @@ class ReasoningMetrics(nn.Module):
         # a response of unknown reasoning counts neither as faithful nor as unfaithful
         self.unfaithful_fraction.update(correct & is_known, faithful)
         self.label_fractions.update([grade.label for group in grades for grade in group])
+        self.prompt_counts.update(grades, references)
 
     def compute(self) -> dict[str, float]:
         """Return the metrics of all ranks by name; NaN for 0 / 0."""
@@ -101,6 +104,7 @@ class ReasoningMetrics(nn.Module):
 
     def reset(self) -> None:
         """Set all sums and counts to 0."""
+        self.prompt_counts.reset()
         for metric in (
             self.exact_match,
             self.majority_vote,

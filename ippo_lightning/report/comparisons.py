@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,7 @@ def read_comparison(root: Path | str) -> Comparison:
         config=settings_text(str(listed.get("config") or "")),
         versions={short_text(k): short_text(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
         machine=short_text(listed.get("machine"), limit=500),
+        jobs=_jobs(listed),
     )
 
 
@@ -130,6 +132,15 @@ def _read_listing(path: Path) -> JsonObject:
     if not isinstance(methods, dict) or not methods:
         raise UserError(f"{COMPARISON}: 'methods' of '{path}' is empty; expected an object with at least one method")
     return {**listed, "methods": methods}
+
+
+def _jobs(listed: JsonObject) -> int | None:
+    """Return how many runs were under way at a time. Comparisons of earlier versions name it in `machine` only."""
+    jobs = listed.get("jobs")
+    if isinstance(jobs, int) and not isinstance(jobs, bool):
+        return jobs
+    found = re.search(r"(\d{1,6}) runs at a time", str(listed.get("machine") or "")[:500])
+    return int(found[1]) if found else None
 
 
 def _seeds(name: str, entry: object) -> list[int]:

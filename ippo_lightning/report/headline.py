@@ -14,7 +14,7 @@ from ippo_lightning.report.summary import (
     last_third,
     pair_key,
 )
-from ippo_lightning.report.tables import mean_seconds
+from ippo_lightning.report.tables import median_seconds, shared_cores_words
 
 FEW_SEEDS = 5
 """Fewer paired seeds than this cannot support a finding: by chance alone, all of four have one sign once in eight."""
@@ -81,7 +81,9 @@ def lead(results: Results) -> list[str]:
     if featured is None:
         return []
     sentences = [finding.sentence for finding in findings(results, featured)]
-    sentences += _cost(results["methods"][featured], baseline_summary(results, featured))
+    sentences += _cost(
+        results["methods"][featured], baseline_summary(results, featured), contended=shared_cores_words(results)
+    )
     sentences += _more_pairs(results, featured)
     return [*sentences, *_caution(_num_seeds(results, featured))]
 
@@ -153,18 +155,21 @@ def _bare_differences(results: Results, method: str) -> list[str]:
     return [f"{_NAMES[metric]} {points(mean)} points" for metric, mean in means.items() if mean is not None]
 
 
-def _cost(mine: MethodSummary, other: MethodSummary) -> list[str]:
+def _cost(mine: MethodSummary, other: MethodSummary, *, contended: str | None) -> list[str]:
     sentences: list[str] = []
     kept = last_third(mine.get("kept_fraction", []))
     if kept is not None:
         sentences.append(
             f"In the last third of training {mine['title']} updated on {percent(kept, digits=0)} % of its episodes."
         )
-    seconds, others = mean_seconds(mine), mean_seconds(other)
-    if seconds is not None and others:  # an evaluation has no iterations, so no seconds to compare with
+    seconds, others = median_seconds(mine), median_seconds(other)
+    if contended is not None:
+        # What a neighbour did at that moment is in the seconds: a ratio of them is no finding.
+        sentences.append(contended)
+    elif seconds is not None and others:  # an evaluation has no iterations, so no seconds to compare with
         ratio = seconds / others
         change = f"{percent(abs(ratio - 1), digits=0)} % {'more' if ratio > 1 else 'less'}"
-        sentences.append(f"An iteration took {plain(seconds)} s against {plain(others)} s, {change}.")
+        sentences.append(f"An iteration took {plain(seconds)} s against {plain(others)} s (medians), {change}.")
     return sentences
 
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from ippo_lightning.report.canvas import DROPPED_COLOUR, INK, KEPT_COLOUR, canvas, percent_formatter
 from ippo_lightning.report.display import percent
 from ippo_lightning.report.records import Comparison, EpisodeRow
+from ippo_lightning.report.score_axis import draw_powers, even_edges, linear_range
 
 _MOST_METHODS = 4
 _BINS = 40
@@ -38,9 +39,11 @@ def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
     words: list[str] = []
     with canvas(path, height=1.1 + 2.1 * len(scored), rows=len(scored), columns=2) as axes:
         for row, (title, episodes) in zip(axes, scored.items(), strict=True):
-            edges = _edges([episode.score or 0.0 for episode in episodes])
+            scores = [episode.score or 0.0 for episode in episodes]
+            linear = linear_range(scores)
+            edges = _edges(scores) if linear is None else _power_edges(scores, linear)
             for panel, part, members in zip(row, ("early", "late"), _thirds(episodes), strict=True):
-                _draw(panel, members, edges)
+                _draw(panel, members, edges, linear)
                 panel.set_title(f"{title}, {part}")
                 words.append(f"{title}, {part}: {percent(_dropped_fraction(members), digits=0)} % dropped.")
             # One scale for both parts, so that their bars can be compared.
@@ -48,7 +51,7 @@ def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
             row[1].tick_params(labelleft=False)
         for panel in axes[-1]:
             panel.set_xlabel("influence score")
-        _name_colours(axes[0][0])
+        _name_colours(axes[0][1])
     return f"Histograms of influence scores, first and last third of training. {' '.join(words)}"
 
 
@@ -76,7 +79,11 @@ def _edges(scores: Sequence[float]) -> np.ndarray:
     return width * np.arange(-max(below, 1), max(above, 1) + 1)
 
 
-def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray) -> None:
+def _power_edges(scores: Sequence[float], linear: float) -> np.ndarray:
+    return even_edges(min([*scores, 0.0]), max([*scores, 0.0]), bins=_BINS, linear=linear)
+
+
+def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray, linear: float | None) -> None:
     # What lies beyond the outermost borders counts in the outermost bars, so that all fractions add up to one.
     kept = np.clip([e.score or 0.0 for e in episodes if e.kept], edges[0], edges[-1])
     dropped = np.clip([e.score or 0.0 for e in episodes if not e.kept], edges[0], edges[-1])
@@ -84,16 +91,21 @@ def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray) -> Non
     weights = [np.full(len(part), 1 / max(1, len(episodes))) for part in (kept, dropped)]
     panel.hist([kept, dropped], bins=list(edges), weights=weights, stacked=True, color=[KEPT_COLOUR, DROPPED_COLOUR])
     panel.axvline(0, color=INK, linewidth=0.9)
-    panel.xaxis.set_major_locator(MaxNLocator(4))
-    panel.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    if linear is None:
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    else:
+        # The limits first: ticks are chosen within them, and both panels of a row must have the same.
+        panel.set_xlim(edges[0], edges[-1])
+        draw_powers(panel, "x", linear)
     panel.yaxis.set_major_locator(MaxNLocator(4))
     panel.yaxis.set_major_formatter(percent_formatter())
 
 
 def _name_colours(panel: Axes) -> None:
-    # The bars' orange is too light for text on white; this is the same hue, darker.
-    for height, text, colour in ((0.93, "kept", KEPT_COLOUR), (0.81, "dropped", "#a86f00")):
-        panel.text(0.99, height, text, color=colour, fontweight="bold", ha="right", transform=panel.transAxes)
+    # Above the panel, where no bar is. The bars' orange is too light for text on white; this is the same hue, darker.
+    for right, text, colour in ((0.68, "kept", KEPT_COLOUR), (0.99, "dropped", "#a86f00")):
+        panel.text(right, 1.04, text, color=colour, fontweight="bold", ha="right", transform=panel.transAxes)
 
 
 def _dropped_fraction(episodes: Sequence[EpisodeRow]) -> float | None:

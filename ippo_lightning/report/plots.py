@@ -1,10 +1,10 @@
-"""Figures of a comparison. Each function writes one PNG, or nothing if the runs contain no data for it."""
+"""Figures of results, scores and time. Each function writes one PNG, or nothing if the runs contain no data for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import groupby
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -16,28 +16,13 @@ from ippo_lightning.report.canvas import (
     MUTED,
     PART_COLOURS,
     canvas,
-    draw_curve,
-    label_ends,
     method_colours,
-    percent_axis,
     percent_formatter,
 )
 from ippo_lightning.report.display import percent, plain
-from ippo_lightning.report.histogram import plot_score_histogram
-from ippo_lightning.report.records import Comparison, Method, Run
-from ippo_lightning.report.summary import bootstrap_interval
-
-__all__ = [
-    "plot_effective_sample_size",
-    "plot_exact_match",
-    "plot_iteration_seconds",
-    "plot_kept_fraction",
-    "plot_results",
-    "plot_score_histogram",
-    "plot_score_quantiles",
-    "plot_time_parts",
-    "plot_unfaithful_fraction",
-]
+from ippo_lightning.report.records import Comparison, Method
+from ippo_lightning.report.score_axis import draw_powers, range_of_scales
+from ippo_lightning.report.summary import ComparedMetric, metric_intervals
 
 # The first key that a run recorded counts: a run without the influence filter has only the time of all callbacks.
 _PARTS: Mapping[str, tuple[str, ...]] = {
@@ -52,7 +37,7 @@ _MOST_PANELS = 3  # more would be too narrow to read
 
 
 def plot_results(comparison: Comparison, path: Path) -> str | None:
-    """Draw the final exact match and unfaithful fraction: one dot per seed, the mean, the 95 % interval.
+    """Draw the final exact match and unfaithful fraction: one dot per seed, the mean, the interval, the start.
 
     All functions of this module have the same arguments and the same kind of result.
 
@@ -67,12 +52,14 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
     if not methods:
         return None
     colours = method_colours(comparison)
-    panels = {"exact_match": "Exact match", "unfaithful_fraction": "Unfaithful fraction"}
+    panels: dict[ComparedMetric, str] = {"exact_match": "Exact match", "unfaithful_fraction": "Unfaithful fraction"}
     with canvas(path, height=1.5 + 0.42 * len(methods), columns=2) as axes:
         for panel, (metric, title), arrow in zip(axes[0], panels.items(), ("→ better", "← better"), strict=True):
             # The vertical axis counts upwards; reversed, the first method of the tables is at the top here too.
             for height, method in enumerate(reversed(methods)):
                 _draw_result(panel, method, metric, height=height, colour=colours[method.name])
+            for method in methods:
+                _draw_start(panel, method, metric)
             panel.set_title(title)
             panel.set_xlabel(arrow, loc="right" if arrow.startswith("→") else "left")
             panel.set_ylim(-0.6, len(methods) - 0.4)
@@ -85,61 +72,6 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
             panel.xaxis.set_major_formatter(percent_formatter())
         axes[0][1].set_yticklabels([])  # the panel on the left has the names
     return f"Final results of each method, with seeds and intervals. {_final_words(methods)}"
-
-
-def plot_exact_match(comparison: Comparison, path: Path) -> str | None:
-    """Draw exact match on the validation prompts over the iterations. See `plot_results`."""
-    return _plot_curves(
-        comparison,
-        path,
-        series=lambda run: run.validation("exact_match"),
-        title="Exact match on validation prompts",
-        as_percent=True,
-    )
-
-
-def plot_unfaithful_fraction(comparison: Comparison, path: Path) -> str | None:
-    """Draw the fraction of right answers with unfaithful reasoning, on validation prompts. See `plot_results`."""
-    return _plot_curves(
-        comparison,
-        path,
-        series=lambda run: run.validation("unfaithful_fraction"),
-        title="Unfaithful fraction on validation prompts",
-        as_percent=True,
-    )
-
-
-def plot_kept_fraction(comparison: Comparison, path: Path) -> str | None:
-    """Draw the fraction of episodes that the update used. See `plot_results`."""
-    return _plot_curves(
-        comparison,
-        path,
-        series=lambda run: run.series("update/kept_fraction"),
-        title="Episodes kept for the update",
-        as_percent=True,
-    )
-
-
-def plot_iteration_seconds(comparison: Comparison, path: Path) -> str | None:
-    """Draw the seconds of each iteration. See `plot_results`."""
-    return _plot_curves(
-        comparison,
-        path,
-        series=lambda run: run.series("time/iteration_seconds"),
-        title="Seconds per iteration",
-        as_percent=False,
-    )
-
-
-def plot_effective_sample_size(comparison: Comparison, path: Path) -> str | None:
-    """Draw the effective sample size of the weights, (sum w)^2 / sum w^2. See `plot_results`."""
-    return _plot_curves(
-        comparison,
-        path,
-        series=lambda run: run.series("influence/effective_sample_size"),
-        title="Effective sample size, episodes",
-        as_percent=False,
-    )
 
 
 def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
@@ -162,6 +94,9 @@ def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
                 panel.fill_between(iterations, lines[low], lines[high], color=KEPT_COLOUR, alpha=strength, linewidth=0)
             panel.plot(iterations, lines["median"], color=KEPT_COLOUR)
             panel.axhline(0, color=INK, linewidth=0.9)
+            linear = range_of_scales([max(map(abs, at), default=0.0) for at in zip(*lines.values(), strict=True)])
+            if linear is not None:
+                draw_powers(panel, "y", linear)
             panel.set_title(method.title)
             panel.set_xlabel("iteration")
             panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -218,78 +153,36 @@ def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
         panel.set_xlim(0, 1.12 * tallest)
         panel.grid(visible=False)
         panel.spines["left"].set_visible(False)
-        panel.set_xlabel("seconds, mean over iterations and seeds")
+        panel.set_xlabel("seconds, median over iterations and seeds")
     totals = ", ".join(f"{title} {plain(sum(parts.values()))} s" for title, parts in times.items())
-    return f"Mean seconds of an iteration, split into {', '.join(names)}: {totals}."
+    return f"Median seconds of an iteration, split into {', '.join(names)}: {totals}."
 
 
-def _plot_curves(
-    comparison: Comparison,
-    path: Path,
-    *,
-    series: Callable[[Run], Mapping[int, float]],
-    title: str,
-    as_percent: bool,
-) -> str | None:
-    curves = {name: [series(run) for run in method.finished] for name, method in comparison.methods.items()}
-    curves = {name: found for name, found in curves.items() if any(found)}  # without methods that never recorded it
-    if not curves:
-        return None
-    colours = method_colours(comparison)
-    # Of every seed and not of the means, so that the bands lie inside the axis.
-    values = [value for found in curves.values() for one in found for value in one.values()]
-    ends: list[tuple[str, str, float, float]] = []
-    with canvas(path) as axes:
-        panel = axes[0][0]
-        for name, found in curves.items():
-            end = draw_curve(panel, found, colour=colours[name])
-            if end is not None:
-                ends.append((name, colours[name], *end))
-        if as_percent:
-            percent_axis(panel, values)
-        else:
-            # From zero, so that a ratio looks like what it is; 1e-9, because matplotlib warns of equal limits.
-            panel.set_ylim(0, 1.08 * max([*values, 1e-9]))
-        panel.set_title(title)
-        panel.set_xlabel("iteration")
-        panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-        panel.margins(x=0.01)
-        label_ends(panel, _merged(ends, comparison))
-    shown = percent if as_percent else plain
-    unit = " %" if as_percent else ""
-    last = ", ".join(f"{comparison.methods[name].title} {shown(height)}{unit}" for name, _, _, height in ends)
-    return f"{title}, by iteration. At the end: {last}."
-
-
-def _merged(ends: list[tuple[str, str, float, float]], comparison: Comparison) -> list[tuple[str, str, float, float]]:
-    """Give curves that end in exactly the same point one common label, in the colour of text."""
-    # `label_ends` moves labels apart. Two at one point would look like curves that end in different points.
-    merged: list[tuple[str, str, float, float]] = []
-    # `groupby` joins neighbours only, so the ends are sorted first.
-    for point, group in groupby(sorted(ends, key=lambda end: end[2:]), key=lambda end: end[2:]):
-        members = list(group)
-        text = ", ".join(comparison.methods[name].title for name, *_ in members)
-        merged.append((text, members[0][1] if len(members) == 1 else INK, *point))
-    return merged
-
-
-def _draw_result(panel: Axes, method: Method, metric: str, *, height: int, colour: str) -> None:
+def _draw_result(panel: Axes, method: Method, metric: ComparedMetric, *, height: int, colour: str) -> None:
     values = [value for run in method.finished if (value := run.result(metric)) is not None]
     if not values:
         # x in parts of the panel: without data the axis has no meaningful position.
         panel.text(0.02, height, "no data", va="center", color=MUTED, fontsize=9, transform=panel.get_yaxis_transform())
         return
     mean = sum(values) / len(values)
-    interval = bootstrap_interval(values)
+    interval = metric_intervals(method)[0][metric]
     panel.axhline(height, color=FAINT, linewidth=0.8, zorder=0)
-    # With one seed, its dot is the mean itself.
     if interval is not None:
         panel.plot(interval, [height, height], color=colour, linewidth=8, alpha=0.28, zorder=2, solid_capstyle="butt")
+    # With one seed, its dot is the mean itself.
+    if len(values) > 1:
         panel.scatter(values, [height] * len(values), s=13, color=colour, linewidths=0, zorder=3)
     panel.scatter([mean], [height], s=64, color=colour, edgecolors="white", linewidths=1.2, zorder=4)
     panel.annotate(
         percent(mean), (mean, height), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9, color=INK
     )
+
+
+def _draw_start(panel: Axes, method: Method, metric: ComparedMetric) -> None:
+    """Draw a dotted line where a method stands that was not trained here: the others started from it."""
+    values = [value for run in method.finished if (value := run.result(metric)) is not None]
+    if method.is_untrained and values:
+        panel.axvline(sum(values) / len(values), color=MUTED, linewidth=1.3, linestyle=(0, (1, 2)), zorder=1)
 
 
 def _final_words(methods: list[Method]) -> str:
@@ -304,14 +197,16 @@ def _final_words(methods: list[Method]) -> str:
 
 
 def _time_parts(method: Method) -> dict[str, float]:
-    """Return the mean seconds of each stage, and of the rest; empty if no stage was timed."""
-    parts: dict[str, float] = {}
-    for name, keys in _PARTS.items():
-        seconds = [value for run in method.finished for value in run.series(*keys).values()]
-        if seconds:
-            parts[name] = max(0.0, sum(seconds) / len(seconds))
-    totals = [value for run in method.finished for value in run.series("time/iteration_seconds").values()]
-    if parts and totals:
-        # Stages and total have clocks of their own; their difference may be slightly negative.
-        parts[_REST] = max(0.0, sum(totals) / len(totals) - sum(parts.values()))
-    return parts
+    """Return the median seconds of each stage, and of the rest of an iteration; empty if no stage was timed."""
+    seconds: dict[str, list[float]] = {}
+    for run in method.finished:
+        stages = {name: series for name, keys in _PARTS.items() if (series := run.series(*keys))}
+        for name, series in stages.items():
+            seconds.setdefault(name, []).extend(series.values())
+        for iteration, whole in run.series("time/iteration_seconds").items():
+            # Stages and total have clocks of their own; their difference may be slightly negative.
+            rest = max(0.0, whole - sum(series.get(iteration, 0.0) for series in stages.values()))
+            seconds.setdefault(_REST, []).append(rest)
+    # Medians: a pause of the machine would otherwise look like a stage that is slow.
+    parts = {name: max(0.0, median(values)) for name, values in seconds.items()}
+    return parts if any(name in parts for name in _PARTS) else {}

@@ -35,6 +35,23 @@ class EpisodeRow:
 
 
 @dataclass(frozen=True)
+class PromptOutcomes:
+    """What the final test found for each prompt. All columns have one entry per prompt."""
+
+    k: int
+    """Of pass@k."""
+    samples: tuple[int, ...]
+    correct: tuple[int, ...]
+    """Right responses."""
+    judged: tuple[int, ...]
+    """Right responses whose reasoning the grader judged."""
+    unfaithful: tuple[int, ...]
+    """Right responses whose reasoning is wrong, is missing or belongs to another problem."""
+    majority_vote: tuple[float | None, ...]
+    """Chance that the most frequent answer is right; None for a prompt without a reference."""
+
+
+@dataclass(frozen=True)
 class Run:
     """One method with one seed, as far as it got."""
 
@@ -50,6 +67,8 @@ class Run:
     config: str = ""
     unreadable_lines: int = 0
     """Lines that are not a JSON object. The last line of a file does not count: a crash may have cut it off."""
+    prompt_outcomes: PromptOutcomes | None = None
+    """Behind the final test numbers; None for a run of an earlier version."""
     newest_checkpoint: str = ""
     """Name of the newest complete checkpoint; empty without one."""
 
@@ -116,6 +135,13 @@ class Comparison:
     config: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""
+    jobs: int | None = None
+    """Runs that were under way at the same time on the same cores; None if unknown."""
+
+    @property
+    def shared_cores(self) -> bool:
+        """Whether several runs shared the cores, so that their seconds measure more than their own work."""
+        return self.jobs is not None and self.jobs > 1
 
     @property
     def baselines(self) -> tuple[str, ...]:

@@ -9,20 +9,22 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ippo_lightning.report.canvas import method_colours
+from ippo_lightning.report.curves import CURVES
 from ippo_lightning.report.display import percent, plain, points, unbroken
-from ippo_lightning.report.evidence import extremes, label_meanings, label_table
+from ippo_lightning.report.evidence import extremes, label_meanings
 from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
+from ippo_lightning.report.health import HealthRow, health, health_words
+from ippo_lightning.report.kept import kept_table, kept_words
+from ippo_lightning.report.overview import overview
+from ippo_lightning.report.parts import PARTS, model_parts
 from ippo_lightning.report.plan_changes import plan_changes
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.summary import COMPARED, METRICS, Results
-from ippo_lightning.report.tables import kept_fraction, seconds_per_iteration
-from ippo_lightning.report.trust import HEALTH, PARTS, trust
+from ippo_lightning.report.tables import intervals_over, kept_fraction, seconds_per_iteration, shared_cores_words
 from ippo_lightning.storage.untrusted_text import visible_text
 
 # The other figures have places of their own in the template.
-_TRAINING_FIGURES = (
-    "exact_match", "unfaithful_fraction", "kept_fraction", "effective_sample_size", "iteration_seconds", "time_parts",
-)  # fmt: skip
+_TRAINING_FIGURES = (*CURVES, "time_parts")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def render_html(
     methods = comparison.methods.values()
     # A control that drops at random has weights and labels but no scores, so no extremes.
     scored = [method for method in methods if any(episode.score is not None for episode in method.episodes)]
-    labelled = {method.name: found for method in methods if (found := label_table(method)) is not None}
+    kept = {method.name: found for method in methods if (found := kept_table(method)) is not None}
+    verdicts = health(comparison)
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         results=results,
@@ -73,7 +76,7 @@ def render_html(
         skipped=[name.replace("_", " ") for name in skipped],
         colours=method_colours(comparison),
         headline=headline(results),
-        lead=lead(results),
+        lead=_lead(comparison, results, verdicts),
         compared=[_compared(results, name) for name in compared_methods(results)],
         baselines=comparison.baselines,
         metrics=METRICS,
@@ -82,17 +85,30 @@ def render_html(
         scope=_scope(comparison),
         kept_fraction=kept_fraction,
         seconds_per_iteration=seconds_per_iteration,
-        label_table=labelled,
+        intervals_over=intervals_over(results),
+        shared_cores=shared_cores_words(results),
+        several_seeds=any(len(method.finished) > 1 for method in methods),
+        health=verdicts,
+        judged=[name for name in comparison.methods if any(name in row.verdicts for row in verdicts)],
+        kept_tables=kept,
+        kept_words={name: kept_words(table) for name, table in kept.items()},
         plan_changes={method.name: changes for method in methods if (changes := plan_changes(method))},
-        trust_tables={
-            "How far the scores can be trusted, mean over the iterations that measured it": trust(comparison, HEALTH),
-            "Which part of the model the scores come from, fraction of absolute parts": trust(comparison, PARTS),
-        },
-        label_meanings=label_meanings({label for found in labelled.values() for label in found.fractions}),
+        model_parts=model_parts(comparison, PARTS),
+        label_meanings=label_meanings({label for table in kept.values() for label in table.rows}),
         extremes=[_extremes(method) for method in scored],
         unreadable={f"{run.folder.parent.name}/{run.folder.name}": run.unreadable_lines
                     for method in methods for run in method.runs if run.unreadable_lines},
     )  # fmt: skip
+
+
+def _lead(comparison: Comparison, results: Results, verdicts: list[HealthRow]) -> list[str]:
+    """Return the sentences below the headline; the last one is about the health of what the report is about."""
+    sentences = lead(results) or overview(comparison, results)
+    featured = [method for method in comparison.methods.values() if method.featured]
+    trained = [method for method in comparison.methods.values() if not method.is_untrained]
+    about = next(iter(featured or trained), None)
+    found = health_words(verdicts, about) if about is not None else None
+    return [*sentences, *([found] if found else [])]
 
 
 def _compared(results: Results, name: str) -> dict[str, object]:
@@ -108,10 +124,10 @@ def _compared(results: Results, name: str) -> dict[str, object]:
 
 def _extremes(method: Method) -> dict[str, object]:
     ends = {
-        "Most positive": extremes(method, most_positive=True),
-        "Most negative": extremes(method, most_positive=False),
+        "Highest": extremes(method, most_positive=True),
+        "Lowest": extremes(method, most_positive=False),
     }
-    return {"method": method, "ends": ends}
+    return {"method": method, "ends": ends, "several_seeds": len(method.finished) > 1}
 
 
 def _metric_names(comparison: Comparison) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ippo_lightning.errors import UserError
 from ippo_lightning.report.display import number
 from ippo_lightning.report.json_lines import read_rows
+from ippo_lightning.report.prompt_outcomes import read_outcomes
 from ippo_lightning.report.records import EpisodeRow, Run
 from ippo_lightning.storage.checkpoint_files import is_finished, newest_first
 from ippo_lightning.storage.checksums import has_wrong_checksum
@@ -22,6 +23,7 @@ from ippo_lightning.storage.run_folder import (
     HISTORY,
     READABLE,
     RESULTS,
+    TEST_PROMPTS,
     JsonObject,
     seed_of,
 )
@@ -60,6 +62,7 @@ def read_run(folder: Path | str) -> Run:
     episodes, broken_episodes = read_rows(folder / EPISODES)
     seed = seed_of(folder)
     rows = _latest(history)
+    results = _results_of_this_end(folder / RESULTS, rows)
     return Run(
         folder=folder,
         # A run of `ippo compare` lies in `<method>/seed_<n>`; any other folder is named by its user.
@@ -68,7 +71,8 @@ def read_run(folder: Path | str) -> Run:
         history=rows,
         evaluations=tuple(evaluations),
         episodes=tuple(_episode(row) for row in episodes),
-        results=_results_of_this_end(folder / RESULTS, rows),
+        results=results,
+        prompt_outcomes=read_outcomes(folder / TEST_PROMPTS, results=results),
         config=_read_settings(folder / CONFIG),
         unreadable_lines=broken_history + broken_evaluations + broken_episodes,
         newest_checkpoint=next((path.name for path in newest_first(folder / CHECKPOINTS) if is_finished(path)), ""),

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from scipy import stats
 
+from ippo_lightning.report.prompt_intervals import prompt_interval
 from ippo_lightning.report.records import Comparison, Method, Run
 
 Metric = Literal["exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction"]
@@ -41,7 +42,9 @@ class MethodSummary(_Curves):
     pass_at_k: float | None
     unfaithful_fraction: float | None
     intervals: dict[Metric, list[float] | None]
-    """95 % interval of each metric, [low, high]; None with fewer than two seeds."""
+    """95 % interval of each metric, [low, high]; None if there is none."""
+    interval_over: Literal["seeds", "prompts"] | None
+    """What the intervals are about: other seeds, or, for a single run, other test prompts."""
     seeds: list[int | None]
     per_seed: dict[Metric, list[float | None]]
     """In the order of `seeds`."""
@@ -68,6 +71,8 @@ class Results(TypedDict):
     versions: dict[str, str]
     command: str
     machine: str
+    jobs: int | None
+    """Runs under way at the same time; with more than one, seconds measure what the others did, too."""
 
 
 def summarise(comparison: Comparison) -> Results:
@@ -78,7 +83,7 @@ def summarise(comparison: Comparison) -> Results:
 
     Returns:
         `methods`, `differences` (paired by seed; a key is "<method> - <baseline>"), `unfinished`, `versions`,
-        `command`, `machine`. Fractions are in [0, 1]; a missing number is None, never NaN.
+        `command`, `machine`, `jobs`. Fractions are in [0, 1]; a missing number is None, never NaN.
     """
     return {
         "methods": {name: _summarise_method(method) for name, method in comparison.methods.items()},
@@ -87,7 +92,23 @@ def summarise(comparison: Comparison) -> Results:
         "versions": dict(comparison.versions),
         "command": comparison.command,
         "machine": comparison.machine,
+        "jobs": comparison.jobs,
     }
+
+
+def metric_intervals(method: Method) -> tuple[dict[Metric, list[float] | None], Literal["seeds", "prompts"] | None]:
+    """Return the 95 % interval of each metric of a method, and over what it is.
+
+    Args:
+        method: with several finished runs the interval is over seeds. A single run has only its prompts, which tell
+            how exact its test is, and nothing about another seed.
+    """
+    runs = method.finished
+    outcomes = runs[0].prompt_outcomes if len(runs) == 1 else None
+    if outcomes is not None:
+        return {metric: prompt_interval(outcomes, metric) for metric in METRICS}, "prompts"
+    found = {metric: bootstrap_interval([run.result(metric) for run in runs]) for metric in METRICS}
+    return found, "seeds" if any(found.values()) else None
 
 
 def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
@@ -147,6 +168,7 @@ def last_third(values: Sequence[float | None]) -> float | None:
 
 def _summarise_method(method: Method) -> MethodSummary:
     runs = method.finished
+    intervals, interval_over = metric_intervals(method)
     per_seed: dict[Metric, list[float | None]] = {metric: [run.result(metric) for run in runs] for metric in METRICS}
     kept_fraction = _mean_by_iteration(runs, "update/kept_fraction")
     # A method that never updates on episodes (an evaluation, supervised training) has no such curves.
@@ -163,7 +185,8 @@ def _summarise_method(method: Method) -> MethodSummary:
         "majority_vote": _mean(per_seed["majority_vote"]),
         "pass_at_k": _mean(per_seed["pass_at_k"]),
         "unfaithful_fraction": _mean(per_seed["unfaithful_fraction"]),
-        "intervals": {metric: bootstrap_interval(values) for metric, values in per_seed.items()},
+        "intervals": intervals,
+        "interval_over": interval_over,
         "seeds": [run.seed for run in runs],
         "per_seed": per_seed,
         **iterations,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +23,7 @@ def results_table(results: Results) -> Table:
 
     Returns:
         One row per method: means over seeds in percent, below each its 95 % interval if there are several seeds; the
-        kept fraction over the last third of training; mean seconds per iteration.
+        kept fraction over the last third of training; median seconds per iteration.
     """
     # 80 columns is the default width of a terminal: padding and box cost as little as possible.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
@@ -58,7 +60,9 @@ def results_markdown(results: Results) -> str:
         lines.append(f"| {' | '.join([*shown, seconds_per_iteration(summary)])} |")
     lines += [
         "",
-        "Means over seeds; in brackets the 95 % bootstrap interval over seeds.",
+        f"Means over seeds; in brackets the 95 % bootstrap interval over {intervals_over(results) or 'seeds'}. "
+        "Seconds: median over the iterations.",
+        *filter(None, [shared_cores_words(results)]),
         *_markdown_differences(results),
     ]
     lines += _markdown_origin(results)
@@ -71,14 +75,23 @@ def kept_fraction(summary: MethodSummary) -> str:
 
 
 def seconds_per_iteration(summary: MethodSummary) -> str:
-    """Return the mean seconds per iteration, as text."""
-    return plain(mean_seconds(summary))
+    """Return the median seconds per iteration, as text."""
+    return plain(median_seconds(summary))
 
 
-def mean_seconds(summary: MethodSummary) -> float | None:
-    """Return the mean seconds per iteration; None if none were measured."""
-    seconds = summary.get("iteration_seconds") or []
-    return sum(seconds) / len(seconds) if seconds else None
+def median_seconds(summary: MethodSummary) -> float | None:
+    """Return the median seconds per iteration; None if none were measured."""
+    # Not the mean: the first iteration compiles and loads, and other work on the machine slows a few.
+    seconds = summary.get("iteration_seconds")
+    return median(seconds) if seconds else None
+
+
+def shared_cores_words(results: Results) -> str | None:
+    """Return in one sentence why the seconds compare nothing; None if the runs did not share the machine."""
+    jobs = results.get("jobs")
+    if jobs is None or jobs < 2:
+        return None
+    return f"{jobs} runs at a time shared the cores, so the seconds do not compare the methods."
 
 
 def _stacked(mean: float | None, interval: list[float] | None) -> Text:
@@ -95,13 +108,22 @@ def _inline(mean: float | None, interval: list[float] | None) -> str:
 def _caption(results: Results) -> str:
     # Methods may have different numbers of seeds: an evaluation of the start has one.
     counts = sorted({len(summary["seeds"]) for summary in results["methods"].values()})
+    over = intervals_over(results)
     if counts[-1] < 2:
-        seeds = "One seed per method: no intervals."
+        seeds = f"One seed per method: {f'95 % intervals over {over}' if over else 'no intervals'}."
     else:
         span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        seeds = f"Mean over {span} seeds; below it the 95 % bootstrap interval."
+        seeds = f"Mean over {span} seeds; below it the 95 % bootstrap interval{f' over {over}' if over else ''}."
     unfinished = len(results.get("unfinished", ()))
-    return seeds + (f" Not finished and left out: {unfinished} runs." if unfinished else "")
+    parts = [seeds, *([f"Not finished and left out: {unfinished} runs."] if unfinished else [])]
+    # One line for all: rich wraps it to the width of the table.
+    return " ".join([*parts, *filter(None, [shared_cores_words(results)])])
+
+
+def intervals_over(results: Results) -> str:
+    """Return what the intervals of the table are about: `seeds`, `prompts`, or both in words; empty if none."""
+    found = {summary["interval_over"] for summary in results["methods"].values()} - {None}
+    return "seeds (with one seed: over prompts)" if len(found) > 1 else "".join(sorted(filter(None, found)))
 
 
 def _markdown_differences(results: Results) -> list[str]:

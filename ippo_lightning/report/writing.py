@@ -12,8 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ippo_lightning.report import plots
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
+from ippo_lightning.report.curves import CURVES, plot_curve
+from ippo_lightning.report.histogram import plot_score_histogram
+from ippo_lightning.report.plots import plot_results, plot_score_quantiles, plot_time_parts
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import Figure, render_html
 from ippo_lightning.report.summary import Results, summarise
@@ -32,39 +34,30 @@ from ippo_lightning.storage.run_folder import (
 
 _LOG = logging.getLogger(__name__)
 _TABLE_WIDTH = 80
-_BAND = "Line: mean over seeds; band: 95 % bootstrap interval over seeds."
-_FIGURES: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
+_DRAWN: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
     "results": (
-        plots.plot_results,
-        "Final test results. Large dot: mean; small dots: seeds; bar: 95 % bootstrap interval over seeds.",
+        plot_results,
+        "Final test results. Large dot: mean; small dots: seeds; bar: 95 % bootstrap interval over seeds, or over the "
+        "test prompts of a single run; dotted: a method that was not trained here.",
     ),
-    "exact_match": (plots.plot_exact_match, f"Fraction of right responses to validation prompts. {_BAND}"),
-    "unfaithful_fraction": (
-        plots.plot_unfaithful_fraction,
-        "Fraction of the right answers to validation prompts whose steps are wrong or missing. Lower is better. "
-        f"{_BAND}",
-    ),
-    "kept_fraction": (plots.plot_kept_fraction, f"Fraction of the sampled episodes that the update used. {_BAND}"),
-    "effective_sample_size": (
-        plots.plot_effective_sample_size,
-        "The weights are worth this many equally weighted episodes: "
-        f"(sum\N{NO-BREAK SPACE}w)² / sum\N{NO-BREAK SPACE}w². {_BAND}",
-    ),
-    "iteration_seconds": (plots.plot_iteration_seconds, f"Wall-clock time of each iteration. {_BAND}"),
     "time_parts": (
-        plots.plot_time_parts,
-        "Mean over iterations and seeds. Influence: the time to score and select episodes. Rest: the time outside all "
-        "measured stages.",
+        plot_time_parts,
+        "Median over iterations and seeds. Influence: the time to score and select episodes. Rest: the time outside "
+        "all measured stages.",
     ),
     "score_quantiles": (
-        plots.plot_score_quantiles,
-        "Influence scores of each iteration. Line: median; bands: 25-75 % and 10-90 % quantiles; black line: zero.",
+        plot_score_quantiles,
+        "Influence scores of each iteration. Line: median; bands: 25-75 % and 10-90 % quantiles; black line: zero. "
+        "Compare the ranks within an iteration, not the scores of two iterations: their scale may change. If it does, "
+        "the axis is logarithmic on both sides of zero.",
     ),
     "score_histogram": (
-        plots.plot_score_histogram,
+        plot_score_histogram,
         "First and last third of the iterations. The outermost bars include everything beyond them.",
     ),
 }
+"""By name: how the figure is drawn, and its caption."""
+_FIGURES = (*CURVES, *_DRAWN)
 
 
 def write_report(root: Path | str) -> Path:
@@ -136,9 +129,14 @@ def write_files(comparison: Comparison) -> Path:
 
 def _draw_figures(comparison: Comparison, folder: Path) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
-    for name, (draw, caption) in _FIGURES.items():
+    for name in _FIGURES:
         path = folder / f"{name}.png"
-        alternative = draw(comparison, path)
+        if name in CURVES:
+            alternative = plot_curve(comparison, path, CURVES[name])
+            caption = CURVES[name].caption
+        else:
+            draw, caption = _DRAWN[name]
+            alternative = draw(comparison, path)
         if alternative is None:
             _LOG.info("figure %s skipped: no finished run recorded data for it", name)
             path.unlink(missing_ok=True)  # left by an earlier report

@@ -9,6 +9,7 @@ import torch
 from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.errors import UserError
+from ippo_lightning.metrics.prompts import PromptCounts
 from ippo_lightning.run.loaders import LoaderStream, loader_of
 
 if TYPE_CHECKING:
@@ -48,5 +49,8 @@ def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[st
             prompts += len(batch["prompts"])
         loop.call_hook(f"on_{split}_epoch_end")
     metrics: dict[str, float] = module.evaluation_metrics.compute()
+    # Of graded responses only: rewards have no counts, and a subclass may have metrics of its own.
+    counts = getattr(module.evaluation_metrics, "prompt_counts", None)
+    loop.prompt_counts = counts.compute() if isinstance(counts, PromptCounts) and split == "test" else {}
     module.evaluation_metrics.reset()
     return metrics, int(all_reduce_sum(torch.tensor(prompts)))

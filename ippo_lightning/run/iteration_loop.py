@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import cast
 
 from lightning.pytorch.trainer.states import RunningStage
@@ -20,7 +21,7 @@ from ippo_lightning.run.loggers import logged_evaluation
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.trainer_attributes import TrainerAttributes
 from ippo_lightning.run.unfinished import keeping_earlier_iterations
-from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, finite
+from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, JsonObject, finite
 
 
 class IterationLoop(TrainerAttributes, ABC):
@@ -30,6 +31,8 @@ class IterationLoop(TrainerAttributes, ABC):
     checkpoints: CheckpointFolder
     num_prompts = 0
     """Of the newest evaluation, over all ranks."""
+    prompt_counts: JsonObject = MappingProxyType({})
+    """Of the newest test, see `PromptCounts.compute`; empty without a grader."""
     _is_in_epoch = False
     _checkpointed_at: int | None = None
     _trained: frozenset[str]

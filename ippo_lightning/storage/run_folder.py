@@ -24,6 +24,8 @@ EVALUATIONS = "evaluations.jsonl"
 EPISODES = "episodes.jsonl"
 RESULTS = "results.json"
 """Final numbers: of a run, or of a comparison with all its methods."""
+TEST_PROMPTS = "test_prompts.json"
+"""What the final test of a run found for each prompt: counts without texts."""
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_PATTERN = "iteration_*.ckpt"
 LAST_CHECKPOINT = "last.ckpt"
@@ -224,7 +226,7 @@ class RunFolder:
         if not self.has_run():
             return
         # The end first and the lines last: what a kill leaves on the way is an older state of the run, or no run.
-        for path in [self.path / RESULTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
+        for path in [self.path / RESULTS, self.path / TEST_PROMPTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
             path.unlink(missing_ok=True)
         for name in (MODEL, CHECKPOINTS, COMPLETIONS, NONFINITE):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -275,9 +277,9 @@ class RunFolder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row)) + "\n")
 
-    def write(self, name: str, content: JsonObject) -> None:
-        """Write file `name` as JSON with a checksum, completely or not at all."""
-        write_text_whole(self.path / name, json.dumps(with_checksum(finite(content)), indent=2) + "\n")
+    def write(self, name: str, content: JsonObject, *, indent: int | None = 2) -> None:
+        """Write file `name` as JSON with a checksum, completely or not at all; without `indent` on one line."""
+        write_text_whole(self.path / name, json.dumps(with_checksum(finite(content)), indent=indent) + "\n")
 
     def read_rows(self, name: str) -> list[JsonObject]:
         """Return the complete lines of file `name`; empty if there is no such file."""

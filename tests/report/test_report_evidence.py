@@ -2,15 +2,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from ippo_lightning.report.evidence import extremes, label_meanings, label_table
+from ippo_lightning.report.evidence import extremes, label_meanings
 from ippo_lightning.report.records import EpisodeRow, Method, Run
 
 
-def episode(*, score=None, weight=1.0, label="faithful", response="r"):
+def episode(*, score=None, weight=1.0, label="faithful", response="r", iteration=0):
     return EpisodeRow(
-        iteration=0, prompt="p", response=response, label=label, reward=1.0, advantage=0.0, score=score, weight=weight
+        iteration=iteration,
+        prompt="p",
+        response=response,
+        label=label,
+        reward=1.0,
+        advantage=0.0,
+        score=score,
+        weight=weight,
     )
 
 
@@ -20,42 +25,26 @@ def method(*episodes):
 
 def test_extremes_are_ordered_and_of_one_sign():
     shown = method(*(episode(score=score, response=str(score)) for score in (0.5, -3.0, 2.0, None, 0.0, -1.0)))
-    assert [row.score for row in extremes(shown, most_positive=True)] == [2.0, 0.5]
-    assert [row.score for row in extremes(shown, most_positive=False)] == [-3.0, -1.0]
-    assert [row.score for row in extremes(shown, most_positive=True, count=1)] == [2.0]
+    assert [row.episode.score for row in extremes(shown, most_positive=True)] == [2.0, 0.5]
+    assert [row.episode.score for row in extremes(shown, most_positive=False)] == [-3.0, -1.0]
+    assert [row.episode.score for row in extremes(shown, most_positive=True, count=1)] == [2.0]
+
+
+def test_the_first_of_each_iteration_come_before_the_second_of_any():
+    small = [episode(score=score, response=f"a{score}") for score in (0.2, 0.1, -0.1)]
+    large = [episode(score=score, response=f"b{score}", iteration=1) for score in (900.0, 800.0, -100.0)]
+    found = extremes(method(*small, *large), most_positive=True)
+    # Of equal ranks, the score that is larger in its iteration comes first: 0.2 is 1.5 times the mean size of its
+    # iteration, 900 also 1.5 times, 800 is 1.33 times and 0.1 is 0.75 times.
+    assert [row.rank for row in found] == [1, 1, 2, 2]
+    assert [row.episode.score for row in found[2:]] == [800.0, 0.1]
+    assert {row.episode.score for row in found[:2]} == {900.0, 0.2}
+    assert [row.episode.score for row in extremes(method(*small, *large), most_positive=False)] == [-0.1, -100.0]
 
 
 def test_an_equal_text_is_shown_once_with_its_most_extreme_score():
     shown = method(*(episode(score=score) for score in (1.0, 3.0, 2.0)), episode(score=0.5, response="other"))
-    assert [row.score for row in extremes(shown, most_positive=True)] == [3.0, 0.5]
-
-
-def test_label_fractions_are_counted_within_each_group():
-    rows = [episode(score=float(i), weight=1.0, label="faithful") for i in range(1, 16)]
-    rows += [episode(score=-float(i), weight=0.0, label="shortcut") for i in range(1, 6)]
-    found = label_table(method(*rows))
-    assert found.groups == ("all", "kept", "dropped", "top tenth", "bottom tenth")
-    assert found.counts == (20, 15, 5, 2, 2)
-    assert found.fractions == {"faithful": (0.75, 1, 0, 1, 0), "shortcut": (0.25, 0, 1, 0, 1)}
-
-
-def test_a_control_without_scores_has_no_tenths():
-    found = label_table(method(episode(), episode(weight=0.0)))
-    assert found.groups == ("all", "kept", "dropped")
-
-
-@pytest.mark.parametrize(
-    "rows", [(), (episode(),), (episode(weight=None),), (episode(label=""), episode(label="", weight=0.0))]
-)
-def test_there_is_no_table_where_nothing_was_dropped_or_labelled(rows):
-    assert label_table(method(*rows)) is None
-
-
-def test_a_long_tail_of_labels_is_folded():
-    found = label_table(method(*(episode(label=f"label {i}", weight=i % 2) for i in range(50))))
-    assert len(found.fractions) == 13
-    assert found.fractions["other labels"][0] == pytest.approx(38 / 50, rel=1e-12)
-    assert sum(fractions[0] for fractions in found.fractions.values()) == pytest.approx(1, rel=1e-12)
+    assert [row.episode.score for row in extremes(shown, most_positive=True)] == [3.0, 0.5]
 
 
 def test_meanings_are_given_for_known_labels_only():

@@ -58,7 +58,21 @@ def test_one_seed_gives_numbers_and_no_finding():
 
 def test_a_slower_method_is_called_slower():
     results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(0, -1, 1), seconds=(3.0, 2.0))
-    assert "An iteration took 3 s against 2 s, 50 % more." in lead(results)
+    assert "An iteration took 3 s against 2 s (medians), 50 % more." in lead(results)
+
+
+def test_seconds_of_runs_that_shared_cores_are_not_compared():
+    results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(0, -1, 1), seconds=(3.0, 2.0))
+    contended = lead({**results, "jobs": 2})
+    assert "2 runs at a time shared the cores, so the seconds do not compare the methods." in contended
+    assert not [sentence for sentence in contended if "took" in sentence]
+    assert [sentence for sentence in lead({**results, "jobs": 1}) if "took" in sentence]
+
+
+def test_one_slow_iteration_does_not_make_a_method_slow():
+    results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(0, -1, 1), seconds=(3.0, 2.0))
+    results["methods"]["ippo"]["iteration_seconds"] = [3.0, 3.0, 900.0]
+    assert "An iteration took 3 s against 2 s (medians), 50 % more." in lead(results)
 
 
 def test_the_lead_states_what_got_worse():

@@ -1,24 +1,24 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
+from functools import partial
 
 import matplotlib.image
 import pytest
+from matplotlib.axes import Axes
 
 from ippo_lightning import report
 from ippo_lightning.report.canvas import method_colours, spread
 from ippo_lightning.report.histogram import _edges
 from ippo_lightning.report.summary import bootstrap_bounds, bootstrap_interval
 
+CURVES = ("reward", "exact_match", "unfaithful_fraction", "kept_fraction", "iteration_seconds", "effective_sample_size")
 PLOTS = {
+    **{name: partial(report.plot_curve, curve=report.CURVES[name]) for name in CURVES},
     "results": report.plot_results,
-    "exact_match": report.plot_exact_match,
-    "unfaithful_fraction": report.plot_unfaithful_fraction,
-    "kept_fraction": report.plot_kept_fraction,
-    "iteration_seconds": report.plot_iteration_seconds,
     "time_parts": report.plot_time_parts,
-    "effective_sample_size": report.plot_effective_sample_size,
     "score_histogram": report.plot_score_histogram,
     "score_quantiles": report.plot_score_quantiles,
 }
@@ -56,7 +56,7 @@ def test_a_single_short_run_can_be_drawn(folders, tmp_path, name):
 
 
 def test_the_alternative_text_says_where_the_curves_end(three_seeds, tmp_path):
-    words = report.plot_kept_fraction(three_seeds, tmp_path / "kept.png")
+    words = PLOTS["kept_fraction"](three_seeds, tmp_path / "kept.png")
     # 0.53 - 0.15 * 8 / 9 at the last of nine iterations
     assert "PPO 100.0 %, Random half 50.0 %, I-PPO 39.7 %" in words
 
@@ -107,6 +107,63 @@ def test_labels_are_moved_apart_in_order_and_within_the_limits():
     assert max(moved) <= 1.0
     assert moved[2] > moved[3] > moved[0]
     assert spread([0.2, 0.8], gap=0.1, low=0.0, high=1.0) == [0.2, 0.8]
+
+
+def noted(monkeypatch, name):
+    """Note the first argument and the colour of every call of a method of `Axes`."""
+    found, original = [], getattr(Axes, name)
+
+    def note(self, first, *args, **options):
+        found.append((first, options.get("color")))
+        return original(self, first, *args, **options)
+
+    monkeypatch.setattr(Axes, name, note)
+    return found
+
+
+def test_results_show_where_the_others_started(three_seeds, tmp_path, monkeypatch):
+    lines = noted(monkeypatch, "axvline")
+    report.plot_results(three_seeds, tmp_path / "results.png")
+    start = three_seeds.methods["sft"].runs[0]
+    assert [at for at, _ in lines] == [start.result("exact_match"), start.result("unfaithful_fraction")]
+
+
+def test_a_single_run_has_a_bar_over_its_prompts(folders, tmp_path, monkeypatch):
+    folder = folders.run("ppo", 1, iterations=1)
+    (folder / "results.json").write_text(json.dumps({"exact_match": 0.75}))
+    counts = {"samples": [2, 2], "correct": [2, 1], "judged": [2, 1], "unfaithful": [0, 1], "majority_vote": [1, 0]}
+    (folder / "test_prompts.json").write_text(json.dumps({"k": 1, **counts}))
+    drawn = noted(monkeypatch, "plot")
+    report.plot_results(report.gather_runs([folder], root=tmp_path), tmp_path / "results.png")
+    assert drawn[0][0] == [0.5, 1.0]
+
+
+def test_the_time_of_a_stage_is_a_median(folders, tmp_path):
+    folder = folders.run("ppo", 1, iterations=1)
+    seconds = ((1.0, 3.0), (1.0, 3.0), (50.0, 90.0))  # the machine was busy once
+    rows = [
+        {"iteration": i, "time/rollout_seconds": a, "time/iteration_seconds": b} for i, (a, b) in enumerate(seconds)
+    ]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = report.plot_time_parts(report.gather_runs([folder], root=tmp_path), tmp_path / "time.png")
+    # The rollout takes 1 second, the rest 2.
+    assert words == "Median seconds of an iteration, split into rollout, rest: ppo 3 s."
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1.0, "linear"), (1000.0, "symlog")])
+def test_scores_of_different_scale_make_the_axis_logarithmic(folders, tmp_path, monkeypatch, factor, scale):
+    folder = folders.run("ippo", 1, iterations=1)
+    rows = [
+        {"iteration": i, **{f"influence/score_{name}": place * size for name, place in zip(NAMES, PLACES, strict=True)}}
+        for i, size in enumerate((1.0, factor))
+    ]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = noted(monkeypatch, "set_yscale")
+    report.plot_score_quantiles(report.gather_runs([folder], root=tmp_path), tmp_path / "scores.png")
+    assert [name for name, _ in made] == ([] if scale == "linear" else ["symlog"])
+
+
+NAMES, PLACES = ("q10", "q25", "median", "q75", "q90"), (-1.0, -0.2, 0.1, 0.5, 2.0)
 
 
 @pytest.mark.parametrize("scores", [[0.0], [1.0, 2.0], [-1e-9, -1e-12], [-1.0, 1e6, 3.0]])

@@ -16,10 +16,10 @@ def results(folders):
 
 
 def test_results_have_the_agreed_keys(results):
-    assert list(results) == ["methods", "differences", "unfinished", "versions", "command", "machine"]
+    assert list(results) == ["methods", "differences", "unfinished", "versions", "command", "machine", "jobs"]
     shared = {
         "title", "baseline", "featured", "exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction",
-        "intervals", "seeds", "per_seed", "optimizer_steps", "tokens_trained", "effective_sample_size",
+        "intervals", "interval_over", "seeds", "per_seed", "optimizer_steps", "tokens_trained", "effective_sample_size",
     }  # fmt: skip
     assert set(results["methods"]["sft"]) == shared
     assert set(results["methods"]["ippo"]) == shared | {"kept_fraction", "iteration_seconds"}
@@ -77,6 +77,34 @@ def test_one_seed_has_no_interval(folders):
     results = summarise(read_comparison(folders.comparison(seeds=1, iterations=2)))
     assert set(results["methods"]["ippo"]["intervals"].values()) == {None}
     assert results["differences"]["ippo - ppo"]["exact_match"]["interval"] is None
+
+
+def test_one_seed_with_counts_of_its_prompts_has_intervals_over_them(folders):
+    folder = folders.run("ppo", 1, iterations=2)
+    folders.list_methods({"ppo": {"title": "PPO", "seeds": [1]}})
+    (folder / "results.json").write_text(json.dumps({"exact_match": 0.75}))
+    counts = {"samples": [2, 2], "correct": [2, 1], "judged": [2, 1], "unfaithful": [0, 1], "majority_vote": [1, 0]}
+    (folder / "test_prompts.json").write_text(json.dumps({"k": 1, **counts}))
+    summary = summarise(read_comparison(folders.root))["methods"]["ppo"]
+    assert summary["interval_over"] == "prompts"
+    assert summary["intervals"]["exact_match"] == [0.5, 1.0]
+
+
+def test_several_seeds_have_intervals_over_seeds(results):
+    assert results["methods"]["ppo"]["interval_over"] == "seeds"
+    assert results["methods"]["sft"]["interval_over"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "jobs"),
+    [
+        ({"machine": "x86_64, 2 cores, 2 runs at a time"}, 2), ({"machine": "2 cores"}, None), ({"jobs": 1}, 1),
+        ({"jobs": True}, None), ({"machine": "x, 1 runs at a time", "jobs": 3}, 3),
+    ],
+)  # fmt: skip
+def test_a_comparison_tells_how_many_runs_shared_the_cores(folders, more, jobs):
+    folders.list_methods({"ppo": {"title": "PPO", "seeds": [1]}}, **more)
+    assert summarise(read_comparison(folders.root))["jobs"] == jobs
 
 
 def test_the_bootstrap_agrees_with_all_resamples_counted_out():

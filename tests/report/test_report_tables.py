@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from ippo_lightning.report import read_comparison, results_markdown, results_table, summarise
+from ippo_lightning.report.tables import intervals_over
 
 
 def printed(results, width=80):
@@ -67,3 +69,24 @@ def test_a_comparison_in_which_nothing_finished_still_has_a_table(folders):
     results = summarise(read_comparison(folders.root))
     assert "PPO" in printed(results)
     assert "nothing recorded" in results_markdown(results)
+
+
+def test_the_tables_tell_of_shared_cores(folders):
+    folders.comparison(seeds=1, iterations=2)
+    listed = json.loads((folders.root / "comparison.json").read_text())
+    (folders.root / "comparison.json").write_text(json.dumps(listed | {"jobs": 4}))
+    results = summarise(read_comparison(folders.root))
+    words = "4 runs at a time shared the cores, so the seconds do not compare the methods."
+    assert words in " ".join(printed(results).split())
+    assert words in results_markdown(results)
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ([None, None], ""), (["seeds", "seeds"], "seeds"), (["prompts", None], "prompts"),
+        (["prompts", "seeds"], "seeds (with one seed: over prompts)"),
+    ],
+)  # fmt: skip
+def test_the_tables_tell_what_the_intervals_are_over(over, words):
+    assert intervals_over({"methods": {str(i): {"interval_over": name} for i, name in enumerate(over)}}) == words

@@ -11,6 +11,7 @@ import pytest
 from ippo_lightning.errors import UserError
 from ippo_lightning.report import report_of, write_report
 
+MINUS = "\N{MINUS SIGN}"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -64,7 +65,7 @@ def test_everything_is_written(written):
     assert {path.name for path in written.iterdir() if path.is_file()} == {
         "comparison.json", "report.html", "results.json", "results.md", "table.txt",
     }  # fmt: skip
-    assert len(list((written / "figures").glob("*.png"))) == 9
+    assert len(list((written / "figures").glob("*.png"))) == 10
     assert json.loads((written / "results.json").read_text())["methods"]["ippo"]["title"] == "I-PPO"
     assert max(len(line) for line in (written / "table.txt").read_text().splitlines()) <= 80
 
@@ -81,7 +82,7 @@ def test_the_report_needs_no_other_file(written, html):
 
 def test_pictures_are_inside_and_described(html):
     images = html.all("img")
-    assert len(images) == 9
+    assert len(images) == 10
     for image in images:
         assert base64.b64decode(image["src"].partition(",")[2], validate=True).startswith(b"\x89PNG")
         assert len(image["alt"]) > 40
@@ -92,7 +93,11 @@ def test_headings_and_links_form_an_outline(html):
     assert html.all("html")[0]["lang"] == "en"
     assert len(html.all("caption")) == len(html.all("table"))
     targets = {attributes["id"] for _, attributes in html.elements if "id" in attributes}
-    assert {link["href"][1:] for link in html.all("a")} == targets == {"results", "training", "episodes", "settings"}
+    assert (
+        {link["href"][1:] for link in html.all("a")}
+        == targets
+        == {"results", "health", "training", "episodes", "settings"}
+    )
 
 
 def test_hostile_text_stays_text(small):
@@ -121,7 +126,7 @@ def test_hostile_text_stays_text(small):
 
 
 def test_the_extremes_of_influence_runs_are_shown(small):
-    for score, text in ((1e6, "the best"), (-1e6, "the worst")):
+    for score, text in ((1e6, "top text"), (-1e6, "low text")):
         row = {
             "iteration": 0,
             "prompt": "p",
@@ -134,8 +139,8 @@ def test_the_extremes_of_influence_runs_are_shown(small):
         with (small / "ippo" / "seed_2" / "episodes.jsonl").open("a") as handle:
             handle.write(json.dumps(row) + "\n")
     shown = "".join(written_report(small).text)
-    assert shown.index("most positive episodes") < shown.index("the best") < shown.index("most negative episodes")
-    assert shown.index("most negative episodes") < shown.index("the worst")
+    highest, lowest = (shown.index(f"episodes with the {end} scores") for end in ("highest", "lowest"))
+    assert highest < shown.index("top text") < lowest < shown.index("low text")
 
 
 def test_unfinished_runs_and_broken_lines_are_named(small):
@@ -155,8 +160,11 @@ def test_a_figure_that_lost_its_data_disappears(small, caplog):
         html = written_report(small)
     assert not (small / "figures" / "exact_match.png").exists()
     assert "figure exact_match skipped" in caplog.text
-    assert len(html.all("img")) == 7
-    assert "Not drawn, because the runs contain no data: exact match, unfaithful fraction" in "".join(html.text)
+    assert len(html.all("img")) == 8
+    assert (
+        "Not drawn, because the runs contain no data: validation reward, exact match, unfaithful fraction, sft loss, kl"
+        in "".join(html.text)
+    )
 
 
 @pytest.mark.parametrize("methods", [("sft",), ("ppo",), ("sft", "ppo", "ippo"), ("random", "ippo")])
@@ -191,6 +199,36 @@ def test_a_table_shows_who_changed_the_plan(html):
     assert "I-PPO: how many of the recorded episodes each reason dropped or scaled" in shown
     assert "Random half: how many of the recorded episodes" in shown
     assert " PPO: how many" not in shown  # nothing changed its plan
+
+
+def test_the_report_tells_what_was_kept_and_what_is_healthy(html):
+    shown = words_of(html)
+    assert "I-PPO: what was kept and what was dropped The update used" in shown
+    assert "LabelAdvantage > 0Advantage < 0All" in shown
+    assert " PPO: what was kept" not in shown  # it dropped nothing
+    assert "Health of I-PPO: " in shown
+    assert "Kept fraction Fraction of the episodes that the update used" in shown
+    assert "Each curve is the mean over seeds" in shown
+
+
+def test_an_episode_is_shown_with_its_place_and_its_advantage(small):
+    (small / "ippo" / "seed_2" / "episodes.jsonl").unlink()
+    rows = [
+        {"iteration": 3, "prompt": "p", "response": f"r{i}", "label": "faithful", "reward": 1, "score": score,
+         "weight": 1, "advantage": -0.25}
+        for i, score in enumerate((7.0, 5.0, -2.0))
+    ]  # fmt: skip
+    path = small / "ippo" / "seed_1" / "episodes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = words_of(written_report(small))
+    assert f"3 (seed 1), 1 of 3 7 {MINUS}0.250 1 1 faithful p r0" in shown
+    assert f"3 (seed 1), 1 of 3 {MINUS}2 {MINUS}0.250 1 1 faithful p r2" in shown
+
+
+def test_runs_that_shared_cores_are_named(small):
+    listed = json.loads((small / "comparison.json").read_text())
+    (small / "comparison.json").write_text(json.dumps(listed | {"machine": "x86_64, 2 cores, 3 runs at a time"}))
+    assert words_of(written_report(small)).count("3 runs at a time shared the cores") == 3
 
 
 def test_each_baseline_is_named_if_there_are_several(small):

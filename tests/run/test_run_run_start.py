@@ -157,6 +157,17 @@ def test_a_run_that_has_ended_keeps_its_results_on_resume(run: Path) -> None:
     assert before | of_the_clock == after | of_the_clock
 
 
+def test_a_run_leaves_the_counts_of_each_test_prompt_beside_its_results(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    outcomes = read_run(run).prompt_outcomes
+    assert outcomes is not None
+    assert len(outcomes.samples) == results["num_prompts"]
+    assert set(outcomes.samples) == {results["samples_per_prompt"]}
+    assert sum(outcomes.correct) / sum(outcomes.samples) == pytest.approx(results["exact_match"])
+    # One line: the file of a thousand prompts is still small.
+    assert len((run / "test_prompts.json").read_text(encoding="utf-8").splitlines()) == 1
+
+
 def test_a_result_that_was_changed_is_no_result(run: Path) -> None:
     path = run / "results.json"
     text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The report shows how far scores can be trusted and which part of the model they come from."""
+"""The report shows which part of the model the scores come from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ippo_lightning.report import read_comparison, write_report
-from ippo_lightning.report.trust import HEALTH, PARTS, trust
+from ippo_lightning.report.parts import PARTS, model_parts
 
 
 def test_numbers_are_averaged_over_the_iterations_and_seeds_that_have_them(folders) -> None:
@@ -16,19 +16,13 @@ def test_numbers_are_averaged_over_the_iterations_and_seeds_that_have_them(folde
         path = root / "ippo" / f"seed_{seed}" / "history.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row, value in zip(rows, values, strict=False):
-            row["influence/halves_cosine"] = value
-            row["influence/part_attention"] = 0.75
+            row["influence/part_attention"] = value
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    comparison = read_comparison(root)
-    health = trust(comparison, HEALTH)
-    assert health == {HEALTH["influence/halves_cosine"]: {"ippo": pytest.approx(0.5)}}
-    assert trust(comparison, PARTS) == {"Attention": {"ippo": pytest.approx(0.75)}}
-    html = write_report(root).read_text()
-    assert "Cosine of the gradients of two halves" in html
-    assert "<td>50.0</td>" in html
+    assert model_parts(read_comparison(root), PARTS) == {"Attention": {"ippo": pytest.approx(0.5)}}
+    assert "<td>50.0</td>" in write_report(root).read_text()
 
 
 def test_runs_that_recorded_nothing_show_nothing(folders) -> None:
     root = folders.comparison(seeds=1, methods=("ppo", "ippo"))
-    assert trust(read_comparison(root), PARTS) == {}
+    assert model_parts(read_comparison(root), PARTS) == {}
     assert "Which part of the model" not in write_report(root).read_text()

@@ -1,4 +1,4 @@
-"""How far the scores can be trusted, and which parts of the model they come from."""
+"""Which parts of the model the scores come from."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from statistics import fmean
 
 from ippo_lightning.report.records import Comparison, Method
 
-HEALTH = {
-    "influence/halves_cosine": "Cosine of the gradients of two halves of the demonstrations",
-    "influence/halves_sign_agreement": "Episodes that both halves score with the same sign",
-    "influence/sign_certain_fraction": "Episodes whose sign is certain (95 % bootstrap over groups of demonstrations)",
-}
-"""Key in the history to its name in the report."""
-# Both dictionaries are in display order.
 PARTS = {
     "influence/part_attention": "Attention",
     "influence/part_mlp": "MLP",
@@ -21,14 +14,15 @@ PARTS = {
     "influence/part_norm": "Norms",
     "influence/part_other": "Other",
 }
+"""Key in the history to its name in the report, in display order."""
 
 
-def trust(comparison: Comparison, named: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
+def model_parts(comparison: Comparison, named: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
     """Average recorded numbers over iterations and seeds.
 
     Args:
         comparison: the runs.
-        named: key in the history to its name: `HEALTH` or `PARTS`.
+        named: key in the history to its name, such as `PARTS`.
 
     Returns:
         Name of the number to method name to the mean. The mean is None if the method never recorded the number. Numbers

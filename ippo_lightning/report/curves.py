@@ -1,0 +1,223 @@
+"""The curves of training: which number each one shows, how it is drawn, and where it started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from ippo_lightning.report.canvas import INK, MUTED, canvas, draw_curve, label_ends, method_colours, percent_axis
+from ippo_lightning.report.display import percent, plain
+from ippo_lightning.report.records import Comparison, Run
+from ippo_lightning.report.score_axis import draw_powers, linear_range
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number over the iterations."""
+
+    title: str
+    caption: str
+    read: Callable[[Run], Mapping[int, float]]
+    axis: Literal["percent", "from zero", "free"] = "free"
+    """`free` shows where the values are; `from zero` begins at zero, so that a ratio looks like what it is."""
+
+
+def _history(key: str) -> Callable[[Run], Mapping[int, float]]:
+    return lambda run: run.series(key)
+
+
+def _validation(metric: str) -> Callable[[Run], Mapping[int, float]]:
+    return lambda run: run.validation(metric)
+
+
+CURVES: Mapping[str, Curve] = {
+    "reward": Curve(
+        "Mean reward of the sampled episodes",
+        "Output of the reward function, without the KL penalty. It should rise.",
+        _history("rollout/reward_mean"),
+    ),
+    "validation_reward": Curve(
+        "Mean reward on validation prompts",
+        "The evaluation of a run without a grader. It should rise.",
+        _validation("reward"),
+    ),
+    "exact_match": Curve(
+        "Exact match on validation prompts",
+        "Fraction of right responses to validation prompts. It should rise.",
+        _validation("exact_match"),
+        "percent",
+    ),
+    "unfaithful_fraction": Curve(
+        "Unfaithful fraction on validation prompts",
+        "Fraction of the right answers to validation prompts whose steps are wrong or missing. It should fall.",
+        _validation("unfaithful_fraction"),
+        "percent",
+    ),
+    "sft_loss": Curve(
+        "Loss of the demonstrations, nats per token",
+        "Mean negative log-likelihood of a response token in supervised training. It should fall.",
+        _history("sft/loss"),
+    ),
+    "kl": Curve(
+        "KL to the reference, nats per response",
+        "How far the policy has moved from its reference. A slow rise is normal; a jump is not.",
+        _history("rollout/kl"),
+    ),
+    "entropy": Curve(
+        "Entropy of the policy, nats per token",
+        "How varied the samples are. It falls in training; near zero the policy explores nothing.",
+        _history("update/entropy"),
+        "from zero",
+    ),
+    "response_tokens": Curve(
+        "Response length, tokens",
+        "Mean tokens of a response, with its end token. A jump often means that the reward is exploited.",
+        _history("rollout/response_tokens_mean"),
+        "from zero",
+    ),
+    "clip_fraction": Curve(
+        "Clip fraction of the update",
+        "Fraction of the tokens whose ratio is clipped. A high one means that an update moves the policy too far.",
+        _history("update/clip_fraction"),
+        "percent",
+    ),
+    "gradient_norm": Curve(
+        "Gradient norm of the update",
+        "Before clipping, mean over the steps of an iteration. It should stay in one order of magnitude.",
+        _history("update/gradient_norm"),
+        "from zero",
+    ),
+    "kept_fraction": Curve(
+        "Episodes kept for the update",
+        "Fraction of the sampled episodes that the update used. Without selection all are used.",
+        _history("update/kept_fraction"),
+        "percent",
+    ),
+    "effective_sample_size": Curve(
+        "Effective sample size, episodes",
+        "The weights are worth this many equally weighted episodes: "
+        "(sum\N{NO-BREAK SPACE}w)² / sum\N{NO-BREAK SPACE}w².",
+        _history("influence/effective_sample_size"),
+        "from zero",
+    ),
+    "iteration_seconds": Curve(
+        "Seconds per iteration",
+        "Wall-clock time of each iteration. Other work on the same cores or GPU is part of it.",
+        _history("time/iteration_seconds"),
+        "from zero",
+    ),
+}
+"""By the name of the figure, in the order of the report."""
+
+
+def starts_of(series: Mapping[str, Sequence[Mapping[int, float]]]) -> dict[str, tuple[int, float]]:
+    """Return where each method started: its first iteration, and the mean there over the seeds that have it.
+
+    Args:
+        series: method name to a number by iteration for each seed.
+
+    Returns:
+        Method name to iteration and mean; without methods that have no number.
+
+    Example:
+        >>> starts_of({"ppo": [{0: 1.0, 5: 9.0}, {0: 3.0}], "sft": [{}]})
+        {'ppo': (0, 2.0)}
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for name, seeds in series.items():
+        first = min((min(one) for one in seeds if one), default=None)
+        if first is not None:
+            values = [one[first] for one in seeds if first in one]
+            found[name] = (first, sum(values) / len(values))
+    return found
+
+
+def plot_curve(comparison: Comparison, path: Path, curve: Curve) -> str | None:
+    """Draw one curve per method, and where it started as a dotted line.
+
+    Args:
+        comparison: from `read_comparison`.
+        path: the PNG file to write.
+        curve: what to draw.
+
+    Returns:
+        The figure in words, for the alternative text; None if no run recorded the number.
+    """
+    series = {name: [curve.read(run) for run in method.finished] for name, method in comparison.methods.items()}
+    series = {name: found for name, found in series.items() if any(found)}  # without methods that never recorded it
+    if not series:
+        return None
+    colours = method_colours(comparison)
+    # Of every seed and not of the means, so that the bands lie inside the axis.
+    values = [value for found in series.values() for one in found for value in one.values()]
+    starts = starts_of(series)
+    ends: list[tuple[str, str, float, float]] = []
+    with canvas(path) as axes:
+        panel = axes[0][0]
+        for name, found in series.items():
+            end = draw_curve(panel, found, colour=colours[name])
+            if end is not None:
+                ends.append((name, colours[name], *end))
+        _set_axis(panel, curve, values)
+        panel.set_title(curve.title)
+        panel.set_xlabel("iteration")
+        panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        panel.margins(x=0.01)
+        _draw_starts(panel, starts, colours)
+        label_ends(panel, _merged(ends, comparison))
+    first = {name: value for name, (_, value) in starts.items()}
+    last = {name: height for name, _, _, height in ends}
+    return (
+        f"{curve.title}, by iteration. At the start: {_listed(first, comparison, curve)}. "
+        f"At the end: {_listed(last, comparison, curve)}."
+    )
+
+
+def _set_axis(panel: Axes, curve: Curve, values: Sequence[float]) -> None:
+    linear = linear_range(values)
+    if curve.axis == "percent":
+        percent_axis(panel, values)
+    elif linear is not None:
+        draw_powers(panel, "y", linear)
+    elif curve.axis == "from zero":
+        # 1e-9, because matplotlib warns of equal limits.
+        panel.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max([*values, 1e-9]))
+
+
+def _draw_starts(panel: Axes, starts: Mapping[str, tuple[int, float]], colours: Mapping[str, str]) -> None:
+    """Draw a dotted line at each start; methods that start at one point share a line in the colour of text."""
+    points: dict[tuple[int, float], list[str]] = {}
+    for name, start in starts.items():
+        points.setdefault(start, []).append(name)
+    for (_, height), names in points.items():
+        is_shared = len(names) > 1 or len(starts) == 1
+        colour = MUTED if is_shared else colours[names[0]]
+        panel.axhline(height, color=colour, linewidth=1.3, linestyle=(0, (1, 2)), zorder=1)
+    iterations = {iteration for iteration, _ in points}
+    word = "start" if iterations == {0} else f"iteration {min(iterations)}" if len(iterations) == 1 else "first"
+    panel.plot([], [], color=MUTED, linewidth=1.3, linestyle=(0, (1, 2)), label=word)
+    # Above the axes: inside, it would cover a curve.
+    panel.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0.2)
+
+
+def _listed(values: Mapping[str, float], comparison: Comparison, curve: Curve) -> str:
+    show, unit = (percent, " %") if curve.axis == "percent" else (plain, "")
+    return ", ".join(f"{comparison.methods[name].title} {show(value)}{unit}" for name, value in values.items())
+
+
+def _merged(ends: list[tuple[str, str, float, float]], comparison: Comparison) -> list[tuple[str, str, float, float]]:
+    """Give curves that end in exactly the same point one common label, in the colour of text."""
+    # `label_ends` moves labels apart. Two at one point would look like curves that end in different points.
+    merged: list[tuple[str, str, float, float]] = []
+    # `groupby` joins neighbours only, so the ends are sorted first.
+    for point, group in groupby(sorted(ends, key=lambda end: end[2:]), key=lambda end: end[2:]):
+        members = list(group)
+        text = ", ".join(comparison.methods[name].title for name, *_ in members)
+        merged.append((text, members[0][1] if len(members) == 1 else INK, *point))
+    return merged

@@ -1,0 +1,123 @@
+"""What the curves of training draw: the data, the start as a dotted line, and the same in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from matplotlib.axes import Axes
+
+from ippo_lightning.report.curves import CURVES, plot_curve, starts_of
+from ippo_lightning.report.records import Comparison, Method, Run
+
+
+def comparison(**methods):
+    """Build one method per keyword: for each seed, the rows of its history."""
+    made = {
+        name: Method(
+            name, name.upper(), tuple(Run(Path(), name, seed, history=rows, results={}) for seed, rows in seeds)
+        )
+        for name, seeds in methods.items()
+    }
+    return Comparison(Path(), MappingProxyType(made))
+
+
+def rows(key, *values):
+    return tuple({"iteration": iteration, key: value} for iteration, value in enumerate(values))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Note what is drawn: `plot` and `axhline` of every panel."""
+    found = {"curves": [], "starts": []}
+    plot, axhline = Axes.plot, Axes.axhline
+
+    def noted_plot(self, *args, **options):
+        if len(args) == 2 and len(args[0]) > 0:
+            found["curves"].append((list(args[0]), list(args[1])))
+        return plot(self, *args, **options)
+
+    def noted_line(self, y=0, **options):
+        found["starts"].append((y, options["linestyle"]))
+        return axhline(self, y, **options)
+
+    monkeypatch.setattr(Axes, "plot", noted_plot)
+    monkeypatch.setattr(Axes, "axhline", noted_line)
+    return found
+
+
+DOTTED = (0, (1, 2))
+
+
+def test_a_curve_is_the_mean_over_seeds_and_starts_at_a_dotted_line(drawn, tmp_path):
+    key = "rollout/reward_mean"
+    shown = comparison(ppo=[(1, rows(key, 0.2, 0.4, 0.9)), (2, rows(key, 0.4, 0.6))])
+    words = plot_curve(shown, tmp_path / "reward.png", CURVES["reward"])
+    assert drawn["curves"] == [([0, 1, 2], pytest.approx([0.3, 0.5, 0.9]))]
+    assert drawn["starts"] == [(pytest.approx(0.3), DOTTED)]
+    assert words is not None
+    assert words.endswith("At the start: PPO 0.300. At the end: PPO 0.900.")
+
+
+def test_methods_with_one_start_share_a_line_and_others_have_their_own(drawn, tmp_path):
+    key = "update/entropy"
+    first = comparison(ppo=[(1, rows(key, 1.0, 0.5))], ippo=[(1, rows(key, 1.0, 0.7))])
+    plot_curve(first, tmp_path / "1.png", CURVES["entropy"])
+    assert drawn["starts"] == [(1.0, DOTTED)]
+    drawn["starts"].clear()
+    second = comparison(ppo=[(1, rows(key, 1.0, 0.5))], ippo=[(1, rows(key, 1.2, 0.7))])
+    plot_curve(second, tmp_path / "2.png", CURVES["entropy"])
+    assert drawn["starts"] == [(1.0, DOTTED), (1.2, DOTTED)]
+
+
+def test_validation_curves_start_at_the_evaluation_before_training(drawn, tmp_path):
+    run = Run(
+        Path(),
+        "ppo",
+        1,
+        results={},
+        evaluations=tuple({"iteration": i, "exact_match": v} for i, v in ((0, 0.5), (4, 0.8))),
+    )
+    shown = replace(comparison(ppo=[]), methods={"ppo": Method("ppo", "PPO", (run,))})
+    words = plot_curve(shown, tmp_path / "exact.png", CURVES["exact_match"])
+    assert drawn["curves"] == [([0, 4], [0.5, 0.8])]
+    assert drawn["starts"] == [(0.5, DOTTED)]
+    assert words is not None
+    assert "At the start: PPO 50.0 %. At the end: PPO 80.0 %." in words
+
+
+def test_a_start_is_the_mean_over_the_seeds_that_have_the_first_iteration():
+    assert starts_of({"a": [{2: 1.0}, {1: 4.0, 2: 9.0}, {1: 6.0}], "b": [{}, {}]}) == {"a": (1, 5.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("reward", "rollout/reward_mean"), ("kl", "rollout/kl"), ("entropy", "update/entropy"),
+        ("response_tokens", "rollout/response_tokens_mean"), ("clip_fraction", "update/clip_fraction"),
+        ("gradient_norm", "update/gradient_norm"), ("kept_fraction", "update/kept_fraction"),
+        ("iteration_seconds", "time/iteration_seconds"), ("sft_loss", "sft/loss"),
+    ],
+)  # fmt: skip
+def test_each_curve_reads_its_number(name, key):
+    run = Run(Path(), "m", 1, history=rows(key, 0.25, 0.5))
+    assert CURVES[name].read(run) == {0: 0.25, 1: 0.5}
+
+
+@pytest.mark.parametrize("values", [(0.0,), (0.0, 0.0), (-3.0, -1.0), (1e-12, 1e12), (1e300, -1e300)])
+@pytest.mark.parametrize("name", ["reward", "gradient_norm", "clip_fraction"])
+def test_any_numbers_can_be_drawn(tmp_path, name, values):
+    key = {
+        "reward": "rollout/reward_mean",
+        "gradient_norm": "update/gradient_norm",
+        "clip_fraction": "update/clip_fraction",
+    }
+    shown = comparison(ppo=[(1, rows(key[name], *values))])
+    assert plot_curve(shown, tmp_path / "figure.png", CURVES[name]) is not None
+
+
+def test_a_curve_without_data_is_not_drawn(tmp_path):
+    assert plot_curve(comparison(ppo=[(1, ())]), tmp_path / "kl.png", CURVES["kl"]) is None
+    assert not (tmp_path / "kl.png").exists()

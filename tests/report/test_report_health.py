@@ -1,0 +1,122 @@
+"""Health: each number has a range that is good, a word, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ippo_lightning.report.health import health, health_words
+from ippo_lightning.report.records import Comparison, Method, Run
+
+
+def run(history, *, config=""):
+    return Run(
+        Path(),
+        "m",
+        1,
+        history=tuple({"iteration": i, **row} for i, row in enumerate(history)),
+        results={},
+        config=config,
+    )
+
+
+def comparison(**runs):
+    return Comparison(Path(), {name: Method(name, name.upper(), (one,)) for name, one in runs.items()})
+
+
+def rows_of(*histories, **options):
+    return {row.title: row for row in health(comparison(ippo=run(*histories, **options)))}
+
+
+def test_numbers_are_judged_by_their_limits_and_the_worst_come_first():
+    history = [{"update/clip_fraction": 0.5, "update/approx_kl": 0.05, "influence/halves_sign_agreement": 0.9}]
+    found = health(comparison(ippo=run(history)))
+    assert [(row.title, row.worst) for row in found] == [
+        ("Clip fraction", "bad"),
+        ("KL of an update, nats per token", "watch"),
+        ("Agreement of the signs of both halves", "good"),
+    ]
+    assert [row.good for row in found] == ["at most 20 %", "at most 0.02", "at least 85 %"]
+    assert found[0].verdicts["ippo"].shown == "50.0 %"
+    assert "lower the learning rate" in found[0].advice
+    assert found[2].advice == ""
+
+
+def test_training_numbers_are_those_of_the_last_third():
+    # Six iterations: the last two average 0.3.
+    history = [{"update/clip_fraction": value} for value in (0.9, 0.9, 0.9, 0.9, 0.2, 0.4)]
+    assert rows_of(history)["Clip fraction"].verdicts["ippo"].shown == "30.0 %"
+
+
+def test_the_sample_size_is_a_fraction_of_the_kept_episodes():
+    # 64 episodes, of which half are kept, weigh as much as 8 equal ones: 8 / 32.
+    row = {"influence/effective_sample_size": 8.0, "influence/scored_kept_fraction": 0.5, "rollout/episodes": 64.0}
+    found = rows_of([row])["Effective sample size, as a fraction of the kept episodes"]
+    assert (found.verdicts["ippo"].shown, found.worst) == ("25.0 %", "watch")
+    # A KL of 2 per response of 4 tokens is 0.5 per token.
+    kl = rows_of([{"rollout/kl": 2.0, "rollout/response_tokens_mean": 4.0}])["KL to the reference, nats per token"]
+    assert (kl.verdicts["ippo"].shown, kl.worst) == ("0.500", "watch")
+
+
+def test_entropy_and_gradient_are_compared_with_the_first_third():
+    history = [
+        {"update/entropy": e, "update/gradient_norm": g}
+        for e, g in zip((2, 2, 1, 1, 0.1, 0.1), range(1, 7), strict=True)
+    ]
+    found = rows_of(history)
+    # 0.1 / 2, and 5.5 / 1.5
+    assert found["Entropy, late against early"].verdicts["ippo"].shown == "0.0500"
+    assert found["Entropy, late against early"].worst == "bad"
+    assert found["Gradient norm, late against early"].verdicts["ippo"].shown == "3.67"
+    assert "Entropy, late against early" not in rows_of(history[:5])  # too short for two thirds
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"update/kept_fraction": 1.0}, None),  # plain PPO keeps everything, which is no finding
+        ({"update/kept_fraction": 1.0, "influence/scored_kept_fraction": 1.0}, "100.0 %"),
+        ({"update/kept_fraction": 0.03}, "3.0 %"),
+    ],
+)
+def test_the_kept_fraction_is_judged_only_if_something_selects(row, shown):
+    found = rows_of([row]).get("Kept fraction")
+    assert (found and found.verdicts["ippo"].shown) == shown
+
+
+def test_the_advice_is_about_the_side_that_the_number_is_on():
+    low = rows_of([{"update/kept_fraction": 0.01, "influence/scored_kept_fraction": 0.01}])["Kept fraction"]
+    high = rows_of([{"update/kept_fraction": 1.0, "influence/scored_kept_fraction": 1.0}])["Kept fraction"]
+    assert (low.worst, high.worst) == ("bad", "watch")
+    assert "Few episodes are left" in low.advice
+    assert "drops almost nothing" in high.advice
+
+
+@pytest.mark.parametrize(
+    ("method", "shown", "word"), [("hooks", "passed", "good"), ("finite_difference", "not made", "watch")]
+)
+def test_the_exactness_check_follows_from_the_scoring_method(method, shown, word):
+    config = f"callbacks:\n- init_args:\n    scoring:\n      method: {method}\n"
+    found = rows_of([{"influence/score_median": 0.1}], config=config)["Exactness check of the scores"]
+    assert (found.verdicts["ippo"].shown, found.worst) == (shown, word)
+    assert "Exactness check of the scores" not in rows_of([{"update/entropy": 0.1}], config=config)
+    assert "Exactness check of the scores" not in rows_of([{"influence/score_median": 0.1}], config="")
+
+
+def test_a_sentence_counts_what_is_not_good():
+    shown = comparison(
+        ppo=run([{"update/clip_fraction": 0.0}]),
+        ippo=run([{"update/clip_fraction": 0.9, "update/approx_kl": 0.05, "update/ratio_mean": 1.0}]),
+        sft=run([]),
+    )
+    found = health(shown)
+    assert health_words(found, shown.methods["ippo"]) == (
+        "Health of IPPO: 1 bad (clip fraction), 1 to watch (KL of an update, nats per token), 1 good."
+    )
+    assert health_words(found, shown.methods["ppo"]) == "Health of PPO: 1 good."
+    assert health_words(found, shown.methods["sft"]) is None
+
+
+def test_runs_that_recorded_nothing_have_no_health():
+    assert health(comparison(sft=run([]))) == []

@@ -1,0 +1,67 @@
+"""The sentences of a report that compares nothing: where the run ended, how exact that is, where it started."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ippo_lightning.report import gather_runs, summarise
+from ippo_lightning.report.overview import overview
+
+
+@pytest.fixture
+def run(folders):
+    folder = folders.run("ppo", 1, iterations=2)
+    (folder / "results.json").write_text(json.dumps({"exact_match": 0.75, "iterations": 6}))
+    rewards = [{"iteration": i, "rollout/reward_mean": value} for i, value in enumerate((0.5, 0.6, 0.6, 0.6, 0.7, 0.9))]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rewards))
+    matches = [{"iteration": i, "split": "validation", "exact_match": v} for i, v in ((0, 0.4), (3, 0.5), (6, 0.6))]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in matches))
+    return folder
+
+
+def sentences(*folders):
+    comparison = gather_runs(folders, root=folders[0] / "report")
+    return overview(comparison, summarise(comparison))
+
+
+def test_a_run_alone_is_told_from_start_to_end(run):
+    assert sentences(run) == [
+        "75.0 % of the responses to the test prompts are right.",
+        "Exact match on validation prompts went from 40.0 % at the start to 60.0 % in the last third.",
+        # the mean of 0.7 and 0.9
+        "The mean reward of the sampled episodes went from 0.500 at the start to 0.800 in the last third.",
+    ]
+
+
+def test_a_run_without_a_grader_has_a_reward(run):
+    (run / "results.json").write_text(json.dumps({"reward": 1.25}))
+    assert sentences(run)[0] == "The mean reward on the test prompts is 1.25."
+
+
+def test_a_single_run_has_an_interval_over_its_prompts(run):
+    counts = {
+        "k": 1,
+        "samples": [4, 4],
+        "correct": [4, 2],
+        "judged": [0, 0],
+        "unfaithful": [0, 0],
+        "majority_vote": [1, 0],
+    }
+    (run / "test_prompts.json").write_text(json.dumps(counts))
+    # Of two prompts with 1 and 1/2, resamples have the means 1/2, 3/4 and 1.
+    expected = "75.0 % of the responses to the test prompts are right (95 % interval over prompts 50.0 to 100.0 %)."
+    assert sentences(run)[0] == expected
+
+
+def test_several_runs_are_named(run, folders):
+    other = folders.run("ippo", 1, iterations=2)
+    found = sentences(run, other)
+    assert found[0].startswith("ppo: 75.0 %")
+    assert any(line.startswith("ippo: ") for line in found)
+
+
+def test_a_run_that_did_not_finish_has_no_final_numbers(run):
+    (run / "results.json").unlink()
+    assert sentences(run)[0].startswith("Exact match on validation prompts")

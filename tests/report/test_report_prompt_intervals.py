@@ -1,0 +1,85 @@
+"""Intervals over prompts, against all resamples counted out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from ippo_lightning.report.prompt_intervals import prompt_interval
+from ippo_lightning.report.records import PromptOutcomes
+
+# Five prompts with four samples each.
+OUTCOMES = PromptOutcomes(
+    k=2,
+    samples=(4, 4, 4, 4, 4),
+    correct=(4, 2, 0, 3, 1),
+    judged=(4, 2, 0, 3, 1),
+    unfaithful=(1, 2, 0, 0, 1),
+    majority_vote=(1.0, 0.5, None, 1.0, 0.0),
+)
+
+
+# 1999 draws place a 2.5 % quantile within about 0.7 % of probability, so at a neighbour of the exact one: sums of
+# twenty samples move in steps of a twentieth, ratios of two sums of a few right responses in larger ones.
+ONE_STEP, ONE_STEP_OF_A_RATIO = 0.051, 0.1
+
+
+def counted_out(parts, wholes):
+    """Return the 2.5 % and 97.5 % quantile over all resamples, each equally likely."""
+    found = []
+    for chosen in itertools.product(range(len(parts)), repeat=len(parts)):
+        whole = sum(wholes[i] for i in chosen)
+        found.append(sum(parts[i] for i in chosen) / whole if whole else math.nan)
+    return np.nanquantile(found, [0.025, 0.975])
+
+
+@pytest.mark.parametrize(
+    ("metric", "parts", "wholes"),
+    [
+        ("exact_match", (4, 2, 0, 3, 1), (4, 4, 4, 4, 4)),
+        # 1 - C(4 - c, 2) / C(4, 2) for c = 4, 2, 0, 3, 1: 1, 5/6, 0, 1, 1/2
+        ("pass_at_k", (1, 5 / 6, 0, 1, 1 / 2), (1, 1, 1, 1, 1)),
+        ("majority_vote", (1.0, 0.5, 1.0, 0.0), (1, 1, 1, 1)),  # without the prompt that has no reference
+    ],
+)
+def test_an_interval_is_that_of_all_resamples(metric, parts, wholes):
+    assert prompt_interval(OUTCOMES, metric) == pytest.approx(counted_out(parts, wholes), abs=ONE_STEP)
+
+
+def test_a_fraction_of_the_right_responses_draws_both_sums_together():
+    outcomes = PromptOutcomes(1, (4,) * 4, (2, 3, 4, 1), (2, 3, 4, 1), (2, 0, 1, 1), (None,) * 4)
+    expected = counted_out((2, 0, 1, 1), (2, 3, 4, 1))
+    assert prompt_interval(outcomes, "unfaithful_fraction") == pytest.approx(expected, abs=ONE_STEP_OF_A_RATIO)
+
+
+def test_prompts_are_drawn_with_all_their_samples():
+    # Eight samples, of which four are right. Independent samples would give an interval inside (0, 1); two prompts, one
+    # with all right and one with none, give 0, 1/2 or 1 with probability 1/4, 1/2, 1/4.
+    outcomes = PromptOutcomes(1, (4, 4), (4, 0), (0, 0), (0, 0), (1.0, 0.0))
+    assert prompt_interval(outcomes, "exact_match") == [0.0, 1.0]
+
+
+def test_prompts_that_agree_have_an_interval_of_no_width():
+    outcomes = PromptOutcomes(4, (4, 4, 4), (2, 2, 2), (2, 2, 2), (1, 1, 1), (0.5, 0.5, 0.5))
+    assert {tuple(prompt_interval(outcomes, m)) for m in ("exact_match", "unfaithful_fraction")} == {(0.5, 0.5)}
+    assert prompt_interval(outcomes, "pass_at_k") == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "metric"),
+    [
+        (PromptOutcomes(1, (4,), (2,), (2,), (0,), (1.0,)), "exact_match"),
+        (PromptOutcomes(1, (4, 4), (0, 0), (0, 0), (0, 0), (0.0, 0.0)), "unfaithful_fraction"),
+        (PromptOutcomes(1, (4, 4), (1, 1), (0, 0), (0, 0), (None, None)), "majority_vote"),
+        (PromptOutcomes(9, (4, 4), (1, 1), (0, 0), (0, 0), (None, None)), "pass_at_k"),
+    ],
+)
+def test_there_is_no_interval_without_enough_prompts(outcomes, metric):
+    assert prompt_interval(outcomes, metric) is None
+
+
+def test_an_interval_repeats_itself():
+    assert prompt_interval(OUTCOMES, "exact_match") == prompt_interval(OUTCOMES, "exact_match")
