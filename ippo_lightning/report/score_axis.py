@@ -88,9 +88,8 @@ def even_edges(low: float, high: float, *, bins: int, linear: float) -> np.ndarr
     first, last = transform.transform(np.array([low, high])).tolist()
     width = (last - first) / bins
     below, above = max(1, int(np.ceil(-first / width))), max(1, int(np.ceil(last / width)))
-    edges = transform.inverted().transform(width * np.arange(-below, above + 1))
-    edges[below] = 0.0  # not 1e-17: a bar across zero would mix kept and dropped episodes
-    return np.asarray(edges)
+    # Zero is exactly zero on both scales, so no bar mixes what is on both sides of it.
+    return np.asarray(transform.inverted().transform(width * np.arange(-below, above + 1)))
 
 
 def _ticks(low: float, high: float, linear: float) -> list[float]:
