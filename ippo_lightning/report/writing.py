@@ -47,7 +47,7 @@ _DRAWN: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
     ),
     "score_quantiles": (
         plot_score_quantiles,
-        "Influence scores of each iteration. Line: median; bands: 25-75 % and 10-90 % quantiles; black line: zero. "
+        "Influence scores of each iteration. Line: median; bands: 25-75 % and 10-90 % quantiles; thin line: zero. "
         "Compare the ranks within an iteration, not the scores of two iterations: their scale may change. If it does, "
         "the axis is logarithmic on both sides of zero.",
     ),
