@@ -10,9 +10,9 @@ from torch import nn
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
+from ippo_lightning.metrics.counts import PromptCounts
 from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.labels import LabelFractions
-from ippo_lightning.metrics.prompts import PromptCounts
 from ippo_lightning.records import Example
 
 
@@ -84,13 +84,13 @@ class ReasoningMetrics(nn.Module):
         faithful = torch.tensor([[bool(grade.faithful) for grade in group] for group in grades])
         is_known = torch.tensor([[grade.faithful is not None for grade in group] for group in grades])
         answers = [[grade.answer for grade in group] for group in grades]
+        self.prompt_counts.update(grades, references)
         self.exact_match.update(correct)
         self.majority_vote.update(answers, references, num_unreported=_num_unreported(grades))
         self.pass_at_k.update(correct)
         # a response of unknown reasoning counts neither as faithful nor as unfaithful
         self.unfaithful_fraction.update(correct & is_known, faithful)
         self.label_fractions.update([grade.label for group in grades for grade in group])
-        self.prompt_counts.update(grades, references)
 
     def compute(self) -> dict[str, float]:
         """Return the metrics of all ranks by name; NaN for 0 / 0."""

@@ -202,8 +202,8 @@ def _draw_starts(panel: Axes, starts: Mapping[str, tuple[int, float]], colours: 
     iterations = {iteration for iteration, _ in points}
     word = "start" if iterations == {0} else f"iteration {min(iterations)}" if len(iterations) == 1 else "first"
     panel.plot([], [], color=MUTED, linewidth=1.3, linestyle=(0, (1, 2)), label=word)
-    # Above the axes: inside, it would cover a curve.
-    panel.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0.2)
+    # Below the axes, beside the name of the axis: inside, it would cover a curve.
+    panel.legend(loc="upper right", bbox_to_anchor=(1.0, -0.08), fontsize=9, borderaxespad=0.0)
 
 
 def _listed(values: Mapping[str, float], comparison: Comparison, curve: Curve) -> str:

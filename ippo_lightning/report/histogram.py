@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from ippo_lightning.report.canvas import DROPPED_COLOUR, INK, KEPT_COLOUR, canvas, percent_formatter
 from ippo_lightning.report.display import percent
 from ippo_lightning.report.records import Comparison, EpisodeRow
-from ippo_lightning.report.score_axis import draw_powers, even_edges, linear_range
+from ippo_lightning.report.score_axis import draw_powers, even_edges, linear_range, score_label
 
 _MOST_METHODS = 4
 _BINS = 40
@@ -50,7 +50,7 @@ def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
             row[1].sharey(row[0])
             row[1].tick_params(labelleft=False)
         for panel in axes[-1]:
-            panel.set_xlabel("influence score")
+            panel.set_xlabel(score_label(panel.get_xscale()))
         _name_colours(axes[0][1])
     return f"Histograms of influence scores, first and last third of training. {' '.join(words)}"
 

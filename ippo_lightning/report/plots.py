@@ -21,7 +21,7 @@ from ippo_lightning.report.canvas import (
 )
 from ippo_lightning.report.display import percent, plain
 from ippo_lightning.report.records import Comparison, Method
-from ippo_lightning.report.score_axis import draw_powers, range_of_scales
+from ippo_lightning.report.score_axis import draw_powers, range_of_scales, score_label
 from ippo_lightning.report.summary import ComparedMetric, metric_intervals
 
 # The first key that a run recorded counts: a run without the influence filter has only the time of all callbacks.
@@ -103,7 +103,7 @@ def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
             if iterations:
                 last = (plain(lines[name][-1]) for name in ("q10", "median", "q90"))
                 words.append(f"{method.title} at the end: {', '.join(last)}")
-        axes[0][0].set_ylabel("influence score")
+        axes[0][0].set_ylabel(score_label(axes[0][0].get_yscale()))
     return f"10 % quantile, median and 90 % quantile of the scores by iteration. {'; '.join(words)}."
 
 

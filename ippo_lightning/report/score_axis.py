@@ -14,7 +14,8 @@ _WIDEST = 100.0
 """Beyond this ratio of large to usual sizes, a linear axis shows only the large ones."""
 _MOST_DIFFERENT = 30.0
 """Beyond this ratio of two scales, a linear axis shows the smaller one as a line."""
-_MOST_TICKS = 7
+_MOST_TICKS = {"x": 5, "y": 7}
+"""Ticks with zero: labels beside each other need more room than labels above each other."""
 
 
 def linear_range(values: Sequence[float]) -> float | None:
@@ -70,7 +71,7 @@ def draw_powers(panel: Axes, which: Literal["x", "y"], linear: float) -> None:
     (panel.set_xscale if which == "x" else panel.set_yscale)("symlog", linthresh=linear)
     axis = panel.xaxis if which == "x" else panel.yaxis
     low, high = axis.get_view_interval()
-    axis.set_major_locator(FixedLocator(_ticks(float(low), float(high), linear)))
+    axis.set_major_locator(FixedLocator(_ticks(float(low), float(high), linear, most=_MOST_TICKS[which])))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "\N{MINUS SIGN}")))
 
@@ -88,17 +89,25 @@ def even_edges(low: float, high: float, *, bins: int, linear: float) -> np.ndarr
     first, last = transform.transform(np.array([low, high])).tolist()
     width = (last - first) / bins
     below, above = max(1, int(np.ceil(-first / width))), max(1, int(np.ceil(last / width)))
-    edges = transform.inverted().transform(width * np.arange(-below, above + 1))
-    edges[below] = 0.0  # not 1e-17: a bar across zero would mix kept and dropped episodes
-    return np.asarray(edges)
+    # Zero is exactly zero on both scales, so no bar mixes what is on both sides of it.
+    return np.asarray(transform.inverted().transform(width * np.arange(-below, above + 1)))
 
 
-def _ticks(low: float, high: float, linear: float) -> list[float]:
+def score_label(scale: str) -> str:
+    """Return the name of an axis of scores; one that is not linear has to be read with care, and tells so.
+
+    Args:
+        scale: of the axis, by matplotlib's name.
+    """
+    return "influence score" if scale == "linear" else "influence score (logarithmic axis)"
+
+
+def _ticks(low: float, high: float, linear: float, *, most: int) -> list[float]:
     """Return zero and powers of ten on both sides, thinned out to a few."""
     powers = np.arange(np.floor(np.log10(linear)), np.floor(np.log10(max(-low, high, linear))) + 1)
     sides = [sign * 10.0**power for sign in (-1, 1) for power in powers]
     inside = [tick for tick in sides if low <= tick <= high]
-    step = max(1, int(np.ceil(len(inside) / (_MOST_TICKS - 1))))
+    step = max(1, int(np.ceil(len(inside) / (most - 1))))
     # Those next to zero would overlap with its label.
-    chosen = {power for power in powers[::-1][::step].tolist() if power >= powers[0] + step}
+    chosen = {power for power in powers[::-1][::step].tolist() if power >= powers[0] + min(step, 2)}
     return sorted({0.0} | {tick for tick in inside if round(float(np.log10(abs(tick)))) in chosen})

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from ippo_lightning.report.all_figures import ALL_FIGURES, draw_figures
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
-from ippo_lightning.report.curves import CURVES, plot_curve
-from ippo_lightning.report.histogram import plot_score_histogram
-from ippo_lightning.report.plots import plot_results, plot_score_quantiles, plot_time_parts
 from ippo_lightning.report.records import Comparison
-from ippo_lightning.report.rendering import Figure, render_html
+from ippo_lightning.report.rendering import render_html
 from ippo_lightning.report.summary import Results, summarise
 from ippo_lightning.report.tables import results_markdown, results_table
 from ippo_lightning.storage.atomic import write_text_whole
@@ -32,32 +28,7 @@ from ippo_lightning.storage.run_folder import (
     refuse_run_folder,
 )
 
-_LOG = logging.getLogger(__name__)
 _TABLE_WIDTH = 80
-_DRAWN: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
-    "results": (
-        plot_results,
-        "Final test results. Large dot: mean; small dots: seeds; bar: 95 % bootstrap interval over seeds, or over the "
-        "test prompts of a single run; dotted: a method that was not trained here.",
-    ),
-    "time_parts": (
-        plot_time_parts,
-        "Median over iterations and seeds. Influence: the time to score and select episodes. Rest: the time outside "
-        "all measured stages.",
-    ),
-    "score_quantiles": (
-        plot_score_quantiles,
-        "Influence scores of each iteration. Line: median; bands: 25-75 % and 10-90 % quantiles; black line: zero. "
-        "Compare the ranks within an iteration, not the scores of two iterations: their scale may change. If it does, "
-        "the axis is logarithmic on both sides of zero.",
-    ),
-    "score_histogram": (
-        plot_score_histogram,
-        "First and last third of the iterations. The outermost bars include everything beyond them.",
-    ),
-}
-"""By name: how the figure is drawn, and its caption."""
-_FIGURES = (*CURVES, *_DRAWN)
 
 
 def write_report(root: Path | str) -> Path:
@@ -120,30 +91,11 @@ def write_files(comparison: Comparison) -> Path:
     _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     _write(folder / TABLE, _table_text(results))
     _write(folder / RESULTS_MARKDOWN, results_markdown(results))
-    figures = _draw_figures(comparison, folder / FIGURES)
-    skipped = [name for name in _FIGURES if name not in figures]
+    figures = draw_figures(comparison, folder / FIGURES)
+    skipped = [name for name in ALL_FIGURES if name not in figures]
     path = folder / REPORT
     _write(path, render_html(comparison, results, figures, skipped=skipped))
     return path
-
-
-def _draw_figures(comparison: Comparison, folder: Path) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {}
-    for name in _FIGURES:
-        path = folder / f"{name}.png"
-        if name in CURVES:
-            alternative = plot_curve(comparison, path, CURVES[name])
-            caption = CURVES[name].caption
-        else:
-            draw, caption = _DRAWN[name]
-            alternative = draw(comparison, path)
-        if alternative is None:
-            _LOG.info("figure %s skipped: no finished run recorded data for it", name)
-            path.unlink(missing_ok=True)  # left by an earlier report
-            continue
-        encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-        figures[name] = Figure(name, caption, alternative, f"data:image/png;base64,{encoded}")
-    return figures
 
 
 def _table_text(results: Results) -> str:

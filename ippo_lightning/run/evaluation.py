@@ -9,7 +9,7 @@ import torch
 from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.errors import UserError
-from ippo_lightning.metrics.prompts import PromptCounts
+from ippo_lightning.metrics.counts import PromptCounts
 from ippo_lightning.run.loaders import LoaderStream, loader_of
 
 if TYPE_CHECKING:

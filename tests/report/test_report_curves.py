@@ -9,6 +9,7 @@ from types import MappingProxyType
 import pytest
 from matplotlib.axes import Axes
 
+from ippo_lightning.report.canvas import MUTED, method_colours
 from ippo_lightning.report.curves import CURVES, plot_curve, starts_of
 from ippo_lightning.report.records import Comparison, Method, Run
 
@@ -31,7 +32,7 @@ def rows(key, *values):
 @pytest.fixture
 def drawn(monkeypatch):
     """Note what is drawn: `plot` and `axhline` of every panel."""
-    found = {"curves": [], "starts": []}
+    found = {"curves": [], "starts": [], "colours": []}
     plot, axhline = Axes.plot, Axes.axhline
 
     def noted_plot(self, *args, **options):
@@ -41,6 +42,7 @@ def drawn(monkeypatch):
 
     def noted_line(self, y=0, **options):
         found["starts"].append((y, options["linestyle"]))
+        found["colours"].append(options["color"])
         return axhline(self, y, **options)
 
     monkeypatch.setattr(Axes, "plot", noted_plot)
@@ -66,10 +68,13 @@ def test_methods_with_one_start_share_a_line_and_others_have_their_own(drawn, tm
     first = comparison(ppo=[(1, rows(key, 1.0, 0.5))], ippo=[(1, rows(key, 1.0, 0.7))])
     plot_curve(first, tmp_path / "1.png", CURVES["entropy"])
     assert drawn["starts"] == [(1.0, DOTTED)]
+    assert drawn["colours"] == [MUTED]
     drawn["starts"].clear()
+    drawn["colours"].clear()
     second = comparison(ppo=[(1, rows(key, 1.0, 0.5))], ippo=[(1, rows(key, 1.2, 0.7))])
     plot_curve(second, tmp_path / "2.png", CURVES["entropy"])
     assert drawn["starts"] == [(1.0, DOTTED), (1.2, DOTTED)]
+    assert drawn["colours"] == list(method_colours(second).values())
 
 
 def test_validation_curves_start_at_the_evaluation_before_training(drawn, tmp_path):

@@ -31,15 +31,13 @@ def test_extremes_are_ordered_and_of_one_sign():
 
 
 def test_the_first_of_each_iteration_come_before_the_second_of_any():
-    small = [episode(score=score, response=f"a{score}") for score in (0.2, 0.1, -0.1)]
-    large = [episode(score=score, response=f"b{score}", iteration=1) for score in (900.0, 800.0, -100.0)]
+    small = [episode(score=score, response=f"a{score}") for score in (0.2, 0.19, -0.01)]
+    large = [episode(score=score, response=f"b{score}", iteration=1) for score in (5.0, 4.0, -9.0)]
+    # In units of the mean size of their iteration, the scores are 1.5, 1.4 and -0.1, and 0.8, 0.7 and -1.5. Of equal
+    # ranks, the larger of these comes first.
     found = extremes(method(*small, *large), most_positive=True)
-    # Of equal ranks, the score that is larger in its iteration comes first: 0.2 is 1.5 times the mean size of its
-    # iteration, 900 also 1.5 times, 800 is 1.33 times and 0.1 is 0.75 times.
-    assert [row.rank for row in found] == [1, 1, 2, 2]
-    assert [row.episode.score for row in found[2:]] == [800.0, 0.1]
-    assert {row.episode.score for row in found[:2]} == {900.0, 0.2}
-    assert [row.episode.score for row in extremes(method(*small, *large), most_positive=False)] == [-0.1, -100.0]
+    assert [(row.episode.score, row.rank) for row in found] == [(0.2, 1), (5.0, 1), (0.19, 2), (4.0, 2)]
+    assert [row.episode.score for row in extremes(method(*small, *large), most_positive=False)] == [-9.0, -0.01]
 
 
 def test_an_equal_text_is_shown_once_with_its_most_extreme_score():

@@ -54,6 +54,10 @@ def test_the_sample_size_is_a_fraction_of_the_kept_episodes():
     row = {"influence/effective_sample_size": 8.0, "influence/scored_kept_fraction": 0.5, "rollout/episodes": 64.0}
     found = rows_of([row])["Effective sample size, as a fraction of the kept episodes"]
     assert (found.verdicts["ippo"].shown, found.worst) == ("25.0 %", "watch")
+    # The mean over the last third of the iterations that have all three numbers: (0.5 + 1) / 2.
+    rows = [row | {"influence/effective_sample_size": size} for size in (1.0, 2.0, 3.0, 4.0, 16.0, 32.0)]
+    later = rows_of([*rows, {"rollout/episodes": 64.0}])["Effective sample size, as a fraction of the kept episodes"]
+    assert later.verdicts["ippo"].shown == "75.0 %"
     # A KL of 2 per response of 4 tokens is 0.5 per token.
     kl = rows_of([{"rollout/kl": 2.0, "rollout/response_tokens_mean": 4.0}])["KL to the reference, nats per token"]
     assert (kl.verdicts["ippo"].shown, kl.worst) == ("0.500", "watch")

@@ -158,9 +158,12 @@ def test_scores_of_different_scale_make_the_axis_logarithmic(folders, tmp_path, 
         for i, size in enumerate((1.0, factor))
     ]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = noted(monkeypatch, "set_yscale")
+    made, labels = noted(monkeypatch, "set_yscale"), noted(monkeypatch, "set_ylabel")
     report.plot_score_quantiles(report.gather_runs([folder], root=tmp_path), tmp_path / "scores.png")
     assert [name for name, _ in made] == ([] if scale == "linear" else ["symlog"])
+    assert [name for name, _ in labels] == [
+        "influence score" if scale == "linear" else "influence score (logarithmic axis)"
+    ]
 
 
 NAMES, PLACES = ("q10", "q25", "median", "q75", "q90"), (-1.0, -0.2, 0.1, 0.5, 2.0)

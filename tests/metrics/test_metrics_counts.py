@@ -8,7 +8,7 @@ import math
 import pytest
 
 from ippo_lightning.metrics import ReasoningMetrics
-from ippo_lightning.metrics.prompts import PromptCounts
+from ippo_lightning.metrics.counts import PromptCounts
 from ippo_lightning.tasks import Grade
 
 

@@ -1,0 +1,69 @@
+"""All figures of a report, with their captions."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ippo_lightning.report.curves import CURVES, plot_curve
+from ippo_lightning.report.histogram import plot_score_histogram
+from ippo_lightning.report.plots import plot_results, plot_score_quantiles, plot_time_parts
+from ippo_lightning.report.records import Comparison
+from ippo_lightning.report.rendering import Figure
+
+_LOG = logging.getLogger(__name__)
+_DRAWN: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
+    "results": (
+        plot_results,
+        "Final test results. Large dot: mean; small dots: seeds; bar: 95 % bootstrap interval over seeds, or over the "
+        "test prompts of a single run; dotted: a method that was not trained here.",
+    ),
+    "time_parts": (
+        plot_time_parts,
+        "Median over iterations and seeds. Influence: the time to score and select episodes. Rest: the time outside "
+        "all measured stages.",
+    ),
+    "score_quantiles": (
+        plot_score_quantiles,
+        "Influence scores of each iteration. Line: median; bands: 25-75 % and 10-90 % quantiles; thin line: zero. "
+        "Compare the ranks within an iteration, not the scores of two iterations: their scale may change. If it does, "
+        "the axis is logarithmic on both sides of zero.",
+    ),
+    "score_histogram": (
+        plot_score_histogram,
+        "First and last third of the iterations. The outermost bars include everything beyond them.",
+    ),
+}
+"""By name: how the figure is drawn, and its caption."""
+ALL_FIGURES = (*CURVES, *_DRAWN)
+"""Names of all figures. Those whose data no run recorded are not drawn."""
+
+
+def draw_figures(comparison: Comparison, folder: Path) -> dict[str, Figure]:
+    """Draw what the runs have data for, and remove what an earlier report has left.
+
+    Args:
+        comparison: the runs.
+        folder: of the PNG files.
+
+    Returns:
+        The figures by name, in the order of `ALL_FIGURES`.
+    """
+    figures: dict[str, Figure] = {}
+    for name in ALL_FIGURES:
+        path = folder / f"{name}.png"
+        if name in CURVES:
+            alternative = plot_curve(comparison, path, CURVES[name])
+            caption = CURVES[name].caption
+        else:
+            draw, caption = _DRAWN[name]
+            alternative = draw(comparison, path)
+        if alternative is None:
+            _LOG.info("figure %s skipped: no finished run recorded data for it", name)
+            path.unlink(missing_ok=True)  # left by an earlier report
+            continue
+        encoded = base64.b64encode(path.read_bytes()).decode("ascii")
+        figures[name] = Figure(name, caption, alternative, f"data:image/png;base64,{encoded}")
+    return figures
