@@ -149,13 +149,12 @@ _GEMMA_TURNS = ("<start_of_turn>", "<end_of_turn>")
 _CHATML = ("<|im_start|>", "<|im_end|>")
 _LLAMA3 = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
 _LLAMA3_TURNS = ("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>")
-_QWEN = {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-_QWEN3 = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+_QWEN = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
 
 _QWEN3_SMALL = Shrunken(
     config=Qwen3Config,
     backend=_byte_level,
-    special=_QWEN3,
+    special=_QWEN,
     fields={"head_dim": 16, "tie_word_embeddings": True},
     more=_CHATML,
     ends=("<|im_end|>", "<|endoftext|>"),
@@ -209,6 +208,8 @@ SHRUNKEN = {
         special=_QWEN,
         fields={"tie_word_embeddings": True},
         more=_CHATML,
+        # the tokenizer has another EOS than the model
+        ends=("<|endoftext|>",),
         chat=_turns("<|im_start|>", "<|im_end|>\n"),
         prompt=_PLAIN_QUESTION,
         end="<|endoftext|>",
