@@ -62,6 +62,8 @@ def check(parser: ArgumentParser, base: str, task: str, whole: str, overlay: str
     assert (policy["pretrained"] is None) != (policy["config"] is None), "one start, not two"
     named = read(EXPERIMENTS / "models" / f"{whole}.yaml")["model"]["init_args"] if whole else {}
     own = named.get("policy", {}).get("init_args", {})
+    rate = settings["model"]["init_args"]["optimizer"]["learning_rate"]
+    assert rate == (1e-4 if overlay else named.get("optimizer", {}).get("learning_rate", rate))
     assert policy["pretrained"] == own.get("pretrained", policy["pretrained"])
     if own.get("start_from"):
         assert policy["start_from"] == (f"{place}/sft" if base == "ppo" else None)
