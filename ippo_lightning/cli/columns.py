@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_file, axis_names
+from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_files, axis_names
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
@@ -126,4 +126,4 @@ def _files(**names: str) -> Iterator[str]:
         # a file of that name in methods/ comes first: it may add a callback to the base of the same name
         is_base_alone = axis == "method" and name == names["base"] and name not in axis_names("method")
         if name and not is_base_alone:
-            yield str(axis_file(axis, name, base=names["base"]))
+            yield from map(str, axis_files(axis, name, base=names["base"]))

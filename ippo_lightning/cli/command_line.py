@@ -22,10 +22,14 @@ from ippo_lightning.cli.experiment_paths import (
     axis_names,
     derived_run_dir,
     find_file,
+    is_overlay,
+    names_of,
     part_of,
+    stem_of,
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
+from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, run_config, without_trust
 from ippo_lightning.cli.yaml_text import dump_yaml, load_yaml, read_text
 from ippo_lightning.errors import UserError
@@ -46,6 +50,7 @@ class CommandLine:
         layers: the configurations and dotted words in their order, as nested dictionaries.
         files: the YAML files, in their order.
         parts: for each file, the part of the run's name that its option or its folder gives, or None.
+        unnamed: the layers of files without such a part.
         run_configs: those of the files that lie in the folder of a run, see `trust.py`.
         trust: what the words allow such a file.
     """
@@ -54,6 +59,7 @@ class CommandLine:
     layers: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     parts: list[Part | None] = field(default_factory=list)
+    unnamed: list[dict[str, Any]] = field(default_factory=list)
     run_configs: list[RunConfig] = field(default_factory=list)
     trust: Trust = field(default_factory=Trust)
 
@@ -102,6 +108,7 @@ def read_command_line(words: Sequence[str], *, run_folder: Path | None = None) -
             _add_option(line, option)
     # only at the end: any file or word may name the folder, and then none is derived
     if words[0] in EXPERIMENT_COMMANDS:
+        _add_start(line)
         _add_run_dir(line)
     return line
 
@@ -172,9 +179,10 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
             _check_model_name(option)
             rest.append(option)
             continue
-        name = option.value or ""
-        chosen = _file_option(axis_file(option.name, name, base=base or DEFAULT_BASE), axis=option.name, name=name)
-        first.get(option.name, rest).append(chosen)
+        for name in names_of(option.name, option.value or ""):
+            chosen = _file_option(axis_file(option.name, name, base=base or DEFAULT_BASE), axis=option.name, name=name)
+            first.get(option.name, rest).append(chosen)
+    first["model"].sort(key=lambda option: is_overlay(Path(option.value or "")))
     # a task sets arguments and names no module, so it needs a base; other files may be complete without one
     if first["task"] and base is None:
         first["base"] = [_file_option(axis_file("base", DEFAULT_BASE), axis="base", name=DEFAULT_BASE)]
@@ -198,7 +206,8 @@ def _is_axis(option: Option) -> bool:
 
 def _is_model_file(name: str) -> bool:
     """Return whether `--model NAME` names a file of the model axis; otherwise it names a class."""
-    return name in axis_names("model") or name.endswith((".yaml", ".yml"))
+    known = axis_names("model")
+    return name.endswith((".yaml", ".yml")) or any(part in known for part in names_of("model", name))
 
 
 def _check_model_name(option: Option) -> None:
@@ -215,7 +224,7 @@ def _check_model_name(option: Option) -> None:
 
 def _file_option(path: Path, *, axis: str, name: str) -> Option:
     # the option says which axis a user's own file belongs to, wherever the file lies
-    part = Part(FOLDERS[axis], Path(name).stem)
+    part = Part(FOLDERS[axis], stem_of(name))
     return Option(name="config", value=str(path), words=("--config", str(path)), part=part)
 
 
@@ -246,6 +255,8 @@ def _add_file(line: CommandLine, name: str, part: Part | None, run_folder: Path 
     if path is not None and is_of_run and line.words[0] in EXPERIMENT_COMMANDS:
         line.run_configs.append(run_config(path, text, content))
     line.layers.append(content)
+    if path is not None and line.parts[-1] is None:
+        line.unnamed.append(content)
     line.words += ["--config", dump_yaml(content)]
 
 
@@ -307,6 +318,14 @@ def _loaded(word: str) -> Any:
         return load_yaml(word, origin="")
     except UserError:
         return word
+
+
+def _add_start(line: CommandLine) -> None:
+    """Name the run that the policy starts from, if the files leave that to the names of the axes."""
+    layer = start_layer(line.layers, [part for part in line.parts if part is not None], unnamed=line.unnamed)
+    if layer is not None:
+        line.words += ["--config", dump_yaml(layer)]
+        line.layers.append(layer)
 
 
 def _add_run_dir(line: CommandLine) -> None:

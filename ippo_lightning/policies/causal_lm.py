@@ -37,6 +37,7 @@ from ippo_lightning.policies.scoring import score_responses, score_with_referenc
 from ippo_lightning.policies.self_check import adapter_as_loaded, check_policy, trial_forward
 from ippo_lightning.policies.sequences import join
 from ippo_lightning.policies.settings import LoraSettings, SamplingSettings, check_policy_settings
+from ippo_lightning.policies.start import start_of
 from ippo_lightning.policies.tokenization import TextFormat
 from ippo_lightning.policies.tokenizer_loading import eos_ids_of, keep_eos_ids, load_tokenizer
 from ippo_lightning.policies.train_mode import quieten
@@ -53,6 +54,8 @@ class CausalLMPolicy(TrainableParts):
 
     Args:
         pretrained: folder or Hub name of a saved model, or `package:NAME`; this or `config`.
+        start_from: folder of a run whose model, or whose adapter on `pretrained`, is continued; in a YAML, `sft` is the
+            SFT run with the same task and model.
         config: a new model instead, for instance {"model_type": "llama", "hidden_size": 128}; the vocabulary size and
             special tokens come from the tokenizer.
         tokenizer: an object, a folder or a Hub name; by default the one saved with the adapter that `lora` continues,
@@ -89,6 +92,7 @@ class CausalLMPolicy(TrainableParts):
         self,
         *,
         pretrained: str | None = None,
+        start_from: str | None = None,
         config: dict[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
         pad_token: str | None = None,
@@ -112,6 +116,7 @@ class CausalLMPolicy(TrainableParts):
     ) -> None:
         super().__init__()
         check_policy_settings(lora=lora, quantization=quantization, value=value, keep_dropout=keep_dropout)
+        pretrained, config, lora = start_of(start_from, pretrained=pretrained, config=config, lora=lora)
         self.reference_kind = resolve_reference(reference, lora)
         self.gather_for_sampling = True
         """Whether `sample` gathers a sharded language model once, see `shard_policy`."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ippo_lightning.policies.quantized import has_8bit_layers, is_quantized
 from ippo_lightning.policies.sequences import join, response_logits
-from ippo_lightning.policies.tokenization import TextFormat
+from ippo_lightning.policies.tokenization import TextFormat, pad_id_of
 
 _PROMPTS = (3, 7)
 _RESPONSES = (3, 6)
@@ -64,7 +64,7 @@ def probe_rows(
     prompt_lengths = [max(1, int(scale * _PROMPTS[long])) for long in prompts]
     response_lengths = [max(1, int(scale * _RESPONSES[long])) for long in responses]
     ids = _ordinary_ids(text)
-    pad = int(text.tokenizer.pad_token_id)
+    pad = pad_id_of(text.tokenizer)
     widths = max(prompt_lengths), max(response_lengths)
     prompt_ids, response_ids = (torch.full((len(prompts), width), pad) for width in widths)
     for row, (prompt, response) in enumerate(zip(prompt_lengths, response_lengths, strict=True)):

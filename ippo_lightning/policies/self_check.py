@@ -27,6 +27,7 @@ from ippo_lightning.policies.loading import transformers_model
 from ippo_lightning.policies.probes import Probe, Rows, difference, probe, probe_rows, tolerance_of
 from ippo_lightning.policies.sequences import join, response_logits
 from ippo_lightning.policies.settings import SamplingSettings
+from ippo_lightning.policies.tokenization import pad_id_of
 from ippo_lightning.policies.train_mode import draws_random_numbers, kinds_with_gradient
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def _check_sampling(policy: CausalLMPolicy) -> None:
         prompt_mask=prompts.prompt_mask.to(policy.device),
         settings=SamplingSettings(max_new_tokens=max(1, min(_NEW_TOKENS, room - prompts.prompt_ids.shape[1]))),
         stop_ids=policy.text.end_ids,
-        pad_id=int(policy.tokenizer.pad_token_id),
+        pad_id=pad_id_of(policy.tokenizer),
     )
     network = policy.language_model
     sampled, scored = _sampled_and_scored(network, request)

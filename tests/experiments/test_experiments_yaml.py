@@ -174,13 +174,18 @@ def test_a_method_adds_callbacks_to_a_task_and_changes_nothing_else(
 
 @pytest.mark.parametrize("base", ["ppo", "sft"])
 @pytest.mark.parametrize(
-    ("task", "model"), [*itertools.product(COMBINED, MODELS), *itertools.product(QUESTIONS, ["smollm2-135m"])]
+    ("task", "model"), [*itertools.product(["arithmetic"], MODELS), *itertools.product(TASKS, ["gemma-2-2b"])]
 )
-def test_a_model_changes_the_policy_and_nothing_else(parser: ArgumentParser, task: str, model: str, base: str) -> None:
+def test_a_model_changes_the_policy_its_rate_and_nothing_else(
+    parser: ArgumentParser, task: str, model: str, base: str
+) -> None:
     plain, changed = (parsed(parser, run_words(base=base, task=task, **model_)) for model_ in ({}, {"model": model}))
     assert changed["loop"].pop("run_dir") == f"runs/{task}/{model}/{base}"
     del plain["loop"]["run_dir"], plain["config"], changed["config"]
     policies = [settings["model"]["init_args"].pop("policy")["init_args"] for settings in (plain, changed)]
+    for settings in (plain, changed):
+        for rate in ("learning_rate", "value_learning_rate"):
+            settings["model"]["init_args"]["optimizer"].pop(rate, None)
     assert plain == changed
     assert policies[1]["pretrained"] is None or policies[1]["config"] is None, "one start, not two"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores
-from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, LoraSettings, head_blocks
+from ippo_lightning.policies import (
+    CausalLMPolicy,
+    EncodedResponses,
+    LoraSettings,
+    SamplingSettings,
+    head_blocks,
+)
 from ippo_lightning.records import Minibatch
 
 SIZES = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -121,3 +128,20 @@ def test_an_embedding_of_padding_that_is_no_number_is_noticed_when_the_policy_is
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError):
         CausalLMPolicy(pretrained=str(tmp_path), value="none", reference="none")
+
+
+@pytest.mark.parametrize("sampler", ["generate", "continuous"])
+def test_a_tokenizer_without_a_pad_token_fills_rows_with_eos(
+    sampler: str, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> None:
+    named = CausalLMPolicy(config=LLAMA, tokenizer=make_tokenizer(pad_token="</s>"))
+    without = CausalLMPolicy(config=LLAMA, tokenizer=make_tokenizer(pad_token=None))
+    assert without.tokenizer.pad_token_id is None
+    settings = SamplingSettings(max_new_tokens=5, num_responses=2, sampler=sampler)
+    samples = []
+    for policy in (named, without):
+        prompts = policy.text.encode_prompts(["7+12?", "1?"], max_length=32)
+        torch.manual_seed(1)
+        samples.append(policy.sample(*prompts, settings))
+    assert torch.equal(samples[0].response_ids, samples[1].response_ids)
+    assert torch.equal(samples[0].response_mask, samples[1].response_mask)
