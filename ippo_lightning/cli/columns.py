@@ -6,9 +6,10 @@ import difflib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_file, axis_names
+from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_file, axis_names, part_of
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
@@ -89,6 +90,19 @@ def is_featured(column: Column, *, featured: str | None) -> bool:
     return featured is not None and featured in (column.method, column.name)
 
 
+def axes_of(column: Column) -> dict[str, str]:
+    """Return the names that the files of a column have on the axes, several of one axis joined by `+`.
+
+    Args:
+        column: one that only evaluates, or trains its base alone, has its own name as method.
+    """
+    stems: dict[str, list[str]] = {}
+    for part in filter(None, (part_of(Path(path)) for path in column.config)):
+        stems.setdefault(part.folder, []).append(part.stem)
+    found = {axis: "+".join(stems[folder]) for axis, folder in FOLDERS.items() if folder in stems}
+    return found if "method" in found and column.command == "fit" else {**found, "method": column.method}
+
+
 def _given(name: str, method: MethodSettings) -> Column:
     return Column(
         name=name,
@@ -106,16 +120,22 @@ def _combinations(settings: CompareSettings) -> Iterator[Column]:
     # an axis that is left out gets one empty name: a product with an empty list has no combination
     chosen = [axes.get(part) or [DEFAULT_BASE if part == "base" else ""] for part in _PARTS]
     for base, task, model in itertools.product(*chosen):
+        group = tuple(part for part in (base if len(chosen[0]) > 1 else "", task, model) if part)
         # without methods the base alone is the method, as in the name of a run's folder
-        for method in axes.get("method") or [base]:
-            group = tuple(part for part in (base if len(chosen[0]) > 1 else "", task, model) if part)
+        methods = axes.get("method") or [base]
+        if settings.start in methods:
+            raise UserError(f"start: '{settings.start}' is also a method of the axes; expected another name")
+        for method in [*([settings.start] if settings.start else []), *methods]:
+            is_start = method == settings.start
             title = settings.titles.get(method, method)
             yield Column(
                 name=".".join([*group, method]) if several else method,
                 title=f"{', '.join(group)}: {title}" if several else title,
                 method=method,
                 group=group if several else (),
-                config=tuple(_files(base=base, task=task, model=model, method=method)),
+                # the start is what base, task and model name, before any method
+                config=tuple(_files(base=base, task=task, model=model, method="" if is_start else method)),
+                command="evaluate" if is_start else "fit",
             )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ippo_lightning.cli.columns import Column, baseline_of, columns_of, is_featured
+from ippo_lightning.cli.columns import Column, axes_of, baseline_of, columns_of, is_featured
 from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.experiment_paths import find_file
 from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
@@ -152,6 +152,8 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
             for column in columns
         },
         "command": command,
+        # the report finds the numbers of papers by them
+        "axes": {column.name: axes_of(column) for column in columns},
         "config": "\n".join(f"{column.name}: {json.dumps(_shown(column))}" for column in columns),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
