@@ -13,6 +13,7 @@ from ippo_lightning.report.display import percent, plain, points, unbroken
 from ippo_lightning.report.evidence import extremes, label_meanings, label_table
 from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
 from ippo_lightning.report.plan_changes import plan_changes
+from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.summary import COMPARED, METRICS, Results
 from ippo_lightning.report.tables import kept_fraction, seconds_per_iteration
@@ -78,6 +79,7 @@ def render_html(
         baselines=comparison.baselines,
         metrics=METRICS,
         metric_names=_metric_names(comparison),
+        paper=published_table(comparison, results),
         sampling=_sampling(comparison),
         scope=_scope(comparison),
         kept_fraction=kept_fraction,

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ippo_lightning.report import plots
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
+from ippo_lightning.report.published import published_markdown
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import Figure, render_html
 from ippo_lightning.report.summary import Results, summarise
@@ -126,7 +127,7 @@ def write_files(comparison: Comparison) -> Path:
     # allow_nan=False, because NaN is no JSON and other readers would refuse the file.
     _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     _write(folder / TABLE, _table_text(results))
-    _write(folder / RESULTS_MARKDOWN, results_markdown(results))
+    _write(folder / RESULTS_MARKDOWN, results_markdown(results) + published_markdown(comparison, results))
     figures = _draw_figures(comparison, folder / FIGURES)
     skipped = [name for name in _FIGURES if name not in figures]
     path = folder / REPORT
