@@ -6,10 +6,9 @@ import difflib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_file, axis_names, part_of
+from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_file, axis_names
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
@@ -88,19 +87,6 @@ def baseline_of(column: Column, columns: list[Column], *, baseline: str | None) 
 def is_featured(column: Column, *, featured: str | None) -> bool:
     """Return whether the report is about this column."""
     return featured is not None and featured in (column.method, column.name)
-
-
-def axes_of(column: Column) -> dict[str, str]:
-    """Return the names that the files of a column have on the axes, several of one axis joined by `+`.
-
-    Args:
-        column: one that only evaluates, or trains its base alone, has its own name as method.
-    """
-    stems: dict[str, list[str]] = {}
-    for part in filter(None, (part_of(Path(path)) for path in column.config)):
-        stems.setdefault(part.folder, []).append(part.stem)
-    found = {axis: "+".join(stems[folder]) for axis, folder in FOLDERS.items() if folder in stems}
-    return found if "method" in found and column.command == "fit" else {**found, "method": column.method}
 
 
 def _given(name: str, method: MethodSettings) -> Column:

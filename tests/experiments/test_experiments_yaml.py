@@ -11,9 +11,9 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from ippo_lightning.cli.columns import axes_of, columns_of
+from ippo_lightning.cli.columns import columns_of
 from ippo_lightning.cli.command_line import read_command_line
-from ippo_lightning.cli.compare import plan_jobs
+from ippo_lightning.cli.compare import axes_of, plan_jobs
 from ippo_lightning.cli.experiment_paths import axis_names
 from ippo_lightning.cli.parsers import experiment_parser
 from ippo_lightning.cli.quick_check import check_command
