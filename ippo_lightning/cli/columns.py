@@ -106,16 +106,22 @@ def _combinations(settings: CompareSettings) -> Iterator[Column]:
     # an axis that is left out gets one empty name: a product with an empty list has no combination
     chosen = [axes.get(part) or [DEFAULT_BASE if part == "base" else ""] for part in _PARTS]
     for base, task, model in itertools.product(*chosen):
+        group = tuple(part for part in (base if len(chosen[0]) > 1 else "", task, model) if part)
         # without methods the base alone is the method, as in the name of a run's folder
-        for method in axes.get("method") or [base]:
-            group = tuple(part for part in (base if len(chosen[0]) > 1 else "", task, model) if part)
+        methods = axes.get("method") or [base]
+        if settings.start in methods:
+            raise UserError(f"start: '{settings.start}' is also a method of the axes; expected another name")
+        for method in [*([settings.start] if settings.start else []), *methods]:
+            is_start = method == settings.start
             title = settings.titles.get(method, method)
             yield Column(
                 name=".".join([*group, method]) if several else method,
                 title=f"{', '.join(group)}: {title}" if several else title,
                 method=method,
                 group=group if several else (),
-                config=tuple(_files(base=base, task=task, model=model, method=method)),
+                # the start is what base, task and model name, before any method
+                config=tuple(_files(base=base, task=task, model=model, method="" if is_start else method)),
+                command="evaluate" if is_start else "fit",
             )
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ippo_lightning.cli.columns import Column, baseline_of, columns_of, is_featured
 from ippo_lightning.cli.command_line import read_command_line
-from ippo_lightning.cli.experiment_paths import find_file
+from ippo_lightning.cli.experiment_paths import FOLDERS, find_file, part_of
 from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
@@ -152,6 +152,8 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
             for column in columns
         },
         "command": command,
+        # the report finds the numbers of papers by them
+        "axes": {column.name: axes_of(column) for column in columns},
         "config": "\n".join(f"{column.name}: {json.dumps(_shown(column))}" for column in columns),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
@@ -159,6 +161,19 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
         "threads": threads,
     }
     RunFolder(root).write(COMPARISON, content)
+
+
+def axes_of(column: Column) -> dict[str, str]:
+    """Return the names that the files of a column have on the axes, several of one axis joined by `+`.
+
+    Args:
+        column: one that only evaluates, or trains its base alone, has its own name as method.
+    """
+    stems: dict[str, list[str]] = {}
+    for part in filter(None, (part_of(Path(path)) for path in column.config)):
+        stems.setdefault(part.folder, []).append(part.stem)
+    found = {axis: "+".join(stems[folder]) for axis, folder in FOLDERS.items() if folder in stems}
+    return found if "method" in found and column.command == "fit" else {**found, "method": column.method}
 
 
 def _shown(column: Column) -> dict[str, Any]:

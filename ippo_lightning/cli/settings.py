@@ -39,6 +39,8 @@ class CompareSettings:
         run_dir: folder of everything that is written: `<column>/seed_<n>/`, `results.json`, `report.html`.
         axes: names for `base`, `task`, `model` and `method`: stems of files in experiments/base, tasks, models and
             methods. A method that has the name of a base and no file of its own is that base alone.
+        start: name of one more column per base, task and model, which evaluates once what the others start from; null
+            for none.
         methods: more columns, by name, for what the axes cannot state. They come first in the table.
         titles: of methods, as the table shows them.
         baseline: the method or column that differences are taken against; null for none.
@@ -56,6 +58,7 @@ class CompareSettings:
 
     run_dir: str = "runs/compare"
     axes: dict[str, list[str]] = field(default_factory=dict)
+    start: str | None = None
     methods: dict[str, MethodSettings] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     baseline: str | None = None
@@ -80,6 +83,8 @@ class CompareSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: {value} is out of range; expected an integer >= 1")
+        if self.start is not None and not self.axes:
+            raise UserError(f"start: '{self.start}' needs axes, whose tasks and models it starts; or set it to null")
         for axis, names in self.axes.items():
             _check_axis(axis, names)
         for name, method in self.methods.items():

@@ -18,6 +18,7 @@ from ippo_lightning.report.kept import kept_table, kept_words
 from ippo_lightning.report.overview import overview
 from ippo_lightning.report.parts import PARTS, model_parts
 from ippo_lightning.report.plan_changes import plan_changes
+from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.summary import COMPARED, METRICS, Results
 from ippo_lightning.report.tables import intervals_over, kept_fraction, seconds_per_iteration, shared_cores_words
@@ -81,6 +82,7 @@ def render_html(
         baselines=comparison.baselines,
         metrics=METRICS,
         metric_names=_metric_names(comparison),
+        paper=published_table(comparison, results),
         sampling=_sampling(comparison),
         scope=_scope(comparison),
         kept_fraction=kept_fraction,

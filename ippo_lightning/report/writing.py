@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ippo_lightning.report.all_figures import ALL_FIGURES, draw_figures
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
+from ippo_lightning.report.published import published_markdown
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import render_html
 from ippo_lightning.report.summary import Results, summarise
@@ -90,7 +91,7 @@ def write_files(comparison: Comparison) -> Path:
     # allow_nan=False, because NaN is no JSON and other readers would refuse the file.
     _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     _write(folder / TABLE, _table_text(results))
-    _write(folder / RESULTS_MARKDOWN, results_markdown(results))
+    _write(folder / RESULTS_MARKDOWN, results_markdown(results) + published_markdown(comparison, results))
     figures = draw_figures(comparison, folder / FIGURES)
     skipped = [name for name in ALL_FIGURES if name not in figures]
     path = folder / REPORT

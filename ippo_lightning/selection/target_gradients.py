@@ -98,8 +98,10 @@ class TargetGradientCache:
         return self._prepared
 
     def release(self) -> None:
-        """Free the scaled copy after the last row that needs it: it is as large as the trainable parameters."""
+        """Free what no later iteration reads; each gradient is as large as the trainable parameters."""
         self._prepared = None
+        if self.settings.refresh_every_n_iterations == 1:  # the next iteration takes it again
+            self.raw = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the size of passes, and the gradient if later iterations will use it again."""

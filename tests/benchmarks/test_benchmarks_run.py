@@ -50,7 +50,7 @@ def test_a_benchmark_starts_and_explains_itself(
 
 def test_every_benchmark_is_found() -> None:
     assert {"fingerprints", "gpu", "scoring", "large", "ranks"} <= set(COMMANDS)
-    assert len(COMMANDS) == 16
+    assert len(COMMANDS) == 17
 
 
 @pytest.mark.slow
@@ -221,3 +221,13 @@ def test_sharding_a_model_halves_the_memory_of_a_rank(tmp_path: Path) -> None:
     for column in ("parameters, MiB", "optimizer, MiB"):
         assert rows["ddp, 2"][column] == rows["one process"][column]
         assert rows["fsdp2, 2"][column] < 0.51 * rows["ddp, 2"][column]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "trained"), [("gqa", "lora"), ("wide", "full")])
+def test_the_estimate_of_memory_is_near_the_peak_of_a_real_run(shape: str, trained: str, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    options = ("--shapes", shape, "--trained", trained, "--methods", "sft", "--json", numbers)
+    (row,) = run_benchmark("memory", *options, numbers=numbers)
+    # What malloc and the kernels of a CPU take for themselves is not part of the arithmetic.
+    assert 0.8 <= row["ratio"] <= 1.3

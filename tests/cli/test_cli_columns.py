@@ -85,6 +85,40 @@ def test_columns_of_files_come_first_and_run_once_where_they_only_measure(tmp_pa
     assert all(job.arguments[job.arguments.index("--loop.run_dir") + 1] == str(job.folder) for job in jobs)
 
 
+def test_a_start_is_measured_once_for_each_task_and_model_before_the_methods_that_start_there(tmp_path: Path) -> None:
+    settings = CompareSettings(
+        axes={"task": ["sums", "differences"], "model": ["tiny"], "method": ["ppo", "ippo"]},
+        start="sft",
+        titles={"sft": "SFT"},
+        baseline="ppo",
+        seeds=[3, 4],
+    )
+    listed = listing(settings, tmp_path)
+    assert list(listed)[:3] == ["sums.tiny.sft", "sums.tiny.ppo", "sums.tiny.ippo"]
+    entry = {"title": "differences, tiny: SFT", "seeds": [3], "baseline": "differences.tiny.ppo", "featured": False}
+    assert listed["differences.tiny.sft"] == entry
+    column = columns_of(settings)[0]
+    assert list(column.config) == [f"experiments/{name}.yaml" for name in ("base/ppo", "tasks/sums", "models/tiny")]
+    words = [job.arguments[0] for job in plan_jobs(settings, columns_of(settings)) if job.column == "sums.tiny.sft"]
+    assert words == ["evaluate"]
+
+
+def test_the_report_is_told_the_axes_of_each_column(tmp_path: Path) -> None:
+    given = MethodSettings(config=["experiments/tasks/sums.yaml", "experiments/methods/ippo.yaml"])
+    settings = CompareSettings(
+        axes={"task": ["sums"], "model": ["tiny"], "method": ["ppo", "ippo"]}, start="sft", methods={"mine": given}
+    )
+    listing(settings, tmp_path)
+    axes = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["axes"]
+    own = {"base": "ppo", "task": "sums", "model": "tiny"}
+    assert axes == {
+        "mine": {"task": "sums", "method": "ippo"},
+        "sft": {**own, "method": "sft"},
+        "ppo": {**own, "method": "ppo"},
+        "ippo": {**own, "method": "ippo"},
+    }
+
+
 def test_an_edited_file_makes_another_run() -> None:
     settings = CompareSettings(axes={"task": ["sums"]})
     (before,) = plan_jobs(settings, columns_of(settings))
@@ -108,6 +142,10 @@ def test_an_edited_file_makes_another_run() -> None:
         ({"axes": {"task": ["sums"]}, "titles": {"magic": "M"}}, "titles: 'magic'"),
         ({"axes": {"task": ["sums"]}, "methods": {"ppo": MethodSettings()}}, "'ppo' is also a column of the axes"),
         ({"axes": {"task": ["sums"]}, "seeds": [1, 1]}, "seeds"),
+        ({"axes": {"task": ["sums"], "method": ["ppo"]}, "start": "ppo"}, "start: 'ppo' is also a method of the axes"),
+        ({"axes": {"task": ["sums"]}, "start": "ppo"}, "start: 'ppo' is also a method of the axes"),
+        ({"methods": {"mine": MethodSettings()}, "start": "sft"}, "start: 'sft' needs axes"),
+        ({"axes": {"task": ["sums"]}, "start": "../sft"}, "is not the name of a folder"),
     ],
 )
 def test_an_error_in_the_axes_is_one_line(settings: dict[str, Any], said: str) -> None:

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from ippo_lightning.cli.columns import columns_of
 from ippo_lightning.cli.command_line import read_command_line
-from ippo_lightning.cli.compare import plan_jobs
+from ippo_lightning.cli.compare import axes_of, plan_jobs
 from ippo_lightning.cli.experiment_paths import axis_names
 from ippo_lightning.cli.parsers import experiment_parser
 from ippo_lightning.cli.quick_check import check_command
@@ -211,7 +211,7 @@ def test_the_command_line_refuses_a_mistake(parser: ArgumentParser, override: li
 
 def grid(name: str) -> CompareSettings:
     content = read(EXPERIMENTS / "grids" / f"{name}.yaml")
-    methods = {key: MethodSettings(**value) for key, value in content.pop("methods").items()}
+    methods = {key: MethodSettings(**value) for key, value in content.pop("methods", {}).items()}
     return CompareSettings(**content, methods=methods)
 
 
@@ -238,8 +238,31 @@ def test_a_grid_has_the_columns_of_its_tables(name: str, columns: list[str], see
         check_command(read_command_line([word for word in job.arguments if "output" not in word]))
 
 
+def test_the_grid_of_the_paper_has_its_table_and_every_run_of_it_resolves() -> None:
+    settings = grid("paper")
+    absent = [name for name in settings.axes["model"] if not (EXPERIMENTS / "models" / f"{name}.yaml").is_file()]
+    if absent:
+        pytest.skip(f"experiments/models has no {', '.join(absent)}")
+    planned = columns_of(settings)
+    assert len(planned) == 5 * 5 * 3
+    assert planned[0].name == "gsm8k.rho-1b.sft"
+    jobs = [job for job in plan_jobs(settings, planned) if job.seed == settings.seeds[0]]
+    for job, column in zip(jobs, planned, strict=True):
+        (task, model), method = column.group, column.method
+        assert axes_of(column) == {"base": "ppo", "task": task, "model": model, "method": method}
+        assert column.command == ("evaluate" if method == "sft" else "fit")
+        line = read_command_line([word for word in job.arguments if "output" not in word])
+        check_command(line)
+        # each starts from the SFT run of its own task and model
+        policies = [layer.get("model", {}).get("init_args", {}).get("policy", {}) for layer in line.layers]
+        starts = [
+            policy["init_args"]["start_from"] for policy in policies if "start_from" in policy.get("init_args", {})
+        ]
+        assert starts[-1] == f"runs/{task}/{model}/sft"
+
+
 def test_every_grid_is_tested_here() -> None:
-    assert [f"grids/{name}.yaml" for name in ("arithmetic", "demo", "sweep", "word_problems")] == GRIDS
+    assert [f"grids/{name}.yaml" for name in ("arithmetic", "demo", "paper", "sweep", "word_problems")] == GRIDS
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("rewards/")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -120,3 +122,14 @@ def test_a_gradient_from_a_checkpoint_goes_to_the_device_of_the_module(
 
 def test_a_checkpoint_before_the_first_gradient_of_a_resumed_run_loses_nothing(saved: dict[str, Any]) -> None:
     assert cache_with(saved).state_dict() == saved
+
+
+@pytest.mark.parametrize(("every", "is_kept"), [(1, False), (5, True)])
+def test_only_a_gradient_that_a_later_iteration_reads_stays_in_memory(
+    module: nn.Module, every: int, is_kept: bool
+) -> None:
+    cache = TargetGradientCache(ScoringSettings(refresh_every_n_iterations=every, health_every_n_iterations=0))
+    taken = weakref.ref(cache.take(module, target_of(BATCH), iteration=0).mean["weight"])
+    cache.release()
+    gc.collect()
+    assert (taken() is not None) == is_kept

@@ -1,0 +1,226 @@
+"""How much memory a run needs on one device, by arithmetic, from the sizes of the model and of the run.
+
+The estimate is that of the largest stage of an iteration. It leaves out what the device's driver takes and what is lost
+between tensors; `smallest_gpu` keeps a tenth of the device free for both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ippo_lightning.modules.memory_passes import Weights, inference_pass, sampling_pass, training_pass
+from ippo_lightning.modules.model_shapes import ModelShape
+from ippo_lightning.records.pass_size import FIXED
+
+Method = Literal["sft", "ppo", "ippo"]
+GIB = 2**30
+
+GPUS = {
+    8: "RTX 4060",
+    12: "RTX 3060",
+    16: "RTX 4080",
+    24: "RTX 4090, L4",
+    40: "A100 40 GB",
+    48: "L40S, RTX A6000",
+    80: "A100 80 GB, H100",
+    141: "H200",
+}
+"""GiB of memory to examples of such GPUs."""
+RESERVE = 0.1
+"""Fraction of a GPU that is left for CUDA's context, the kernels' own memory and gaps between tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSizes:
+    """What an iteration goes through at a time.
+
+    Args:
+        prompt: tokens of a long prompt.
+        response: tokens of a response, `max_new_tokens`.
+        update_rows: rows of a forward and backward of the update, and of a forward after sampling.
+        scoring_rows: rows of a pass of the influence scores.
+        target_rows: demonstrations of a pass of the validation gradient.
+        sampled_rows: responses that are sampled at the same time.
+    """
+
+    prompt: int
+    response: int
+    update_rows: int
+    scoring_rows: int
+    target_rows: int
+    sampled_rows: int
+
+    @property
+    def width(self) -> int:
+        """Tokens of a row."""
+        return self.prompt + self.response
+
+    def least(self) -> RunSizes:
+        """Return the sizes with passes of one row, to which a run shrinks where memory is short."""
+        return replace(self, update_rows=1, scoring_rows=1, target_rows=1, sampled_rows=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes of a run.
+
+    Args:
+        kept: what exists all the time, by name.
+        stages: what each stage of an iteration takes at its peak, `kept` included.
+    """
+
+    kept: dict[str, float]
+    stages: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the largest stage."""
+        return max(self.stages.values())
+
+    @property
+    def largest_stage(self) -> str:
+        """Name of the stage with the peak."""
+        return max(self.stages, key=lambda name: self.stages[name])
+
+
+def rows_in(tokens: int, *, width: int, at_most: int) -> int:
+    """Return the rows of a pass: as many as the tokens allow, at least one.
+
+    Args:
+        tokens: that a pass may have.
+        width: tokens of a row.
+        at_most: rows that a pass may have.
+    """
+    return max(min(tokens // width, at_most), 1)
+
+
+def first_pass_rows(*, width: int, at_most: int) -> int:
+    """Return the rows of a pass with `max_tokens: auto`, before memory has been measured or was short.
+
+    Args:
+        width: tokens of a row.
+        at_most: rows that a pass may have.
+    """
+    return rows_in(FIXED, width=width, at_most=at_most)
+
+
+def estimate(
+    shape: ModelShape,
+    weights: Weights,
+    method: Method,
+    sizes: RunSizes,
+    *,
+    optimizer: str = "adamw",
+    adam_aware: bool = True,
+    health_groups: int = 8,
+) -> MemoryEstimate:
+    """Return what a run takes on one device, in bytes.
+
+    Args:
+        shape: of the model.
+        weights: how it is trained.
+        method: supervised fine-tuning, PPO with a value head, or PPO with the influence filter.
+        sizes: of the run.
+        optimizer: `adamw`, or `adamw_8bit`.
+        adam_aware: as in `InfluenceFilter.scoring`.
+        health_groups: as in `InfluenceFilter.scoring`; 0 with `health_every_n_iterations: 0`.
+    """
+    trained = trained_parameters(shape, weights, method)
+    kept = {
+        "weights": weight_bytes(shape, weights) + (4 * (shape.hidden + 1) if method != "sft" else 0),
+        # without an adapter, the KL penalty needs a second model
+        "reference": 4 * shape.parameters() if weights.is_full and method != "sft" else 0,
+        "optimizer": trained * optimizer_bytes(optimizer),
+    }
+    base, copy = sum(kept.values()), 4 * trained
+    sampling = sampling_pass(shape, weights, rows=sizes.sampled_rows, prompt=sizes.prompt, steps=sizes.response)
+    update = training_pass(shape, weights, rows=sizes.update_rows, width=sizes.width, steps=sizes.response)
+    # AdamW takes the root of all second moments at once, when the activations are gone.
+    step = copy if optimizer == "adamw" else 0
+    stages = {"sampling": base + sampling, "update": base + copy + max(update, step)}
+    if method != "sft":
+        forward = inference_pass(shape, weights, rows=sizes.update_rows, width=sizes.width, steps=sizes.response)
+        stages["log-probs"] = base + forward + rollout_bytes(sizes)
+    if method == "ippo":
+        stages |= {
+            name: base + taken
+            for name, taken in _influence(
+                shape, weights, sizes, copy=copy, adam_aware=adam_aware, groups=health_groups
+            ).items()
+        }
+    return MemoryEstimate(kept=kept, stages=stages)
+
+
+def _influence(
+    shape: ModelShape, weights: Weights, sizes: RunSizes, *, copy: float, adam_aware: bool, groups: int
+) -> dict[str, float]:
+    """Return what the influence filter takes beside weights and optimizer.
+
+    A gradient of the target is a copy of the trainable parameters. To measure how far demonstrations agree, there is
+    one per group in some iterations.
+    """
+    directions = groups + 1 if groups else 1
+
+    def target(rows: int, copies: int) -> float:
+        taken = training_pass(shape, weights, rows=rows, width=sizes.width, steps=sizes.response)
+        return copies * copy + taken  # of the copies, one is the gradient of the pass
+
+    # Each group of demonstrations has its own passes.
+    grouped = target(math.ceil(sizes.target_rows / max(groups, 1)), groups + 1) if groups else 0
+    target_stage = max(target(sizes.target_rows, 2), grouped)
+    scaled = directions if adam_aware else 0
+    score = training_pass(
+        shape, weights, rows=sizes.scoring_rows, width=sizes.width, steps=sizes.response, with_gradients=False
+    )
+    # Two rows are compared with plain autograd, whose gradients are one more copy. Adam's scales are one, too.
+    checked = copy + training_pass(shape, weights, rows=2, width=sizes.width, steps=sizes.response)
+    return {
+        "validation gradient": target_stage,
+        "influence scores": (directions + scaled) * copy + max(score, checked, copy * adam_aware),
+    }
+
+
+def trained_parameters(shape: ModelShape, weights: Weights, method: Method) -> int:
+    """Return the number of parameters that train, those of the value head included."""
+    policy = shape.parameters() if weights.is_full else shape.adapter_parameters(weights.rank)
+    return policy + (shape.hidden + 1 if method != "sft" else 0)
+
+
+def weight_bytes(shape: ModelShape, weights: Weights) -> float:
+    """Return the bytes of the policy's weights and adapter."""
+    if weights.is_full:
+        return 4 * shape.parameters()
+    adapter = 4 * shape.adapter_parameters(weights.rank)
+    if weights.trained == "lora":
+        return 2 * shape.parameters() + adapter
+    # Half a byte, and a scale of one byte per 64 weights, whose own scale is 4 bytes per 256: Dettmers et al. 2023,
+    # arXiv 2305.14314. Embedding, head and norms stay in half precision.
+    scales = (1 + 4 / 256) / 64
+    packed = shape.linear_parameters() * (0.5 + scales)
+    return packed + 2 * (shape.embedding_parameters() + shape.other_parameters()) + adapter
+
+
+def optimizer_bytes(optimizer: str) -> float:
+    """Return the bytes of both of Adam's moments per trained parameter.
+
+    Args:
+        optimizer: `adamw`, or `adamw_8bit` with a scale of 4 bytes per 256 entries.
+    """
+    return 8.0 if optimizer == "adamw" else 2 * (1 + 4 / 256)
+
+
+def rollout_bytes(sizes: RunSizes) -> float:
+    """Return the bytes of the episodes of an iteration."""
+    # ids of 8 bytes and a mask; six numbers in float32 per response token
+    return sizes.sampled_rows * (9 * sizes.width + 24 * sizes.response)
+
+
+def smallest_gpu(needed: float) -> int | None:
+    """Return the GiB of the smallest GPU that fits, None if none of `GPUS` does.
+
+    Args:
+        needed: bytes.
+    """
+    return next((size for size in sorted(GPUS) if needed <= size * GIB * (1 - RESERVE)), None)
