@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
+from ippo_lightning.cli.full_configuration import FullParser
 from ippo_lightning.cli.help_pages import COMMANDS
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.cli.yaml_text import bounded_loader
@@ -195,9 +196,7 @@ def _add_trust(parser: ArgumentParser) -> None:
 
 def _parser(*, prog: str | None = None, description: str | None = None, usage: str | None = None) -> ArgumentParser:
     # no abbreviations: the check before the imports and `--resume` compare full names
-    parser = ArgumentParser(
-        prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=ShortHelp
-    )
+    parser = FullParser(prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=ShortHelp)
     # errors are raised and not printed with the usage: `main` makes one line of each
     parser.exit_on_error = False
     return parser

@@ -23,6 +23,7 @@ from ippo_lightning.modules.optimization import (
     check_trained_dtypes,
     learning_rate_factor,
 )
+from ippo_lightning.modules.standard_parts import BASE_PARTS
 from ippo_lightning.records import Minibatch, Pass, passes
 from ippo_lightning.records.pass_size import PassSize
 
@@ -41,6 +42,8 @@ class BaseModule(LightningModule):
 
     loss_method: ClassVar[str]
     """Name of the method whose loss goes through the strategy's wrapper."""
+    standard_parts: ClassVar[Mapping[str, type]] = BASE_PARTS
+    """What an argument is that is None, by name; a configuration writes it out with all of its values."""
 
     def __init__(self, *, optimizer: OptimizerSettings | None = None) -> None:
         super().__init__()
