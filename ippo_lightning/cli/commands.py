@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ippo_lightning.cli.error_messages import one_line
 from ippo_lightning.cli.experiment_paths import FOLDERS
 from ippo_lightning.cli.quick_check import check_command
+from ippo_lightning.cli.run_ending import ending_lines
 from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings, ReplaySettings
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_working_folder, without_trust
 from ippo_lightning.errors import UserError
@@ -35,8 +36,10 @@ def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
     remember_run(loop.config)
     results = loop.fit()
     # all ranks come here, and one of them prints
-    if results and loop.is_global_zero:
-        print_metrics(results, title=f"test, {loop.folder.path}")
+    if loop.is_global_zero:
+        if results:
+            print_metrics(results, title=f"test, {loop.folder.path}")
+        print(visible_text("\n".join(ending_lines(loop.folder)), multiline=True))
     end_process_group()
 
 
