@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning import Callback
@@ -67,6 +67,9 @@ class InfluenceFilter(Callback):
     Raises:
         UserError: an argument out of its range; later, a module or data module without the methods named above.
     """
+
+    standard_parts: ClassVar[Mapping[str, type]] = {"scoring": ScoringSettings}
+    """What an argument is that is None; a configuration writes it out with all of its values."""
 
     def __init__(
         self,

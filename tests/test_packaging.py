@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -169,6 +170,56 @@ def test_the_installed_command_trains_the_packaged_model(installed: Path, tmp_pa
     words += [f"--data.init_args.task.init_args.num_{name}=4" for name in ("validation", "test")]
     run("-c", IPPO, *words, folder=tmp_path, PYTHONPATH=str(installed))
     assert (tmp_path / "runs" / "arithmetic" / "ippo" / "results.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def ippo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command in a new environment: the wheel is installed, its dependencies are those of this environment."""
+    folder = tmp_path_factory.mktemp("environment")
+    wheel, environment = built_wheel(folder), folder / "venv"
+    run("-m", "venv", "--without-pip", environment, folder=folder)
+    python = environment / "bin" / "python"
+    (packages,) = environment.glob("lib/python*/site-packages")
+    # A path alone: files such as that of an editable install, which lie there, are not read.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+    run(*install, "--force-reinstall", wheel, folder=folder)
+    return environment / "bin" / "ippo"
+
+
+SHORT = [
+    "--loop.max_iterations=2",
+    "--loop.evaluate_first=false",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.task.init_args.num_test=4",
+    "--data.init_args.task.init_args.num_influence_demonstrations=4",
+]
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_takes_a_newcomer_from_an_empty_folder_to_a_model(ippo: Path, tmp_path: Path) -> None:
+    def command(*words: str, folder: Path) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [ippo, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "Run it:" in command("init", "project", folder=tmp_path)
+    project = tmp_path / "project"
+    assert "tasks\tgsm8k\t" in command("experiments", folder=project)
+    ending = command("fit", "--config", "experiment.yaml", *SHORT, folder=project).partition("Next:\n")[2]
+    commands = [line.split()[1:] for line in ending.splitlines()]
+    assert [words[0] for words in commands] == ["evaluate", "report", "export"]
+    for words in commands:
+        command(*words, folder=project)
+    run_folder = project / "runs" / "ippo"
+    assert (run_folder / "report" / "report.html").is_file()
+    assert (run_folder / "export" / "model.safetensors").is_file()
+    config = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))
+    weights = Path(config["model"]["init_args"]["policy"]["init_args"]["pretrained"])
+    assert weights.is_relative_to(ippo.parent.parent)  # of the environment, and not of this checkout
 
 
 def outside_imports(path: Path) -> set[str]:

@@ -24,6 +24,7 @@ from ippo_lightning.cli.experiment_paths import (
     find_file,
     is_overlay,
     names_of,
+    near_file,
     part_of,
     stem_of,
     with_packaged_paths,
@@ -237,7 +238,7 @@ def _add_file(line: CommandLine, name: str, part: Part | None, run_folder: Path 
     # as in jsonargparse, the value may be the YAML text itself
     path = find_file(name)
     if path is None and not _is_inline(name):
-        raise UserError(f"config: {name} is not a file; expected a YAML of `ippo {line.words[0]}`")
+        raise UserError(f"config: {name} is not a file; expected a YAML of `ippo {line.words[0]}`{near_file(name)}")
     text = name if path is None else read_text(path)
     content = load_yaml(text, origin=name if path is not None else "config")
     # a file of comments alone is empty and no error

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ippo_lightning.cli.error_messages import one_line
+from ippo_lightning.cli.experiment_paths import FOLDERS
 from ippo_lightning.cli.quick_check import check_command
+from ippo_lightning.cli.run_ending import ending_lines
 from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings, ReplaySettings
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_working_folder, without_trust
 from ippo_lightning.errors import UserError
@@ -34,8 +36,10 @@ def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
     remember_run(loop.config)
     results = loop.fit()
     # all ranks come here, and one of them prints
-    if results and loop.is_global_zero:
-        print_metrics(results, title=f"test, {loop.folder.path}")
+    if loop.is_global_zero:
+        if results:
+            print_metrics(results, title=f"test, {loop.folder.path}")
+        print(visible_text("\n".join(ending_lines(loop.folder)), multiline=True))
     end_process_group()
 
 
@@ -152,7 +156,26 @@ def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     Console().print(visible_text(f"Report: {path}"), soft_wrap=True, markup=False, highlight=False)
 
 
+def init(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
+    """Run `ippo init`."""
+    from ippo_lightning.cli.starting import found_files, next_steps, start_project
+
+    chosen = settings.init
+    folder = Path(chosen.folder)
+    files = found_files({axis: chosen.get(axis) for axis in FOLDERS})
+    print(visible_text(next_steps(folder, start_project(folder, files)), multiline=True))
+
+
+def experiments(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
+    """Run `ippo experiments`."""
+    from ippo_lightning.cli.listing import list_experiments, print_experiments
+
+    print_experiments(list_experiments(settings.experiments.get("axis")))
+
+
 COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] = {
+    "init": init,
+    "experiments": experiments,
     "fit": fit,
     "evaluate": evaluate,
     "compare": compare,

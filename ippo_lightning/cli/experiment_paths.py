@@ -28,13 +28,31 @@ def find_file(name: str) -> Path | None:
     """Return the path of a configuration file, or None if there is none.
 
     Args:
-        name: a path. One that begins with `experiments/` and does not exist is looked up in the package.
+        name: a path, with or without `.yaml`. One that does not exist is looked up in `experiments/`, first in that of
+            the working directory and then in that of the package: `experiments/base/ppo.yaml` and `base/ppo` are one.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    packaged = packaged_path(name)
-    return packaged if packaged is not None and packaged.is_file() else None
+    given = Path(name)
+    places = [given]
+    if given.name and not given.is_absolute() and ".." not in given.parts:
+        inside = Path(*given.parts[1:]) if given.parts[:1] == (ROOT,) else given
+        places += [Path(ROOT) / inside, packaged_root() / inside]
+    # all endings of one place first: the user's own file hides a packaged one
+    for place in places:
+        for path in (place, *(Path(f"{place}{ending}") for ending in _ENDINGS)):
+            if path.is_file():
+                return path
+    return None
+
+
+def near_file(name: str) -> str:
+    """Return a hint at the experiment that is probably meant, or an empty text."""
+    paths = [path for root in (packaged_root(), Path(ROOT)) for path in root.glob("*/*.yaml")]
+    known = sorted({f"{path.parent.name}/{path.stem}" for path in paths})
+    wanted = name.removeprefix(f"{ROOT}/").removesuffix(".yaml").removesuffix(".yml")
+    # a name alone, without its folder
+    near = [path for path in known if path.partition("/")[2] == wanted]
+    near = near or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def packaged_path(name: str) -> Path | None:

@@ -24,6 +24,7 @@ from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import restore_checkpoint
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
+from ippo_lightning.storage.untrusted_text import visible_text
 
 
 def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple[Path, Path]:
@@ -133,6 +134,7 @@ def model_card(
         "",
         *(_result_lines(results) or ["The run has no final results of this model."]),
         "",
+        *_chosen_lines(results),
         "## Configuration",
         "",
         "Model, data and every setting; `ippo fit --config` on it makes the run again.",
@@ -215,6 +217,20 @@ def _results(run_dir: Path, *, iteration: int) -> dict[str, Any]:
 def _result_lines(results: Mapping[str, Any]) -> list[str]:
     rows = [f"| {name} | {value:.4g} |" for name, value in results.items() if isinstance(value, (int, float))]
     return ["| | |", "|---|--:|", *rows] if rows else []
+
+
+def _chosen_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return what the run chose by itself, such as a precision that the configuration leaves open."""
+    chosen = _mapping(results.get("chosen"))
+    if not chosen:
+        return []
+    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in chosen.items()]
+    return ["## Chosen by the run", "", "| setting | value |", "|---|---|", *rows, ""]
+
+
+def _cell(value: object) -> str:
+    # the file may come from anywhere, and a bar or a line break would end the cell
+    return visible_text(str(value)[:120]).replace("|", "\\|").replace("\n", " ")
 
 
 def _base_of(state: Mapping[str, Any]) -> str | None:

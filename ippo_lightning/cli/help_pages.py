@@ -14,6 +14,8 @@ from ippo_lightning.cli.sources import Definition, Source, definition, is_a, sig
 from ippo_lightning.errors import UserError
 
 COMMANDS = {
+    "init": "write a commented YAML, a reward and data to begin with, which run",
+    "experiments": "list what there is to run, with the question of each",
     "fit": "train: SFT, PPO or I-PPO, as the YAML states",
     "evaluate": "measure a policy on the validation or test problems",
     "compare": "methods x seeds from one start, then a table and a report",

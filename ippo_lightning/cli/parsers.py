@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
+from ippo_lightning.cli.experiment_paths import FOLDERS, ROOT
+from ippo_lightning.cli.full_configuration import FullParser
 from ippo_lightning.cli.help_pages import COMMANDS
+from ippo_lightning.cli.listing import USES
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.cli.yaml_text import bounded_loader
 
@@ -158,6 +161,24 @@ def replay_parser() -> ArgumentParser:
     return parser
 
 
+def init_parser() -> ArgumentParser:
+    """Return the parser of `ippo init`."""
+    parser = _parser(usage="ippo init FOLDER [--base NAME] [--task NAME] [--model NAME] [--method NAME]")
+    parser.add_argument("folder", type=str, help="folder of the new project; no file in it is replaced")
+    for axis in FOLDERS:
+        parser.add_argument(
+            f"--{axis}", type=str | None, default=None, help=f"write out {ROOT}/{FOLDERS[axis]}/NAME.yaml"
+        )
+    return parser
+
+
+def experiments_parser() -> ArgumentParser:
+    """Return the parser of `ippo experiments`."""
+    parser = _parser(usage="ippo experiments [AXIS]")
+    parser.add_argument("axis", type=str, nargs="?", help=f"one of {', '.join(USES)}; all by default")
+    return parser
+
+
 def report_parser() -> ArgumentParser:
     """Return the parser of `ippo report`."""
     parser = _parser(usage="ippo report RUN ... [--output FOLDER]")
@@ -172,6 +193,8 @@ def report_parser() -> ArgumentParser:
 
 
 _PARSERS: dict[str, Callable[[], ArgumentParser]] = {
+    "init": init_parser,
+    "experiments": experiments_parser,
     "fit": fit_parser,
     "evaluate": evaluate_parser,
     "compare": compare_parser,
@@ -195,9 +218,7 @@ def _add_trust(parser: ArgumentParser) -> None:
 
 def _parser(*, prog: str | None = None, description: str | None = None, usage: str | None = None) -> ArgumentParser:
     # no abbreviations: the check before the imports and `--resume` compare full names
-    parser = ArgumentParser(
-        prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=ShortHelp
-    )
+    parser = FullParser(prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=ShortHelp)
     # errors are raised and not printed with the usage: `main` makes one line of each
     parser.exit_on_error = False
     return parser

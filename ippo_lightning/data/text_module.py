@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
@@ -13,7 +13,17 @@ from torch.utils.data import DataLoader
 from ippo_lightning.data.loaders import collate_rows, evaluation_loader, training_loader
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import Batch
-from ippo_lightning.tasks import NeedsPreparation, Row, Split, Task, TaskLike, callable_name, messages_fault, named_task
+from ippo_lightning.tasks import (
+    TASKS,
+    NeedsPreparation,
+    Row,
+    Split,
+    Task,
+    TaskLike,
+    callable_name,
+    messages_fault,
+    named_task,
+)
 from ippo_lightning.tasks.first_rank import is_first_rank
 from ippo_lightning.tasks.leaks import find_leaks
 
@@ -54,6 +64,9 @@ class TextDataModule(LightningDataModule):
     Raises:
         UserError: an argument is out of its range or unknown; in `setup`, a row of the task is not as it must be.
     """
+
+    named_parts: ClassVar[Mapping[str, Mapping[str, type]]] = {"task": TASKS}
+    """Classes behind the names that an argument can have; a configuration writes them out with all of their values."""
 
     def __init__(
         self,

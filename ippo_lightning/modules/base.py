@@ -23,6 +23,8 @@ from ippo_lightning.modules.optimization import (
     check_trained_dtypes,
     learning_rate_factor,
 )
+from ippo_lightning.modules.rebuilding import CHECKPOINT_KEY, RebuildableModule
+from ippo_lightning.modules.standard_parts import BASE_PARTS
 from ippo_lightning.records import Minibatch, Pass, passes
 from ippo_lightning.records.pass_size import PassSize
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from ippo_lightning.engine.random_streams import RandomStates
 
 
-class BaseModule(LightningModule):
+class BaseModule(RebuildableModule):
     """A module under manual optimisation: one `training_step` is one iteration.
 
     Args:
@@ -41,6 +43,8 @@ class BaseModule(LightningModule):
 
     loss_method: ClassVar[str]
     """Name of the method whose loss goes through the strategy's wrapper."""
+    standard_parts: ClassVar[Mapping[str, type]] = BASE_PARTS
+    """What an argument is that is None, by name; a configuration writes it out with all of its values."""
 
     def __init__(self, *, optimizer: OptimizerSettings | None = None) -> None:
         super().__init__()
@@ -318,17 +322,18 @@ class BaseModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, controllers and random streams to a checkpoint of `lightning.Trainer`."""
         if not self.is_attached:
-            checkpoint[_CHECKPOINT_KEY] = {"progress": self.progress_state(), "random": random_states()}
+            checkpoint[CHECKPOINT_KEY] = {"progress": self.progress_state(), "random": random_states()}
+            super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from what `on_save_checkpoint` added."""
         if self.is_attached:
             return
-        saved = checkpoint[_CHECKPOINT_KEY]
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint[CHECKPOINT_KEY]
         self.load_progress_state(saved["progress"])
         self._random_states = saved["random"]
 
 
-_CHECKPOINT_KEY = "ippo_lightning"
 _NUMBERS = (int, float, Tensor)
 _COUNTERS = ("iteration", "episodes_seen", "optimizer_steps", "tokens_trained")

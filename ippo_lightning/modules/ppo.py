@@ -30,6 +30,7 @@ from ippo_lightning.modules.loss_outputs import (
 )
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.sampler_gap import check_importance_cap, gap_metrics, importance_weighted
+from ippo_lightning.modules.standard_parts import PPO_PARTS
 from ippo_lightning.modules.text import TextModule
 from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
 from ippo_lightning.records import Batch, Minibatch, RolloutPlan, TextEpisodes, UpdateStats
@@ -70,6 +71,7 @@ class PPOModule(TextModule):
         UserError: a number out of its range, greedy sampling, or a critic that the advantage estimator does not use.
     """
 
+    standard_parts = PPO_PARTS
     sampling: SamplingSettings
     loss_method = "minibatch_loss"
     loss_reads: ClassVar[frozenset[str]] = frozenset()

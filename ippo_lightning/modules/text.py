@@ -17,6 +17,7 @@ from ippo_lightning.metrics import ReasoningMetrics, RewardMetrics, reference_an
 from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.row_checks import ResponseRoom, check_rows_fit
+from ippo_lightning.modules.standard_parts import TEXT_PARTS
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
 from ippo_lightning.policies.sharding import shard_policy
 from ippo_lightning.records import Batch, Example
@@ -37,6 +38,7 @@ class TextModule(BaseModule):
         evaluation_seed: evaluation samples from a random stream of its own and does not touch that of training.
     """
 
+    standard_parts = TEXT_PARTS
     sampling: SamplingSettings | None = None
     """How episodes are sampled for training; None if a module trains on demonstrations."""
     _reward: HeldReward | None = None

@@ -114,7 +114,10 @@ class CausalLMPolicy(TrainableParts):
         self_check: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
+        given = locals()
         super().__init__()
+        self.arguments = {name: value for name, value in given.items() if name not in ("self", "__class__")}
+        """Those of the constructor: with its weights, they make the same policy again."""
         check_policy_settings(lora=lora, quantization=quantization, value=value, keep_dropout=keep_dropout)
         pretrained, config, lora = start_of(start_from, pretrained=pretrained, config=config, lora=lora)
         self.reference_kind = resolve_reference(reference, lora)

@@ -39,6 +39,7 @@ class ValueHead(nn.Module):
         super().__init__()
         std = 1.0 / math.sqrt(hidden_size + 1) if init_std is None else init_std
         require_range("policy.value_init_std", std, at_least=0)
+        self.init_std = std
         with seeded(seed):
             self.linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
             nn.init.normal_(self.linear.weight, std=std)

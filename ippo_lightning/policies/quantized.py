@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -53,6 +53,28 @@ def dequantized_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
     state = getattr(quantized, "quant_state", None)
     weight: Tensor = dequantize_4bit(quantized.data, layer.quant_state if state is None else state)
     return weight
+
+
+def restore_quantized(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put saved 4-bit and 8-bit weights into their layers, with their scales, which `load_state_dict` does not load.
+
+    Args:
+        model: changed in place.
+        state: a full state dict; what was put back is removed, but for the weight itself.
+    """
+    for name, layer in model.named_modules():
+        prefix = f"{name}.weight."
+        scales = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+        if scales and isinstance(layer, Linear4bit):
+            layer.weight = Params4bit.from_prequantized(
+                data=state[f"{name}.weight"], quantized_stats=scales, device=str(layer.weight.device), module=layer
+            )
+        elif isinstance(layer, Linear8bitLt) and f"{name}.SCB" in state:
+            state.pop(f"{name}.weight_format", None)
+            weight: Any = layer.weight
+            # the first forward moves the scales from the weight to the layer
+            owner = layer.state if weight.SCB is None else weight
+            owner.SCB = state.pop(f"{name}.SCB").to(weight.device)
 
 
 def dense_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -57,6 +57,8 @@ class RewardModel:
         output: int | str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        given = locals()
+        self.arguments = {name: value for name, value in given.items() if name not in ("self", "__class__")}
         require_range("reward.batch_size", batch_size, at_least=1, integer=True)
         require_choice("reward.dtype", dtype, tuple(DTYPES))
         if quantization is not None:

@@ -29,6 +29,7 @@ from ippo_lightning.run.checkpoints import (
     restore_callbacks,
     restore_checkpoint,
 )
+from ippo_lightning.run.chosen_values import chosen_values
 from ippo_lightning.run.extra_checkpoints import with_entries_of_callbacks, write_extra
 from ippo_lightning.run.fsdp_strategy import ShardedStrategy, limit_waiting, require_supported
 from ippo_lightning.run.iteration_loop import IterationLoop
@@ -324,7 +325,8 @@ class FabricLoop(IterationLoop):
                 self.folder.write(TEST_PROMPTS, counts, indent=None)
             # The results end the run: after a power failure, no checkpoint gives lost lines back.
             self.folder.sync()
-            self.folder.write(RESULTS, {**self.describe_evaluation(metrics), "seconds": seconds})
+            numbers = {**self.describe_evaluation(metrics), "seconds": seconds}
+            self.folder.write(RESULTS, {**numbers, "chosen": chosen_values(self)})
         return metrics
 
     def describe_evaluation(self, metrics: Mapping[str, float]) -> JsonObject:

@@ -1,9 +1,10 @@
-"""The progress bar: iterations done, time left, and the most important numbers."""
+"""Progress of a run: a bar at a terminal, and a line per iteration where there is none."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -19,10 +20,17 @@ _SHOWN = (
     ("exact_match", "EM", "{:.2f}"),
     ("unfaithful_fraction", "unf", "{:.2f}"),
 )
+_IN_A_LINE = (
+    ("rollout/reward_mean", "reward", "{:.3f}"),
+    ("rollout/kl", "KL", "{:.3f}"),
+    ("update/kept_fraction", "kept", "{:.0%}"),
+    ("sft/loss", "loss", "{:.4f}"),
+    ("time/iteration_seconds", "", "{:.1f} s"),
+)
 
 
 class ProgressBar:
-    """A bar that fits 80 columns; silent if it is turned off or if the output is no terminal.
+    """A bar that fits 80 columns; without a terminal a line per iteration and evaluation; nothing if it is turned off.
 
     Args:
         enabled: False on all ranks but the first, and if the user wants none.
@@ -33,6 +41,8 @@ class ProgressBar:
     def __init__(self, *, enabled: bool, total: int, title: str) -> None:
         # Standard error, so that the output of a command can be piped without the bar.
         self.console = Console(stderr=True)
+        self.total = total
+        self.writes_lines = enabled and not self.console.is_terminal
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
@@ -45,6 +55,8 @@ class ProgressBar:
         )
         self.numbers: dict[str, float] = {}
         self.task = self.progress.add_task(visible_text(title), total=total, numbers="")
+        self._begun: tuple[float, int] | None = None
+        """When the first number of iterations became known, and that number: a resumed run does not begin at 0."""
 
     def __enter__(self) -> ProgressBar:
         self.progress.start()
@@ -62,14 +74,33 @@ class ProgressBar:
             completed: iterations done.
             numbers: any part of the log; numbers that the bar does not show are ignored.
         """
+        if self._begun is None:
+            self._begun = (time.monotonic(), completed)
+        if self.writes_lines and numbers:
+            self.say(self._line(completed, numbers))
         # Kept: an evaluation brings other numbers than an iteration, and the bar shows both.
         self.numbers.update(numbers)
         self.progress.update(self.task, completed=completed, numbers=summary_line(self.numbers))
 
+    def _line(self, completed: int, numbers: Mapping[str, float]) -> str:
+        place = f"{completed}/{self.total}"
+        # The log of an iteration has groups, that of an evaluation has none.
+        if not any("/" in name for name in numbers):
+            return f"evaluation {place}: {_words(numbers, [(name, name, '{:.3f}') for name in numbers])}"
+        return f"iteration {place}: {_words(numbers, _IN_A_LINE)}{self._left(completed)}"
+
+    def _left(self, completed: int) -> str:
+        begun, before = self._begun or (time.monotonic(), completed)
+        if completed <= before or completed >= self.total:
+            return ""
+        seconds = (time.monotonic() - begun) / (completed - before) * (self.total - completed)
+        return f", {_duration(seconds)} left"
+
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
         # No markup: a path may contain brackets, which rich would read as a style.
-        self.console.print(visible_text(line, multiline=True), markup=False, highlight=False)
+        # One line also where it is longer than 80 characters: a log is searched by lines.
+        self.console.print(visible_text(line, multiline=True), markup=False, highlight=False, soft_wrap=True)
 
 
 def summary_line(numbers: Mapping[str, float]) -> str:
@@ -80,3 +111,17 @@ def summary_line(numbers: Mapping[str, float]) -> str:
         if key in numbers and not math.isnan(numbers[key])
     ]
     return " ".join(words)
+
+
+def _words(numbers: Mapping[str, float], shown: Sequence[tuple[str, str, str]]) -> str:
+    """Return numbers with their names, between commas; NaN (0 / 0) and what does not exist are left out."""
+    known = [(word, form, numbers[key]) for key, word, form in shown if key in numbers]
+    return ", ".join(
+        f"{visible_text(word)} {form.format(value)}".strip() for word, form, value in known if value == value
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -28,7 +28,7 @@ class LoopSettings:
         save_model: write the final model for plain transformers to `model/`.
         resume: resume from the newest complete checkpoint, if there is one.
         overwrite: start again in a folder that has a run.
-        progress_bar: show one, if the output is a terminal.
+        progress_bar: show one; if the output is no terminal, write a line per iteration.
         rank_timeout: seconds that a rank waits for the others in a collective; then it reports so and ends. The
             longest time that one rank may work alone, for example to write a model. Of groups that this loop launches.
 
