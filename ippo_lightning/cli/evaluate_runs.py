@@ -15,7 +15,7 @@ import transformers
 
 import ippo_lightning
 from ippo_lightning.cli.commands import build_loop, experiment_of
-from ippo_lightning.cli.evaluated_model import START, EvaluatedModel, model_of, use_model
+from ippo_lightning.cli.evaluated_model import START, EvaluatedModel, model_of, named_model, use_model
 from ippo_lightning.cli.evaluation_table import Column, print_evaluations
 from ippo_lightning.cli.run_words import fabric_words
 from ippo_lightning.cli.settings import EvaluateSettings
@@ -64,6 +64,8 @@ BuildLoop = Callable[[Path, "Callable[[Namespace], None]"], FabricLoop]
 """Builds the loop of a run's folder, after the second argument has changed the parsed configuration."""
 _BATCH_SIZE = 128
 """Prompts per batch with a data module that has no number of its own."""
+_RANK_TIMEOUT = 6 * 3600.0
+"""Seconds that ranks wait for each other."""
 _ONE_DEVICE = ("--fabric.devices=1", "--fabric.num_nodes=1", "--fabric.strategy=auto", "--fabric.loggers=[]")
 _BOOTSTRAP = {"resamples": RESAMPLES, "level": LEVEL, "seed": SEED}
 
@@ -136,13 +138,19 @@ class _Job:
 
 def _jobs(runs: Sequence[Path], settings: EvaluateSettings) -> list[_Job]:
     # All runs are checked before the first one takes hours.
+    models = [(run, name, model_of(run, settings)) for run, name in zip(runs, labels(runs), strict=True)]
+    if settings.baseline is not None:
+        baseline = named_model(settings.baseline, option="baseline")
+        word = Path(baseline.pretrained or START).resolve().name
+        taken = any(word == name for _, name, _ in models)
+        models.insert(0, (runs[0], f"{word} (baseline)" if taken else word, baseline))
     jobs = []
-    for run, name in zip(runs, labels(runs), strict=True):
+    for run, name, model in models:
         output = None
         if settings.output is not None:
-            output = Path(settings.output) / name if len(runs) > 1 else Path(settings.output)
+            output = Path(settings.output) / name if len(models) > 1 else Path(settings.output)
             refuse_run_folder("output", output)
-        jobs.append(_Job(run, name, model_of(run, settings), output))
+        jobs.append(_Job(run, name, model, output))
     return jobs
 
 
@@ -246,6 +254,8 @@ def _loop_of(job: _Job, build: BuildLoop) -> tuple[FabricLoop, str]:
         experiment.callbacks = None
         # The configuration names the old place if the run was moved.
         experiment.loop.run_dir = str(job.run)
+        # A rank that is a few batches behind the others is not lost.
+        experiment.loop.rank_timeout = max(experiment.loop.rank_timeout, _RANK_TIMEOUT)
         if job.model.pretrained is not None:
             use_model(experiment, job.model.pretrained)
 
@@ -254,8 +264,7 @@ def _loop_of(job: _Job, build: BuildLoop) -> tuple[FabricLoop, str]:
     except UserError as error:
         field, _, rest = str(error).partition(": ")
         if job.model.pretrained is not None and field.endswith(("policy.pretrained", "policy.tokenizer")):
-            # The user has written `--model`.
-            raise UserError(f"model: {rest}") from error
+            raise UserError(f"{job.model.option}: {rest}") from error
         raise
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 START = "start"
-"""Value of `--model` for the model that the run began with."""
+"""Value of `--model` and `--baseline` for the model that the run began with."""
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _OF_ANOTHER_MODEL = {
     "config": None,
@@ -36,10 +36,12 @@ class EvaluatedModel:
     Args:
         checkpoint: its name or path; None for the model as it is built.
         pretrained: in place of the model that the run began with; None to leave that.
+        option: by which the user has named it, for messages.
     """
 
     checkpoint: str | None
     pretrained: str | None = None
+    option: str = "model"
 
 
 def model_of(run: Path, settings: EvaluateSettings) -> EvaluatedModel:
@@ -57,7 +59,7 @@ def model_of(run: Path, settings: EvaluateSettings) -> EvaluatedModel:
     if not (run / CONFIG).is_file():
         raise UserError(f"run: {run} has no {CONFIG}; expected the folder of a run of `ippo fit`")
     if settings.model is not None:
-        return EvaluatedModel(None, None if settings.model == START else existing_model(settings.model))
+        return named_model(settings.model, option="model")
     folder = RunFolder(run)
     if settings.checkpoint != "last" or folder.has_checkpoint():
         return EvaluatedModel(settings.checkpoint)
@@ -70,25 +72,28 @@ def model_of(run: Path, settings: EvaluateSettings) -> EvaluatedModel:
     )
 
 
-def existing_model(name: str) -> str:
-    """Return the name of a model, as far as it can be checked without loading it.
+def named_model(name: str, *, option: str) -> EvaluatedModel:
+    """Return a model by its name, as far as it can be checked without loading it.
 
     Args:
-        name: a folder, a Hub id or `package:NAME`.
+        name: a folder, a Hub id, `package:NAME` or `start`.
+        option: by which the user has named it.
 
     Raises:
         UserError: it is no folder and cannot be a Hub id, or it is the folder of an adapter.
     """
+    if name == START:
+        return EvaluatedModel(None, option=option)
     path = Path(name).expanduser()
     if (path / "adapter_config.json").is_file():
-        raise UserError(f"model: {name} is an adapter; expected a full model, such as the folder `merged` beside it")
+        raise UserError(f"{option}: {name} is an adapter; expected a full model, such as the folder `merged` beside it")
     if path.is_dir():
-        return str(path)
+        return EvaluatedModel(None, str(path), option)
     # In `runs/model` a folder `runs` of this machine shows that no Hub id is meant.
     is_hub_id = _HUB_ID.fullmatch(name) is not None and (path.parent == Path() or not path.parent.is_dir())
     if is_hub_id or name.startswith("package:"):
-        return name
-    raise UserError(f"model: {name} does not exist; expected a folder, a Hub id, package:NAME, or {START}")
+        return EvaluatedModel(None, name, option)
+    raise UserError(f"{option}: {name} does not exist; expected a folder, a Hub id, package:NAME, or {START}")
 
 
 def use_model(experiment: Namespace, pretrained: str) -> None:

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(f"ippo: interrupted: {error}")
         return EXIT_SIGNAL + error.number
     except KeyboardInterrupt as error:
-        _say(f"ippo: interrupted: {error or 'at once; the last checkpoint is kept'}")
+        _say(f"ippo: interrupted: {str(error) or 'at once; the last checkpoint is kept'}")
         return EXIT_INTERRUPT
 
 

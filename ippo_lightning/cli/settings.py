@@ -149,6 +149,8 @@ class EvaluateSettings:
     Args:
         model: another model, with the task, prompts and grader of the run: a folder, a Hub id, `package:NAME`, or
             `start` for the model that the run began with; null for the model that the run trained.
+        baseline: one more model, of the same forms as `model`, with the task of the first run. It is the first column
+            of the table, and the differences are to it.
         checkpoint: whose parameters the run's model has: `last` for the newest that is complete, `best`, or a path.
         split: `test` or `validation`.
         samples: responses to each prompt; null for that of the run's own evaluation, as in the next three.
@@ -165,6 +167,7 @@ class EvaluateSettings:
     """
 
     model: str | None = None
+    baseline: str | None = None
     checkpoint: str = "last"
     split: Literal["test", "validation"] = "test"
     samples: int | None = None
@@ -184,8 +187,9 @@ class EvaluateSettings:
             raise UserError(f"samples: {self.samples} responses are all the same at temperature 0; expected 1")
         if self.model is not None and self.checkpoint != "last":
             raise UserError(f"checkpoint: {self.checkpoint} is of the run's own model, and model names another one")
-        if self.model == "" or self.output == "":
-            raise UserError(f"{'model' if self.model == '' else 'output'}: no value given")
+        for name in ("model", "baseline", "output"):
+            if getattr(self, name) == "":
+                raise UserError(f"{name}: no value given")
         for k in self.k or ():
             if k < 1 or (self.samples is not None and k > self.samples):
                 most = f" to {self.samples}, the number of samples" if self.samples is not None else ""

@@ -162,20 +162,24 @@ def evaluate_items(
     is_done, missing = loop.fabric.broadcast((found is not None, missing))
     if is_done:
         return found
-    mine = missing[rank() :: world_size()]
-    with ProgressBar(enabled=rank() == 0, total=len(mine), title=folder.path.name[:16]) as bar:
-        for done, number in enumerate(mine):
-            bar.update(completed=done, numbers={})
-            start = number * batch_size
-            try:
-                items = _evaluated_batch(loop, prompts[start : start + batch_size], number=number, start=start)
-            except KeyboardInterrupt as error:
-                raise KeyboardInterrupt(
-                    f"what is done stays in {folder.path}; the same command goes on from there"
-                ) from error
-            folder.write_part(number, items)
+    try:
+        _evaluate_batches(loop, folder, prompts, numbers=missing[rank() :: world_size()], batch_size=batch_size)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"what is done stays in {folder.path}; the same command goes on from there") from error
     loop.fabric.barrier()
     return folder.join() if rank() == 0 else None
+
+
+def _evaluate_batches(
+    loop: FabricLoop, folder: EvaluationFolder, prompts: Sequence[Prompt], *, numbers: Sequence[int], batch_size: int
+) -> None:
+    with ProgressBar(enabled=rank() == 0, total=len(numbers), title=loop.folder.path.name[:16]) as bar:
+        for done, number in enumerate(numbers):
+            bar.update(completed=done, numbers={})
+            start = number * batch_size
+            items = _evaluated_batch(loop, prompts[start : start + batch_size], number=number, start=start)
+            folder.write_part(number, items)
+        bar.update(completed=len(numbers), numbers={})
 
 
 @torch.no_grad()

@@ -159,10 +159,16 @@ def test_another_model_is_measured_on_the_prompts_of_the_run(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--split", "validation", "--samples", "2", "--max_new_tokens", "16"]
-    for name, model in (("trained", str(run / "model")), ("start", "start")):
-        assert main(["evaluate", str(run), "--model", model, *common, "--output", str(tmp_path / name)]) == 0
-    assert main(["evaluate", str(run), *common, "--output", str(tmp_path / "checkpoint")]) == 0
-    found = {name: results(tmp_path / name) for name in ("trained", "start", "checkpoint")}
+    words = ["evaluate", str(run), "--model", str(run / "model"), *common, "--output", str(tmp_path / "trained")]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--baseline", "start", *common, "--output", str(tmp_path / "both")]) == 0
+    assert "minus start, over the same prompts (2)" in capsys.readouterr().out
+    places = {"trained": tmp_path / "trained", "start": tmp_path / "both/start", "checkpoint": tmp_path / "both/ppo"}
+    found = {name: results(place) for name, place in places.items()}
+    differences = json.loads((tmp_path / "both" / "differences.json").read_text(encoding="utf-8"))
+    assert differences["minus"] == "start"
+    assert set(differences["differences"]) == {"ppo"}
     assert found["trained"][1] == found["checkpoint"][1]  # the final model is that of the last checkpoint
     assert found["start"][0]["settings"]["model"] == {
         "name": "start",
@@ -206,6 +212,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "more than there are": (["--samples", "2", "--k", "[1, 4]"], "k: 4 is out of range; expected integers from 1 to 2"),
     "more than the run has": (["--k", "[8]"], "k: 8 is out of range with 4 samples per prompt; expected 1 to 4"),
     "no such model": (["--model", "./nowhere"], "model: ./nowhere does not exist; expected a folder, a Hub id"),
+    "no such baseline": (["--baseline", "./nowhere"], "baseline: ./nowhere does not exist; expected a folder"),
     "no such Hub id": (["--model", "nobody/nothing"], "model: cannot load 'nobody/nothing'"),
     "a checkpoint of another model": (["--model", "start", "--checkpoint", "best"], "checkpoint: best is of the run's"),
     "no such checkpoint": (["--checkpoint", "none.ckpt"], "checkpoint: none.ckpt does not exist"),
