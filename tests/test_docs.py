@@ -17,6 +17,7 @@ import yaml
 
 from ippo_lightning.cli.main import main
 from ippo_lightning.cli.parsers import build_parser
+from ippo_lightning.cli.run_words import of_runs
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
@@ -167,7 +168,7 @@ def small(words: list[str]) -> list[str]:
     if words[1] == "compare":
         overrides = {**RUN_OVERRIDES, "callbacks": []}
         return [*words[1:], f"--overrides={json.dumps(overrides)}", "--seeds=[1]", "--run_dir=runs/compare"]
-    if words[1] not in ("fit", "evaluate"):
+    if words[1] not in ("fit", "evaluate") or of_runs(words[1:]) is not None:
         return words[1:]
     given = {word.split("=")[0] for word in words}
     loop = [f"--loop.{name}={json.dumps(value)}" for name, value in TINY.items() if f"--loop.{name}" not in given]
@@ -216,9 +217,10 @@ def test_a_comparison_of_a_page_runs(command: str) -> None:
 
 
 def make_ready(words: list[str], checkout: Path) -> None:
-    """Make the run that a block resumes, if no block before it has made it."""
-    if "--resume" in words and not (checkout / words[words.index("--resume") + 1]).exists():
-        run = words[words.index("--resume") + 1]
+    """Make the runs that a block resumes or evaluates, if no block before it has made them."""
+    evaluated = [word for word in words[2:] if word.startswith("runs/")] if of_runs(words[1:]) is not None else []
+    resumed = [words[words.index("--resume") + 1]] if "--resume" in words else []
+    for run in (run for run in [*evaluated, *resumed] if not (checkout / run).exists()):
         assert main(small(["ippo", "fit", "--task", "arithmetic", "--loop.run_dir", run])) == 0
 
 

@@ -14,6 +14,7 @@ from ippo_lightning.cli.error_messages import one_line
 from ippo_lightning.cli.experiment_paths import FOLDERS
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.run_ending import ending_lines
+from ippo_lightning.cli.run_words import EVALUATE_RUNS
 from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings, ReplaySettings
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_working_folder, without_trust
 from ippo_lightning.errors import UserError
@@ -61,6 +62,13 @@ def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> N
         # written whole, because `ippo compare` takes this file as the sign of a finished run
         folder.write(Path(chosen.output).name, loop.describe_evaluation(metrics))
     end_process_group()
+
+
+def evaluate_runs(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
+    """Run `ippo evaluate RUN`."""
+    from ippo_lightning.cli.evaluate_runs import run_command
+
+    run_command(settings[EVALUATE_RUNS].clone(), words)
 
 
 def compare(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
@@ -178,6 +186,7 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] 
     "experiments": experiments,
     "fit": fit,
     "evaluate": evaluate,
+    EVALUATE_RUNS: evaluate_runs,
     "compare": compare,
     "export": export,
     "replay": replay,

@@ -17,7 +17,7 @@ COMMANDS = {
     "init": "write a commented YAML, a reward and data to begin with, which run",
     "experiments": "list what there is to run, with the question of each",
     "fit": "train: SFT, PPO or I-PPO, as the YAML states",
-    "evaluate": "measure a policy on the validation or test problems",
+    "evaluate": "measure runs, or a policy, on the validation or test problems",
     "compare": "methods x seeds from one start, then a table and a report",
     "export": "write a run's model for transformers, PEFT and vLLM",
     "replay": "repeat a step that was not finite, and show where it breaks",

@@ -20,6 +20,7 @@ from ippo_lightning.cli.error_messages import one_line, suggestion
 from ippo_lightning.cli.help_pages import light_answer
 from ippo_lightning.cli.plain_output import show_plain_text
 from ippo_lightning.cli.quick_check import check_command
+from ippo_lightning.cli.run_words import of_runs
 from ippo_lightning.cli.trust import check_trust, outside_names, search_working_folder
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.signals import Interrupted
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(f"ippo: interrupted: {error}")
         return EXIT_SIGNAL + error.number
     except KeyboardInterrupt as error:
-        _say(f"ippo: interrupted: {error or 'at once; the last checkpoint is kept'}")
+        _say(f"ippo: interrupted: {str(error) or 'at once; the last checkpoint is kept'}")
         return EXIT_INTERRUPT
 
 
@@ -115,7 +116,7 @@ def run(words: Sequence[str]) -> int:
         return 0
     _hold_folder()
     try:
-        line = read_command_line(words)
+        line = read_command_line(of_runs(words) or words)
         is_trusted = check_trust(line.run_configs, trust=line.trust, own_layers=line.own_layers, given=words)
         # a report needs no code of the folder in which the user happens to work, and `export` decides for itself
         if line.words[0] in _OF_OWN_YAML and (is_trusted or any(outside_names(line.own_layers))):

@@ -14,6 +14,7 @@ from ippo_lightning.cli.experiment_paths import FOLDERS, ROOT
 from ippo_lightning.cli.full_configuration import FullParser
 from ippo_lightning.cli.help_pages import COMMANDS
 from ippo_lightning.cli.listing import USES
+from ippo_lightning.cli.run_words import EVALUATE_RUNS
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.cli.yaml_text import bounded_loader
 
@@ -36,8 +37,10 @@ _FIT = (
     "       ippo fit --config FILE ... [--method NAME] [--KEY VALUE ...]\n"
     "       ippo fit --resume DIR [--KEY VALUE ...]"
 )
+_EVALUATE_RUNS = "ippo evaluate RUN [RUN ...] [--key value ...] [--fabric.KEY VALUE ...]"
 _EVALUATE = (
-    "ippo evaluate --task NAME [--model NAME] [--method NAME] [--KEY VALUE]\n"
+    "ippo evaluate RUN [RUN ...] [--key value ...]  (ippo evaluate RUN --help lists the keys)\n"
+    "       ippo evaluate --task NAME [--model NAME] [--method NAME] [--KEY VALUE]\n"
     "       ippo evaluate --config FILE ... [--checkpoint FILE] [--split SPLIT]"
 )
 
@@ -60,7 +63,9 @@ def build_parser(command: str | None = None, *, reads_files: bool = True) -> Arg
     commands = parser.add_subcommands(required=True)
     for name in COMMANDS if command is None else (command,):
         inner = _PARSERS[name]()
-        commands.add_subcommand(name, inner if reads_files else without_files(inner), help=COMMANDS[name])
+        known = inner if reads_files else without_files(inner)
+        known = inner if reads_files else without_files(inner)
+        commands.add_subcommand(name, known, help=COMMANDS.get(name))
     return parser
 
 
@@ -125,6 +130,17 @@ def evaluate_parser() -> ArgumentParser:
     parser.add_argument("--split", type=Split, default="test", help="which problems")
     parser.add_argument("--checkpoint", type=str | None, default=None, help="a checkpoint of a run of this YAML")
     parser.add_argument("--output", type=str | None, default=None, help="write the metrics to this JSON file")
+    _add_trust(parser)
+    return parser
+
+
+def evaluate_runs_parser() -> ArgumentParser:
+    """Return the parser of `ippo evaluate RUN`."""
+    from ippo_lightning.cli.settings import EvaluateSettings
+
+    parser = _parser(usage=_EVALUATE_RUNS)
+    parser.add_argument("runs", type=str, nargs="+", help="folders of runs of `ippo fit`; differences are to the first")
+    parser.add_class_arguments(EvaluateSettings, as_group=False)
     _add_trust(parser)
     return parser
 
@@ -197,6 +213,7 @@ _PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "experiments": experiments_parser,
     "fit": fit_parser,
     "evaluate": evaluate_parser,
+    EVALUATE_RUNS: evaluate_runs_parser,
     "compare": compare_parser,
     "export": export_parser,
     "replay": replay_parser,

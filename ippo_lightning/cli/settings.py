@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ippo_lightning.cli.experiment_paths import FOLDERS, find_file
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
 
 Form = Literal["merged", "adapter"]
@@ -144,3 +145,57 @@ class ReplaySettings:
     device: str = "auto"
     precision: Precision = "run"
     all: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """What `ippo evaluate RUN` measures, and how.
+
+    Args:
+        model: another model, with the task, prompts and grader of the run: a folder, a Hub id, `package:NAME`, or
+            `start` for the model that the run began with; null for the model that the run trained.
+        baseline: one more model, of the same forms as `model`, with the task of the first run. It is the first column
+            of the table, and the differences are to it.
+        checkpoint: whose parameters the run's model has: `last` for the newest that is complete, `best`, or a path.
+        split: `test` or `validation`.
+        samples: responses to each prompt; null for that of the run's own evaluation, as in the next three.
+        temperature: of sampling; 0 takes the most likely token each time.
+        max_new_tokens: most tokens per response.
+        batch_size: prompts that are sampled together, with their own random stream. After an interruption, batches that
+            are done are not sampled again.
+        k: of pass@k; null for 1, 2, 4, ... and the number of samples.
+        output: folder of the results, with a folder for each run if there are several; by default
+            `evaluations/NAME` in the folder of each run.
+
+    Raises:
+        UserError: a number out of its range, or settings that contradict each other.
+    """
+
+    model: str | None = None
+    baseline: str | None = None
+    checkpoint: str = "last"
+    split: Literal["test", "validation"] = "test"
+    samples: int | None = None
+    temperature: float | None = None
+    max_new_tokens: int | None = None
+    batch_size: int | None = None
+    k: list[int] | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), at_least=1, integer=True)
+        if self.temperature:
+            require_range("temperature", self.temperature, at_least=1e-4, below=math.inf)
+        if self.temperature == 0 and self.samples is not None and self.samples > 1:
+            raise UserError(f"samples: {self.samples} responses are all the same at temperature 0; expected 1")
+        if self.model is not None and self.checkpoint != "last":
+            raise UserError(f"checkpoint: {self.checkpoint} is of the run's own model, and model names another one")
+        for name in ("model", "baseline", "output"):
+            if getattr(self, name) == "":
+                raise UserError(f"{name}: no value given")
+        for k in self.k or ():
+            if k < 1 or (self.samples is not None and k > self.samples):
+                most = f" to {self.samples}, the number of samples" if self.samples is not None else ""
+                raise UserError(f"k: {k} is out of range; expected integers from 1{most}")

@@ -4,19 +4,21 @@ from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
 from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.functional import majority_vote, pass_at_k
 from ippo_lightning.metrics.labels import LabelFractions
-from ippo_lightning.metrics.lengths import ResponseLength
+from ippo_lightning.metrics.lengths import LengthMetrics, ResponseLength, TruncatedFraction
 from ippo_lightning.metrics.reasoning import ReasoningMetrics, reference_answers
 from ippo_lightning.metrics.rewards import MeanReward, RewardMetrics
 
 __all__ = [
     "ExactMatch",
     "LabelFractions",
+    "LengthMetrics",
     "MajorityVote",
     "MeanReward",
     "PassAtK",
     "ReasoningMetrics",
     "ResponseLength",
     "RewardMetrics",
+    "TruncatedFraction",
     "UnfaithfulFraction",
     "majority_vote",
     "pass_at_k",

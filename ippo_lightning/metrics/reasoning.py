@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
 from ippo_lightning.metrics.counts import PromptCounts
 from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.labels import LabelFractions
+from ippo_lightning.metrics.lengths import LengthMetrics
 from ippo_lightning.records import Example
 
 
@@ -36,7 +37,7 @@ class GradedResponse(Protocol):
         """Whether answer and reasoning are both right; None if unknown."""
 
 
-class ReasoningMetrics(nn.Module):
+class ReasoningMetrics(LengthMetrics):
     """The quality of sampled responses to a set of prompts.
 
     - `exact_match`: fraction of right responses.
@@ -45,6 +46,8 @@ class ReasoningMetrics(nn.Module):
     - `pass_at_k`: chance that one of k samples is right.
     - `unfaithful_fraction`: fraction of the right responses whose reasoning is not faithful; NaN without right
       responses, or if the labels do not describe reasoning.
+    - `response_tokens_mean`, `truncated_fraction`: mean tokens of the responses, and the fraction that the length limit
+      cut off; not there if no lengths are given.
     - `label/<name>`: fraction of the responses with that label, for the labels that the grader gives.
 
     The states are sums and counts, so batches and ranks add up to the result of all of them.
@@ -66,12 +69,21 @@ class ReasoningMetrics(nn.Module):
         self.label_fractions = LabelFractions()
         self.prompt_counts = PromptCounts()
 
-    def update(self, grades: Sequence[Sequence[GradedResponse]], references: Sequence[str | None]) -> None:
+    def update(
+        self,
+        grades: Sequence[Sequence[GradedResponse]],
+        references: Sequence[str | None],
+        *,
+        lengths: Tensor | None = None,
+        truncated: Tensor | None = None,
+    ) -> None:
         """Add prompts.
 
         Args:
             grades: for each prompt, those of its samples, the same number for each.
             references: for each prompt, the right answer in canonical form; None if there is none.
+            lengths: tokens of each response, shape [prompts, samples], int64; None if unknown.
+            truncated: whether the length limit cut each response off, shape [prompts, samples], bool; None if unknown.
         """
         sizes = {len(group) for group in grades}
         # The grades become a matrix [prompts, samples], and a mean over prompts needs the same n in each.
@@ -90,6 +102,7 @@ class ReasoningMetrics(nn.Module):
         self.pass_at_k.update(correct)
         # a response of unknown reasoning counts neither as faithful nor as unfaithful
         self.unfaithful_fraction.update(correct & is_known, faithful)
+        self.update_lengths(lengths, truncated)
         self.label_fractions.update([grade.label for group in grades for grade in group])
 
     def compute(self) -> dict[str, float]:
@@ -99,6 +112,7 @@ class ReasoningMetrics(nn.Module):
             "majority_vote": float(self.majority_vote.compute()),
             "pass_at_k": float(self.pass_at_k.compute()),
             "unfaithful_fraction": float(self.unfaithful_fraction.compute()),
+            **self.compute_lengths(),
             **{f"label/{label}": float(value) for label, value in self.label_fractions.compute().items()},
         }
 
@@ -113,6 +127,7 @@ class ReasoningMetrics(nn.Module):
             self.label_fractions,
         ):
             metric.reset()
+        self.reset_lengths()
 
 
 def reference_answers(examples: Sequence[Example]) -> list[str | None]:

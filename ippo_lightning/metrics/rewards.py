@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from ippo_lightning.metrics.functional import fraction
+from ippo_lightning.metrics.lengths import LengthMetrics
 
 
 class MeanReward(Metric):
@@ -44,25 +45,29 @@ class MeanReward(Metric):
         return fraction(self.total, self.num_responses)
 
 
-class RewardMetrics(nn.Module):
-    """What an evaluation without a grader gives: `reward`, the mean over the responses of all ranks."""
+class RewardMetrics(LengthMetrics):
+    """What an evaluation without a grader gives: `reward`, the mean over the responses of all ranks, and lengths."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reward = MeanReward()
 
-    def update(self, rewards: Tensor) -> None:
+    def update(self, rewards: Tensor, *, lengths: Tensor | None = None, truncated: Tensor | None = None) -> None:
         """Add responses.
 
         Args:
             rewards: shape [rows].
+            lengths: tokens of each response, int64; None if unknown.
+            truncated: whether the length limit cut each response off, bool; None if unknown.
         """
         self.reward.update(rewards)
+        self.update_lengths(lengths, truncated)
 
     def compute(self) -> dict[str, float]:
         """Return the metrics by name; NaN without responses."""
-        return {"reward": float(self.reward.compute())}
+        return {"reward": float(self.reward.compute()), **self.compute_lengths()}
 
     def reset(self) -> None:
         """Set all sums and counts to 0."""
         self.reward.reset()
+        self.reset_lengths()

@@ -22,7 +22,7 @@ from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSe
 from ippo_lightning.policies.sharding import shard_policy
 from ippo_lightning.records import Batch, Example
 from ippo_lightning.rewards import HeldGrader, HeldReward
-from ippo_lightning.rollouts import sample_responses
+from ippo_lightning.rollouts import SampledResponses, sample_responses
 from ippo_lightning.tasks import Grader, Row
 
 
@@ -169,8 +169,8 @@ class TextModule(BaseModule):
 
     # --- evaluation ------------------------------------------------------------------------------
 
-    def sample(self, batch: Batch) -> list[list[str]]:
-        """Return `evaluation.num_responses` texts for each prompt of the batch."""
+    def sample(self, batch: Batch) -> SampledResponses:
+        """Return `evaluation.num_responses` responses to each prompt of the batch."""
         return sample_responses(self.policy, prompts=batch["prompts"], sampling=self.evaluation)
 
     def evaluate_batch(self, batch: Batch, batch_index: int) -> None:
@@ -185,29 +185,33 @@ class TextModule(BaseModule):
         """
         if self.grader is None and self.evaluation_reward is None:
             raise UserError(_NO_GRADER)
-        with self._evaluation_stream(batch_index):
-            responses = self.sample(batch)
-        triples = list(zip(batch["prompts"], responses, batch["examples"], strict=True))
+        with self.evaluation_stream(batch_index, of_rank=rank()):
+            sampled = self.sample(batch)
+        triples = list(zip(batch["prompts"], sampled.texts, batch["examples"], strict=True))
         if self.grader is None:
-            self._add_rewards([(prompt, text, example) for prompt, group, example in triples for text in group])
+            self._add_rewards(
+                [(prompt, text, example) for prompt, group, example in triples for text in group], sampled
+            )
             return
         grades = [[self.grader(prompt, text, example) for text in group] for prompt, group, example in triples]
         assert isinstance(self.evaluation_metrics, ReasoningMetrics), "use_data chooses the metrics by the grader"
-        self.evaluation_metrics.update(grades, references=reference_answers(batch["examples"]))
+        references = reference_answers(batch["examples"])
+        self.evaluation_metrics.update(grades, references, lengths=sampled.lengths, truncated=sampled.truncated)
 
     @property
     def evaluation_reward(self) -> HeldReward | None:
         """The reward whose mean an evaluation gives if there is no grader; None if none was given."""
         return self._reward
 
-    def _add_rewards(self, responses: Sequence[tuple[str, str, Example]]) -> None:
+    def _add_rewards(self, responses: Sequence[tuple[str, str, Example]], sampled: SampledResponses) -> None:
         """Add the rewards of prompts, responses and examples to the metrics."""
         reward = self.evaluation_reward
         assert reward is not None, "checked by the caller"
         if not isinstance(self.evaluation_metrics, RewardMetrics):  # a module without `use_data`
             self.evaluation_metrics = RewardMetrics()
         columns = [list(column) for column in zip(*responses, strict=True)]
-        self.evaluation_metrics.update(reward(*columns, allow_nonfinite=True))
+        rewards = reward(*columns, allow_nonfinite=True)
+        self.evaluation_metrics.update(rewards, lengths=sampled.lengths, truncated=sampled.truncated)
 
     def check_evaluation(self) -> None:
         """Refuse an evaluation that would otherwise end a run after its last iteration.
@@ -252,10 +256,16 @@ class TextModule(BaseModule):
         self.evaluation_metrics.reset()
 
     @contextmanager
-    def _evaluation_stream(self, batch_index: int) -> Iterator[None]:
+    def evaluation_stream(self, batch_index: int, *, of_rank: int) -> Iterator[None]:
+        """Inside the block, draw from the random stream of one batch of an evaluation; that of training does not move.
+
+        Args:
+            batch_index: of the batch in its split.
+            of_rank: which rank's batch it is; 0 if batches are numbered over all ranks.
+        """
         # Prime strides, so that no batch of one rank has the seed of another batch of another rank.
         with isolate_rng():
-            torch.manual_seed(self.evaluation_seed + 7919 * batch_index + 104729 * rank())
+            torch.manual_seed(self.evaluation_seed + 7919 * batch_index + 104729 * of_rank)
             yield
 
 

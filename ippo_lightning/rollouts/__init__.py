@@ -1,5 +1,11 @@
 """From prompts and a policy to episodes."""
 
-from ippo_lightning.rollouts.text import collect_episodes, fill_log_probs, sample_episodes, sample_responses
+from ippo_lightning.rollouts.text import (
+    SampledResponses,
+    collect_episodes,
+    fill_log_probs,
+    sample_episodes,
+    sample_responses,
+)
 
-__all__ = ["collect_episodes", "fill_log_probs", "sample_episodes", "sample_responses"]
+__all__ = ["SampledResponses", "collect_episodes", "fill_log_probs", "sample_episodes", "sample_responses"]

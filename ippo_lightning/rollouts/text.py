@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -161,8 +162,19 @@ def decode_responses(policy: CausalLMPolicy, response_ids: Tensor, response_mask
     return tuple(policy.text.decode(response_ids, response_mask))
 
 
-def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling: SamplingSettings) -> list[list[str]]:
-    """Return `num_responses` texts for each prompt, for evaluation.
+class SampledResponses(NamedTuple):
+    """What a policy answers to prompts in an evaluation."""
+
+    texts: list[list[str]]
+    """One list per prompt, one text per sample."""
+    lengths: Tensor
+    """Tokens of each response, EOS included, shape [prompts, samples], int64, on the CPU."""
+    truncated: Tensor
+    """Whether the length limit came before the end, shape [prompts, samples], bool, on the CPU."""
+
+
+def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling: SamplingSettings) -> SampledResponses:
+    """Return `num_responses` responses to each prompt, for evaluation.
 
     Args:
         policy: samples; it does not change.
@@ -170,7 +182,10 @@ def sample_responses(policy: CausalLMPolicy, *, prompts: Sequence[str], sampling
         sampling: how; all `num_responses` responses to a prompt are in one list.
     """
     # Through the path of training: an evaluation then samples as training does.
-    texts = sample_episodes(policy, prompts=prompts, examples=[{}] * len(prompts), sampling=sampling).responses
-    return [
-        list(texts[start : start + sampling.num_responses]) for start in range(0, len(texts), sampling.num_responses)
-    ]
+    episodes = sample_episodes(policy, prompts=prompts, examples=[{}] * len(prompts), sampling=sampling)
+    shape, texts = (len(prompts), sampling.num_responses), episodes.responses
+    return SampledResponses(
+        [list(texts[start : start + shape[1]]) for start in range(0, len(texts), shape[1])],
+        episodes.mask.sum(dim=1).reshape(shape).cpu(),
+        episodes.truncated.reshape(shape).cpu(),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -314,10 +314,22 @@ def frozen_fingerprint(module: nn.Module) -> str:
     Args:
         module: names, shapes, dtypes and 64 entries of every frozen parameter count.
     """
+    named = module.named_parameters()
+    return _fingerprint((name, parameter) for name, parameter in named if not parameter.requires_grad)
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Return a short text that changes when any parameters change, see `frozen_fingerprint`.
+
+    Args:
+        module: not sharded.
+    """
+    return _fingerprint(module.named_parameters())
+
+
+def _fingerprint(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            continue
+    for name, parameter in parameters:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         flat = parameter.detach().flatten()
         if len(flat) and not parameter.is_meta:

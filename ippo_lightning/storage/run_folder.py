@@ -37,6 +37,8 @@ CSV = "csv"
 COMPLETIONS = "completions"
 NONFINITE = "nonfinite"
 """Folder of the steps whose loss or gradient was not finite."""
+EVALUATED = "evaluations"
+"""Folder of the evaluations of `ippo evaluate RUN`, one folder each."""
 READABLE = (CONFIG, HISTORY, EVALUATIONS, EPISODES, RESULTS)
 """The files of a run that a report reads; at least one of them makes a folder the folder of a run."""
 APPENDED = (HISTORY, EVALUATIONS, EPISODES)
@@ -51,6 +53,14 @@ FINGERPRINT_VARIABLE = "IPPO_COMPARE_FINGERPRINT"
 """Environment variable by which a comparison tells a run its fingerprint."""
 FOLDER_VARIABLE = "IPPO_COMPARE_FOLDER"
 """Environment variable by which a comparison tells a run its folder, which the run locks before all else."""
+
+# An evaluation of `ippo evaluate RUN`.
+EVALUATION = "evaluation.json"
+EVALUATION_SETTINGS = "settings.json"
+ITEMS = "items.parquet"
+PARTS = "parts"
+"""Folder of the batches that are done, until all are."""
+DIFFERENCES = "differences.json"
 
 # A report.
 REPORT = "report.html"
@@ -228,7 +238,7 @@ class RunFolder:
         # The end first and the lines last: what a kill leaves on the way is an older state of the run, or no run.
         for path in [self.path / RESULTS, self.path / TEST_PROMPTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
             path.unlink(missing_ok=True)
-        for name in (MODEL, CHECKPOINTS, COMPLETIONS, NONFINITE):
+        for name in (MODEL, CHECKPOINTS, COMPLETIONS, NONFINITE, EVALUATED):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # A callback of the new run may have logged already: its logger replaced the file, and writes into its folder.
         for path, stamp in self._earlier_csv.items():

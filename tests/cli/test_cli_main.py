@@ -9,7 +9,7 @@ import pytest
 import torch
 from experiment_files import change, write
 
-from ippo_lightning.cli.main import EXIT_FAILURE, EXIT_USER_ERROR, main
+from ippo_lightning.cli.main import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_USER_ERROR, main
 from ippo_lightning.influence import ChecksumError
 
 
@@ -125,3 +125,15 @@ def test_a_plain_class_among_the_callbacks_of_a_yaml_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ippo:")]
     assert len(lines) == 1
     assert "plain_for_tests.Hooks" in lines[0]
+
+
+@pytest.mark.parametrize(("said", "line"), [("", "at once; the last checkpoint is kept"), ("it goes on", "it goes on")])
+def test_an_interruption_states_what_is_kept(
+    said: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt(*[said] * bool(said))
+
+    monkeypatch.setattr("ippo_lightning.cli.main.run", interrupted)
+    assert main(["fit"]) == EXIT_INTERRUPT
+    assert capsys.readouterr().err == f"ippo: interrupted: {line}\n"

@@ -102,6 +102,7 @@ def test_an_own_run_needs_no_word(own: dict[str, Any], tmp_path: Path) -> None:
     run = str(shutil.move(tmp_path / "run", tmp_path / "moved"))
     assert main(["evaluate", "--config", f"{run}/config.yaml", "--checkpoint", f"{run}/checkpoints/last.ckpt"]) == 0
     assert main(["export", run]) == 0
+    assert main(["evaluate", run, "--samples", "1"]) == 0
     assert main(["fit", "--resume", run, "--loop.max_iterations", "2"]) == 0
     assert main(["export", run, "--output", str(tmp_path / "again")]) == 0
 
@@ -113,7 +114,8 @@ def test_the_run_of_another_user_needs_the_word(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     run = str(tmp_path / "run")
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    for words in (["export", run], ["fit", "--resume", run], ["evaluate", "--config", f"{run}/config.yaml"]):
+    of_config = ["evaluate", "--config", f"{run}/config.yaml"]
+    for words in (["export", run], ["fit", "--resume", run], of_config, ["evaluate", run, "--samples", "1"]):
         line = one_line(words, capsys)
         assert "own_for_tests.Module, own_for_tests.by_length" in line
         assert line.endswith(f"ippo {shlex.join(words)} --trust")
@@ -174,7 +176,7 @@ NAMED: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize("command", ["export", "evaluate", "fit"])
+@pytest.mark.parametrize("command", ["export", "evaluate", "evaluate RUN", "fit"])
 @pytest.mark.parametrize("name", NAMED)
 def test_a_strangers_folder_runs_nothing(
     name: str, command: str, experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -182,7 +184,8 @@ def test_a_strangers_folder_runs_nothing(
     (tmp_path / "named").write_text("{class_path: trap.Anything, loggers: {class_path: trap.Anything}}")
     run = str(stranger(experiment, tmp_path, NAMED[name]))
     words = {"export": [run], "evaluate": ["--config", f"{run}/config.yaml"], "fit": ["--resume", run]}
-    line = one_line([command, *words[command]], capsys)
+    words["evaluate RUN"] = [run, "--samples", "1"]
+    line = one_line([command.split()[0], *words[command]], capsys)
     assert len(line) < 500
 
 

@@ -44,7 +44,7 @@ def test_prompts_without_answers_are_evaluated_by_their_mean_reward(tmp_path: Pa
     metrics = loop.fit()
     tested = seen[-4 * module.evaluation.num_responses :]  # of the four prompts of the test, the last that ran
     assert metrics["reward"] == pytest.approx(sum(tested) / len(tested), rel=1e-6)
-    assert set(metrics) == {"reward"}
+    assert set(metrics) == {"reward", "response_tokens_mean", "truncated_fraction"}
 
 
 def test_a_task_with_answers_is_graded_whatever_the_reward_is() -> None:

@@ -1,7 +1,8 @@
 """Runs `ippo` in forked processes that share one import: a real process each, to be killed, in a tenth of the time.
 
-Reads one JSON list a line: `{"arguments": [...], "largest_file": bytes or null, "log": path}`; answers with the process
-number, and, to `{"wait": pid}`, with its exit status (negative for a signal).
+Reads one JSON list a line: `{"arguments": [...], "largest_file": bytes or null, "log": path}`, and "faults" if the
+process is to end at one of its file operations (see `file_faults.Faults`); answers with the process number, and, to
+`{"wait": pid}`, with its exit status (negative for a signal).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import resource
 import signal
 import sys
 from typing import Any
+
+from file_faults import Faults
 
 
 def main() -> None:
@@ -44,6 +47,8 @@ def child(ippo: Any, order: dict[str, Any]) -> None:
     if order["largest_file"]:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond it then fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], order["largest_file"]))
+    if order.get("faults"):
+        Faults(order["faults"])
     code = 70
     try:
         code = ippo(order["arguments"])

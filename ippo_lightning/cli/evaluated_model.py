@@ -1,0 +1,118 @@
+"""Which model `ippo evaluate RUN` measures: that of a checkpoint, the start of the run, or another one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ippo_lightning.cli.settings import EvaluateSettings
+from ippo_lightning.errors import UserError
+from ippo_lightning.storage.run_folder import COMPARISON, CONFIG, RunFolder
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+START = "start"
+"""Value of `--model` and `--baseline` for the model that the run began with."""
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_OF_ANOTHER_MODEL = {
+    "config": None,
+    "tokenizer": None,
+    "pad_token": None,
+    "lora": None,
+    "quantization": None,
+    "compute_dtype": None,
+    "reference": "none",
+}
+"""What another model does not share with that of the run; it needs no reference, because nothing is trained."""
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model of a run.
+
+    Args:
+        checkpoint: its name or path; None for the model as it is built.
+        pretrained: in place of the model that the run began with; None to leave that.
+        option: by which the user has named it, for messages.
+    """
+
+    checkpoint: str | None
+    pretrained: str | None = None
+    option: str = "model"
+
+
+def model_of(run: Path, settings: EvaluateSettings) -> EvaluatedModel:
+    """Return which model of a run is evaluated, by the settings and by what is on disk.
+
+    Args:
+        run: folder of a run.
+        settings: `model` and `checkpoint` are read.
+
+    Raises:
+        UserError: the folder is no run, or has no model; or the model of the settings does not exist.
+    """
+    if (run / COMPARISON).is_file():
+        raise UserError(f"run: {run} is a comparison; expected one of its runs, {run}/METHOD/seed_N")
+    if not (run / CONFIG).is_file():
+        raise UserError(f"run: {run} has no {CONFIG}; expected the folder of a run of `ippo fit`")
+    if settings.model is not None:
+        return named_model(settings.model, option="model")
+    folder = RunFolder(run)
+    if settings.checkpoint != "last" or folder.has_checkpoint():
+        return EvaluatedModel(settings.checkpoint)
+    merged = folder.model / "merged"  # of a run that trained an adapter
+    if folder.model.is_dir():
+        return EvaluatedModel(None, str(merged if merged.is_dir() else folder.model))
+    raise UserError(
+        f"run: {run} has neither a checkpoint nor a final model; wait for its first checkpoint, or measure the model "
+        f"that it began with: --model {START}"
+    )
+
+
+def named_model(name: str, *, option: str) -> EvaluatedModel:
+    """Return a model by its name, as far as it can be checked without loading it.
+
+    Args:
+        name: a folder, a Hub id, `package:NAME` or `start`.
+        option: by which the user has named it.
+
+    Raises:
+        UserError: it is no folder and cannot be a Hub id, or it is the folder of an adapter.
+    """
+    if name == START:
+        return EvaluatedModel(None, option=option)
+    path = Path(name).expanduser()
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"{option}: {name} is an adapter; expected a full model, such as the folder `merged` beside it")
+    if path.is_dir():
+        return EvaluatedModel(None, str(path), option)
+    # In `runs/model` a folder `runs` of this machine shows that no Hub id is meant.
+    is_hub_id = _HUB_ID.fullmatch(name) is not None and (path.parent == Path() or not path.parent.is_dir())
+    if is_hub_id or name.startswith("package:"):
+        return EvaluatedModel(None, name, option)
+    raise UserError(f"{option}: {name} does not exist; expected a folder, a Hub id, package:NAME, or {START}")
+
+
+def use_model(experiment: Namespace, pretrained: str) -> None:
+    """Let the policy of a parsed experiment be another model, with its own tokenizer.
+
+    Args:
+        experiment: changed in place. Prompts, chat template, system prompt and data type stay.
+        pretrained: a folder, a Hub id or `package:NAME`.
+
+    Raises:
+        UserError: the policy is not one that loads a model by its name.
+    """
+    policy: Any = experiment.model.init_args.get("policy")
+    arguments = policy.get("init_args") if policy is not None else None
+    if arguments is None or "pretrained" not in arguments:
+        raise UserError(f"model: {pretrained} cannot replace the policy of the run, which is no CausalLMPolicy")
+    arguments["pretrained"] = pretrained
+    for name, value in _OF_ANOTHER_MODEL.items():
+        if name in arguments:
+            arguments[name] = value
+    if arguments.get("value") == "separate":  # a second large model, which an evaluation does not use
+        arguments["value"] = "head"

@@ -1,0 +1,118 @@
+"""What an item is with a grader, with a reward alone, and with data of other kinds; what has no items is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningDataModule
+from training_parts import length_reward, tiny_data, tiny_loop, tiny_module
+
+from ippo_lightning.data import TextDataModule
+from ippo_lightning.errors import UserError
+from ippo_lightning.modules import PPOModule
+from ippo_lightning.rewards import MissingEOSPenalty
+from ippo_lightning.run.evaluation_folder import EvaluationFolder
+from ippo_lightning.run.item_evaluation import (
+    batch_sizes,
+    check_items_possible,
+    check_judge,
+    evaluate_items,
+    prompts_of,
+    settings_of,
+)
+from ippo_lightning.run.items import Item
+
+SAMPLES, PROMPTS = 2, 4
+
+
+class NoAnswers:
+    """A task with prompts only."""
+
+    can_grade = False
+
+    def rows(self, split: str) -> list[Any]:
+        return list(tiny_data().task.rows(split))
+
+    def grade(self, prompt: str, response: str, example: Mapping[str, Any]) -> bool:
+        raise AssertionError("the task knows no right answers")
+
+
+class Batches(LightningDataModule):
+    """Data of another library: a list of batches and no rows."""
+
+    def test_dataloader(self) -> list[dict[str, Any]]:
+        rows = tiny_data().task.rows("test")
+        return [{"prompts": [row["prompt"]], "examples": [row["example"]]} for row in rows]
+
+
+def items_of(folder: Path, module: PPOModule, data: Any, *, batch_size: int = 3) -> list[Item]:
+    loop = tiny_loop(folder / "run", module, data=data)
+    loop.set_up_evaluation()
+    check_judge(module)
+    prompts = prompts_of(loop, "test")
+    sizes = batch_sizes(len(prompts), batch_size=batch_size, samples=SAMPLES)
+    place = EvaluationFolder(folder / "evaluation", sizes=sizes)
+    place.begin(settings_of(module, prompts))
+    found = evaluate_items(loop, place, prompts, batch_size=batch_size)
+    place.release()
+    assert found is not None
+    return found
+
+
+def test_without_a_grader_an_item_has_its_reward(tmp_path: Path) -> None:
+    items = items_of(tmp_path, tiny_module(grader=None), TextDataModule(NoAnswers(), batch_size=8))
+    assert len(items) == PROMPTS * SAMPLES
+    rewards = length_reward([one["prompt"] for one in items], [one["response"] for one in items], None)
+    assert [one["reward"] for one in items] == pytest.approx(rewards, rel=1e-6)
+    assert {one[name] for one in items for name in ("correct", "label", "answer", "faithful", "reference")} == {None}
+
+
+def test_with_a_grader_an_item_has_its_grade_and_no_reward(tmp_path: Path) -> None:
+    module, data = tiny_module(), tiny_data()
+    items = items_of(tmp_path, module, data)
+    assert module.grader is not None
+    rows = data.splits.test
+    for one in items:
+        row = rows[one["prompt_index"]]
+        grade = module.grader(one["prompt"], one["response"], row["example"])
+        assert (one["correct"], one["label"], one["answer"]) == (grade.correct, grade.label, grade.answer)
+        assert (one["reference"], one["reward"]) == (str(row["example"]["answer"]), None)
+        ids = module.policy.tokenizer(one["response"], add_special_tokens=False).input_ids
+        assert one["truncated"] == (one["response_tokens"] == module.evaluation.max_new_tokens) or len(ids) < 8
+
+
+def test_data_of_another_library_have_the_items_of_their_prompts(tmp_path: Path) -> None:
+    own = items_of(tmp_path / "own", tiny_module(), tiny_data())
+    others = items_of(tmp_path / "others", tiny_module(), Batches())
+    assert own == others
+
+
+def test_training_goes_on_with_the_same_random_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    loop_module = tiny_module()
+    torch.set_rng_state(before)
+    items_of(tmp_path, loop_module, tiny_data())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_has_no_items_is_refused() -> None:
+    class OwnWay(PPOModule):
+        def evaluate_batch(self, batch: Any, batch_index: int) -> None:
+            """Evaluate in a way of its own."""
+
+    module = tiny_module()
+    own = OwnWay(policy=module.policy, reward=length_reward)
+    with pytest.raises(UserError, match=r"^model: OwnWay evaluates in its own way \(evaluate_batch\)"):
+        check_items_possible(own)
+    with pytest.raises(UserError, match="is no TextModule"):
+        check_items_possible(torch.nn.Linear(1, 1))
+    check_items_possible(module)
+    with pytest.raises(UserError, match="needs a grader, or a reward of texts"):
+        check_judge(tiny_module(grader=None, reward=None))
+    with pytest.raises(UserError, match="and the reward counts tokens of a rollout"):
+        check_judge(tiny_module(grader=None, reward=MissingEOSPenalty()))
