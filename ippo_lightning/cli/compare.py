@@ -66,7 +66,7 @@ def _run(
     from ippo_lightning.report import results_table, write_report
 
     waiting = [job for job in jobs if not is_reusable(job, overwrite=settings.overwrite)]
-    threads = settings.threads or _threads_of(root) or max((os.cpu_count() or 1) // settings.jobs, 1)
+    threads = settings.threads or _earlier(root, "threads") or max((os.cpu_count() or 1) // settings.jobs, 1)
     # before the runs: `ippo report` can then show a comparison under way
     describe(settings, columns, command=command, root=root, threads=threads)
     console = Console()
@@ -130,10 +130,10 @@ def _fingerprint(arguments: Sequence[str], column: Column) -> str:
     return hashlib.sha256(b"\0".join([*(word.encode() for word in arguments), *contents])).hexdigest()
 
 
-def _threads_of(root: Path) -> int | None:
-    """Return the threads of each run with which a comparison began; None if there is none, or it does not tell."""
+def _earlier(root: Path, name: str) -> int | None:
+    """Return a number with which a comparison began or went on; None if there is none, or it does not tell."""
     try:
-        found = json.loads((root / COMPARISON).read_text(encoding="utf-8"))["threads"]
+        found = json.loads((root / COMPARISON).read_text(encoding="utf-8"))[name]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, int) and found > 0 else None
@@ -157,7 +157,8 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
         "config": "\n".join(f"{column.name}: {json.dumps(_shown(column))}" for column in columns),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
-        "jobs": settings.jobs,
+        # The most there ever were: runs that are finished keep the seconds that they took beside others.
+        "jobs": max(settings.jobs, _earlier(root, "jobs") or 1),
         "threads": threads,
     }
     RunFolder(root).write(COMPARISON, content)

@@ -153,3 +153,12 @@ def test_an_error_in_the_axes_is_one_line(settings: dict[str, Any], said: str) -
         columns_of(CompareSettings(**settings))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_listing_keeps_the_most_runs_that_ever_shared_the_cores(tmp_path: Path) -> None:
+    found = []
+    for jobs in (1, 3, 2):  # runs that took their time beside two others are not measured again
+        settings = CompareSettings(axes={"task": ["sums"], "model": ["tiny"], "method": ["ppo"]}, jobs=jobs)
+        listing(settings, tmp_path)
+        found.append(json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["jobs"])
+    assert found == [1, 3, 3]

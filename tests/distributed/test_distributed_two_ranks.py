@@ -75,6 +75,9 @@ def test_an_evaluation_gives_both_ranks_the_numbers_of_all_prompts(outcome: Outc
     results = json.loads((outcome.folder / "run" / "results.json").read_text(encoding="utf-8"))
     assert results["num_prompts"] == 4
     assert {name: results[name] for name in first} == first
+    counts = json.loads((outcome.folder / "run" / "test_prompts.json").read_text(encoding="utf-8"))
+    assert len(counts["samples"]) == 4
+    assert sum(counts["correct"]) / sum(counts["samples"]) == results["exact_match"]
 
 
 @pytest.mark.parametrize(
