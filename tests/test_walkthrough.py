@@ -60,7 +60,7 @@ def save_tiny_model(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reader's folder: the files of the page, rows of that kind, and a tiny model under the name of the real one."""
+    """The reader's folder: the files of the page, rows of that kind, a tiny model in place of the real one."""
     folder = tmp_path_factory.mktemp("reader")
     for name, content in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,22 +105,34 @@ def test_the_page_has_its_files_and_commands() -> None:
     assert len(COMMANDS) >= 10
 
 
-def test_every_command_of_the_page_runs_in_its_order(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def reader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The reader's folder as the working folder."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "my_reward", raising=False)
+    return folder
+
+
+def test_the_commands_of_the_page_run_in_their_order(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
-        if "--print_config" in command:
+        if "--print_config" in command or "compare" in command:
             with pytest.raises(SystemExit, match="0"):
-                main(small(command))
+                main([*small(command), *(["--print_config"] if "compare" in command else [])])
         else:
             assert main(small(command)) == 0, (command, capsys.readouterr().err[-2000:])
-    run = folder / "runs" / "my_task" / MODEL
+    run = reader / "runs" / "my_task" / MODEL
     config = yaml.safe_load((run / "ippo" / "config.yaml").read_text(encoding="utf-8"))
     assert config["callbacks"][-1]["class_path"].endswith("InfluenceFilter")
-    rewards = json.loads((folder / "runs" / "short" / "history.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    rewards = json.loads((reader / "runs" / "short" / "history.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert {"rollout/reward/right", "rollout/reward/short"} <= set(rewards)
-    assert (run / "ppo" / "report.html").is_file()
-    assert (folder / "runs" / "my_comparison" / "report.html").is_file()
+    assert (run / "ppo" / "report" / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("reader")
+def test_the_comparison_of_the_page_runs() -> None:
+    for command in COMMANDS:
+        if "--base sft" in command or "compare" in command:
+            assert main(small(command)) == 0, command
+    assert Path("runs/my_comparison/report.html").is_file()

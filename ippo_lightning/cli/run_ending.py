@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from ippo_lightning.storage.run_folder import CONFIG, LAST_CHECKPOINT, RunFolder
+from ippo_lightning.storage.run_folder import LAST_CHECKPOINT, RunFolder
 
 
 def ending_lines(folder: RunFolder) -> list[str]:
@@ -15,11 +15,10 @@ def ending_lines(folder: RunFolder) -> list[str]:
         folder: of a run that is done.
     """
     run = shlex.quote(str(folder.path))
-    config = shlex.quote(str(folder.path / CONFIG))
     return [
         *_places(folder),
         "Next:",
-        f"  ippo evaluate --config {config} --checkpoint last",
+        f"  ippo evaluate {run} --samples 8",
         f"  ippo report {run}",
         f"  ippo export {run}",
     ]
