@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_files, axis_names
+from ippo_lightning.cli.axis_values import axis_files
+from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_names
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name

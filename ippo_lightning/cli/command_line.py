@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ippo_lightning.cli.axis_values import is_overlay, names_of, part_named
 from ippo_lightning.cli.experiment_paths import (
     DEFAULT_BASE,
     FOLDERS,
@@ -22,11 +23,8 @@ from ippo_lightning.cli.experiment_paths import (
     axis_names,
     derived_run_dir,
     find_file,
-    is_overlay,
-    names_of,
     near_file,
     part_of,
-    stem_of,
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
@@ -225,7 +223,7 @@ def _check_model_name(option: Option) -> None:
 
 def _file_option(path: Path, *, axis: str, name: str) -> Option:
     # the option says which axis a user's own file belongs to, wherever the file lies
-    part = Part(FOLDERS[axis], stem_of(name))
+    part = part_named(axis, name)
     return Option(name="config", value=str(path), words=("--config", str(path)), part=part)
 
 

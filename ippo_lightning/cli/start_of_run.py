@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ippo_lightning.cli.experiment_paths import FOLDERS, START_BASE, Part, derived_start
+from ippo_lightning.cli.axis_values import START_BASE, derived_start
+from ippo_lightning.cli.experiment_paths import FOLDERS, Part
 from ippo_lightning.errors import UserError
 
 _KEYS = ("model", "init_args", "policy", "init_args", "start_from")

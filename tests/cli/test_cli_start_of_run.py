@@ -9,10 +9,10 @@ import pytest
 from experiment_files import write_tree
 
 from ippo_lightning.cli import experiment_paths
+from ippo_lightning.cli.axis_values import names_of
 from ippo_lightning.cli.columns import columns_of
 from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.compare import plan_jobs
-from ippo_lightning.cli.experiment_paths import names_of
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.errors import UserError

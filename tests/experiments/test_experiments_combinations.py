@@ -15,8 +15,9 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from ippo_lightning.cli.axis_values import is_overlay
 from ippo_lightning.cli.command_line import read_command_line
-from ippo_lightning.cli.experiment_paths import axis_names, is_overlay
+from ippo_lightning.cli.experiment_paths import axis_names
 from ippo_lightning.cli.parsers import experiment_parser
 from ippo_lightning.cli.quick_check import check_command
 

@@ -15,7 +15,8 @@ from shrunken_models import ANSWER, QUESTION, SHRUNKEN
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from ippo_lightning.cli.experiment_paths import axis_names, is_overlay, packaged_root
+from ippo_lightning.cli.axis_values import is_overlay
+from ippo_lightning.cli.experiment_paths import axis_names, packaged_root
 from ippo_lightning.cli.main import main
 
 MODELS = packaged_root() / "models"
