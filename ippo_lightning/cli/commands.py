@@ -169,6 +169,8 @@ def init(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     from ippo_lightning.cli.starting import found_files, next_steps, start_project
 
     chosen = settings.init
+    if not chosen.folder:
+        raise UserError("init: no folder given; expected ippo init FOLDER, for example ippo init my_project")
     folder = Path(chosen.folder)
     files = found_files({axis: chosen.get(axis) for axis in FOLDERS})
     print(visible_text(next_steps(folder, start_project(folder, files)), multiline=True))

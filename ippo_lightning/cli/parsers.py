@@ -179,8 +179,9 @@ def replay_parser() -> ArgumentParser:
 
 def init_parser() -> ArgumentParser:
     """Return the parser of `ippo init`."""
-    parser = _parser(usage="ippo init FOLDER [--base NAME] [--task NAME] [--model NAME] [--method NAME]")
-    parser.add_argument("folder", type=str, help="folder of the new project; no file in it is replaced")
+    parser = _parser(usage="ippo init FOLDER [--task NAME] [--model NAME] [--method NAME]")
+    # not required by the parser, whose message would name a key and no word of the command
+    parser.add_argument("folder", type=str, nargs="?", help="folder of the new project; no file in it is replaced")
     for axis in FOLDERS:
         parser.add_argument(
             f"--{axis}", type=str | None, default=None, help=f"write out {ROOT}/{FOLDERS[axis]}/NAME.yaml"

@@ -63,9 +63,12 @@ def restore_quantized(model: nn.Module, state: dict[str, Tensor]) -> None:
         state: a full state dict; what was put back is removed, but for the weight itself.
     """
     for name, layer in model.named_modules():
-        prefix = f"{name}.weight."
-        scales = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
-        if scales and isinstance(layer, Linear4bit):
+        # a sharded weight has another class, and its checkpoint is read shard by shard
+        if isinstance(layer, Linear4bit) and isinstance(layer.weight, Params4bit):
+            prefix = f"{name}.weight."
+            scales = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+            if not scales:
+                continue
             layer.weight = Params4bit.from_prequantized(
                 data=state[f"{name}.weight"], quantized_stats=scales, device=str(layer.weight.device), module=layer
             )

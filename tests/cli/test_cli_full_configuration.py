@@ -126,6 +126,27 @@ def test_evaluation_still_follows_what_sampling_is_changed_to(
     assert printed(experiment, tmp_path, capsys)["model"]["init_args"]["evaluation"] is None
 
 
+def test_a_folder_of_an_earlier_version_whose_configuration_has_nulls_resumes_bit_for_bit(
+    experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    config = write(experiment, tmp_path)
+    assert main(["fit", "--config", config, "--loop.run_dir", str(tmp_path / "whole")]) == 0
+    assert main(["fit", "--config", config, "--loop.max_iterations", "2"]) == 0
+    saved = tmp_path / "run" / "config.yaml"
+    content = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    for name in ("advantages", "loss", "value_loss", "kl_controller"):
+        content["model"]["init_args"][name] = None
+    content["callbacks"][0]["init_args"]["scoring"] = None
+    saved.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert main(["fit", "--resume", str(tmp_path / "run"), "--loop.max_iterations", "4", "--trust"]) == 0
+    runs = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "run")]
+    names = runs[0]["parameters"].keys()
+    assert all(torch.equal(runs[0]["parameters"][name], runs[1]["parameters"][name]) for name in names)
+    assert [saved["settings"] for saved in runs[0]["callbacks"]] == [
+        saved["settings"] for saved in runs[1]["callbacks"]
+    ]
+
+
 def test_a_class_of_the_users_that_states_no_parts_stays_as_it_is() -> None:
     settings = {"class_path": "collections.OrderedDict", "init_args": {"x": None}}
     fill_parts([settings, None, 1])

@@ -114,6 +114,11 @@ def test_axes_are_written_out_as_the_same_experiment(
     assert "What all" in Path("new", EXPERIMENT).read_text(encoding="utf-8")  # the comments of the files are kept
 
 
+def test_without_a_folder_the_line_shows_how_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init"]) == EXIT_USER_ERROR
+    assert "expected ippo init FOLDER" in capsys.readouterr().err
+
+
 def test_an_unknown_name_of_an_axis_gets_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(tmp_path / "new"), "--task", "gsmk8"]) == EXIT_USER_ERROR
     assert "did you mean 'gsm8k'?" in capsys.readouterr().err
