@@ -267,3 +267,18 @@ def test_what_is_not_given_is_as_in_the_run() -> None:
     assert (changed.temperature, changed.greedy, changed.num_responses, changed.max_new_tokens) == (0.7, False, 8, 7)
     with pytest.raises(UserError, match="3 responses are all the same"):
         sampling_of(own, EvaluateSettings(temperature=0.0))
+
+
+def test_its_help_fits_a_terminal_and_the_help_of_experiments_names_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "runs/any", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("usage: ippo evaluate RUN [RUN ...]")
+    assert any(line.strip().startswith("--samples SAMPLES") for line in lines)
+    assert max(map(len, lines)) <= 80
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert capsys.readouterr().out.startswith(lines[0].partition(" [--")[0])
