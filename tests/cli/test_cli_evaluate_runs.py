@@ -163,18 +163,18 @@ def test_another_model_is_measured_on_the_prompts_of_the_run(
     assert main(words) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), "--baseline", "start", *common, "--output", str(tmp_path / "both")]) == 0
-    assert "minus start, over the same prompts (2)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "minus start, over the same prompts (2)" in printed
+    assert f"start: start of {run}, " in printed
     places = {"trained": tmp_path / "trained", "start": tmp_path / "both/start", "checkpoint": tmp_path / "both/ppo"}
     found = {name: results(place) for name, place in places.items()}
     differences = json.loads((tmp_path / "both" / "differences.json").read_text(encoding="utf-8"))
     assert differences["minus"] == "start"
     assert set(differences["differences"]) == {"ppo"}
     assert found["trained"][1] == found["checkpoint"][1]  # the final model is that of the last checkpoint
-    assert found["start"][0]["settings"]["model"] == {
-        "name": "start",
-        "iteration": None,
-        "weights": found["start"][0]["settings"]["model"]["weights"],
-    }
+    model = found["start"][0]["settings"]["model"]
+    assert (model["name"], model["iteration"]) == ("start", None)
+    assert model["began_with"] == found["checkpoint"][0]["settings"]["model"]["began_with"]
     assert len({content["settings"]["model"]["weights"] for content, _ in found.values()}) == 2
     assert not (run / "evaluations").exists()
     line = error_line(
