@@ -279,6 +279,7 @@ def _described(loop: FabricLoop, prompts: Sequence[Prompt], *, job: _Job, checkp
     return {
         "model": {
             "name": name,
+            "began_with": loop.module.policy.source.pretrained,
             "iteration": None if checkpoint is None else loop.module.iteration,
             "weights": weights,
         },

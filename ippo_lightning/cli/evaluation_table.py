@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ippo_lightning.cli.evaluated_model import START
 from ippo_lightning.run.evaluation_numbers import Difference, Number, Ratios
 from ippo_lightning.storage.run_folder import EVALUATION, JsonObject
 from ippo_lightning.storage.untrusted_text import visible_text
@@ -80,8 +81,10 @@ def _heading(column: Column) -> list[str | Table]:
     iteration = "" if model["iteration"] is None else f" (iteration {model['iteration']}{unfinished})"
     size = f"{len(column.prompts)} prompts x {sampling['num_responses']} responses"
     size = f"{len(column.prompts)} prompts x {sampling['num_responses']} responses"
+    began = model["began_with"] or "a new model"
+    name = f"start of {column.run}, {began}" if model["name"] == START else model["name"]
     return [
-        f"{_short(column.name, keep_end=True)}: {model['name']}{iteration}",
+        f"{_short(column.name, keep_end=True)}: {name}{iteration}",
         f"  {column.settings['split']}: {size}, {how}, at most {sampling['max_new_tokens']} tokens",
     ]
 

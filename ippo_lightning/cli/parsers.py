@@ -39,7 +39,7 @@ _FIT = (
 )
 _EVALUATE_RUNS = "ippo evaluate RUN [RUN ...] [--key value ...] [--fabric.KEY VALUE ...]"
 _EVALUATE = (
-    "ippo evaluate RUN [RUN ...] [--key value ...]  (ippo evaluate RUN --help lists the keys)\n"
+    "ippo evaluate RUN [RUN ...] [--KEY VALUE ...]  (with --help of its own)\n"
     "       ippo evaluate --task NAME [--model NAME] [--method NAME] [--KEY VALUE]\n"
     "       ippo evaluate --config FILE ... [--checkpoint FILE] [--split SPLIT]"
 )

@@ -163,18 +163,18 @@ def test_another_model_is_measured_on_the_prompts_of_the_run(
     assert main(words) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), "--baseline", "start", *common, "--output", str(tmp_path / "both")]) == 0
-    assert "minus start, over the same prompts (2)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "minus start, over the same prompts (2)" in printed
+    assert f"start: start of {run}, " in printed
     places = {"trained": tmp_path / "trained", "start": tmp_path / "both/start", "checkpoint": tmp_path / "both/ppo"}
     found = {name: results(place) for name, place in places.items()}
     differences = json.loads((tmp_path / "both" / "differences.json").read_text(encoding="utf-8"))
     assert differences["minus"] == "start"
     assert set(differences["differences"]) == {"ppo"}
     assert found["trained"][1] == found["checkpoint"][1]  # the final model is that of the last checkpoint
-    assert found["start"][0]["settings"]["model"] == {
-        "name": "start",
-        "iteration": None,
-        "weights": found["start"][0]["settings"]["model"]["weights"],
-    }
+    model = found["start"][0]["settings"]["model"]
+    assert (model["name"], model["iteration"]) == ("start", None)
+    assert model["began_with"] == found["checkpoint"][0]["settings"]["model"]["began_with"]
     assert len({content["settings"]["model"]["weights"] for content, _ in found.values()}) == 2
     assert not (run / "evaluations").exists()
     line = error_line(
@@ -267,3 +267,18 @@ def test_what_is_not_given_is_as_in_the_run() -> None:
     assert (changed.temperature, changed.greedy, changed.num_responses, changed.max_new_tokens) == (0.7, False, 8, 7)
     with pytest.raises(UserError, match="3 responses are all the same"):
         sampling_of(own, EvaluateSettings(temperature=0.0))
+
+
+def test_its_help_fits_a_terminal_and_the_help_of_experiments_names_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "runs/any", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("usage: ippo evaluate RUN [RUN ...]")
+    assert any(line.strip().startswith("--samples SAMPLES") for line in lines)
+    assert max(map(len, lines)) <= 80
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert capsys.readouterr().out.startswith(lines[0].partition(" [--")[0])
