@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_file, derived_run_dir, part_of
+from ippo_lightning.cli.axis_values import axis_files
+from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, derived_run_dir, part_of
 from ippo_lightning.cli.quick_check import merged
+from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.cli.yaml_text import load_yaml, read_text
 from ippo_lightning.errors import UserError
 from ippo_lightning.tasks import ArithmeticTask
@@ -94,7 +96,9 @@ def written_out(files: list[Path]) -> str:
         content = load_yaml(text, origin=str(path))
         settings = merged(settings, content if isinstance(content, Mapping) else {})
         comments += ["#", f"# {'/'.join(path.parts[-2:])}", *_header(text)]
-    run_dir = derived_run_dir([part for path in files if (part := part_of(path)) is not None])
+    parts = [part for path in files if (part := part_of(path)) is not None]
+    settings = merged(settings, start_layer([settings], parts, unnamed=()) or {})
+    run_dir = derived_run_dir(parts)
     if run_dir is not None:
         settings = merged({"loop": {"run_dir": run_dir}}, settings)
     lines = ["# An experiment by axes, written out as one file, in which every value can be changed:"]
@@ -140,4 +144,5 @@ def found_files(options: Mapping[str, str | None]) -> list[Path]:
     if not given:
         return []
     chosen = {"base": DEFAULT_BASE, **given}
-    return [axis_file(axis, chosen[axis], base=Path(chosen["base"]).stem) for axis in FOLDERS if axis in chosen]
+    base = Path(chosen["base"]).stem
+    return [path for axis in FOLDERS if axis in chosen for path in axis_files(axis, chosen[axis], base=base)]
