@@ -95,8 +95,11 @@ class EvaluationFolder:
             self._lock.release()
 
     def read(self) -> list[Item] | None:
-        """Return all items; None if some are missing."""
-        return read_items(self.items, count=sum(self.sizes))
+        """Return all items, and remove the files of their batches; None if some are missing."""
+        found = read_items(self.items, count=sum(self.sizes))
+        if found is not None:  # a kill may have left a part of them
+            shutil.rmtree(self.path / PARTS, ignore_errors=True)
+        return found
 
     def missing(self) -> list[int]:
         """Return the numbers of the batches that are not done."""
@@ -123,7 +126,6 @@ class EvaluationFolder:
             path = self._part_path(missing[0])
             raise UserError(f"output: {path} is missing; all ranks must write into one folder, on a shared file system")
         write_items([item for part in parts if part is not None for item in part], self.items)
-        shutil.rmtree(self.path / PARTS, ignore_errors=True)
         # As they are stored, with cut texts: an evaluation that is only read again has the same numbers.
         found = self.read()
         assert found is not None, "written above"

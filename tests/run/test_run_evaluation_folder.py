@@ -37,7 +37,9 @@ def test_parts_become_one_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "items.parquet", "settings.json"]
     folder.release()
     again = begun(tmp_path / "out")
+    again.write_part(1, part(2, 1))  # left by a kill while the parts were removed
     assert again.read() == part(0, 3)
+    assert not (tmp_path / "out" / "parts").exists()
 
 
 def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
