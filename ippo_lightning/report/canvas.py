@@ -190,5 +190,7 @@ def percent_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     # At least two points of room: a flat curve would otherwise show noise as large moves.
     room = max(0.02, 0.08 * (high - low))
-    axes.set_ylim(max(-0.005, low - room), min(1.005, high + room))
+    # Just beyond the limits, so that a line there is seen, but too little for a tick at less than 0 %.
+    edge = 0.02 * (high - low + room)
+    axes.set_ylim(max(-edge, low - room), min(1 + edge, high + room))
     axes.yaxis.set_major_formatter(percent_formatter())
