@@ -147,7 +147,7 @@ class IterationLoop(TrainerAttributes, ABC):
         if self.is_global_zero:
             self.folder.append(EVALUATIONS, row)
         self.fabric.log_dict(finite(logged_evaluation(row)), step=self.module.iteration)
-        bar.update(completed=self.module.iteration, numbers=metrics)
+        bar.update(completed=self.module.iteration, numbers=metrics, is_evaluation=True)
         if not self.sanity_checking:
             self._has_validated = True
             self.note_metrics(logged_evaluation(row))

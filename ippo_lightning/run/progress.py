@@ -67,27 +67,29 @@ class ProgressBar:
     ) -> None:
         self.progress.stop()
 
-    def update(self, *, completed: int, numbers: Mapping[str, float]) -> None:
+    def update(self, *, completed: int, numbers: Mapping[str, float], is_evaluation: bool = False) -> None:
         """Show how many iterations are done, and new values of the numbers.
 
         Args:
             completed: iterations done.
             numbers: any part of the log; numbers that the bar does not show are ignored.
+            is_evaluation: whether the numbers are those of an evaluation, or else of an iteration.
         """
         if self._begun is None:
             self._begun = (time.monotonic(), completed)
         if self.writes_lines and numbers:
-            self.say(self._line(completed, numbers))
+            self.say(self._evaluation_line(completed, numbers) if is_evaluation else self._line(completed, numbers))
         # Kept: an evaluation brings other numbers than an iteration, and the bar shows both.
         self.numbers.update(numbers)
         self.progress.update(self.task, completed=completed, numbers=summary_line(self.numbers))
 
     def _line(self, completed: int, numbers: Mapping[str, float]) -> str:
-        place = f"{completed}/{self.total}"
-        # The log of an iteration has groups, that of an evaluation has none.
-        if not any("/" in name for name in numbers):
-            return f"evaluation {place}: {_words(numbers, [(name, name, '{:.3f}') for name in numbers])}"
-        return f"iteration {place}: {_words(numbers, _IN_A_LINE)}{self._left(completed)}"
+        return f"iteration {completed}/{self.total}: {_words(numbers, _IN_A_LINE)}{self._left(completed)}"
+
+    def _evaluation_line(self, completed: int, numbers: Mapping[str, float]) -> str:
+        # Without the groups, such as the fraction of each label: there may be any number of them.
+        shown = [(name, name, "{:.3f}") for name in numbers if "/" not in name]
+        return f"evaluation {completed}/{self.total}: {_words(numbers, shown)}"
 
     def _left(self, completed: int) -> str:
         begun, before = self._begun or (time.monotonic(), completed)

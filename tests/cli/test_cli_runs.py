@@ -288,12 +288,15 @@ def test_the_shell_can_complete_words(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--loop.max_iterations" in script
 
 
-def test_a_run_says_nothing_but_its_results_where_nobody_watches(experiment: dict[str, Any], tmp_path: Path) -> None:
+def test_without_a_terminal_a_run_says_its_results_and_a_line_per_iteration(
+    experiment: dict[str, Any], tmp_path: Path
+) -> None:
     change(experiment, "loop.progress_bar", True)
     experiment["callbacks"].append({"class_path": "ippo_lightning.callbacks.CompletionsTable"})
     command = [sys.executable, "-m", "ippo_lightning.cli", "fit", "--config", write(experiment, tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
     assert "exact_match" in done.stdout
-    unexpected = [line for line in done.stderr.splitlines() if line.strip()]
-    assert not unexpected, unexpected
+    lines = [line.partition(" ")[0] for line in done.stderr.splitlines() if line.strip()]
+    assert lines.count("iteration") == experiment["loop"]["max_iterations"], done.stderr
+    assert set(lines) == {"iteration", "evaluation"}, done.stderr
     assert (tmp_path / "run" / "completions" / "iteration_0000000.parquet").exists()

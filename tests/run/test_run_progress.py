@@ -27,7 +27,8 @@ def lines_of(bar: ProgressBar, capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
     bar.update(completed=1, numbers={})
     bar.update(completed=2, numbers=ITERATION)
-    bar.update(completed=2, numbers={"exact_match": 0.5, "unfaithful_fraction": math.nan})
+    evaluated = {"exact_match": 0.5, "unfaithful_fraction": math.nan, "label/faithful": 0.25}
+    bar.update(completed=2, numbers=evaluated, is_evaluation=True)
     bar.update(completed=4, numbers={"sft/loss": 0.12345, "time/iteration_seconds": 0.04})
     output = capsys.readouterr()
     assert not output.out
