@@ -1,6 +1,12 @@
 """An algorithm is an advantage estimator and a policy loss, with a penalty for leaving the reference."""
 
-from ippo_lightning.algorithms.advantages import GAE, AdvantageEstimator, GroupBaseline
+from ippo_lightning.algorithms.advantages import (
+    GAE,
+    AdvantageEstimator,
+    GlobalBaseline,
+    GroupBaseline,
+    LeaveOneOut,
+)
 from ippo_lightning.algorithms.kl import AdaptiveKLController, FixedKLController
 from ippo_lightning.algorithms.losses import ClippedLoss, PolicyLoss, ValueLoss
 
@@ -10,7 +16,9 @@ __all__ = [
     "AdvantageEstimator",
     "ClippedLoss",
     "FixedKLController",
+    "GlobalBaseline",
     "GroupBaseline",
+    "LeaveOneOut",
     "PolicyLoss",
     "ValueLoss",
 ]

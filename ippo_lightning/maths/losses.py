@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths.masked import masked_row_mean, masked_row_sum, masked_sum
+from ippo_lightning.maths.ratios import clipped_surrogate
 
 LossReduction = Literal["episode_mean", "token_mean"]
 
@@ -32,9 +33,9 @@ def policy_loss_terms(
     Returns:
         Shape [rows, steps].
     """
-    # The minimum makes the clipping one-sided: it stops a step that has gone too far, never one that comes back.
-    ratio = (log_probs - old_log_probs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    return clipped_surrogate(
+        log_ratio=log_probs - old_log_probs, advantages=advantages, clip_low=clip_low, clip_high=clip_high
+    )
 
 
 def truncated_importance(*, log_ratio: Tensor, cap: float) -> Tensor:
