@@ -8,12 +8,13 @@ from ippo_lightning.algorithms.advantages import (
     LeaveOneOut,
 )
 from ippo_lightning.algorithms.kl import AdaptiveKLController, FixedKLController
-from ippo_lightning.algorithms.losses import ClippedLoss, PolicyLoss, ValueLoss
+from ippo_lightning.algorithms.losses import CISPOLoss, ClippedLoss, PolicyLoss, ValueLoss
 
 __all__ = [
     "GAE",
     "AdaptiveKLController",
     "AdvantageEstimator",
+    "CISPOLoss",
     "ClippedLoss",
     "FixedKLController",
     "GlobalBaseline",
