@@ -74,6 +74,8 @@ class ClippedLoss(PolicyLoss):
         delta: the largest ratio of a token with a negative advantage, > 1 + high; None for no such bound.
         beta: weight of the divergence from the reference (k3) in the loss of each token, >= 0. The coefficient of
             `kl_controller` is another penalty, in the reward.
+        ratio_in_divergence: multiply that divergence by the ratio, so that the gradient of its mean is unbiased
+            (DeepSeek-V3.2, arXiv 2512.02556). TRL does so by default.
 
     Raises:
         UserError: a number out of its range, or an unknown ratio.
@@ -84,6 +86,7 @@ class ClippedLoss(PolicyLoss):
     ratio: Ratio = "token"
     delta: float | None = None
     beta: float = 0.0
+    ratio_in_divergence: bool = False
 
     def __post_init__(self) -> None:
         # float32, in which ratios and values are clipped, ends at 3e38.
@@ -120,14 +123,16 @@ class ClippedLoss(PolicyLoss):
     def terms(self, output: PolicyOutput, episodes: Episodes) -> Tensor:
         """Return the negative clipped surrogate of each step, plus `beta` times its divergence."""
         low, high = self.bounds
+        log_ratio = self.log_ratio(output.log_probs, episodes)
         terms = clipped_surrogate(
-            log_ratio=self.log_ratio(output.log_probs, episodes),
+            log_ratio=log_ratio,
             advantages=episodes.advantages,
             clip_low=low,
             clip_high=high,
             delta=math.inf if self.delta is None else self.delta,
         )
-        return _with_divergence(terms, output, episodes, beta=self.beta)
+        weight = log_ratio if self.ratio_in_divergence else None
+        return _with_divergence(terms, output, episodes, beta=self.beta, log_weight=weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +144,7 @@ class CISPOLoss(PolicyLoss):
     Args:
         cap: the largest ratio that counts, > 0.
         beta: see `ClippedLoss`.
+        ratio_in_divergence: see `ClippedLoss`.
 
     Raises:
         UserError: a number out of its range.
@@ -146,6 +152,7 @@ class CISPOLoss(PolicyLoss):
 
     cap: float = 5.0
     beta: float = 0.0
+    ratio_in_divergence: bool = False
 
     def __post_init__(self) -> None:
         require_range("loss.cap", self.cap, above=0, at_most=1e30)
@@ -165,16 +172,19 @@ class CISPOLoss(PolicyLoss):
         """Return the loss of each step, plus `beta` times its divergence."""
         log_ratio = self.log_ratio(output.log_probs, episodes)
         terms = capped_ratio_terms(log_ratio=log_ratio, advantages=episodes.advantages, cap=self.cap)
-        return _with_divergence(terms, output, episodes, beta=self.beta)
+        weight = log_ratio if self.ratio_in_divergence else None
+        return _with_divergence(terms, output, episodes, beta=self.beta, log_weight=weight)
 
 
-def _with_divergence(terms: Tensor, output: PolicyOutput, episodes: Episodes, *, beta: float) -> Tensor:
+def _with_divergence(
+    terms: Tensor, output: PolicyOutput, episodes: Episodes, *, beta: float, log_weight: Tensor | None
+) -> Tensor:
     """Return the terms plus beta times k3, whose gradient pulls the policy towards the reference."""
     # Not even multiplied by 0: a reference that is not finite somewhere would make the loss NaN.
     if beta == 0:
         return terms
     kl = kl_estimate(log_probs=output.log_probs, ref_log_probs=episodes.ref_log_probs, estimator="k3")
-    return terms + beta * kl
+    return terms + beta * (kl if log_weight is None else log_weight.exp() * kl)
 
 
 @dataclass(frozen=True, kw_only=True)

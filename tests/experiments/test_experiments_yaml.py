@@ -208,7 +208,7 @@ def test_an_algorithm_has_the_numbers_of_its_recipe_and_takes_a_filter(
         assert settings["policy"]["init_args"] == {**base["policy"]["init_args"], "value": "none"}
         assert settings["kl_controller"]["init_args"]["coef"] == recipe["kl"]
         loss = settings["loss"]
-        bare = {"low": 0.2, "high": None, "ratio": "token", "delta": None, "beta": 0.0}
+        bare = {"low": 0.2, "high": None, "ratio": "token", "delta": None, "beta": 0.0, "ratio_in_divergence": False}
         assert (loss and dict(loss["init_args"])) == (recipe["loss"] and {**bare, **recipe["loss"]})
         assert settings["update"] == {**base["update"], **recipe["update"]}
         responses = 16 if method == "dapo" else base["sampling"]["num_responses"]

@@ -36,6 +36,8 @@ class Written:
     ratio: str = "token"
     delta: float = math.inf
     beta: float = 0.0
+    is_weighted: bool = False
+    """Whether the divergence is multiplied by the ratio."""
     cap: float | None = None
     """Of CISPO."""
     divided_by: str = "length"
@@ -55,9 +57,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": Algorithm({"loss": ClippedLoss(beta=0.4, delta=1.5)}, {}, Written(beta=0.4, delta=1.5)),
     "bnpo": Algorithm({}, {"loss_reduction": "token_mean"}, Written(divided_by="nothing")),
     "dr_grpo": Algorithm(
-        {"advantages": GroupBaseline(scale="none")},
+        {"advantages": GroupBaseline(scale="none"), "loss": ClippedLoss(beta=0.4, ratio_in_divergence=True)},
         {"loss_reduction": "fixed_length"},
-        Written(divided_by="maximum"),
+        Written(beta=0.4, is_weighted=True, divided_by="maximum"),
     ),
     "rloo": Algorithm(
         {"advantages": LeaveOneOut(), "loss": ClippedLoss(ratio="sequence_sum"), "kl_controller": FixedKLController()},
@@ -121,5 +123,6 @@ def loss_by_hand(written: Written, log_probs: Tensor, episodes: TextEpisodes, ro
             bounded = ratio.clamp(1 - written.low, 1 + written.high) * advantage
             term = -torch.minimum(ratio.clamp(max=written.delta) * advantage, bounded)
         distance = reference[step] - log_probs[step]
-        loss = loss + term + written.beta * (distance.exp() - distance - 1)
+        divergence = (distance.exp() - distance - 1) * (ratio if written.is_weighted else 1)
+        loss = loss + term + written.beta * divergence
     return loss / {"length": len(steps), "nothing": 1, "maximum": MAX_LENGTH}[written.divided_by]
