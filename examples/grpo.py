@@ -1,7 +1,8 @@
 """GRPO with the KL divergence in the loss, as a subclass, with the influence filter and scores from one forward.
 
 What is new is the class: a group baseline instead of a critic, and one more term of the loss. The minibatch loss, the
-exact scores and the scores of one forward all read `loss_terms`, so nothing else has to be told.
+exact scores and the scores of one forward all read `loss_terms`, so nothing else has to be told. As settings, without a
+class, the same loss is `loss=ClippedLoss(beta=0.04)`; see docs/guides/algorithms.md.
 
 python examples/grpo.py
 """

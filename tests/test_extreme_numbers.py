@@ -12,7 +12,7 @@ import pytest
 import torch
 from training_parts import tiny_loop, tiny_module, trainable
 
-from ippo_lightning.algorithms import GAE, AdaptiveKLController, ClippedLoss, FixedKLController, ValueLoss
+from ippo_lightning.algorithms import GAE, AdaptiveKLController, CISPOLoss, ClippedLoss, FixedKLController, ValueLoss
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import group_advantages
@@ -32,6 +32,9 @@ FIELDS: dict[str, Callable[[float], Made]] = {
     "sampling.temperature": lambda x: {"sampling": SamplingSettings(num_responses=2, max_new_tokens=4, temperature=x)},
     "loss.low": lambda x: {"loss": ClippedLoss(low=x)},
     "loss.high": lambda x: {"loss": ClippedLoss(high=x)},
+    "loss.delta": lambda x: {"loss": ClippedLoss(delta=x)},
+    "loss.beta": lambda x: {"loss": ClippedLoss(beta=x)},
+    "loss.cap": lambda x: {"loss": CISPOLoss(cap=x)},
     "value_loss.coef": lambda x: {"value_loss": ValueLoss(coef=x)},
     "value_loss.clip_range": lambda x: {"value_loss": ValueLoss(clip_range=x)},
     "entropy_coef": lambda x: {"entropy_coef": x},

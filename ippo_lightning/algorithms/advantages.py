@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
+from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.errors import require_choice, require_range
@@ -14,6 +15,7 @@ from ippo_lightning.maths import (
     Moments,
     gae,
     group_advantages,
+    leave_one_out_advantages,
     masked_moments,
     masked_row_sum,
     mean_and_variance,
@@ -31,6 +33,8 @@ class AdvantageEstimator(ABC):
 
     needs_values: ClassVar[bool] = False
     """Whether it reads the critic's values; without it, a policy needs no critic and may not have one."""
+    needs_groups: ClassVar[bool] = False
+    """Whether it compares the responses to a prompt with each other, so that one response alone teaches nothing."""
 
     @abstractmethod
     def __call__(self, episodes: Record) -> Record:
@@ -116,6 +120,8 @@ class GroupBaseline(AdvantageEstimator):
 
     scale: Scale = "group"
 
+    needs_groups: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         require_choice("advantages.scale", self.scale, get_args(Scale))
 
@@ -132,8 +138,47 @@ class GroupBaseline(AdvantageEstimator):
             # Unbiased, as the standard deviation of a group is; one episode alone has 0, not 0 / 0.
             unbiased = variance * moments.count / (moments.count - 1).clamp(min=1)
             advantages = advantages / (unbiased.sqrt().to(advantages) + 1e-4)
+        return _with_row_advantages(episodes, advantages, totals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOneOut(AdvantageEstimator):
+    """The reward of a response minus the mean of the other responses to its prompt, the same for all its steps.
+
+    A_i = r_i - mean of the others, r_i the sum of the row's rewards.
+    Source: RLOO, Ahmadian et al. 2024, arXiv 2402.14740.
+    """
+
+    needs_groups: ClassVar[bool] = True
+
+    def __call__(self, episodes: Record) -> Record:
+        """Return the episodes with `advantages`, and `returns` equal to the row's reward."""
+        # The KL penalty is in these rewards, summed over the response, as in the paper.
+        totals = masked_row_sum(values=episodes.rewards, mask=episodes.mask)
+        return _with_row_advantages(episodes, leave_one_out_advantages(rewards=totals, group=episodes.group), totals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalBaseline(AdvantageEstimator):
+    """What is still to come after each step, against all steps of all ranks: REINFORCE++.
+
+    A_t = (G_t - mean) / std, G_t the sum of the rewards from step t on, KL penalty included; mean and standard
+    deviation are over the steps of all ranks. Source: Hu et al. 2025, arXiv 2501.03262.
+    """
+
+    def __call__(self, episodes: Record) -> Record:
+        """Return the episodes with `advantages`, and `returns` equal to the reward that is still to come."""
+        # With a critic that always gives 0, no discount and a full trace, GAE is the sum of the rewards to come.
         zero = torch.zeros_like(episodes.rewards)
-        return episodes.evolve(
-            advantages=torch.where(episodes.mask, advantages[:, None], zero),
-            returns=torch.where(episodes.mask, totals[:, None], zero),
-        )
+        without_critic = {"values": zero, **({"next_values": zero} if isinstance(episodes, ControlEpisodes) else {})}
+        found = GAE(gamma=1.0, gae_lambda=1.0)(episodes.evolve(**without_critic))
+        return episodes.evolve(advantages=found.advantages, returns=found.returns)
+
+
+def _with_row_advantages(episodes: Record, advantages: Tensor, totals: Tensor) -> Record:
+    """Return the episodes with one advantage and one return for all steps of a row, both of shape [rows]."""
+    zero = torch.zeros_like(episodes.rewards)
+    return episodes.evolve(
+        advantages=torch.where(episodes.mask, advantages[:, None], zero),
+        returns=torch.where(episodes.mask, totals[:, None], zero),
+    )

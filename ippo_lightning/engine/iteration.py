@@ -82,6 +82,9 @@ def run_iteration(
     episodes = without_broken(episodes, ("advantages",), rule=settings.on_nonfinite)
     # 5. callbacks decide what each episode is worth
     plan = UpdatePlan(episodes=episodes)
+    if settings.mask_truncated:
+        # Before the callbacks, which then see what the update would train on.
+        plan.drop(episodes.truncated, reason="truncated")
     _timed(seconds, "plan", lambda: call_hook(callbacks, "on_rollout_end", trainer, stages, plan))
     plan.sealed = True
     # 6. epochs of minibatches

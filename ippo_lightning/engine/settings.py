@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ippo_lightning.engine.nonfinite import OnNonfinite
 from ippo_lightning.errors import require_choice, require_range
+from ippo_lightning.maths import LossReduction
 from ippo_lightning.records.pass_size import MaxTokens, require_max_tokens
 
 
@@ -22,13 +23,15 @@ class UpdateSettings:
         max_tokens: tokens of a micro-batch, prompts and padding included; `auto` is 16384 on a CPU, and what the memory
             of a GPU allows. Halved if the device's memory is too small.
         max_grad_norm: gradients are scaled down to this norm; null for no clipping.
-        loss_reduction: `episode_mean` gives each episode the same weight (what an influence score describes),
-            `token_mean` each token.
+        loss_reduction: `episode_mean` gives each episode the same weight, `token_mean` each token of a minibatch, and
+            `rollout_token_mean` each token of the iteration. `fixed_length` divides the sum of an episode by
+            `sampling.max_new_tokens`, whatever its length.
         denominator: what divides the policy loss after filtering: `kept` episodes, so that the step keeps its size,
             or `all`, so that it shrinks with the fraction that is left.
         steps_after_filtering: `fewer` optimizer steps if episodes were dropped, or the `same` number with smaller
             minibatches, to compare methods at equal optimizer steps.
         train_value_on_dropped: whether the critic (and the entropy bonus) still learns from episodes of weight zero.
+        mask_truncated: leave episodes that the length limit cut out of the loss; they still count in the baseline.
         on_nonfinite: what NaN or infinity in an episode's reward, log-prob, value, loss or gradient does: `stop` the
             run, or `skip` the episode; either way it is named.
 
@@ -41,10 +44,11 @@ class UpdateSettings:
     micro_batch_size: int = 64
     max_tokens: MaxTokens = "auto"
     max_grad_norm: float | None = 1.0
-    loss_reduction: Literal["episode_mean", "token_mean"] = "episode_mean"
+    loss_reduction: LossReduction = "episode_mean"
     denominator: Literal["kept", "all"] = "kept"
     steps_after_filtering: Literal["fewer", "same"] = "fewer"
     train_value_on_dropped: bool = False
+    mask_truncated: bool = False
     on_nonfinite: OnNonfinite = "stop"
 
     def __post_init__(self) -> None:
@@ -54,7 +58,7 @@ class UpdateSettings:
         if self.max_grad_norm is not None:
             require_range("update.max_grad_norm", self.max_grad_norm, above=0)
         # a YAML is checked by its parser; in Python a misspelt word would quietly mean the other choice
-        require_choice("update.loss_reduction", self.loss_reduction, ("episode_mean", "token_mean"))
+        require_choice("update.loss_reduction", self.loss_reduction, get_args(LossReduction))
         require_choice("update.denominator", self.denominator, ("kept", "all"))
         require_choice("update.steps_after_filtering", self.steps_after_filtering, ("fewer", "same"))
         require_choice("update.on_nonfinite", self.on_nonfinite, ("stop", "skip"))

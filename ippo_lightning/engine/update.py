@@ -82,6 +82,15 @@ class UpdateStages(Protocol):
         """
 
 
+class Divisors(NamedTuple):
+    """What divides the losses of each optimizer step, besides the number of ranks."""
+
+    shrink: float
+    """What the policy denominator is multiplied by."""
+    counts: tuple[float, float] | None
+    """Policy and value denominators that are the same in each step; None for the size of the step's own rows."""
+
+
 class UpdateOutcome(NamedTuple):
     """What an update did, over all ranks."""
 
@@ -119,12 +128,13 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: UpdateSettings)
     num_minibatches = _num_minibatches(len(trained), of=len(plan.weights), settings=settings, device=device)
     # "all" divides by what was there before filtering, so the step shrinks with the kept fraction
     shrink = total / kept if settings.denominator == "all" and kept else 1.0
+    divisors = Divisors(shrink, _counts_per_step(work, settings, num_minibatches))
     totals: dict[str, Tensor] = {}
     norms: list[float] = []
     skipped = torch.zeros(len(work.weights), dtype=torch.bool, device=device)
     for _ in range(settings.num_epochs if num_minibatches else 0):
         for rows in _shuffled(trained, num_minibatches):
-            sums, norm = _step(stages, work, rows, skipped, settings=settings, shrink=shrink)
+            sums, norm = _step(stages, work, rows, skipped, settings=settings, divisors=divisors)
             totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
             norms.append(norm)
     metrics = _summary(totals, norms)
@@ -151,7 +161,7 @@ def _shuffled(rows: Tensor, num_minibatches: int) -> Iterator[Tensor]:
 
 
 def _step(
-    stages: UpdateStages, work: Work, rows: Tensor, skipped: Tensor, *, settings: UpdateSettings, shrink: float
+    stages: UpdateStages, work: Work, rows: Tensor, skipped: Tensor, *, settings: UpdateSettings, divisors: Divisors
 ) -> tuple[dict[str, Tensor], float]:
     """Take one optimizer step; if it is not finite, name the rows and stop, or repeat it without them.
 
@@ -161,13 +171,13 @@ def _step(
         rows: the minibatch.
         skipped: [rows] bool, True for rows that an earlier step left out; this function adds to it.
         settings: of the update.
-        shrink: what the policy denominator is multiplied by.
+        divisors: of the losses.
 
     Returns:
         Metric sums of all ranks, and the gradient norm.
     """
     rows = rows[~skipped[rows]]
-    sums = _accumulate(stages, work, rows, settings=settings, shrink=shrink)
+    sums = _accumulate(stages, work, rows, settings=settings, divisors=divisors)
     try:
         return sums, stages.take_step()
     except FloatingPointError as error:
@@ -187,7 +197,7 @@ def _step(
         stages.keep_skipped_step(named)
     # Each repetition leaves out at least one row of some rank, so this ends.
     skipped[list(found)] = True
-    return _step(stages, work, rows, skipped, settings=settings, shrink=shrink)
+    return _step(stages, work, rows, skipped, settings=settings, divisors=divisors)
 
 
 def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings) -> dict[int, str]:
@@ -212,11 +222,11 @@ def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: Up
 
 
 def _accumulate(
-    stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, shrink: float
+    stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, divisors: Divisors
 ) -> dict[str, Tensor]:
     """Forward and backward over one minibatch; if memory runs out, again in micro-batches half as large."""
     try:
-        return _accumulated(stages, work, rows, settings=settings, shrink=shrink)
+        return _accumulated(stages, work, rows, settings=settings, divisors=divisors)
     except MEMORY_ERRORS as error:
         if not is_out_of_memory(error):
             raise
@@ -225,11 +235,11 @@ def _accumulate(
     stages.pass_size.shrink_attempted(can_retry=world_size() == 1, what="episode")
     # The backward that failed may have left a part of its gradients, so the minibatch starts again.
     stages.clear_gradients()
-    return _accumulate(stages, work, rows, settings=settings, shrink=shrink)
+    return _accumulate(stages, work, rows, settings=settings, divisors=divisors)
 
 
 def _accumulated(
-    stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, shrink: float
+    stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, divisors: Divisors
 ) -> dict[str, Tensor]:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
     is_own = float(len(rows) > 0)
@@ -239,8 +249,7 @@ def _accumulated(
     # the minibatch is cut into micro-batches and ranks.
     sizes = _sizes(episodes, rows, settings).double()
     # Rows are counted and weights are not summed: the sum would cancel any factor that a minibatch has in common.
-    counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
-    policy_count, value_count = all_reduce_sum(counted).tolist()
+    policy_count, value_count = divisors.counts or _counted(sizes, weights, value_weights)
     # gradients are averaged over ranks, so each rank's sum is scaled up by their number
     scale = 1.0 / world_size()
     totals: dict[str, Tensor] = {}
@@ -252,7 +261,7 @@ def _accumulated(
             weights=weights[one.rows] * one.is_real,
             value_weights=value_weights[one.rows] * one.is_real,
             # At least 1: where nothing counts, the loss is 0 / 1 and not 0 / 0.
-            policy_denominator=max(policy_count, 1.0) * shrink * scale,
+            policy_denominator=max(policy_count, 1.0) * divisors.shrink * scale,
             value_denominator=max(value_count, 1.0) * scale,
         )
         largest = int(costs[one.rows].max())
@@ -284,9 +293,25 @@ def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]
     return work.placeholder, rows.new_zeros(1), work.weights.new_zeros(1)
 
 
+def _counts_per_step(work: Work, settings: UpdateSettings, num_minibatches: int) -> tuple[float, float] | None:
+    """Return the mean denominators of a step, if each token of the iteration is to count the same; else None."""
+    if settings.loss_reduction != "rollout_token_mean" or not num_minibatches:
+        return None
+    sizes = work.episodes.lengths.double()
+    policy_count, value_count = _counted(sizes, work.weights, torch.ones_like(work.weights))
+    return policy_count / num_minibatches, value_count / num_minibatches
+
+
+def _counted(sizes: Tensor, weights: Tensor, value_weights: Tensor) -> tuple[float, float]:
+    """Return the size of the rows of all ranks whose policy loss counts, and of those whose value loss does."""
+    counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
+    policy_count, value_count = all_reduce_sum(counted).tolist()
+    return policy_count, value_count
+
+
 def _sizes(episodes: Episodes, rows: Tensor, settings: UpdateSettings) -> Tensor:
     """Return how much each row counts in the denominator: one, or its steps."""
-    if settings.loss_reduction == "episode_mean":
+    if settings.loss_reduction in ("episode_mean", "fixed_length"):
         return torch.ones(len(rows), device=rows.device)
     return episodes.lengths[rows]
 

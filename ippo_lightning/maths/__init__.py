@@ -1,6 +1,13 @@
 """Pure functions: tensors in, tensors out, keyword-only."""
 
-from ippo_lightning.maths.advantages import gae, group_advantages, last_steps, response_gae
+from ippo_lightning.maths.advantages import (
+    equal_rewards,
+    gae,
+    group_advantages,
+    last_steps,
+    leave_one_out_advantages,
+    response_gae,
+)
 from ippo_lightning.maths.kl import KLEstimator, kl_estimate
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
 from ippo_lightning.maths.losses import (
@@ -21,6 +28,7 @@ from ippo_lightning.maths.masked import (
     mean_and_variance,
     whiten,
 )
+from ippo_lightning.maths.ratios import capped_ratio_terms, clipped_surrogate, sequence_log_ratio
 from ippo_lightning.maths.selection import (
     effective_sample_size,
     keep_above,
@@ -37,7 +45,10 @@ __all__ = [
     "KLEstimator",
     "LossReduction",
     "Moments",
+    "capped_ratio_terms",
+    "clipped_surrogate",
     "effective_sample_size",
+    "equal_rewards",
     "gae",
     "group_advantages",
     "keep_above",
@@ -47,6 +58,7 @@ __all__ = [
     "keep_random",
     "kl_estimate",
     "last_steps",
+    "leave_one_out_advantages",
     "masked_mean",
     "masked_moments",
     "masked_row_mean",
@@ -58,6 +70,7 @@ __all__ = [
     "reduce_terms",
     "response_gae",
     "score_power",
+    "sequence_log_ratio",
     "shape_rewards",
     "token_log_probs",
     "token_log_probs_and_entropy",

@@ -1,4 +1,4 @@
-"""Advantages: generalised advantage estimation, and the mean of a group as a baseline."""
+"""Advantages: generalised advantage estimation, and the other rewards of a group as a baseline."""
 
 from __future__ import annotations
 
@@ -143,6 +143,51 @@ def group_advantages(*, rewards: Tensor, group: Tensor, scale: bool, epsilon: fl
     # A group of one has the variance 0, not 0 / 0.
     variances = zeros.index_add(0, members, centred.square()) / (counts - 1).clamp(min=1)
     return centred / (variances.sqrt()[members] + epsilon)
+
+
+def leave_one_out_advantages(*, rewards: Tensor, group: Tensor) -> Tensor:
+    """Return each reward minus the mean of the other rewards of its group; 0 for a group of one.
+
+    A_i = r_i - (sum_g r - r_i) / (n_g - 1)
+    Source: RLOO, Ahmadian et al. 2024, arXiv 2402.14740.
+
+    Args:
+        rewards: shape [rows].
+        group: shape [rows], int64, equal within a group.
+
+    Returns:
+        Shape [rows].
+    """
+    if rewards.numel() and float(rewards.abs().max()) > _LARGE and rewards.dtype != torch.float64:
+        return leave_one_out_advantages(rewards=rewards.double(), group=group).to(rewards.dtype)
+    _, members = group.unique(return_inverse=True)
+    zeros = rewards.new_zeros(int(members.max()) + 1 if len(members) else 0)
+    counts = zeros.index_add(0, members, torch.ones_like(rewards))[members]
+    totals = zeros.index_add(0, members, rewards)[members]
+    others = (totals - rewards) / (counts - 1).clamp(min=1)
+    # Without another response there is nothing to compare with, and the reward itself is no advantage.
+    return torch.where(counts > 1, rewards - others, torch.zeros_like(rewards))
+
+
+def equal_rewards(*, rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many groups of two or more have rewards that are all equal, and how many such groups there are.
+
+    A group baseline gives each response of such a group the advantage 0.
+
+    Args:
+        rewards: shape [rows].
+        group: shape [rows], int64, equal within a group.
+
+    Returns:
+        Two counts of shape [], int64, which ranks can add.
+    """
+    _, members = group.unique(return_inverse=True)
+    num_groups = int(members.max()) + 1 if len(members) else 0
+    highest = rewards.new_full((num_groups,), -torch.inf).scatter_reduce(0, members, rewards, "amax")
+    lowest = rewards.new_full((num_groups,), torch.inf).scatter_reduce(0, members, rewards, "amin")
+    is_group = members.bincount(minlength=num_groups) > 1
+    # Compared and not subtracted: a variance of equal numbers is not always 0 in floating point.
+    return (is_group & (highest == lowest)).sum(), is_group.sum()
 
 
 _LARGE = 1e15

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths.masked import masked_row_mean, masked_row_sum, masked_sum
+from ippo_lightning.maths.ratios import clipped_surrogate
 
-LossReduction = Literal["episode_mean", "token_mean"]
+LossReduction = Literal["episode_mean", "token_mean", "rollout_token_mean", "fixed_length"]
 
 
 def policy_loss_terms(
@@ -32,9 +33,9 @@ def policy_loss_terms(
     Returns:
         Shape [rows, steps].
     """
-    # The minimum makes the clipping one-sided: it stops a step that has gone too far, never one that comes back.
-    ratio = (log_probs - old_log_probs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    return clipped_surrogate(
+        log_ratio=log_probs - old_log_probs, advantages=advantages, clip_low=clip_low, clip_high=clip_high
+    )
 
 
 def truncated_importance(*, log_ratio: Tensor, cap: float) -> Tensor:
@@ -75,12 +76,19 @@ def value_loss_terms(*, values: Tensor, old_values: Tensor, returns: Tensor, cli
 
 
 def reduce_terms(
-    *, terms: Tensor, mask: Tensor, weights: Tensor, reduction: LossReduction, denominator: Tensor | float
+    *,
+    terms: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    reduction: LossReduction,
+    denominator: Tensor | float,
+    max_length: int | None = None,
 ) -> Tensor:
     """Return the weighted sum over rows, divided by a denominator.
 
     `episode_mean`: sum_i w_i * (mean over the steps of i) / denominator, a number of rows.
-    `token_mean`: sum_i w_i * (sum over the steps of i) / denominator, a number of steps.
+    `token_mean`, `rollout_token_mean`: sum_i w_i * (sum over the steps of i) / denominator, a number of steps.
+    `fixed_length`: sum_i w_i * (sum over the steps of i) / max_length / denominator, a number of rows.
     The caller passes the denominator, so that micro-batches and ranks add up to the whole minibatch.
 
     Args:
@@ -89,6 +97,7 @@ def reduce_terms(
         weights: shape [rows].
         reduction: see above.
         denominator: shape [] or a number, > 0.
+        max_length: steps, for `fixed_length` only.
 
     Returns:
         Shape [].
@@ -98,15 +107,25 @@ def reduce_terms(
     """
     if reduction == "episode_mean":
         per_row = masked_row_mean(values=terms, mask=mask)
-    elif reduction == "token_mean":
+    elif reduction in ("token_mean", "rollout_token_mean"):
         per_row = masked_row_sum(values=terms, mask=mask)
+    elif reduction == "fixed_length":
+        assert max_length is not None, "a length is what this reduction divides by"
+        per_row = masked_row_sum(values=terms, mask=mask) / max_length
     else:
-        raise UserError(f"reduction: '{reduction}' is unknown; expected episode_mean or token_mean")
+        known = ", ".join(get_args(LossReduction))
+        raise UserError(f"reduction: '{reduction}' is unknown; expected one of {known}")
     return (weights.to(terms.dtype) * per_row).sum() / denominator
 
 
 def update_diagnostics(
-    *, log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip_low: float, clip_high: float
+    *,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+    clipped_log_ratio: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return sums over the steps that count, of how far the policy has moved; sums, because means do not add up.
 
@@ -116,13 +135,16 @@ def update_diagnostics(
         mask: shape [rows, steps], bool.
         clip_low: > 0; infinity where nothing is clipped.
         clip_high: > 0; infinity where nothing is clipped.
+        clipped_log_ratio: log of the ratio that the loss clips, nats, shape [rows, steps] or [rows, 1]; None for that
+            of each step.
 
     Returns:
         `clipped_tokens`, `approx_kl_sum` (k3 form, nats), `ratio_sum`, `tokens`; each [] float.
     """
     # Before the exponential, which what stands in padding could overflow.
     log_ratio = torch.where(mask, log_probs - old_log_probs, torch.zeros_like(log_probs))
-    ratio = log_ratio.exp()
+    clipped = log_ratio if clipped_log_ratio is None else torch.where(mask, clipped_log_ratio, 0.0)
+    ratio = clipped.exp()
     # For both signs of the advantage: this number measures how far the ratios have moved, not where the loss is flat.
     is_clipped = (ratio - 1 > clip_high) | (1 - ratio > clip_low)
     return {

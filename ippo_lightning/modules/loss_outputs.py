@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor
 
 from ippo_lightning.algorithms import AdvantageEstimator, PolicyLoss
 from ippo_lightning.errors import UserError, require_choice, require_range
-from ippo_lightning.maths import KLEstimator, LossReduction, masked_row_mean, update_diagnostics
-from ippo_lightning.policies import PolicyOutput
+from ippo_lightning.maths import KLEstimator, LossReduction, masked_row_mean, reduce_terms, update_diagnostics
+from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
 from ippo_lightning.records import Minibatch, TextEpisodes
 
 READABLE = frozenset({"entropy", "values"})
 """Fields of a `PolicyOutput` that are computed on demand; the log-probs are always there."""
 
 
-def require_parts(loss: object, advantages: object, *, loss_reads: frozenset[str], has_values: bool) -> None:
+def require_parts(
+    loss: object,
+    advantages: object,
+    *,
+    loss_reads: frozenset[str],
+    policy: CausalLMPolicy,
+    sampling: SamplingSettings,
+) -> None:
     """Check the objects that make an algorithm.
 
     Args:
         loss: a `PolicyLoss`.
         advantages: an `AdvantageEstimator`.
         loss_reads: of the module's class.
-        has_values: whether the policy has a critic.
+        policy: under training.
+        sampling: of the rollout.
 
     Raises:
-        UserError: another type, an unknown name in `loss_reads` or in `reads` of the loss, or a critic that the
-            advantage estimator does not use.
+        UserError: another type, an unknown name in `loss_reads` or in `reads` of the loss, a critic that the advantage
+            estimator does not use, one response per prompt where responses are compared, or no reference where the
+            loss needs one.
     """
     for field, part, expected in (("loss", loss, PolicyLoss), ("advantages", advantages, AdvantageEstimator)):
         if not isinstance(part, expected):
@@ -41,9 +50,15 @@ def require_parts(loss: object, advantages: object, *, loss_reads: frozenset[str
         unknown = sorted(set(names) - READABLE)
         if unknown:
             raise UserError(f"model.{field}: {unknown[0]!r} is unknown; expected names from entropy, values")
-    if has_values and not advantages.needs_values:
-        name = type(advantages).__name__
+    name = type(advantages).__name__
+    if policy.has_values and not advantages.needs_values:
         raise UserError(f"policy.value: {name} reads no values, and the policy has a critic; set value to none")
+    if advantages.needs_groups and sampling.num_responses < 2:
+        found = f"{name} compares the responses to a prompt with each other"
+        raise UserError(f"sampling.num_responses: {sampling.num_responses}, and {found}; expected at least 2")
+    # Without a reference its log-probs are those of the rollout, and the penalty would be for any change at all.
+    if loss.needs_reference and not policy.has_reference:
+        raise UserError(f"policy.reference: none, and {type(loss).__name__} has a beta above 0; use auto, or beta 0")
 
 
 def require_coefficients(entropy_coef: float, missing_eos_penalty: float, kl_estimator: str) -> None:
@@ -107,37 +122,66 @@ def checked_terms(
     return terms.expand(rows, steps)
 
 
-def sums_for_log(output: PolicyOutput, minibatch: Minibatch, *, bounds: tuple[float, float]) -> dict[str, Tensor]:
+def sums_for_log(output: PolicyOutput, minibatch: Minibatch, *, loss: PolicyLoss) -> dict[str, Tensor]:
     """Return sums over the steps that count: divergence, clipping, ratio and entropy.
 
     Args:
         output: at the current parameters, with entropy.
         minibatch: with the log-probs of the policy that sampled.
-        bounds: of the ratio.
+        loss: gives the ratio and its bounds.
     """
     assert output.entropy is not None, "requested for the log"
     episodes = minibatch.episodes
     # `value_weights`: a row that is dropped for the policy counts, one that only fills a rank does not.
     counted = episodes.mask & (minibatch.value_weights > 0)[:, None]
-    low, high = bounds
+    low, high = loss.bounds
+    log_probs = output.log_probs.detach()
     sums = update_diagnostics(
-        log_probs=output.log_probs.detach(),
+        log_probs=log_probs,
         old_log_probs=episodes.log_probs,
         mask=counted,
         clip_low=low,
         clip_high=high,
+        clipped_log_ratio=loss.log_ratio(log_probs, episodes),
     )
     sums["entropy_sum"] = (output.entropy.detach() * counted).sum()
     return sums
 
 
-def row_losses(terms: Tensor, episodes: TextEpisodes, reduction: LossReduction) -> Tensor:
-    """Return the policy loss of each episode, shape [rows]: the mean over its steps, or their sum for `token_mean`.
+class Reduction(NamedTuple):
+    """How the losses of steps become one number per row, and one per minibatch."""
 
-    Args:
-        terms: the loss of each step, shape [rows, steps].
-        episodes: the same rows.
-        reduction: of training; scores of another loss would not describe the update.
-    """
-    means = masked_row_mean(values=terms, mask=episodes.mask)
-    return means if reduction == "episode_mean" else means * episodes.lengths
+    kind: LossReduction
+    max_length: int
+    """Steps, which `fixed_length` divides by."""
+
+    @classmethod
+    def of(cls, module: Any) -> Reduction:
+        """Return the reduction that a `PPOModule` trains with."""
+        return cls(module.update_settings.loss_reduction, module.sampling.max_new_tokens)
+
+    def of_rows(self, terms: Tensor, episodes: TextEpisodes) -> Tensor:
+        """Return the loss of each row, shape [rows], so that a score describes what training adds up.
+
+        What a minibatch is divided by is a constant of its rows' losses, and left out.
+
+        Args:
+            terms: the loss of each step, shape [rows, steps].
+            episodes: the same rows.
+        """
+        means = masked_row_mean(values=terms, mask=episodes.mask)
+        if self.kind == "episode_mean":
+            return means
+        sums = means * episodes.lengths
+        return sums / self.max_length if self.kind == "fixed_length" else sums
+
+    def of_minibatch(self, terms: Tensor, weights: Tensor, denominator: float, *, mask: Tensor) -> Tensor:
+        """Return the loss of a minibatch, shape []; arguments as in `reduce_terms`."""
+        return reduce_terms(
+            terms=terms,
+            mask=mask,
+            weights=weights,
+            reduction=self.kind,
+            denominator=denominator,
+            max_length=self.max_length,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -20,12 +21,13 @@ from ippo_lightning.algorithms import (
 )
 from ippo_lightning.engine import UpdateSettings, run_iteration
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths import KLEstimator, kl_estimate, masked_row_mean, reduce_terms, shape_rewards
+from ippo_lightning.maths import KLEstimator, kl_estimate, shape_rewards
+from ippo_lightning.modules.group_metrics import group_metrics
 from ippo_lightning.modules.loss_outputs import (
+    Reduction,
     checked_terms,
     require_coefficients,
     require_parts,
-    row_losses,
     sums_for_log,
 )
 from ippo_lightning.modules.optimization import OptimizerSettings
@@ -122,7 +124,7 @@ class PPOModule(TextModule):
         self.kl_controller = kl_controller or FixedKLController(coef=0.05)
         self.kl_estimator: KLEstimator = kl_estimator
         self.last_stats: UpdateStats | None = None
-        require_parts(self.loss, self.advantages, loss_reads=self.loss_reads, has_values=policy.has_values)
+        require_parts(self.loss, self.advantages, loss_reads=self.loss_reads, policy=policy, sampling=own_sampling)
 
     @property
     def reward(self) -> HeldReward:
@@ -171,6 +173,7 @@ class PPOModule(TextModule):
             {
                 **stats.metrics,
                 **gap_metrics(stats.episodes, self.sampling),
+                **group_metrics(stats.episodes, self.advantages),
                 **(self._reward.take_metrics() if self._reward is not None else {}),
                 "rollout/kl_coef": coef,
                 "update/learning_rate_factor": factor,
@@ -274,7 +277,6 @@ class PPOModule(TextModule):
                 that micro-batches and ranks add up to the loss of the full minibatch.
         """
         episodes = cast(TextEpisodes, minibatch.episodes)
-        mask = episodes.mask
         # A detached entropy is only for the log, and its softmax is not kept for the backward.
         needs_gradient = self.entropy_coef > 0 or "entropy" in self._reads
         output = self.score(
@@ -283,10 +285,7 @@ class PPOModule(TextModule):
             with_entropy="differentiable" if needs_gradient else "detached",
         )
 
-        def reduced(terms: Tensor, weights: Tensor, denominator: float) -> Tensor:
-            reduction = self.update_settings.loss_reduction
-            return reduce_terms(terms=terms, mask=mask, weights=weights, reduction=reduction, denominator=denominator)
-
+        reduced = partial(Reduction.of(self).of_minibatch, mask=episodes.mask)
         policy_loss = reduced(self._terms(output, episodes), minibatch.weights, minibatch.policy_denominator)
         assert output.entropy is not None, "requested above"
         entropy = reduced(output.entropy, minibatch.value_weights, minibatch.value_denominator)
@@ -295,7 +294,7 @@ class PPOModule(TextModule):
             terms = self.value_loss.terms(output.values, episodes)
             value_loss = reduced(terms, minibatch.value_weights, minibatch.value_denominator)
         loss = policy_loss + self.value_loss.coef * value_loss - self.entropy_coef * entropy
-        sums = sums_for_log(output, minibatch, bounds=self.loss.bounds)
+        sums = sums_for_log(output, minibatch, loss=self.loss)
         return loss, {**sums, "policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
     # --- what the influence callback scores ----------------------------------------------------------
@@ -303,11 +302,11 @@ class PPOModule(TextModule):
     def episode_losses(self, episodes: TextEpisodes) -> Tensor:
         """Return the policy loss of each episode at the current parameters, shape [rows], with its graph.
 
-        Reduced as in training: the mean over an episode's steps, or their sum if `loss_reduction` is `token_mean`. The
-        episodes need `advantages`, and `log_probs` of the policy that sampled.
+        Reduced as in training, by `loss_reduction`. The episodes need `advantages`, and `log_probs` of the policy that
+        sampled.
         """
         output = self.score(episodes, with_values="values" in self._reads, with_entropy="entropy" in self._reads)
-        return row_losses(self._terms(output, episodes), episodes, self.update_settings.loss_reduction)
+        return Reduction.of(self).of_rows(self._terms(output, episodes), episodes)
 
     def rollout_losses(self, episodes: TextEpisodes) -> Tensor | None:
         """Return what `episode_losses` is at the parameters that sampled, shape [rows], without a forward.
@@ -318,13 +317,16 @@ class PPOModule(TextModule):
             return None
         # At the parameters that sampled, a forward would compute what the rollout has stored.
         output = PolicyOutput(log_probs=episodes.log_probs, entropy=None, values=episodes.values)
-        return row_losses(self._terms(output, episodes), episodes, self.update_settings.loss_reduction)
+        return Reduction.of(self).of_rows(self._terms(output, episodes), episodes)
 
-    def validation_loss(self, batch: Batch) -> Tensor:
-        """Return the SFT loss of demonstrations in nats: mean over tokens, then over demonstrations, shape []."""
-        encoded = self.encode_demonstrations(batch)
-        output = self.policy(*encoded)
-        return -masked_row_mean(values=output.log_probs, mask=encoded.response_mask).mean()
+    def difference_losses(self, episodes: TextEpisodes) -> Tensor:
+        """Return `episode_losses` without clipping, which has the same derivative where every ratio is 1."""
+        # The step of a finite difference may carry ratios over a near bound, as that of GSPO, where the loss is flat.
+        loss, self.loss = self.loss, self.loss.unclipped()
+        try:
+            return self.episode_losses(episodes)
+        finally:
+            self.loss = loss
 
     @property
     def _reads(self) -> frozenset[str]:

@@ -13,6 +13,7 @@ from ippo_lightning.data import Splits
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
+from ippo_lightning.maths import masked_row_mean
 from ippo_lightning.metrics import ReasoningMetrics, RewardMetrics, reference_answers
 from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.optimization import OptimizerSettings
@@ -166,6 +167,12 @@ class TextModule(BaseModule):
         """
         encoded = self.encode_demonstrations(batch)
         return encoded.prompt_mask.sum(dim=1) + encoded.response_mask.sum(dim=1)
+
+    def validation_loss(self, batch: Batch) -> Tensor:
+        """Return the SFT loss of demonstrations in nats: mean over tokens, then over demonstrations, shape []."""
+        encoded = self.encode_demonstrations(batch)
+        output = self.policy(*encoded)
+        return -masked_row_mean(values=output.log_probs, mask=encoded.response_mask).mean()
 
     # --- evaluation ------------------------------------------------------------------------------
 

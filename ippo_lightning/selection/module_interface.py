@@ -40,11 +40,18 @@ class ModuleInterface:
                 "scores need episode_losses(episodes) -> [rows] and validation_loss(batch) -> []"
             )
 
-    def episode_losses(self, pl_module: Any, episodes: Any) -> Tensor:
-        """Return one loss per row at the current parameters, shape [rows]."""
+    def episode_losses(self, pl_module: Any, episodes: Any, *, for_difference: bool = False) -> Tensor:
+        """Return one loss per row at the current parameters, shape [rows].
+
+        Args:
+            pl_module: may have the method `difference_losses(episodes) -> [rows]`, which is smooth nearby.
+            episodes: the rows.
+            for_difference: whether differences of the losses are taken.
+        """
         if self._episode_losses is not None:
             return self._episode_losses(pl_module, episodes)
-        losses: Tensor = pl_module.episode_losses(episodes)
+        smooth = getattr(pl_module, "difference_losses", None) if for_difference else None
+        losses: Tensor = smooth(episodes) if callable(smooth) else pl_module.episode_losses(episodes)
         return losses
 
     def rollout_losses(self, pl_module: Any, episodes: Any) -> Callable[[Any], Tensor] | None:

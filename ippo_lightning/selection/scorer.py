@@ -260,7 +260,8 @@ class Scorer:
         checksum_batches: int,
     ) -> EpisodeScores:
         stored = None
-        if self.settings.method == "finite_difference" and chosen:
+        by_difference = self.settings.method == "finite_difference"
+        if by_difference and chosen:
             # with the stored losses the difference is one-sided and saves a forward; without them it is two-sided
             stored = self.interface.rollout_losses(pl_module, episodes.select(chosen[0][:1]))
         costs = episodes.cost()
@@ -272,7 +273,9 @@ class Scorer:
 
         return score_episodes(
             pl_module,
-            lambda module, rows: self.interface.episode_losses(module, episodes.select(rows)),
+            lambda module, rows: self.interface.episode_losses(
+                module, episodes.select(rows), for_difference=by_difference
+            ),
             chosen,
             directions,
             method=self.settings.method,

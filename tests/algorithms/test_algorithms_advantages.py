@@ -9,7 +9,7 @@ import torch
 from small_episodes import make_episodes
 from torch import Tensor
 
-from ippo_lightning.algorithms import GAE, GroupBaseline
+from ippo_lightning.algorithms import GAE, GlobalBaseline, GroupBaseline, LeaveOneOut
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import TextEpisodes
 
@@ -100,6 +100,31 @@ def test_a_group_of_one_or_of_equal_rewards_has_no_advantage() -> None:
     rewards = torch.tensor([[4.0], [2.0], [2.0]])
     found = GroupBaseline()(episodes.evolve(rewards=rewards, group=torch.tensor([0, 1, 1])))
     assert found.advantages.flatten().tolist() == [0.0, 0.0, 0.0]
+
+
+def test_each_response_is_compared_with_the_others() -> None:
+    episodes, totals = groups()
+    found = LeaveOneOut()(episodes)
+    parts = [totals[:3], totals[3:]]
+    expected = [total - (sum(part) - total) / (len(part) - 1) for part in parts for total in part]
+    torch.testing.assert_close(found.advantages[:, 1].tolist(), expected, **EXACT)
+    assert found.advantages[0, 0] == 0, "a hole gets no advantage"
+    torch.testing.assert_close(found.returns[:, 1].tolist(), totals, **EXACT)
+
+
+def test_a_global_baseline_is_the_reward_to_come_whitened_over_all_steps() -> None:
+    episodes = dialogues().evolve(values=torch.full((3, 6), torch.nan, dtype=torch.float64))
+    found = GlobalBaseline()(episodes)
+    to_come = []
+    for row in range(len(episodes)):
+        rewards = episodes.rewards[row][episodes.mask[row]].tolist()
+        to_come += [sum(rewards[step:]) for step in range(len(rewards))]
+    mean, spread = statistics.fmean(to_come), (statistics.pvariance(to_come) + 1e-8) ** 0.5
+    expected = [(reward - mean) / spread for reward in to_come]
+    torch.testing.assert_close(found.advantages[episodes.mask].tolist(), expected, **EXACT)
+    torch.testing.assert_close(found.returns[episodes.mask].tolist(), to_come, **EXACT)
+    assert found.advantages[~episodes.mask].eq(0).all()
+    assert found.values.isnan().all(), "the values stay as they were"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
+from critic_free import ALGORITHMS
 from launching import Outcome, outcome_of, run_on_two_ranks
 from lightning.fabric import Fabric
 from training_parts import tiny_loop
@@ -145,6 +146,38 @@ def test_an_adapter_on_two_ranks_equals_one_on_the_whole(
         for name, parameter in whole.items():
             torch.testing.assert_close(half[name], parameter, rtol=0, atol=allowed)
     assert any(not torch.equal(start[name], parameter) for name, parameter in whole.items())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_without_a_critic_on_two_ranks_equals_one_on_the_whole(
+    outcome: Outcome, name: str, tmp_path: Path
+) -> None:
+    module = two_ranks.exact_critic_free(name)
+    buffer = two_ranks.whole_buffer(module)
+    start = two_ranks.trainable(module)
+    loop = tiny_loop(tmp_path, module, fabric=Fabric(accelerator="cpu", devices=1, precision="64-true"))
+    loop.set_up()
+    rows = list(range(len(buffer)))
+    weights = two_ranks.filter_rows(loop, module, buffer, rows)
+    whole = two_ranks.update_rows(module, buffer, rows)
+    advantages = whole.pop("advantage_sums")
+    assert float(advantages.abs().max()) > 0
+    for half, part in zip(outcome.tensors(f"halves.{name}"), torch.arange(len(buffer)).chunk(2), strict=True):
+        torch.testing.assert_close(half.pop("advantage_sums"), advantages[part], rtol=0, atol=EXACT)
+        torch.testing.assert_close(half.pop("weights"), weights[part], rtol=0, atol=FLOAT32)
+        for parameter, value in whole.items():
+            torch.testing.assert_close(half[parameter], value, rtol=0, atol=EXACT)
+    assert any(not torch.equal(start[parameter], value) for parameter, value in whole.items())
+
+
+def test_both_ranks_log_the_groups_of_both_and_leave_out_cut_responses(outcome: Outcome) -> None:
+    first, second = (rank["groups"] for rank in outcome.ranks)
+    for metric in ("rollout/truncated_fraction", "update/kept_fraction", "update/optimizer_steps"):
+        assert first[metric] == second[metric]
+    lines = (outcome.folder / "groups" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = json.loads(lines[-1])["rollout/zero_variance_fraction"]
+    assert logged == pytest.approx((first["equal"] + second["equal"]) / (first["all"] + second["all"]))
+    assert 0 < first["update/kept_fraction"] <= 1 - first["rollout/truncated_fraction"]
 
 
 KINDS = [("full", EXACT), ("lora", EXACT), ("nf4", FLOAT32_STEPS)]

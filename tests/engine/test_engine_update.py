@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from training_parts import prepared, same, tiny_loop, tiny_module, tiny_policy, 
 from ippo_lightning.algorithms import GAE, ClippedLoss, ValueLoss
 from ippo_lightning.engine import UpdateSettings, run_update
 from ippo_lightning.errors import UserError
+from ippo_lightning.maths import LossReduction
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import UpdatePlan
 
@@ -42,7 +43,7 @@ def largest_difference(first: PPOModule, second: PPOModule) -> float:
     )
 
 
-@pytest.mark.parametrize("reduction", ["episode_mean", "token_mean"])
+@pytest.mark.parametrize("reduction", get_args(LossReduction))
 def test_micro_batches_add_up_to_the_minibatch(reduction: str, tmp_path: Path) -> None:
     weights = torch.linspace(0.2, 1.8, 16)
     one = updated(tmp_path, weights=weights, update={"micro_batch_size": 1, "loss_reduction": reduction})
@@ -192,6 +193,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "minibatch_size": {"update": {"minibatch_size": 4}},
     "max_grad_norm": {"update": {"max_grad_norm": 1e-4}},
     "loss_reduction": {"update": {"loss_reduction": "token_mean"}},
+    "loss_reduction of the rollout": {"update": {"loss_reduction": "rollout_token_mean"}},
+    "fixed loss_reduction": {"update": {"loss_reduction": "fixed_length"}},
     "low": {"loss": ClippedLoss(low=1e-4, high=0.2)},
     "high": {"loss": ClippedLoss(low=0.2, high=1e-4)},
     "value clip_range": {"value_loss": ValueLoss(clip_range=1e-4)},

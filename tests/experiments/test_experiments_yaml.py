@@ -30,6 +30,18 @@ QUESTIONS = ("asdiv", "college_math", "ecqa", "math", "olympiadbench", "own_data
 """Tasks that differ in their data only, so one method and one model of each are enough."""
 TASKS = (*COMBINED, *QUESTIONS)
 METHODS = sorted(path.stem for path in (EXPERIMENTS / "methods").glob("*.yaml"))
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"loss": None, "kl": 0.0, "update": {}},
+    "dr_grpo": {"loss": None, "kl": 0.0, "update": {"loss_reduction": "fixed_length"}},
+    "rloo": {"loss": {"ratio": "sequence_sum"}, "kl": 0.05, "update": {}},
+    "dapo": {
+        "loss": {"high": 0.28},
+        "kl": 0.0,
+        "update": {"loss_reduction": "rollout_token_mean", "mask_truncated": True},
+    },
+    "gspo": {"loss": {"low": 3e-4, "high": 4e-4, "ratio": "sequence_mean"}, "kl": 0.0, "update": {}},
+}
+"""Methods that change the module and not the callbacks, and the numbers of their recipes."""
 MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml"))
 CONTINUED = "#   "
 
@@ -152,11 +164,16 @@ def read(path: Path) -> Any:
 def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     assert axis_names("base") == ["ppo", "sft"]
     assert axis_names("task") == sorted(TASKS)
-    assert {"ppo", "ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"} == set(METHODS)
+    filters = {"ppo", "ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
+    assert filters | ALGORITHMS.keys() == set(METHODS)
 
 
 @pytest.mark.parametrize(
-    ("task", "method"), [*itertools.product(COMBINED, METHODS), *itertools.product(QUESTIONS, ["ippo"])]
+    ("task", "method"),
+    [
+        *itertools.product(COMBINED, [method for method in METHODS if method not in ALGORITHMS]),
+        *itertools.product(QUESTIONS, ["ippo"]),
+    ],
 )
 def test_a_method_adds_callbacks_to_a_task_and_changes_nothing_else(
     parser: ArgumentParser, task: str, method: str
@@ -170,6 +187,33 @@ def test_a_method_adds_callbacks_to_a_task_and_changes_nothing_else(
     assert names == ["EpisodeLog"] + ["InfluenceFilter"] * (method != "ppo")
     del plain["callbacks"], plain["config"], changed["config"]
     assert plain == changed
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "word_problems"])
+@pytest.mark.parametrize("method", ALGORITHMS)
+def test_an_algorithm_has_the_numbers_of_its_recipe_and_takes_a_filter(
+    parser: ArgumentParser, task: str, method: str
+) -> None:
+    recipe = ALGORITHMS[method]
+    plain = parsed(parser, ["--task", task])
+    # given after a filter and before it, by the same settings
+    orders = [["--method", method, "--method", "ippo"], ["--method", "ippo", "--method", method]]
+    for words in orders:
+        found = parsed(parser, ["--task", task, *words])
+        assert found["loop"].pop("run_dir") == f"runs/{task}/{words[1]}+{words[3]}"
+        names = [item["class_path"].rpartition(".")[2] for item in found["callbacks"]]
+        assert names == ["EpisodeLog", "InfluenceFilter"]
+        assert found["data"] == plain["data"]
+        settings, base = found["model"]["init_args"], plain["model"]["init_args"]
+        assert settings["policy"]["init_args"] == {**base["policy"]["init_args"], "value": "none"}
+        assert settings["kl_controller"]["init_args"]["coef"] == recipe["kl"]
+        loss = settings["loss"]
+        bare = {"low": 0.2, "high": None, "ratio": "token", "delta": None, "beta": 0.0, "ratio_in_divergence": False}
+        assert (loss and dict(loss["init_args"])) == (recipe["loss"] and {**bare, **recipe["loss"]})
+        assert settings["update"] == {**base["update"], **recipe["update"]}
+        responses = 16 if method == "dapo" else base["sampling"]["num_responses"]
+        assert settings["sampling"] == {**base["sampling"], "num_responses": responses}
+        assert settings["optimizer"] == base["optimizer"]
 
 
 @pytest.mark.parametrize("base", ["ppo", "sft"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ippo_lightning.maths import gae, response_gae
+from ippo_lightning.maths import equal_rewards, gae, leave_one_out_advantages, response_gae
 
 # fp64, sums of at most a dozen terms
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -206,3 +206,41 @@ def test_more_padding_columns_change_nothing(extra: int, bootstrap: bool) -> Non
 def test_precision_is_that_of_the_rewards(dtype: torch.dtype) -> None:
     batch = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in responses().items()}
     assert [tensor.dtype for tensor in response_gae(**batch, gamma=0.9, gae_lambda=0.8)] == [dtype, dtype]
+
+
+def test_each_reward_is_compared_with_the_others_of_its_group() -> None:
+    # groups 7: 1, 2, 6 and 2: 3, 5 and 9: 4, numbered with gaps and mixed
+    rewards = torch.tensor([1.0, 3.0, 2.0, 5.0, 4.0, 6.0], dtype=torch.float64)
+    group = torch.tensor([7, 2, 7, 2, 9, 7])
+    found = leave_one_out_advantages(rewards=rewards, group=group)
+    # 1 - (2 + 6) / 2, 3 - 5, 2 - (1 + 6) / 2, 5 - 3, alone, 6 - (1 + 2) / 2
+    assert found.tolist() == pytest.approx([-3.0, -2.0, -1.5, 2.0, 0.0, 4.5], rel=1e-12)
+
+
+def test_leaving_one_out_is_the_deviation_from_the_mean_times_n_over_n_minus_1() -> None:
+    rewards = torch.randn(12, dtype=torch.float64)
+    found = leave_one_out_advantages(rewards=rewards, group=torch.arange(12) // 4)
+    groups = rewards.view(3, 4)
+    expected = (groups - groups.mean(dim=1, keepdim=True)) * 4 / 3
+    torch.testing.assert_close(found, expected.flatten(), rtol=1e-12, atol=1e-12)
+
+
+def test_huge_rewards_are_compared_without_overflow() -> None:
+    found = leave_one_out_advantages(rewards=torch.tensor([3e38, 3e38, -3e38]), group=torch.zeros(3, dtype=torch.long))
+    assert found[0].item() == pytest.approx(3e38, rel=1e-6)
+    assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("rewards", "group", "counts"),
+    [
+        # equal, different, and one alone, which is no group
+        ([0.1, 0.1, 0.0, 1.0, 5.0], [4, 4, 0, 0, 9], (1, 2)),
+        ([0.1, 0.1, 0.1], [1, 1, 1], (1, 1)),
+        ([1.0], [0], (0, 0)),
+        ([], [], (0, 0)),
+    ],
+)
+def test_groups_of_equal_rewards_are_counted(rewards: list[float], group: list[int], counts: tuple[int, int]) -> None:
+    equal, total = equal_rewards(rewards=torch.tensor(rewards), group=torch.tensor(group, dtype=torch.long))
+    assert (int(equal), int(total)) == counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths import policy_loss_terms, reduce_terms, update_diagnostics, value_loss_terms
+from ippo_lightning.maths import LossReduction, policy_loss_terms, reduce_terms, update_diagnostics, value_loss_terms
 
 # fp64, a handful of operations
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 GARBAGE = [math.nan, math.inf, -math.inf, 1e30, -7.0]
-REDUCTIONS = ["episode_mean", "token_mean"]
+REDUCTIONS = [*get_args(LossReduction)]
 
 
 def clip(both: float) -> dict[str, float]:
@@ -150,14 +151,21 @@ def terms_to_reduce() -> Tensor:
 
 @pytest.mark.parametrize(
     ("reduction", "expected"),
-    # rows (3, 6, 0), (4): means 3 and 4, sums 9 and 4; weights 1 and 2; over a denominator of 10
-    [("episode_mean", (1 * 3 + 2 * 4) / 10), ("token_mean", (1 * 9 + 2 * 4) / 10)],
+    # rows (3, 6, 0), (4): means 3 and 4, sums 9 and 4, sums over 4 steps 9/4 and 1; weights 1 and 2; over 10
+    [
+        ("episode_mean", (1 * 3 + 2 * 4) / 10),
+        ("token_mean", (1 * 9 + 2 * 4) / 10),
+        ("rollout_token_mean", (1 * 9 + 2 * 4) / 10),
+        ("fixed_length", (1 * 9 / 4 + 2 * 1) / 10),
+    ],
 )
 def test_reductions_by_hand(reduction: str, expected: float) -> None:
     terms = torch.tensor([[3.0, 6.0, 0.0, 99.0], [4.0, 99.0, 99.0, 99.0]])
     weights = torch.tensor([1.0, 2.0])
     for denominator in (10.0, torch.tensor(10.0)):
-        found = reduce_terms(terms=terms, mask=MASK[:2], weights=weights, reduction=reduction, denominator=denominator)
+        found = reduce_terms(
+            terms=terms, mask=MASK[:2], weights=weights, reduction=reduction, denominator=denominator, max_length=4
+        )
         assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -176,9 +184,9 @@ def test_with_weights_of_one_the_reductions_are_plain_means() -> None:
 @pytest.mark.parametrize("parts", [[1, 1, 1, 1], [3, 1], [2, 2]])
 def test_micro_batches_add_up_to_the_undivided_minibatch(reduction: str, parts: list[int]) -> None:
     terms = terms_to_reduce()
-    whole = reduce_terms(terms=terms, mask=MASK, weights=WEIGHTS, reduction=reduction, denominator=7.0)
+    whole = reduce_terms(terms=terms, mask=MASK, weights=WEIGHTS, reduction=reduction, denominator=7.0, max_length=4)
     pieces = [
-        reduce_terms(terms=t, mask=m, weights=w, reduction=reduction, denominator=7.0)
+        reduce_terms(terms=t, mask=m, weights=w, reduction=reduction, denominator=7.0, max_length=4)
         for t, m, w in zip(terms.split(parts), MASK.split(parts), WEIGHTS.split(parts), strict=True)
     ]
     torch.testing.assert_close(sum(pieces), whole, **EXACT)
@@ -191,7 +199,7 @@ def test_padding_changes_neither_loss_nor_gradient(reduction: str, garbage: floa
     results = []
     for values in (terms, terms.masked_fill(~MASK, garbage)):
         leaf = values.clone().requires_grad_()
-        loss = reduce_terms(terms=leaf, mask=MASK, weights=WEIGHTS, reduction=reduction, denominator=7.0)
+        loss = reduce_terms(terms=leaf, mask=MASK, weights=WEIGHTS, reduction=reduction, denominator=7.0, max_length=4)
         results.append((loss, *torch.autograd.grad(loss, leaf)))
     torch.testing.assert_close(*results, rtol=0, atol=0)
     assert results[0][1][~MASK].eq(0).all()
@@ -214,6 +222,7 @@ def test_padding_of_the_inputs_changes_neither_loss_nor_gradient(reduction: str,
             weights=WEIGHTS,
             reduction=reduction,
             denominator=4.0,
+            max_length=4,
         )
         results.append((loss.detach(), torch.autograd.grad(loss, log_probs)[0][MASK]))
     torch.testing.assert_close(*results, rtol=0, atol=0)
@@ -227,7 +236,7 @@ def test_padding_of_the_inputs_changes_neither_loss_nor_gradient(reduction: str,
 )
 def test_where_nothing_counts_loss_and_gradient_are_zero(reduction: str, mask: Tensor, weights: Tensor) -> None:
     terms = terms_to_reduce().requires_grad_()
-    loss = reduce_terms(terms=terms, mask=mask, weights=weights, reduction=reduction, denominator=1.0)
+    loss = reduce_terms(terms=terms, mask=mask, weights=weights, reduction=reduction, denominator=1.0, max_length=4)
     loss.backward()
     assert loss.item() == 0.0
     assert terms.grad.eq(0).all()
@@ -236,7 +245,13 @@ def test_where_nothing_counts_loss_and_gradient_are_zero(reduction: str, mask: T
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_one_episode_that_is_left_has_a_finite_loss(reduction: str) -> None:
     terms = terms_to_reduce()[1:2].requires_grad_()
-    arguments = {"mask": MASK[1:2], "weights": WEIGHTS[1:2], "reduction": reduction, "denominator": 1.0}
+    arguments = {
+        "mask": MASK[1:2],
+        "weights": WEIGHTS[1:2],
+        "reduction": reduction,
+        "denominator": 1.0,
+        "max_length": 1,
+    }
     loss = reduce_terms(terms=terms, **arguments)
     loss.backward()
     # one token, weight 2
@@ -245,7 +260,9 @@ def test_one_episode_that_is_left_has_a_finite_loss(reduction: str) -> None:
 
 
 def test_an_unknown_reduction_is_refused() -> None:
-    with pytest.raises(UserError, match=r"reduction: 'mean' is unknown; expected episode_mean or token_mean"):
+    with pytest.raises(
+        UserError, match=r"reduction: 'mean' is unknown; expected one of episode_mean, token_mean, rollout"
+    ):
         reduce_terms(terms=terms_to_reduce(), mask=MASK, weights=WEIGHTS, reduction="mean", denominator=1.0)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from critic_free import ALGORITHMS, critic_free_module
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -64,7 +66,8 @@ def supervised() -> SFTModule:
         pytest.param(kind, evaluates, marks=() if evaluates == (kind in ("filtered", "sft")) else pytest.mark.slow)
         for kind in ("ppo", "filtered", "adapter", "sft")
         for evaluates in (False, True)
-    ],
+    ]
+    + [pytest.param(name, False, marks=() if name == "dapo" else pytest.mark.slow) for name in ALGORITHMS],
 )
 def test_trainer_and_fabric_loop_give_bit_equal_parameters(kind: str, evaluates: bool, tmp_path: Path) -> None:
     def module() -> Any:
@@ -73,6 +76,7 @@ def test_trainer_and_fabric_loop_give_bit_equal_parameters(kind: str, evaluates:
             "filtered": adaptive,
             "adapter": lambda: adaptive(policy=tiny_policy(lora=LoraSettings(r=2))),
             "sft": supervised,
+            **{name: partial(critic_free_module, name, update={"num_epochs": 2}) for name in ALGORITHMS},
         }[kind]()
 
     def callbacks() -> list[Any]:

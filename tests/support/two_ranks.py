@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from communication import CommunicationCount
+from critic_free import ALGORITHMS, critic_free_module
 from lightning import Callback
 from lightning.fabric import Fabric
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -108,6 +109,20 @@ def policy_of(kind: str, folder: Path, **settings: Any) -> CausalLMPolicy:
     return CausalLMPolicy(
         pretrained=str(nf4_base(folder)), lora=lora, quantization="nf4", tokenizer=arithmetic_tokenizer(), **settings
     )
+
+
+def exact_critic_free(name: str) -> PPOModule:
+    """As `exact_module`, by an algorithm without a critic."""
+    module = critic_free_module(name, update={"minibatch_size": 64, "micro_batch_size": 2, "num_epochs": 2})
+    module.double()
+    return module
+
+
+def critic_free_run(folder: Path, fabric: Fabric) -> PPOModule:
+    """Two iterations with a filter, by an algorithm that leaves out cut responses."""
+    module = critic_free_module("dapo", update={"num_epochs": 2, "minibatch_size": 4})
+    tiny_loop(folder, module, fabric=fabric, callbacks=[InfluenceFilter(min_keep=1)]).fit()
+    return module
 
 
 def adapter_module(kind: str, folder: Path) -> PPOModule:
@@ -252,6 +267,18 @@ def main(folder: Path) -> None:
         torch.save(results, folder / f"halves.ppo.{kind}.rank{rank}.pt")
         results = sft_step(folder / "unused", several, list(range(rank, 10, 2)), kind=kind)
         torch.save(results, folder / f"halves.sft.{kind}.rank{rank}.pt")
+    stats = critic_free_run(folder / "groups", fabric).last_stats
+    rewards = stats.episodes.outcome_rewards.view(-1, 2)
+    numbers["groups"] = {**stats.metrics, "equal": int((rewards[:, 0] == rewards[:, 1]).sum()), "all": len(rewards)}
+    for name in ALGORITHMS:
+        module = exact_critic_free(name)
+        buffer = whole_buffer(module)
+        loop = tiny_loop(folder / "unused", module, fabric=exact, overwrite=True)
+        loop.set_up()
+        # all responses to a prompt are on one rank
+        rows = list(range(rank * len(buffer) // 2, (rank + 1) * len(buffer) // 2))
+        results = {"weights": filter_rows(loop, module, buffer, rows), **update_rows(module, buffer, rows)}
+        torch.save(results, folder / f"halves.{name}.rank{rank}.pt")
     (folder / f"rank{rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
 
 
