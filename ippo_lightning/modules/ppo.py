@@ -302,8 +302,7 @@ class PPOModule(TextModule):
     def episode_losses(self, episodes: TextEpisodes) -> Tensor:
         """Return the policy loss of each episode at the current parameters, shape [rows], with its graph.
 
-        Reduced as in training, by `loss_reduction`. The episodes need `advantages`, and `log_probs` of the policy that
-        sampled.
+        Reduced by `loss_reduction`. The episodes need `advantages`, and `log_probs` of the policy that sampled.
         """
         output = self.score(episodes, with_values="values" in self._reads, with_entropy="entropy" in self._reads)
         return Reduction.of(self).of_rows(self._terms(output, episodes), episodes)
@@ -320,8 +319,7 @@ class PPOModule(TextModule):
         return Reduction.of(self).of_rows(self._terms(output, episodes), episodes)
 
     def difference_losses(self, episodes: TextEpisodes) -> Tensor:
-        """Return `episode_losses` without clipping, which has the same derivative where every ratio is 1."""
-        # The step of a finite difference may carry ratios over a near bound, as that of GSPO, where the loss is flat.
+        """Return `episode_losses` without clipping: the step of a difference may carry ratios over a near bound."""
         loss, self.loss = self.loss, self.loss.unclipped()
         try:
             return self.episode_losses(episodes)
