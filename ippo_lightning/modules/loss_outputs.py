@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from typing import TypeVar, get_args
 
 from torch import Tensor
 
@@ -12,8 +12,9 @@ from ippo_lightning.algorithms import AdvantageEstimator, PolicyLoss
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import KLEstimator, LossReduction, masked_row_mean, update_diagnostics
 from ippo_lightning.policies import PolicyOutput
-from ippo_lightning.records import Minibatch, TextEpisodes
+from ippo_lightning.records import Episodes, Minibatch
 
+Record = TypeVar("Record", bound=Episodes)
 READABLE = frozenset({"entropy", "values"})
 """Fields of a `PolicyOutput` that are computed on demand; the log-probs are always there."""
 
@@ -63,9 +64,9 @@ def require_coefficients(entropy_coef: float, missing_eos_penalty: float, kl_est
 
 
 def checked_terms(
-    loss_terms: Callable[[PolicyOutput, TextEpisodes], Tensor],
+    loss_terms: Callable[[PolicyOutput, Record], Tensor],
     output: PolicyOutput,
-    episodes: TextEpisodes,
+    episodes: Record,
     *,
     reads: frozenset[str],
 ) -> Tensor:
@@ -131,7 +132,7 @@ def sums_for_log(output: PolicyOutput, minibatch: Minibatch, *, bounds: tuple[fl
     return sums
 
 
-def row_losses(terms: Tensor, episodes: TextEpisodes, reduction: LossReduction) -> Tensor:
+def row_losses(terms: Tensor, episodes: Episodes, reduction: LossReduction) -> Tensor:
     """Return the policy loss of each episode, shape [rows]: the mean over its steps, or their sum for `token_mean`.
 
     Args:

@@ -85,20 +85,20 @@ class ActorCritic(nn.Module):
             self.log_std = nn.Embedding(1, actions.size)
             nn.init.constant_(self.log_std.weight, initial_log_std)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> PolicyOutput:
+    def forward(self, observations: Tensor, actions: Tensor, *, with_values: bool = True) -> PolicyOutput:
         """Return log-probs, entropy and values of what was done.
 
         Args:
             observations: shape [rows, steps, *shape].
             actions: shape [rows, steps] int64, or [rows, steps, size] float.
+            with_values: also the critic's values.
         """
         steps = observations.shape[:2]
         features = self.features(observations.flatten(0, 1))
         outputs = self.actor(features).unflatten(0, steps)
         log_probs, entropy = self._described(outputs, actions)
-        return PolicyOutput(
-            log_probs=log_probs, entropy=entropy, values=self.critic(features).squeeze(-1).unflatten(0, steps)
-        )
+        values = self.critic(features).squeeze(-1).unflatten(0, steps) if with_values else None
+        return PolicyOutput(log_probs=log_probs, entropy=entropy, values=values)
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, greedy: bool = False) -> Tensor:

@@ -261,10 +261,16 @@ class ControlRollouts:
         return self.spaces.to_environment(np.zeros(count if spec.size is None else (count, spec.size), dtype=np.int64))
 
     def close(self) -> None:
-        """End the environments and their processes; the next rollout begins new ones."""
-        if self._vector is not None:
-            self._vector.close()
-        self._vector = None
+        """End the environments and their processes; the next rollout rebuilds them, and continues the episodes."""
+        if self._vector is None:
+            return
+        try:
+            self._saved = self.state_dict()
+        except Exception:  # after an error, an environment may not answer; what it raises can be anything
+            self._saved = None
+        vector, self._vector = self._vector, None
+        # Not politely: a process that hangs in a step would never answer.
+        vector.close(terminate=True)
 
 
 _OF_EPISODES = (

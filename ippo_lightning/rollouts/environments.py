@@ -6,6 +6,8 @@ import difflib
 import importlib
 import importlib.util
 import math
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -170,15 +172,20 @@ def make_vector(
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
     given = episode_seeds or [()] * settings.num_envs
-    makers = [partial(_seeded, settings, seed, index, own) for index, own in enumerate(given)]
+    makers = [partial(_seeded, settings, seed, index, own, os.getpid()) for index, own in enumerate(given)]
     mode = AutoresetMode.SAME_STEP if settings.autoreset == "same_step" else AutoresetMode.NEXT_STEP
     kind = AsyncVectorEnv if settings.vectorization == "async" else SyncVectorEnv
     return kind(makers, autoreset_mode=mode)
 
 
 def _seeded(
-    settings: EnvironmentSettings, seed: int, index: int, episode_seeds: Sequence[int]
+    settings: EnvironmentSettings, seed: int, index: int, episode_seeds: Sequence[int], maker: int
 ) -> gymnasium.Env[Any, Any]:
+    if os.getpid() != maker:
+        # A process of an environment is a copy of that of the run, also in what it does on a signal, which is to go on
+        # to the end of the iteration. gymnasium ends it by SIGTERM; Ctrl-C is for the run alone.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Here and not above: the class needs gymnasium, which is an extra.
     from ippo_lightning.rollouts.seeded_episodes import SeededEpisodes
 
