@@ -20,9 +20,11 @@ from ippo_lightning.cli.experiment_paths import (
     Part,
     axis_file,
     axis_names,
+    base_of_task,
     derived_run_dir,
     find_file,
     part_of,
+    require_fitting_base,
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
@@ -164,6 +166,7 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
     rest: list[Option] = []
     # before the loop: the file of a task depends on the base, which may be named after it
     base = _base_of(found)
+    tasks = [option.value for option in found if option.name == "task" and option.value]
     for option in found:
         if option.name in FOLDERS and not option.value:
             known = ", ".join(axis_names(option.name))
@@ -176,8 +179,13 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
         chosen = _file_option(axis_file(option.name, name, base=base or DEFAULT_BASE), axis=option.name, name=name)
         first.get(option.name, rest).append(chosen)
     # a task sets arguments and names no module, so it needs a base; other files may be complete without one
-    if first["task"] and base is None:
-        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE), axis="base", name=DEFAULT_BASE)]
+    if tasks and base is None:
+        # Whatever base it is, it is the usual one of the task, and the name of the run leaves it out.
+        usual = _file_option(axis_file("base", base_of_task(tasks[0])), axis="base", name=DEFAULT_BASE)
+        first["base"] = [usual]
+    if base is not None:
+        for task in tasks:
+            require_fitting_base(task, base)
     return [*first["base"], *first["task"], *first["model"], *rest]
 
 
