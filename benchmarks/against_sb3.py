@@ -83,7 +83,7 @@ def sb3(environment: str, *, seed: int, limit: int | None = None, **given: Any) 
     """
     from stable_baselines3 import PPO
 
-    extra = {} if limit is None else {"max_episode_steps": limit}
+    extra: dict[str, Any] = {} if limit is None else {"max_episode_steps": limit}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own about the device
         return PPO("MlpPolicy", gymnasium.make(environment, **extra), seed=seed, device="cpu", **given)
