@@ -22,9 +22,9 @@ from ippo_lightning.engine import UpdateSettings, run_iteration
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import Moments, masked_moments, mean_and_variance, reduce_terms
 from ippo_lightning.metrics import ReturnMetrics
-from ippo_lightning.modules.advantage_scaling import EPSILON, require_whole_minibatches, with_unit_advantages
+from ippo_lightning.modules.control_parts import EPSILON, require_parts, require_whole_minibatches, with_unit_advantages
 from ippo_lightning.modules.evaluated import EvaluatedModule
-from ippo_lightning.modules.loss_outputs import checked_terms, require_parts, row_losses, sums_for_log
+from ippo_lightning.modules.loss_outputs import checked_terms, row_losses, sums_for_log
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.policies import MLP, PolicyBuilder, PolicyOutput
 from ippo_lightning.records import Batch, ControlEpisodes, Minibatch, RolloutPlan, UpdateStats
@@ -89,7 +89,7 @@ class ControlPPOModule(EvaluatedModule):
             require_whole_minibatches(self.update_settings)
         self.loss, self.value_loss = loss or ClippedLoss(), value_loss or ValueLoss(coef=1.0, clip_range=None)
         self.advantages = advantages or GAE(gamma=0.99, whiten=False)
-        require_parts(self.loss, self.advantages, loss_reads=self.loss_reads, has_values=True)
+        require_parts(self.loss, self.advantages)
         self.rollouts = ControlRollouts(environment)
         self.policy = (policy or MLP()).build(self.rollouts.spaces.observations, self.rollouts.spaces.actions)
         self.num_steps, self.entropy_coef = num_steps, entropy_coef

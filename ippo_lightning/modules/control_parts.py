@@ -1,15 +1,36 @@
-"""Advantages of mean 0 and variance 1 in each minibatch."""
+"""What a module of environments checks, and advantages of mean 0 and variance 1 in each minibatch."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ippo_lightning.algorithms import AdvantageEstimator, PolicyLoss
 from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import ControlEpisodes
 
 EPSILON = 1e-8
 """Added to a standard deviation, as in stable-baselines3."""
+
+
+def require_parts(loss: object, advantages: object) -> None:
+    """Check the objects that make the algorithm of an actor and a critic.
+
+    Args:
+        loss: a `PolicyLoss`.
+        advantages: an `AdvantageEstimator` that reads values.
+
+    Raises:
+        UserError: another object, or an estimator without values: nothing would learn from the critic.
+    """
+    for field, part, expected in (("loss", loss, PolicyLoss), ("advantages", advantages, AdvantageEstimator)):
+        if not isinstance(part, expected):
+            name = f"ippo_lightning.algorithms.{expected.__name__}"
+            raise UserError(f"model.{field}: got {type(part).__name__}; expected an object of a subclass of {name}")
+    if not getattr(advantages, "needs_values", False):
+        raise UserError(
+            f"model.advantages: {type(advantages).__name__} reads no values; expected GAE, or another one that does"
+        )
 
 
 def require_whole_minibatches(update: UpdateSettings) -> None:
