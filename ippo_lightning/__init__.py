@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ippo_lightning.errors import UserError
+    from ippo_lightning.modules.control import ControlPPOModule
     from ippo_lightning.modules.ppo import PPOModule
     from ippo_lightning.modules.sft import SFTModule
     from ippo_lightning.records import Episodes, RolloutPlan, TextEpisodes, UpdatePlan, UpdateStats
     from ippo_lightning.run.fabric_loop import FabricLoop
 
 __all__ = [
+    "ControlPPOModule",
     "Episodes",
     "FabricLoop",
     "PPOModule",
@@ -35,6 +37,7 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
     __version__ = "0+unknown"
 
 _HOMES = {
+    "ControlPPOModule": "ippo_lightning.modules.control",
     "Episodes": "ippo_lightning.records",
     "FabricLoop": "ippo_lightning.run.fabric_loop",
     "PPOModule": "ippo_lightning.modules.ppo",

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from ippo_lightning.cli.experiment_paths import base_of_task
 from ippo_lightning.cli.main import main
 from ippo_lightning.cli.parsers import build_parser
 from ippo_lightning.cli.run_words import of_runs
@@ -175,8 +176,17 @@ def small(words: list[str]) -> list[str]:
     if "--resume" in words:
         loop = ["--loop.max_iterations=3"]  # one more than before; its other settings are those of the run
     folder = [] if given & {"--loop.run_dir", "--resume"} else ["--loop.run_dir=runs/docs", "--loop.overwrite=true"]
+    task = words[words.index("--task") + 1] if "--task" in words else ""
+    if task and base_of_task(task) == "control":
+        return [*words[1:], *TINY_CONTROL, *loop, *folder]
     demonstrations = [f"--{TASK}.num_demonstrations=32"] if "sft" in words else []
     return [*words[1:], *TINY_DATA, *demonstrations, *loop, *folder]
+
+
+TINY_CONTROL = [
+    *("--model.init_args.num_steps=32", "--model.init_args.update.num_epochs=1"),
+    *("--data.init_args.evaluation_episodes=2", "--data.init_args.test_episodes=2"),
+]
 
 
 SHELL = [block for block in BLOCKS if block.language == "bash"]
@@ -294,8 +304,9 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
     ippo = [*base, "--method", "ippo"]
     assert main(small([*ippo, "--loop.run_dir", "one"])) == 0
     assert main(small([*base, "--base", "sft", "--loop.run_dir", "two"])) == 0
+    assert main(small(["ippo", "fit", "--task", "cartpole", "--loop.run_dir", "three"])) == 0
     logged: set[str] = set()
-    for run in ("one", "two"):
+    for run in ("one", "two", "three"):
         with (Path(run) / "csv" / "metrics.csv").open(encoding="utf-8") as file:
             logged |= set(file.readline().strip().split(","))
     optional = {

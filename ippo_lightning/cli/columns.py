@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ippo_lightning.cli.axis_values import axis_files
-from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_names
+from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, axis_names, base_of_task
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
@@ -105,8 +105,9 @@ def _combinations(settings: CompareSettings) -> Iterator[Column]:
     axes = settings.axes
     several = any(len(axes.get(part, [])) > 1 for part in _PARTS)
     # an axis that is left out gets one empty name: a product with an empty list has no combination
-    chosen = [axes.get(part) or [DEFAULT_BASE if part == "base" else ""] for part in _PARTS]
-    for base, task, model in itertools.product(*chosen):
+    chosen = [axes.get(part) or [""] for part in _PARTS]
+    for given, task, model in itertools.product(*chosen):
+        base = given or (base_of_task(task) if task else DEFAULT_BASE)
         group = tuple(part for part in (base if len(chosen[0]) > 1 else "", task, model) if part)
         # without methods the base alone is the method, as in the name of a run's folder
         methods = axes.get("method") or [base]

@@ -21,10 +21,12 @@ from ippo_lightning.cli.experiment_paths import (
     Part,
     axis_file,
     axis_names,
+    base_of_task,
     derived_run_dir,
     find_file,
     near_file,
     part_of,
+    require_fitting_base,
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
@@ -170,6 +172,7 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
     rest: list[Option] = []
     # before the loop: the file of a task depends on the base, which may be named after it
     base = _base_of(found)
+    tasks = [option.value for option in found if option.name == "task" and option.value]
     for option in found:
         if option.name in FOLDERS and not option.value:
             known = ", ".join(axis_names(option.name))
@@ -183,8 +186,11 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
             first.get(option.name, rest).append(chosen)
     first["model"].sort(key=lambda option: is_overlay(Path(option.value or "")))
     # a task sets arguments and names no module, so it needs a base; other files may be complete without one
-    if first["task"] and base is None:
-        first["base"] = [_file_option(axis_file("base", DEFAULT_BASE), axis="base", name=DEFAULT_BASE)]
+    if tasks and base is None:
+        # Whatever base it is, it is the usual one of the task, and the name of the run leaves it out.
+        first["base"] = [_file_option(axis_file("base", base_of_task(tasks[0])), axis="base", name=DEFAULT_BASE)]
+    for task in tasks if base is not None else ():
+        require_fitting_base(task, base)
     return [*first["base"], *first["task"], *first["model"], *rest]
 
 

@@ -41,11 +41,11 @@ from ippo_lightning.run.fabric_loop import FabricLoop
 from ippo_lightning.run.item_evaluation import (
     Prompt,
     batch_sizes,
-    check_items_possible,
     check_judge,
     evaluate_items,
     prompts_of,
     settings_of,
+    text_module,
 )
 from ippo_lightning.run.items import Item
 from ippo_lightning.storage.run_folder import (
@@ -200,15 +200,15 @@ def sampling_of(own: SamplingSettings, settings: EvaluateSettings) -> SamplingSe
 def _evaluate(job: _Job, settings: EvaluateSettings, build: BuildLoop) -> Column | None:
     """Evaluate one run; return its column on rank 0, None on other ranks."""
     loop, digest = _loop_of(job, build)
-    check_items_possible(loop.module)
-    loop.module.evaluation = sampling_of(loop.module.evaluation, settings)
-    samples = loop.module.evaluation.num_responses
+    module = text_module(loop.module)
+    module.evaluation = sampling_of(module.evaluation, settings)
+    samples = module.evaluation.num_responses
     ks = settings.k or default_ks(samples)
     check_ks(ks, samples=samples)
     if torch.distributed.is_initialized():  # by an earlier run: this Fabric has to know the ranks, too
         loop.fabric.launch()
     checkpoint = loop.set_up_evaluation(job.model.checkpoint)
-    check_judge(loop.module)
+    check_judge(module)
     prompts = prompts_of(loop, settings.split)
     batch_size = settings.batch_size or int(getattr(loop.datamodule, "evaluation_batch_size", _BATCH_SIZE))
     described = _described(loop, prompts, job=job, checkpoint=checkpoint)
@@ -271,7 +271,8 @@ def _loop_of(job: _Job, build: BuildLoop) -> tuple[FabricLoop, str]:
 def _described(loop: FabricLoop, prompts: Sequence[Prompt], *, job: _Job, checkpoint: Path | None) -> dict[str, Any]:
     """Return what the responses depend on, as JSON: two evaluations with the same are the same."""
     # Before the first forward, see `frozen_fingerprint`.
-    weights = weights_fingerprint(loop.module.policy.model)
+    module = text_module(loop.module)
+    weights = weights_fingerprint(module.policy.model)
     name = job.model.pretrained or START
     if checkpoint is not None:
         inside = checkpoint.resolve().is_relative_to(job.run.resolve())
@@ -279,11 +280,11 @@ def _described(loop: FabricLoop, prompts: Sequence[Prompt], *, job: _Job, checkp
     return {
         "model": {
             "name": name,
-            "began_with": loop.module.policy.source.pretrained,
-            "iteration": None if checkpoint is None else loop.module.iteration,
+            "began_with": module.policy.source.pretrained,
+            "iteration": None if checkpoint is None else module.iteration,
             "weights": weights,
         },
-        **settings_of(loop.module, prompts),
+        **settings_of(module, prompts),
         "precision": str(loop.fabric.strategy.precision.precision),
         "device": loop.fabric.device.type,
         "versions": {

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ippo_lightning.cli.yaml_text import load_yaml, read_text
 from ippo_lightning.errors import UserError
 
 ROOT = "experiments"
@@ -99,6 +100,54 @@ def axis_file(axis: str, name: str, *, base: str = DEFAULT_BASE) -> Path:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(known)}" if known else ""
     raise UserError(f"{axis}: '{name}' is not a file in {ROOT}/{FOLDERS[axis]}{hint}")
+
+
+def base_of_task(task: str) -> str:
+    """Return the stem of a task's base: the one with the module that the task names, or the usual one.
+
+    Args:
+        task: see `axis_file`.
+
+    Raises:
+        UserError: there is no such task, or its file cannot be read.
+    """
+    module = module_of(axis_file("task", task))
+    if module is None:
+        return DEFAULT_BASE
+    return next((name for name in axis_names("base") if module_of(axis_file("base", name)) == module), DEFAULT_BASE)
+
+
+def module_of(path: Path) -> str | None:
+    """Return the `model.class_path` of a YAML; None if it names no module.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    content = load_yaml(read_text(path), origin=str(path))
+    model = content.get("model") if isinstance(content, dict) else None
+    name = model.get("class_path") if isinstance(model, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def require_fitting_base(task: str, base: str) -> None:
+    """Refuse a task with the base of another module: the parser would drop the settings of one of them.
+
+    Args:
+        task: see `axis_file`.
+        base: stem of the base; one in a folder of the user's own is not checked.
+
+    Raises:
+        UserError: they name different modules.
+    """
+    if base not in axis_names("base"):
+        return
+    wanted = module_of(axis_file("task", task, base=base))
+    found = module_of(axis_file("base", base))
+    if wanted is not None and found is not None and wanted != found:
+        raise UserError(
+            f"base: '{base}' is for {found}, and the task '{task}' is for {wanted}; "
+            f"leave --base out, or use --base {base_of_task(task)}"
+        )
 
 
 class Part(NamedTuple):

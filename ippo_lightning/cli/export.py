@@ -16,6 +16,7 @@ from ippo_lightning.cli.export_folder import check_output, fill_export
 from ippo_lightning.cli.settings import Dtype, ExportSettings
 from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
+from ippo_lightning.modules import TextModule
 from ippo_lightning.policies.merging import merged_copy
 from ippo_lightning.policies.saving import save_adapter
 from ippo_lightning.policies.saving_check import check_saved
@@ -36,11 +37,14 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
         settings: see `ExportSettings`.
 
     Raises:
-        UserError: no checkpoint, one of another model, results that cannot be read, `form: adapter` of a run that
-            trained all weights, a folder in which other files would be replaced, or what was written, loaded again,
-            does not compute what the policy computes.
+        UserError: a run without a language model, no checkpoint, one of another model, results that cannot be read,
+            `form: adapter` of a run that trained all weights, a folder in which other files would be replaced, or what
+            was written, loaded again, does not compute what the policy computes.
     """
     folder = Path(settings.output) if settings.output else run_dir / "export"
+    if not isinstance(module, TextModule):
+        kind = type(module).__name__
+        raise UserError(f"run: {run_dir} is of a {kind}, without a language model; its weights are in {run_dir}/model")
     # first, because loading takes long
     check_output(folder, overwrite=settings.overwrite)
     read_results(run_dir)  # a card without them would be wrong, and the model alone has no card

@@ -72,14 +72,18 @@ def run_iteration(
     # 2. sample, and score under policy, reference and critic
     sampled = _timed(seconds, "rollout", lambda: stages.rollout(rollout_plan))
     episodes = without_broken(sampled, ("log_probs", "ref_log_probs", "values"), rule=settings.on_nonfinite)
+    left_out = len(sampled) - len(episodes)
     # 3. call the reward, subtract the KL penalty
-    episodes = _timed(seconds, "reward", lambda: stages.compute_rewards(episodes))
-    episodes = without_broken(episodes, ("outcome_rewards", "rewards"), rule=settings.on_nonfinite)
+    rewarded = _timed(seconds, "reward", lambda: stages.compute_rewards(episodes))
+    episodes = without_broken(rewarded, ("outcome_rewards", "rewards"), rule=settings.on_nonfinite)
+    left_out += len(rewarded) - len(episodes)
     # 4. estimate advantages: without NaN, which whitening would spread to every episode of every rank, and before any
-    # callback, so that what is dropped does not change the baseline of what stays
-    episodes = stages.compute_advantages(episodes)
+    # callback, so that what is dropped does not change the baseline of what stays. A fragment of an environment becomes
+    # as many rows as it has steps.
+    estimated = stages.compute_advantages(episodes)
     # Finite rewards can have sums that are not.
-    episodes = without_broken(episodes, ("advantages",), rule=settings.on_nonfinite)
+    episodes = without_broken(estimated, ("advantages",), rule=settings.on_nonfinite)
+    left_out += len(estimated) - len(episodes)
     # 5. callbacks decide what each episode is worth
     plan = UpdatePlan(episodes=episodes)
     if settings.mask_truncated:
@@ -92,7 +96,7 @@ def run_iteration(
     collected = rollout_metrics(episodes)
     metrics = {
         **collected,
-        "rollout/nonfinite_episodes": float(all_reduce_sum(torch.tensor(float(len(sampled) - len(episodes))))),
+        "rollout/nonfinite_episodes": float(all_reduce_sum(torch.tensor(float(left_out)))),
         **outcome.metrics,
         "update/kept_fraction": outcome.kept_fraction,
         "update/optimizer_steps": float(outcome.optimizer_steps),

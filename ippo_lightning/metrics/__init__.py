@@ -1,4 +1,4 @@
-"""Metrics of sampled reasoning: sums and counts that add up over batches and ranks."""
+"""Metrics of sampled reasoning, and of episodes in environments: sums and counts that add up over batches and ranks."""
 
 from ippo_lightning.metrics.answers import ExactMatch, MajorityVote, PassAtK
 from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
@@ -6,6 +6,7 @@ from ippo_lightning.metrics.functional import majority_vote, pass_at_k
 from ippo_lightning.metrics.labels import LabelFractions
 from ippo_lightning.metrics.lengths import LengthMetrics, ResponseLength, TruncatedFraction
 from ippo_lightning.metrics.reasoning import ReasoningMetrics, reference_answers
+from ippo_lightning.metrics.returns import MeanOfEpisodes, ReturnMetrics
 from ippo_lightning.metrics.rewards import MeanReward, RewardMetrics
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "LabelFractions",
     "LengthMetrics",
     "MajorityVote",
+    "MeanOfEpisodes",
     "MeanReward",
     "PassAtK",
     "ReasoningMetrics",
     "ResponseLength",
+    "ReturnMetrics",
     "RewardMetrics",
     "TruncatedFraction",
     "UnfaithfulFraction",

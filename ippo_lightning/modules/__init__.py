@@ -1,6 +1,8 @@
-"""LightningModules: supervised fine-tuning and PPO, under `lightning.Trainer` and under Fabric alike."""
+"""LightningModules for language models and for environments, under `lightning.Trainer` and under Fabric alike."""
 
 from ippo_lightning.modules.base import BaseModule
+from ippo_lightning.modules.control import ControlPPOModule
+from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.modules.failed_step_file import read_failed_step
 from ippo_lightning.modules.failed_steps import Diagnosis, FailedStepError, replay_failed_step
 from ippo_lightning.modules.optimization import OptimizerSettings
@@ -10,7 +12,9 @@ from ippo_lightning.modules.text import TextModule
 
 __all__ = [
     "BaseModule",
+    "ControlPPOModule",
     "Diagnosis",
+    "EvaluatedModule",
     "FailedStepError",
     "OptimizerSettings",
     "PPOModule",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from torch import Tensor
 
@@ -12,8 +12,9 @@ from ippo_lightning.algorithms import AdvantageEstimator, PolicyLoss
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import KLEstimator, LossReduction, masked_row_mean, reduce_terms, update_diagnostics
 from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
-from ippo_lightning.records import Minibatch, TextEpisodes
+from ippo_lightning.records import Episodes, Minibatch
 
+Record = TypeVar("Record", bound=Episodes)
 READABLE = frozenset({"entropy", "values"})
 """Fields of a `PolicyOutput` that are computed on demand; the log-probs are always there."""
 
@@ -78,9 +79,9 @@ def require_coefficients(entropy_coef: float, missing_eos_penalty: float, kl_est
 
 
 def checked_terms(
-    loss_terms: Callable[[PolicyOutput, TextEpisodes], Tensor],
+    loss_terms: Callable[[PolicyOutput, Record], Tensor],
     output: PolicyOutput,
-    episodes: TextEpisodes,
+    episodes: Record,
     *,
     reads: frozenset[str],
 ) -> Tensor:
@@ -160,7 +161,7 @@ class Reduction(NamedTuple):
         """Return the reduction that a `PPOModule` trains with."""
         return cls(module.update_settings.loss_reduction, module.sampling.max_new_tokens)
 
-    def of_rows(self, terms: Tensor, episodes: TextEpisodes) -> Tensor:
+    def of_rows(self, terms: Tensor, episodes: Episodes) -> Tensor:
         """Return the loss of each row, shape [rows], so that a score describes what training adds up.
 
         What a minibatch is divided by is a constant of its rows' losses, and left out.

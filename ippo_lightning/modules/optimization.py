@@ -9,20 +9,21 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from ippo_lightning.errors import UserError, require_range
 
-OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW and its learning-rate schedule.
+    """AdamW or plain gradient steps, and the learning-rate schedule.
 
     Args:
         kind: `adamw` is torch's; `adamw_8bit` keeps its moments in 8 bits, `paged_adamw` and `paged_adamw_8bit` move
-            them to the host's memory if the device's is full (bitsandbytes).
+            them to the host's memory if the device's is full (bitsandbytes). `sgd` subtracts the gradient times the
+            learning rate; `betas` and `epsilon` are Adam's alone.
         learning_rate: peak learning rate, at most 1.
         value_learning_rate: of the value head or critic; null for the same.
         betas: decay of Adam's first and second moment.
@@ -63,7 +64,7 @@ class OptimizerSettings:
 
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
-    """Return AdamW over some parameters, with those of the value head or critic in a group of their own.
+    """Return the optimizer of some parameters, with those of the value head or critic in a group of their own.
 
     Args:
         trainable: by name; one with `value_head` or `critic` as a part of its path belongs to the critic.
@@ -83,6 +84,9 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
     ]
     # The schedule sets "lr" in each iteration, so the peak is kept beside it; torch's own schedulers use the same key.
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
+    if settings.kind == "sgd":
+        # The decay is part of the gradient here; without momentum, that is the decoupled one of AdamW.
+        return SGD(groups, weight_decay=settings.weight_decay, foreach=True)
     # foreach: torch's choice on a GPU; on a CPU it gives the same bits with fewer calls
     extra = {"foreach": True} if settings.kind == "adamw" else {}
     return _optimizer_class(settings.kind)(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ippo_lightning.data import Splits
@@ -15,7 +14,7 @@ from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import masked_row_mean
 from ippo_lightning.metrics import ReasoningMetrics, RewardMetrics, reference_answers
-from ippo_lightning.modules.base import BaseModule
+from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.row_checks import ResponseRoom, check_rows_fit
 from ippo_lightning.modules.standard_parts import TEXT_PARTS
@@ -27,7 +26,7 @@ from ippo_lightning.rollouts import SampledResponses, sample_responses
 from ippo_lightning.tasks import Grader, Row
 
 
-class TextModule(BaseModule):
+class TextModule(EvaluatedModule):
     """A language model under training.
 
     Args:
@@ -78,12 +77,6 @@ class TextModule(BaseModule):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
-
-    def setup(self, stage: str) -> None:
-        """Let `lightning.Trainer` run the module from here on, and use its data module's task."""
-        super().setup(stage)
-        if self._trainer is not None:
-            self.use_data(getattr(self.backend.host, "datamodule", None))
 
     def use_data(self, datamodule: object) -> None:
         """Take the grader from the data module's task if none was given, and try grader and rows.
@@ -205,6 +198,27 @@ class TextModule(BaseModule):
         references = reference_answers(batch["examples"])
         self.evaluation_metrics.update(grades, references, lengths=sampled.lengths, truncated=sampled.truncated)
 
+    def num_evaluated(self, batch: Batch) -> int:
+        """Return the number of prompts of a batch."""
+        return len(batch["prompts"])
+
+    def describe_evaluation(self) -> dict[str, Any]:
+        """Return the number of responses to each prompt."""
+        return {"k": self.evaluation.num_responses, "samples_per_prompt": self.evaluation.num_responses}
+
+    @property
+    def reference_kind(self) -> str:
+        """The kind of the policy's reference."""
+        return self.policy.reference_kind
+
+    def save_model(self, folder: Path) -> None:
+        """Write the policy for plain transformers.
+
+        Args:
+            folder: exists.
+        """
+        self.policy.save_pretrained(folder)
+
     @property
     def evaluation_reward(self) -> HeldReward | None:
         """The reward whose mean an evaluation gives if there is no grader; None if none was given."""
@@ -239,45 +253,8 @@ class TextModule(BaseModule):
                 "loop.evaluate_every_n_iterations to 0"
             )
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Evaluate one batch of prompts."""
-        self.evaluate_batch(batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Evaluate one batch of prompts."""
-        self.evaluate_batch(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation set (under `lightning.Trainer`)."""
-        self._log_evaluation("validation")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test set (under `lightning.Trainer`)."""
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, split: str) -> None:
-        if self.is_attached:  # the loop reads the metrics itself
-            return
-        self.log_dict({f"{_SPLITS[split]}/{name}": value for name, value in self.evaluation_metrics.compute().items()})
-        # Lightning resets only metrics that are logged as objects, and these are logged as numbers.
-        self.evaluation_metrics.reset()
-
-    @contextmanager
-    def evaluation_stream(self, batch_index: int, *, of_rank: int) -> Iterator[None]:
-        """Inside the block, draw from the random stream of one batch of an evaluation; that of training does not move.
-
-        Args:
-            batch_index: of the batch in its split.
-            of_rank: which rank's batch it is; 0 if batches are numbered over all ranks.
-        """
-        # Prime strides, so that no batch of one rank has the seed of another batch of another rank.
-        with isolate_rng():
-            torch.manual_seed(self.evaluation_seed + 7919 * batch_index + 104729 * of_rank)
-            yield
-
 
 _NO_GRADER = "model.grader: null, and the data has no task with a grade; evaluation needs a grader or a reward"
-_SPLITS = {"validation": "eval", "test": "test"}
 
 
 def _sample_rows(datamodule: object) -> Sequence[Row]:

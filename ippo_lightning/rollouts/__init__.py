@@ -1,5 +1,7 @@
-"""From prompts and a policy to episodes."""
+"""From prompts or environments and a policy to episodes."""
 
+from ippo_lightning.rollouts.control import ControlRollouts, play_episodes
+from ippo_lightning.rollouts.environments import EnvironmentSettings
 from ippo_lightning.rollouts.text import (
     SampledResponses,
     collect_episodes,
@@ -8,4 +10,13 @@ from ippo_lightning.rollouts.text import (
     sample_responses,
 )
 
-__all__ = ["SampledResponses", "collect_episodes", "fill_log_probs", "sample_episodes", "sample_responses"]
+__all__ = [
+    "ControlRollouts",
+    "EnvironmentSettings",
+    "SampledResponses",
+    "collect_episodes",
+    "fill_log_probs",
+    "play_episodes",
+    "sample_episodes",
+    "sample_responses",
+]

@@ -16,7 +16,8 @@ from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.engine import random_states, restore_random_states
 from ippo_lightning.engine.random_streams import RandomStates
 from ippo_lightning.errors import UserError
-from ippo_lightning.modules import BaseModule, TextModule
+from ippo_lightning.modules import BaseModule
+from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.records.finite_weights import require_finite_weights
 from ippo_lightning.run.environment import environment, warn_of_environment
 from ippo_lightning.run.resuming import (
@@ -96,7 +97,7 @@ class Checkpoint(_Later):
 
 def checkpoint_state(
     *,
-    module: TextModule,
+    module: EvaluatedModule,
     optimizer: Optimizer,
     callbacks: list[SavedCallback],
     data: Data,
@@ -127,7 +128,7 @@ def checkpoint_state(
         "format": FORMAT,
         "version": ippo_lightning.__version__,
         "module": type(module).__name__,
-        "reference": module.policy.reference_kind,
+        "reference": module.reference_kind,
         "fingerprint": fingerprint,
         "parameters": full_on_rank_zero({name: p.detach() for name, p in module.trained_parameters().items()}),
         "optimizer": full_on_rank_zero(optimizer.state_dict()),
@@ -149,7 +150,7 @@ def restore_checkpoint(
     state: Checkpoint,
     *,
     source: Path,
-    module: TextModule,
+    module: EvaluatedModule,
     run: ResumedRun | None = None,
 ) -> None:
     """Load what `checkpoint_state` returned, but for what `restore_callbacks` loads.
@@ -165,7 +166,7 @@ def restore_checkpoint(
     """
     saved: Mapping[str, object] = state
     # An evaluation reads the parameters only, so it may have another module or reference.
-    for name, mine in (("module", type(module).__name__), ("reference", module.policy.reference_kind)):
+    for name, mine in (("module", type(module).__name__), ("reference", module.reference_kind)):
         if saved[name] != mine and run is not None:
             raise UserError(
                 f"checkpoint: {source} has {name} {saved[name]}, this run has {mine}; they must be the same"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ippo_lightning.modules import TextModule
 from ippo_lightning.policies import CausalLMPolicy
 from ippo_lightning.storage.run_folder import JsonObject
 from ippo_lightning.tasks import callable_name
@@ -26,6 +27,8 @@ def chosen_values(loop: IterationLoop) -> JsonObject:
         "fabric.precision": fabric.strategy.precision.precision,
         "model.max_tokens": module.pass_size.tokens,
     }
+    if not isinstance(module, TextModule):
+        return chosen
     if module.grader is not None:
         chosen["model.grader"] = callable_name(module.grader.grader)
     if module.evaluation_reward is not None:

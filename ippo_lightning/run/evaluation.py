@@ -46,7 +46,7 @@ def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[st
             with loop.fabric.autocast():
                 outputs: Any = module.validation_step(batch, index)  # type: ignore[func-returns-value]  # a subclass may
             loop.call_hook(f"on_{split}_batch_end", outputs, batch, index)
-            prompts += len(batch["prompts"])
+            prompts += module.num_evaluated(batch)
         loop.call_hook(f"on_{split}_epoch_end")
     metrics: dict[str, float] = module.evaluation_metrics.compute()
     # Of graded responses only: rewards have no counts, and a subclass may have metrics of its own.

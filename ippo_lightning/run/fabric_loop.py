@@ -17,7 +17,7 @@ from ippo_lightning.distributed.collectives import all_reduce_max, rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.engine import global_seed, seed_training
 from ippo_lightning.errors import UserError
-from ippo_lightning.modules import TextModule
+from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.policies.fabric_quantization import quantize_frozen_layers_only
 from ippo_lightning.run.batches import TrainingBatches, positions_of_ranks
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
@@ -57,8 +57,8 @@ class FabricLoop(IterationLoop):
 
     Args:
         fabric: with any strategy, precision and loggers.
-        module: an `SFTModule`, a `PPOModule`, or a subclass.
-        datamodule: text batches, see `ippo_lightning.data`.
+        module: an `SFTModule`, a `PPOModule`, a `ControlPPOModule`, or a subclass.
+        datamodule: its batches, see `ippo_lightning.data`.
         callbacks: called in this order, those that write checkpoints last; docs/guides/callbacks.md lists the hooks.
         settings: see `LoopSettings`.
         seed: of the random streams of training; each rank has its own. None for that of `seed_everything`, or 0.
@@ -68,7 +68,7 @@ class FabricLoop(IterationLoop):
     def __init__(
         self,
         fabric: Fabric,
-        module: TextModule,
+        module: EvaluatedModule,
         datamodule: LightningDataModule,
         *,
         callbacks: Sequence[Callback] = (),
@@ -112,6 +112,7 @@ class FabricLoop(IterationLoop):
             raise
         finally:
             self.state.fn = None
+            self.module.close()
             self.folder.release()
 
     def _fit(self) -> dict[str, float]:
@@ -308,10 +309,10 @@ class FabricLoop(IterationLoop):
     def _finish(self, *, seconds: float) -> dict[str, float]:
         # Before the evaluation, which may fail.
         if self.settings.save_model and self.is_global_zero:
-            fill_folder(self.folder.model, self.module.policy.save_pretrained)
+            fill_folder(self.folder.model, self.module.save_model)
         elif self.settings.save_model and is_sharded(self.module):
             # To save a sharded policy, every rank helps to gather it, and rank 0 writes.
-            self.module.policy.save_pretrained(self.folder.model)
+            self.module.save_model(self.folder.model)
         if not self.settings.test_at_end:
             return {}
         self.state.fn = TrainerFn.TESTING
@@ -321,7 +322,7 @@ class FabricLoop(IterationLoop):
         self.state.fn = TrainerFn.FITTING
         if self.is_global_zero:
             if self.prompt_counts:  # before the results: whoever finds these finds the counts
-                counts = {"k": self.module.evaluation.num_responses, **self.prompt_counts}
+                counts = {"k": self.module.describe_evaluation()["k"], **self.prompt_counts}
                 self.folder.write(TEST_PROMPTS, counts, indent=None)
             # The results end the run: after a power failure, no checkpoint gives lost lines back.
             self.folder.sync()
@@ -333,8 +334,7 @@ class FabricLoop(IterationLoop):
         """Return metrics together with the problems and samples behind them."""
         return {
             **metrics,
-            "k": self.module.evaluation.num_responses,
-            "samples_per_prompt": self.module.evaluation.num_responses,
+            **self.module.describe_evaluation(),
             "num_prompts": self.num_prompts,
             "iterations": self.module.iteration,
         }

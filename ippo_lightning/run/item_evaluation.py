@@ -61,8 +61,8 @@ def prompts_of(loop: FabricLoop, split: EvaluationSplit) -> list[Prompt]:
     return [Prompt(text, example) for text, example in found]
 
 
-def check_items_possible(module: Any) -> None:
-    """Refuse a module whose evaluation is not a grade or a reward of each response.
+def text_module(module: object) -> TextModule:
+    """Return a module whose evaluation is a grade or a reward of each response.
 
     Raises:
         UserError: it is no `TextModule`, or evaluates in a way of its own.
@@ -73,6 +73,7 @@ def check_items_possible(module: Any) -> None:
     own = [way for way in _OWN_WAYS if getattr(type(module), way) is not getattr(TextModule, way)]
     if own:
         raise UserError(f"model: {name} evaluates in its own way ({own[0]}); use `ippo evaluate --config`")
+    return module
 
 
 def check_judge(module: TextModule) -> None:
@@ -185,7 +186,7 @@ def _evaluate_batches(
 @torch.no_grad()
 def _evaluated_batch(loop: FabricLoop, prompts: Sequence[Prompt], *, number: int, start: int) -> list[Item]:
     """Return the items of one batch, whose first prompt is number `start` of the split."""
-    module = loop.module
+    module = text_module(loop.module)
     batch: Batch = {"prompts": [prompt.text for prompt in prompts], "examples": [prompt.example for prompt in prompts]}
     with loop.fabric.autocast():
         with module.evaluation_stream(number, of_rank=0):
@@ -222,7 +223,7 @@ def _judged(module: TextModule, batch: Batch, sampled: SampledResponses) -> list
     if module.grader is not None:
         return [[_grade(module.grader(prompt, text, example)) for text in group] for prompt, group, example in triples]
     reward = module.evaluation_reward
-    assert reward is not None, "checked by check_items_possible"
+    assert reward is not None, "checked by text_module"
     rows = [(prompt, text, example) for prompt, group, example in triples for text in group]
     prompts, texts, examples = zip(*rows, strict=True)
     values = iter(reward(prompts, texts, examples, allow_nonfinite=True).tolist())

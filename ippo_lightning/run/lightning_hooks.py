@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import BaseFinetuning, Checkpoint, EarlyStoppin
 from ippo_lightning.distributed.collectives import is_lost_rank_error
 from ippo_lightning.engine.hooks import hook_that_raised
 from ippo_lightning.errors import UserError
-from ippo_lightning.modules import TextModule
+from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.records.out_of_memory import is_out_of_memory
 from ippo_lightning.run.trainer_attributes import MissingAttributeError
 
@@ -71,7 +71,7 @@ def in_lightnings_order(callbacks: Sequence[Any]) -> list[Any]:
 
 
 def call_lightning_hook(
-    callbacks: Sequence[Any], name: str, trainer: object, module: TextModule, *arguments: object
+    callbacks: Sequence[Any], name: str, trainer: object, module: EvaluatedModule, *arguments: object
 ) -> None:
     """Call a hook of each callback and then that of a user's own module, in Lightning's order.
 
@@ -97,7 +97,7 @@ def call_lightning_hook(
             raise UserError(f"model: {type(module).__name__}.{name} returned -1, which skips no epoch under FabricLoop")
 
 
-def _own_hook(module: TextModule, name: str) -> Callable[..., object] | None:
+def _own_hook(module: EvaluatedModule, name: str) -> Callable[..., object] | None:
     """Return the hook of a user's subclass; those of this library's modules are for `lightning.Trainer` alone."""
     kinds = type(module).__mro__
     library = next(kind for kind in kinds if kind.__module__.startswith("ippo_lightning."))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning import Fabric, LightningDataModule
     from rich.console import Console
 
-    from ippo_lightning.modules import TextModule
+    from ippo_lightning.modules.evaluated import EvaluatedModule
     from ippo_lightning.run.batches import TrainingBatches
     from ippo_lightning.run.progress import ProgressBar
     from ippo_lightning.run.settings import LoopSettings
@@ -43,7 +43,7 @@ class TrainerAttributes:
     """
 
     fabric: Fabric
-    module: TextModule
+    module: EvaluatedModule
     datamodule: LightningDataModule
     callbacks: list[Any]
     settings: LoopSettings

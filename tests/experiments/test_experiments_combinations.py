@@ -1,7 +1,7 @@
 """Every combination of base, task, model, overlay and method is a run, through the parser of the command line.
 
-A method only adds callbacks, and nothing else sets any. So it is enough that each base, task, model and overlay are
-parsed together once, each time with another method.
+A method adds callbacks, which nothing else does, or is an algorithm, whose parts nothing else sets. So it is enough
+that each base, task, model and overlay are parsed together once, each time with another method.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from experiment_files import CONTROL_MODELS, CONTROL_TASKS
 from jsonargparse import ArgumentParser
 
 from ippo_lightning.cli.axis_values import is_overlay
@@ -23,8 +24,14 @@ from ippo_lightning.cli.quick_check import check_command
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
-TASKS, METHODS = axis_names("task"), axis_names("method")
-WHOLE = [name for name in axis_names("model") if not is_overlay(EXPERIMENTS / "models" / f"{name}.yaml")]
+TASKS = [name for name in axis_names("task") if name not in CONTROL_TASKS]
+METHODS = axis_names("method")
+FILTERS = [name for name in METHODS if "callbacks+" in (EXPERIMENTS / "methods" / f"{name}.yaml").read_text()]
+WHOLE = [
+    name
+    for name in axis_names("model")
+    if name not in CONTROL_MODELS and not is_overlay(EXPERIMENTS / "models" / f"{name}.yaml")
+]
 OVERLAYS = ["", "lora", "nf4", "lora+bf16", "nf4+bf16"]
 MODELS = ["", *WHOLE]
 RUNS = list(itertools.product(("sft", "ppo"), TASKS, MODELS, OVERLAYS))
@@ -74,7 +81,7 @@ def check(parser: ArgumentParser, base: str, task: str, whole: str, overlay: str
         assert policy["quantization"] == ("nf4" if "nf4" in overlay else None)
         assert policy["dtype"] == ("bfloat16" if "bf16" in overlay else "float32")
     callbacks = [item["class_path"].rpartition(".")[2] for item in settings["callbacks"] or []]
-    filtered = base == "ppo" and method != "ppo"
+    filtered = base == "ppo" and method in FILTERS
     assert callbacks == ["EpisodeLog"] * (base == "ppo") + ["InfluenceFilter"] * filtered
 
 
@@ -91,7 +98,7 @@ def test_only_a_base_and_a_method_set_callbacks() -> None:
         for path in (EXPERIMENTS / axis).rglob("*.yaml"):
             assert not {"callbacks", "callbacks+"} & set(read(path))
     for name in METHODS:
-        assert set(read(EXPERIMENTS / "methods" / f"{name}.yaml")) <= {"callbacks+"}
+        assert set(read(EXPERIMENTS / "methods" / f"{name}.yaml")) <= ({"callbacks+"} if name in FILTERS else {"model"})
 
 
 def test_a_sample_of_the_combinations_resolves(parser: ArgumentParser) -> None:

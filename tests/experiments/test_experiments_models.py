@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from experiment_files import CONTROL_MODELS
 from safetensors.torch import load_file
 from shrunken_models import ANSWER, QUESTION, SHRUNKEN
 from torch import Tensor
@@ -22,7 +23,11 @@ from ippo_lightning.cli.main import main
 MODELS = packaged_root() / "models"
 OF_TASKS = ("arithmetic_llama", "gsm8k_llama")
 """Models that the SFT run of a task makes; the tests of the task run them."""
-WHOLE = [name for name in axis_names("model") if name not in OF_TASKS and not is_overlay(MODELS / f"{name}.yaml")]
+WHOLE = [
+    name
+    for name in axis_names("model")
+    if name not in (*OF_TASKS, *CONTROL_MODELS) and not is_overlay(MODELS / f"{name}.yaml")
+]
 POLICY = "model.init_args.policy.init_args"
 FIRST = "gemma-2-2b"
 """The one that the default tests run: soft caps, a sliding window, tied embeddings, and BOS from the template."""
@@ -87,7 +92,7 @@ def distance(one: str | Path, other: str | Path) -> float:
 
 def test_every_model_file_has_a_model_in_small() -> None:
     assert set(WHOLE) == set(SHRUNKEN)
-    assert set(axis_names("model")) == {*WHOLE, *OF_TASKS, "lora", "nf4", "bf16"}
+    assert set(axis_names("model")) == {*WHOLE, *OF_TASKS, *CONTROL_MODELS, "lora", "nf4", "bf16"}
 
 
 @pytest.mark.usefixtures("folder")

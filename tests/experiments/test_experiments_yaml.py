@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from experiment_files import CONTROL_MODELS, CONTROL_TASKS, parsed
 from jsonargparse import ArgumentParser
 
 from ippo_lightning.cli.columns import columns_of
@@ -42,7 +43,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "gspo": {"loss": {"low": 3e-4, "high": 4e-4, "ratio": "sequence_mean"}, "kl": 0.0, "update": {}},
 }
 """Methods that change the module and not the callbacks, and the numbers of their recipes."""
-MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml") if path.stem not in CONTROL_MODELS)
 CONTINUED = "#   "
 
 
@@ -74,13 +75,6 @@ def parser() -> ArgumentParser:
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands name their files from the root of the checkout."""
     monkeypatch.chdir(ROOT)
-
-
-def parsed(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
-    """The full settings of `ippo fit` with these words."""
-    line = read_command_line(["fit", *words])
-    check_command(line)
-    return parser.parse_args(line.words[1:]).as_dict()
 
 
 def run_words(*, base: str = "ppo", **axes: str) -> list[str]:
@@ -162,10 +156,10 @@ def read(path: Path) -> Any:
 
 
 def test_the_axes_have_the_names_that_the_pages_promise() -> None:
-    assert axis_names("base") == ["ppo", "sft"]
-    assert axis_names("task") == sorted(TASKS)
-    filters = {"ppo", "ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
-    assert filters | ALGORITHMS.keys() == set(METHODS)
+    assert axis_names("base") == ["control", "ppo", "sft"]
+    assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS))
+    filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward", "iif", "random_drop"}
+    assert {"ppo", *filters} | ALGORITHMS.keys() == set(METHODS)
 
 
 @pytest.mark.parametrize(

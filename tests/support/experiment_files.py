@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
+
+from ippo_lightning.cli.command_line import read_command_line
+from ippo_lightning.cli.quick_check import check_command
 
 TINY = {
     "model_type": "llama",
@@ -16,6 +20,10 @@ TINY = {
     "max_position_embeddings": 64,
 }
 """A language model that runs in milliseconds."""
+CONTROL_TASKS = ("acrobot", "bipedalwalker", "cartpole", "frozenlake", "highway", "lunarlander", "minigrid")
+"""Tasks of environments, which have a base of their own."""
+CONTROL_MODELS = ("minigrid_cnn", "mlp")
+"""Their networks."""
 
 
 def change(experiment: dict[str, Any], key: str, value: Any) -> None:
@@ -53,3 +61,10 @@ def write_tree(root: Path, experiment: dict[str, Any]) -> None:
         path = root / "experiments" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def parsed(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
+    """Return the full settings of `ippo fit` with these words."""
+    line = read_command_line(["fit", *words])
+    check_command(line)
+    return parser.parse_args(line.words[1:]).as_dict()
