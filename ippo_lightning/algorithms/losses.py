@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from ippo_lightning.errors import require_choice, require_range
+from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import (
     capped_ratio_terms,
     clipped_surrogate,
@@ -94,9 +94,13 @@ class ClippedLoss(PolicyLoss):
         if self.high is not None:
             require_range("loss.high", self.high, above=0, at_most=1e30)
         require_choice("loss.ratio", self.ratio, get_args(Ratio))
-        # Below the upper bound it would clip what the surrogate itself leaves alone.
         if self.delta is not None:
-            require_range("loss.delta", self.delta, above=1 + self.bounds[1], at_most=1e30)
+            require_range("loss.delta", self.delta, above=1, at_most=1e30)
+            # Below the upper bound it would clip what the surrogate itself leaves alone.
+            if self.delta <= 1 + self.bounds[1]:
+                raise UserError(
+                    f"loss.delta: {self.delta} is out of range; expected a number > {1 + self.bounds[1]}, 1 + loss.high"
+                )
         require_range("loss.beta", self.beta, at_least=0, below=math.inf)
 
     @property

@@ -42,12 +42,12 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
             was written, loaded again, does not compute what the policy computes.
     """
     folder = Path(settings.output) if settings.output else run_dir / "export"
-    if not isinstance(module, TextModule):
-        kind = type(module).__name__
-        raise UserError(f"run: {run_dir} is of a {kind}, without a language model; its weights are in {run_dir}/model")
     # first, because loading takes long
     check_output(folder, overwrite=settings.overwrite)
     read_results(run_dir)  # a card without them would be wrong, and the model alone has no card
+    if not isinstance(module, TextModule):
+        kind = type(module).__name__
+        raise UserError(f"run: {run_dir} is of a {kind}, without a language model; its weights are in {run_dir}/model")
     checkpoint, state = CheckpointFolder(RunFolder(run_dir).checkpoints).read(settings.checkpoint)
     restore_checkpoint(state, source=checkpoint, module=module)
     has_adapter = isinstance(module.policy.model, PeftModel)

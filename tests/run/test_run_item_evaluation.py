@@ -18,11 +18,11 @@ from ippo_lightning.rewards import MissingEOSPenalty
 from ippo_lightning.run.evaluation_folder import EvaluationFolder
 from ippo_lightning.run.item_evaluation import (
     batch_sizes,
-    check_items_possible,
     check_judge,
     evaluate_items,
     prompts_of,
     settings_of,
+    text_module,
 )
 from ippo_lightning.run.items import Item
 
@@ -108,10 +108,10 @@ def test_what_has_no_items_is_refused() -> None:
     module = tiny_module()
     own = OwnWay(policy=module.policy, reward=length_reward)
     with pytest.raises(UserError, match=r"^model: OwnWay evaluates in its own way \(evaluate_batch\)"):
-        check_items_possible(own)
+        text_module(own)
     with pytest.raises(UserError, match="is no TextModule"):
-        check_items_possible(torch.nn.Linear(1, 1))
-    check_items_possible(module)
+        text_module(torch.nn.Linear(1, 1))
+    assert text_module(module) is module
     with pytest.raises(UserError, match="needs a grader, or a reward of texts"):
         check_judge(tiny_module(grader=None, reward=None))
     with pytest.raises(UserError, match="and the reward counts tokens of a rollout"):
