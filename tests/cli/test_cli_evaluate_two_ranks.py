@@ -12,6 +12,9 @@ from evaluated_run import files_of, fit_words
 from ippo_lightning.cli.main import main
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, and what two ranks made of it; one of three evaluations had been interrupted."""

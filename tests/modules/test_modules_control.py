@@ -148,6 +148,7 @@ def repeatable(row: dict[str, Any]) -> dict[str, str]:
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cartpole_learns(tmp_path: Path) -> None:
     update = UpdateSettings(num_epochs=6, minibatch_size=64, max_grad_norm=0.5)
     optimizer = OptimizerSettings(learning_rate=1e-3, epsilon=1e-5)
