@@ -11,7 +11,6 @@ from evaluated_run import files_of, fit_words
 
 from ippo_lightning.cli.main import main
 
-
 pytestmark = pytest.mark.slow
 
 
