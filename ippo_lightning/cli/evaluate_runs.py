@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from ippo_lightning.cli.evaluated_model import START, EvaluatedModel, model_of, 
 from ippo_lightning.cli.evaluation_table import Column, print_evaluations
 from ippo_lightning.cli.run_words import fabric_words
 from ippo_lightning.cli.settings import EvaluateSettings
+from ippo_lightning.cli.settings_digest import digest_of
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.distributed.collectives import end_process_group, rank
 from ippo_lightning.errors import UserError
@@ -250,7 +250,7 @@ def _loop_of(job: _Job, build: BuildLoop) -> tuple[FabricLoop, str]:
         nonlocal digest
         arguments = experiment.model.init_args
         graded_by = [experiment.data, arguments.get("grader"), arguments.get("reward")]
-        digest = hashlib.sha256(repr(graded_by).encode("utf-8", errors="surrogatepass")).hexdigest()
+        digest = digest_of(graded_by)
         experiment.callbacks = None
         # The configuration names the old place if the run was moved.
         experiment.loop.run_dir = str(job.run)

@@ -81,7 +81,8 @@ def axis_file(axis: str, name: str, *, base: str = DEFAULT_BASE) -> Path:
     """Return the file of one name of an axis.
 
     A folder with that name may contain a file for one base: `tasks/arithmetic/sft.yaml` takes the place of
-    `tasks/arithmetic.yaml` in runs of `base/sft.yaml`, because another module trains with other settings.
+    `tasks/arithmetic.yaml` in runs of `base/sft.yaml`, because another module trains with other settings. So does
+    `my_task/sft.yaml` beside `my_task.yaml`.
 
     Args:
         axis: `base`, `task`, `model` or `method`.
@@ -92,8 +93,8 @@ def axis_file(axis: str, name: str, *, base: str = DEFAULT_BASE) -> Path:
         UserError: there is no such file.
     """
     is_path = name.endswith(_ENDINGS)
-    place = f"{ROOT}/{FOLDERS[axis]}/{name}"
-    path = find_file(name) if is_path else find_file(f"{place}/{base}.yaml") or find_file(f"{place}.yaml")
+    place = str(Path(name).with_suffix("")) if is_path else f"{ROOT}/{FOLDERS[axis]}/{name}"
+    path = find_file(f"{place}/{base}.yaml") or find_file(name if is_path else f"{place}.yaml")
     if path is not None:
         return path
     known = axis_names(axis)

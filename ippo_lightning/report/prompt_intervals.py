@@ -11,7 +11,7 @@ from scipy import stats
 
 from ippo_lightning.report.records import PromptOutcomes
 
-_RESAMPLES = 1999
+_RESAMPLES = 9999
 _BATCH = 100
 """Resamples in memory at a time: an index of 64 bits for each prompt of each."""
 

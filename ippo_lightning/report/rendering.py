@@ -104,13 +104,13 @@ def render_html(
 
 
 def _lead(comparison: Comparison, results: Results, verdicts: list[HealthRow]) -> list[str]:
-    """Return the sentences below the headline; the last one is about the health of what the report is about."""
+    """Return the sentences below the headline; the last ones are about the health of what the report is about."""
     sentences = lead(results) or overview(comparison, results)
     featured = [method for method in comparison.methods.values() if method.featured]
     trained = [method for method in comparison.methods.values() if not method.is_untrained]
-    about = next(iter(featured or trained), None)
-    found = health_words(verdicts, about) if about is not None else None
-    return [*sentences, *([found] if found else [])]
+    # Without a featured method, a healthy one must not stand for the others.
+    found = [health_words(verdicts, method) for method in featured or trained]
+    return [*sentences, *(words for words in found if words)]
 
 
 def _compared(results: Results, name: str) -> dict[str, object]:
