@@ -189,8 +189,8 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
     if tasks and base is None:
         # Whatever base it is, it is the usual one of the task, and the name of the run leaves it out.
         first["base"] = [_file_option(axis_file("base", base_of_task(tasks[0])), axis="base", name=DEFAULT_BASE)]
-    for task in tasks if base is not None else ():
-        require_fitting_base(task, base)
+    for task in tasks if base else ():
+        require_fitting_base(task, str(base))
     return [*first["base"], *first["task"], *first["model"], *rest]
 
 

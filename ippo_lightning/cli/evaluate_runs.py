@@ -304,7 +304,7 @@ def _column(job: _Job, items: Sequence[Item], *, folder: Path, settings: JsonObj
         folder=folder,
         settings=settings,
         is_finished=RunFolder(job.run).has_ended(),
-        prompts=[group[0]["prompt"] for group in groups],
+        prompts=[(group[0]["prompt"], group[0]["reference"]) for group in groups],
         ratios=found,
         numbers=numbers(found),
     )

@@ -18,6 +18,7 @@ START = "start"
 """Value of `--model` and `--baseline` for the model that the run began with."""
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _OF_ANOTHER_MODEL = {
+    "start_from": None,
     "config": None,
     "tokenizer": None,
     "pad_token": None,

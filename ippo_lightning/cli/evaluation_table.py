@@ -32,7 +32,7 @@ class Column:
         folder: of the evaluation.
         settings: what the responses depend on.
         is_finished: whether the run has ended.
-        prompts: in the order of the split.
+        prompts: each with its right answer, in the order of the split.
         ratios: of each number its sums over prompts.
         numbers: of each number its value and its interval.
     """
@@ -42,7 +42,7 @@ class Column:
     folder: Path
     settings: JsonObject
     is_finished: bool
-    prompts: Sequence[str]
+    prompts: Sequence[tuple[str, str | None]]
     ratios: Ratios
     numbers: Mapping[str, Number]
 

@@ -6,6 +6,7 @@ behind the short names of an argument.
 
 from __future__ import annotations
 
+import inspect
 import pydoc
 import typing
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def _fill(target: Any, arguments: Namespace) -> None:
     # not by `vars`, which has other keys for arguments such as `update` that are methods of a Namespace
     hints = _hints(target)
     for name, part in _stated(target, "standard_parts").items():
-        if name in arguments and arguments[name] is None:
+        if name in arguments and arguments[name] is None and _is_own_argument(target, name):
             arguments[name] = _written_out(part, hints.get(name))
     for name, classes in _stated(target, "named_parts").items():
         if isinstance(arguments.get(name), str) and arguments[name] in classes:
@@ -61,6 +62,14 @@ def _fill(target: Any, arguments: Namespace) -> None:
 def _stated(target: Any, name: str) -> Mapping[str, Any]:
     found = getattr(target, name, None)
     return found if isinstance(found, Mapping) else {}
+
+
+def _is_own_argument(target: Any, name: str) -> bool:
+    """Return whether a class of this library takes the argument; in another one, None may mean otherwise."""
+    for kind in getattr(target, "__mro__", ()):
+        if "__init__" in vars(kind) and name in inspect.signature(kind.__init__).parameters:
+            return str(kind.__module__).partition(".")[0] == "ippo_lightning"
+    return False
 
 
 def _hints(target: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from ippo_lightning.errors import UserError
 
 _KEYS = ("model", "init_args", "policy", "init_args", "start_from")
 _PLACE = ".".join(_KEYS)
+_SHORT_PLACE = "model.policy.start_from"
 
 
 def start_layer(
@@ -29,7 +30,7 @@ def start_layer(
     Raises:
         UserError: such a file leaves it open; the run of another model may have the same name.
     """
-    given = [(value, layer) for layer in layers for value in _values_at(layer, _PLACE)]
+    given = [(value, layer) for layer in layers for value in _values_at(layer, _SHORT_PLACE)]
     if not given or given[-1][0] != START_BASE:
         return None
     # for the SFT run itself the names do not matter
@@ -48,7 +49,11 @@ def start_layer(
 
 def _values_at(content: Mapping[str, Any], place: str) -> Iterator[Any]:
     for key, value in content.items():
-        if key == place:
+        # The parser also takes a dotted key without `init_args`, `model.policy.start_from`.
+        short = ".".join(word for word in key.split(".") if word != "init_args")
+        if short == place:
             yield value
-        elif place.startswith(f"{key}.") and isinstance(value, Mapping):
-            yield from _values_at(value, place.removeprefix(f"{key}."))
+        elif not short and isinstance(value, Mapping):
+            yield from _values_at(value, place)
+        elif place.startswith(f"{short}.") and isinstance(value, Mapping):
+            yield from _values_at(value, place.removeprefix(f"{short}."))

@@ -33,15 +33,20 @@ def start_project(folder: Path, files: list[Path]) -> list[str]:
     """
     contents = {EXPERIMENT: written_out(files)} if files else _example()
     for name in contents:
-        if (folder / name).exists():
+        if (folder / name).exists() or (folder / name).is_symlink():
             raise UserError(f"init: {folder / name} exists, and is not replaced; name another folder, or move the file")
+    written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             # "x", so that a file which somebody else writes meanwhile is not replaced either
             with (folder / name).open("x", encoding="utf-8", newline="\n") as file:
+                written.append(folder / name)
                 file.write(text)
     except OSError as error:
+        # The next call would refuse half a project.
+        for path in written:
+            path.unlink(missing_ok=True)
         raise UserError(f"init: {folder} cannot be written ({error.strerror}); name another folder") from error
     return list(contents)
 

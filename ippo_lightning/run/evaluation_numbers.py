@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -161,19 +161,19 @@ def numbers(found: Ratios) -> dict[str, Number]:
     return {name: Number(value=_value(ratio), interval=_interval([ratio])) for name, ratio in found.items()}
 
 
-def common_places(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]]:
+def common_places(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[tuple[int, int]]:
     """Return the places of the prompts that two evaluations share; a prompt that comes twice is paired twice.
 
     Args:
-        first: the prompts of one evaluation.
+        first: the prompts of one evaluation, each with its right answer: with another one it is another problem.
         second: those of the other one.
     """
     places = dict(zip(_occurrences(first), range(len(first)), strict=True))
     return [(places[key], place) for place, key in enumerate(_occurrences(second)) if key in places]
 
 
-def _occurrences(prompts: Sequence[str]) -> list[tuple[str, int]]:
-    seen: Counter[str] = Counter()
+def _occurrences(prompts: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
+    seen: Counter[Hashable] = Counter()
     keys = []
     for prompt in prompts:
         keys.append((prompt, seen[prompt]))
@@ -214,7 +214,7 @@ def _value(ratio: Ratio) -> float | None:
 def _interval(terms: Sequence[Ratio]) -> list[float] | None:
     """Return the percentile bootstrap interval of a ratio, or of the first one minus the second.
 
-    Resamples without a whole, such as those without any right response, are left out.
+    Resamples without a whole, such as those without any right response, are left out; None if they are not few.
     """
     count = len(terms[0].part)
     if count < 2 or any(_value(term) is None for term in terms):
@@ -240,5 +240,8 @@ def _interval(terms: Sequence[Ratio]) -> list[float] | None:
             method="percentile",
             rng=np.random.default_rng(SEED),  # the same items have the same intervals
         ).bootstrap_distribution
+    # With one right response, say, those with a whole are all alike, and the interval would look certain.
+    if np.isnan(drawn).mean() > (1 - LEVEL) / 2:
+        return None
     low, high = np.nanpercentile(drawn, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)])
     return [float(low), float(high)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -113,7 +114,9 @@ def settings_of(module: TextModule, prompts: Sequence[Prompt]) -> dict[str, Any]
                 f"max_new_tokens: {module.evaluation.max_new_tokens} leaves no room for prompt {number} of {len(ids)} "
                 f"tokens; expected at most {module.policy.context_length - len(ids)}"
             )
-        digest.update(repr((prompt.text, ids)).encode("utf-8", errors="surrogatepass"))
+        # With the example: after a right answer was corrected, the old grades are wrong.
+        known = json.dumps(prompt.example, sort_keys=True, default=str)
+        digest.update(repr((prompt.text, ids, known)).encode("utf-8", errors="surrogatepass"))
     judge = module.grader.grader if module.grader is not None else None
     reward = module.evaluation_reward.reward if judge is None and module.evaluation_reward is not None else None
     return {

@@ -90,11 +90,13 @@ def read_items(path: Path, *, count: int) -> list[Item] | None:
     if not path.is_file():
         return None
     try:
-        file = parquet.ParquetFile(path, page_checksum_verification=True)
-        # Before anything is read: a file of another origin may contain any number of rows.
-        if file.schema_arrow.equals(_SCHEMA) and file.metadata.num_rows == count:
-            items: list[Any] = file.read().to_pylist()
-            return items
+        # Opened here, because pyarrow itself refuses a path that is not UTF-8.
+        with path.open("rb") as handle:
+            file = parquet.ParquetFile(handle, page_checksum_verification=True)
+            # Before anything is read: a file of another origin may contain any number of rows.
+            if file.schema_arrow.equals(_SCHEMA) and file.metadata.num_rows == count:
+                items: list[Any] = file.read().to_pylist()
+                return items
         reason = "it is another table"
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -183,6 +183,18 @@ def test_another_model_is_measured_on_the_prompts_of_the_run(
     assert line.startswith(f"output: {tmp_path / 'trained'} contains another evaluation (model.name: ")
 
 
+def test_another_model_takes_the_place_of_the_run_that_the_policy_continues(run: Path, tmp_path: Path) -> None:
+    continued = tmp_path / "continued"
+    start = f"--model.init_args.policy.init_args.start_from={run}"
+    assert main([*fit_words(continued), start, "--model.init_args.optimizer.learning_rate=1e-3"]) == 0
+    for option, model in (("last", None), ("trained", continued / "model"), ("first", run / "model")):
+        words = [] if model is None else ["--model", str(model)]
+        common = ["--samples", "1", "--max_new_tokens", "4", "--output", str(tmp_path / option)]
+        assert main(["evaluate", str(continued), *words, *common]) == 0
+    weights = [results(tmp_path / name)[0]["settings"]["model"]["weights"] for name in ("last", "trained", "first")]
+    assert weights[0] == weights[1] != weights[2]
+
+
 def test_a_run_without_checkpoints_is_measured_by_its_final_model(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

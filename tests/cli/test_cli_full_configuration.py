@@ -15,11 +15,15 @@ import pytest
 import torch
 import yaml
 from experiment_files import change, write
+from jsonargparse import Namespace
 
 from ippo_lightning.cli.commands import build_objects
 from ippo_lightning.cli.full_configuration import fill_parts
 from ippo_lightning.cli.main import main
 from ippo_lightning.cli.parsers import build_parser
+from ippo_lightning.engine import UpdateSettings
+from ippo_lightning.modules import PPOModule
+from ippo_lightning.policies import CausalLMPolicy
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.run.stable_text import stable_text
 
@@ -151,6 +155,20 @@ def test_a_class_of_the_users_that_states_no_parts_stays_as_it_is() -> None:
     settings = {"class_path": "collections.OrderedDict", "init_args": {"x": None}}
     fill_parts([settings, None, 1])
     assert settings == {"class_path": "collections.OrderedDict", "init_args": {"x": None}}
+
+
+class OwnUpdate(PPOModule):
+    """A module of the user's, in which None is another value than in its base."""
+
+    def __init__(self, *, policy: CausalLMPolicy, update: UpdateSettings | None = None, **settings: Any) -> None:
+        super().__init__(policy=policy, update=update or UpdateSettings(num_epochs=1), **settings)
+
+
+def test_an_argument_that_a_class_of_the_users_takes_itself_stays_open() -> None:
+    arguments = Namespace(update=None, loss=None)
+    fill_parts(Namespace(class_path=f"{__name__}.OwnUpdate", init_args=arguments))
+    assert arguments["update"] is None
+    assert arguments.loss.class_path.endswith("ClippedLoss")
 
 
 def test_the_folder_and_the_card_of_a_run_state_what_was_left_open(experiment: dict[str, Any], tmp_path: Path) -> None:

@@ -67,6 +67,13 @@ def test_the_start_follows_from_the_names(words: str, start: str | None, folder:
     assert start_and_folder(*words.split()) == (start, folder)
 
 
+@pytest.mark.parametrize("key", ["model.policy.start_from", "model.init_args.policy.start_from"])
+def test_the_users_word_counts_in_every_spelling_of_the_parser(key: str) -> None:
+    line = read_command_line(["fit", "--task", "sums", "--model", "big-2.5b", f"--{key}", "runs/other"])
+    assert {key: "runs/other"} in line.layers
+    assert "runs/sums/big-2.5b/sft" not in str(line.layers)
+
+
 def test_a_start_of_a_file_without_a_name_is_an_error_and_no_other_run() -> None:
     with pytest.raises(UserError, match=r"start_from: sft is the run with the same --task and --model") as error:
         read_command_line(["fit", "--task", "sums", "--config", "own/mine.yaml"])

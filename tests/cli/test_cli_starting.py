@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -78,6 +80,27 @@ def test_nothing_is_replaced_and_nothing_is_half_written(tmp_path: Path, capsys:
     assert len(error.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == [REWARD]
     assert (tmp_path / REWARD).read_text(encoding="utf-8") == "mine"
+
+
+def test_a_link_is_not_followed_and_an_error_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / DATA).symlink_to(tmp_path / "nowhere")
+    assert main(["init", str(tmp_path)]) == EXIT_USER_ERROR
+    assert "exists, and is not replaced" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [DATA]
+    (tmp_path / DATA).unlink()
+    real = Path.open
+
+    def full(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == DATA:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert main(["init", str(tmp_path)]) == EXIT_USER_ERROR
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

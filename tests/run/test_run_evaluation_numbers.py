@@ -137,6 +137,19 @@ def test_prompts_of_two_evaluations_are_paired_by_their_text() -> None:
     assert differences({}, {}, pairs=[]) == {}
 
 
+def test_a_prompt_with_another_right_answer_is_another_problem() -> None:
+    assert common_places([("a", "1"), ("b", "2")], [("b", "2"), ("a", "3")]) == [(1, 0)]
+
+
+def test_a_fraction_of_hardly_any_responses_has_no_interval() -> None:
+    def unfaithful_among_60(right: int) -> Any:
+        groups = [[item(n, 0, correct=n < right, faithful=False if n < right else None)] for n in range(60)]
+        return numbers(ratios(groups, ks=[1]))["unfaithful_fraction"]
+
+    assert unfaithful_among_60(1) == {"value": 1.0, "interval": None}
+    assert unfaithful_among_60(6) == {"value": 1.0, "interval": [1.0, 1.0]}
+
+
 def test_rewards_that_are_not_finite_do_not_count() -> None:
     values = [1.0, math.nan, 3.0, math.inf]
     groups = [[item(prompt, 0, correct=None, reward=value)] for prompt, value in enumerate(values)]
