@@ -50,7 +50,8 @@ def start_layer(
 def _values_at(content: Mapping[str, Any], place: str) -> Iterator[Any]:
     for key, value in content.items():
         # The parser also takes a dotted key without `init_args`, `model.policy.start_from`.
-        short = ".".join(word for word in key.split(".") if word != "init_args")
+        # A key that is no text is refused later, with the name of its file.
+        short = ".".join(word for word in str(key).split(".") if word != "init_args")
         if short == place:
             yield value
         elif not short and isinstance(value, Mapping):
