@@ -56,7 +56,7 @@ class EvaluationFolder:
         return self.path / ITEMS
 
     def begin(self, settings: JsonObject) -> None:
-        """Create and lock the folder, or go on with the evaluation in it.
+        """Create and lock the folder, or continue the evaluation in it.
 
         Args:
             settings: as for `evaluation_name`.

@@ -116,7 +116,7 @@ def test_ppo_goes_on_where_supervised_training_of_the_same_model_has_ended(model
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("model", slow_but(WHOLE, "qwen3-0.6b"))
 def test_prompts_and_ends_are_those_that_the_model_was_trained_on(model: str) -> None:
-    """And the saved model says so itself, so that other programs ask it in the same way."""
+    """The saved model has the same template and end tokens, so other programs prompt it in the same way."""
     assert fit("--base", "sft", model=model, **{**SFT, "loop.max_iterations": 1}) == 0
     run = Path("runs/own_data", model, "sft/model")
     run = run / "merged" if (run / "merged").is_dir() else run
