@@ -17,6 +17,7 @@ from ippo_lightning.modules import PPOModule
 from ippo_lightning.rewards import MissingEOSPenalty
 from ippo_lightning.run.evaluation_folder import EvaluationFolder
 from ippo_lightning.run.item_evaluation import (
+    Prompt,
     batch_sizes,
     check_judge,
     evaluate_items,
@@ -98,6 +99,12 @@ def test_training_goes_on_with_the_same_random_numbers(tmp_path: Path) -> None:
     torch.set_rng_state(before)
     items_of(tmp_path, loop_module, tiny_data())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_corrected_right_answer_is_another_evaluation() -> None:
+    module = tiny_module()
+    settings = [settings_of(module, [Prompt("1+1?", {"answer": answer})]) for answer in ("2", "3", "2")]
+    assert settings[0] == settings[2] != settings[1]
 
 
 def test_what_has_no_items_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_items(items, tmp_path / "items.parquet")
     assert read_items(tmp_path / "items.parquet", count=2) == items
     assert parquet.read_table(tmp_path / "items.parquet").num_rows == 2
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"pr\xffoj")
+    folder.mkdir()
+    write_items([item("a")], folder / "items.parquet")
+    assert read_items(folder / "items.parquet", count=1) == [item("a")]
 
 
 def test_hostile_responses_are_written_and_read(tmp_path: Path) -> None:
