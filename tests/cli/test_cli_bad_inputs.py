@@ -270,7 +270,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("checks", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("checks", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_impossible_model_is_one_line(
     name: str, checks: bool, experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -116,7 +116,8 @@ def test_evaluate_measures_a_checkpoint(experiment: dict[str, Any], tmp_path: Pa
     assert {key: measured[key] for key in KEYS} == {key: trained[key] for key in KEYS}
 
 
-@pytest.mark.parametrize("seeds", [[1], pytest.param([1, 2], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
 def test_compare_makes_one_table_and_one_page(
     seeds: list[int], experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

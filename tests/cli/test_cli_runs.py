@@ -288,6 +288,7 @@ def test_the_shell_can_complete_words(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--loop.max_iterations" in script
 
 
+@pytest.mark.slow
 def test_without_a_terminal_a_run_says_its_results_and_a_line_per_iteration(
     experiment: dict[str, Any], tmp_path: Path
 ) -> None:

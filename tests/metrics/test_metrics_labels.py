@@ -115,7 +115,7 @@ def _rank(rank: int, folder: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_ranks_that_see_different_labels_agree_on_the_fractions_of_all(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")  # nothing is imported again
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     for (first, second), found in zip(RANKS, ranks[0], strict=True):
