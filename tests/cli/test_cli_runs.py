@@ -218,7 +218,7 @@ def merging_error(folder: Path) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_quantised_policy_is_exported_dense_and_says_what_that_changed(
     kind: str, experiment: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -237,6 +237,7 @@ def test_a_quantised_policy_is_exported_dense_and_says_what_that_changed(
     assert merging_error(tmp_path / "float32") < merging_error(tmp_path / "bfloat16") < 0.1
 
 
+@pytest.mark.slow
 def test_one_run_or_several_make_a_page(
     experiment: dict[str, Any], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
