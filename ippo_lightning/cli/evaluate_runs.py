@@ -23,12 +23,10 @@ from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.distributed.collectives import end_process_group, rank
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import SamplingSettings
+from ippo_lightning.report.ratio_intervals import LEVEL, RESAMPLES, SEED
 from ippo_lightning.run.checkpoints import weights_fingerprint
 from ippo_lightning.run.evaluation_folder import EvaluationFolder, evaluation_name
 from ippo_lightning.run.evaluation_numbers import (
-    LEVEL,
-    RESAMPLES,
-    SEED,
     by_prompt,
     check_ks,
     common_places,
