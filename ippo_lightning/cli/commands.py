@@ -19,6 +19,7 @@ from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodS
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_working_folder, without_trust
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.metric_names import shown_metric
+from ippo_lightning.storage.output_folders import refuse_model_folder
 from ippo_lightning.storage.own_runs import remember_run
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
@@ -200,11 +201,12 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] 
 
 
 def refuse_to_replace(output: Path) -> None:
-    """Refuse to write numbers over a file of a run.
+    """Refuse to write numbers over a file of a run or beside a model.
 
     Raises:
-        UserError: a run wrote the file.
+        UserError: a run wrote the file, or see `refuse_model_folder`.
     """
+    refuse_model_folder("output", output.parent)
     if output.exists() and output.name in READABLE and RunFolder(output.parent).has_run_beside(output.name):
         raise UserError(f"output: {output} is a file of the run in {output.parent}; name another file")
 

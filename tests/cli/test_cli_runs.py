@@ -185,6 +185,8 @@ def test_measuring_a_run_takes_the_checkpoint_by_name_and_leaves_its_results(
     before = (run / "results.json").read_bytes()
     assert main([*words, "--output", str(run / "results.json")]) == 2
     assert "results.json is a file of the run" in capsys.readouterr().err
+    assert main([*words, "--output", str(run / "model/config.json")]) == 2
+    assert f"output: {run / 'model'} is the folder of a model" in capsys.readouterr().err
     assert (run / "results.json").read_bytes() == before
 
 
