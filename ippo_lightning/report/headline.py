@@ -137,10 +137,11 @@ def _finding(results: Results, method: str, metric: ComparedMetric, difference: 
     word = "unclear" if signed is None else "better" if signed[0] > 0 else "worse" if signed[1] < 0 else "unclear"
     mine, other = results["methods"][method], baseline_summary(results, method)
     spread = "" if interval is None else f" (95 % interval {points(interval[0])} to {points(interval[1])})"
+    is_alone = len(difference["seeds"]) == 1
     claim = {
         "better": "is better",
         "worse": "is worse",
-        "unclear": "has one paired seed and so no finding" if signed is None else "shows no clear difference",
+        "unclear": "has one paired seed and so no finding" if is_alone else "shows no clear difference",
     }[word]
     sentence = (
         f"{_NAMES[metric].capitalize()} {claim}: {percent(mine[metric])} % against {percent(other[metric])} %, "

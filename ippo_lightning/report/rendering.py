@@ -20,7 +20,7 @@ from ippo_lightning.report.parts import PARTS, model_parts
 from ippo_lightning.report.plan_changes import plan_changes
 from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
-from ippo_lightning.report.summary import COMPARED, METRICS, Results
+from ippo_lightning.report.summary import COMPARED, METRICS, Results, common_result
 from ippo_lightning.report.tables import intervals_over, kept_fraction, seconds_per_iteration, shared_cores_words
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -134,7 +134,7 @@ def _extremes(method: Method) -> dict[str, object]:
 
 def _metric_names(comparison: Comparison) -> dict[str, str]:
     # Runs may have sampled different numbers of responses; then no k is right for all columns.
-    k = _common_result(comparison, "k")
+    k = common_result(comparison, "k")
     return {
         "exact_match": "Exact match",
         "majority_vote": "Majority vote",
@@ -145,17 +145,10 @@ def _metric_names(comparison: Comparison) -> dict[str, str]:
 
 def _sampling(comparison: Comparison) -> str:
     """Return the size of the test, as far as all runs agree on it."""
-    prompts, samples = _common_result(comparison, "num_prompts"), _common_result(comparison, "samples_per_prompt")
+    prompts, samples = common_result(comparison, "num_prompts"), common_result(comparison, "samples_per_prompt")
     parts = [f"{prompts:,} test prompts"] if prompts is not None else []
     parts += [f"{samples} sampled responses per prompt"] if samples is not None else []
     return ", ".join(parts)
-
-
-def _common_result(comparison: Comparison, key: str) -> int | None:
-    found = {run.result(key) for method in comparison.methods.values() for run in method.finished}
-    # Runs that disagree cannot be summed up in one number, so the report shows none.
-    value = found.pop() if len(found) == 1 else None
-    return None if value is None else int(value)
 
 
 def _scope(comparison: Comparison) -> str:

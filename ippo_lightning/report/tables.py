@@ -10,9 +10,10 @@ from rich.text import Text
 
 from ippo_lightning.report.display import MISSING, percent, plain, points
 from ippo_lightning.report.summary import COMPARED, METRICS, MethodSummary, PairedDifference, Results, last_third
+from ippo_lightning.storage.metric_names import shown_metric
 
 # Short, because seven columns with intervals must fit 80 characters.
-_HEADINGS = ("EM", "MV", "pass@k", "Unfaithful")
+_HEADINGS = {"exact_match": "EM", "majority_vote": "MV", "unfaithful_fraction": "Unfaithful"}
 
 
 def results_table(results: Results) -> Table:
@@ -31,7 +32,7 @@ def results_table(results: Results) -> Table:
     table.title_justify = "left"
     # Folded and not cut, because two titles may differ at their ends only.
     table.add_column("Method", overflow="fold", min_width=8)
-    for heading in (*_HEADINGS, "Kept", "s/iter"):
+    for heading in (*_headings(results), "Kept", "s/iter"):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary in results["methods"].values():
         cells = [_stacked(summary[metric], summary["intervals"][metric]) for metric in METRICS]
@@ -50,8 +51,9 @@ def results_markdown(results: Results) -> str:
     Returns:
         Markdown that ends with a newline.
     """
+    headings = " | ".join(f"{heading} %" for heading in _headings(results))
     lines = [
-        "| Method | Seeds | EM % | MV % | pass@k % | Unfaithful % | Kept % | s/iteration |",
+        f"| Method | Seeds | {headings} | Kept % | s/iteration |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for summary in results["methods"].values():
@@ -67,6 +69,10 @@ def results_markdown(results: Results) -> str:
     ]
     lines += _markdown_origin(results)
     return "\n".join(lines) + "\n"
+
+
+def _headings(results: Results) -> list[str]:
+    return [_HEADINGS.get(metric) or shown_metric(metric, k=results.get("k")) for metric in METRICS]
 
 
 def kept_fraction(summary: MethodSummary) -> str:
