@@ -21,7 +21,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.output_folders import refuse_model_folder
 from ippo_lightning.storage.own_runs import remember_run
-from ippo_lightning.storage.run_folder import CONFIG, READABLE, RunFolder
+from ippo_lightning.storage.run_folder import CONFIG, READABLE, RESULTS, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> N
     if chosen.output and loop.is_global_zero:
         folder = RunFolder(Path(chosen.output).parent)
         folder.path.mkdir(parents=True, exist_ok=True)
+        if Path(chosen.output).name == RESULTS:  # of a column that only evaluates: the report reads both files
+            loop.write_prompt_counts(folder)
         # written whole, because `ippo compare` takes this file as the sign of a finished run
         folder.write(Path(chosen.output).name, loop.describe_evaluation(metrics))
     end_process_group()
@@ -169,13 +171,17 @@ def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
 
 def init(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     """Run `ippo init`."""
+    from ippo_lightning.cli.start_check import check_axes
     from ippo_lightning.cli.starting import found_files, next_steps, start_project
 
     chosen = settings.init
     if not chosen.folder:
         raise UserError("init: no folder given; expected ippo init FOLDER, for example ippo init my_project")
     folder = Path(chosen.folder)
-    files = found_files({axis: chosen.get(axis) for axis in FOLDERS})
+    options = {axis: chosen.get(axis) for axis in FOLDERS}
+    files = found_files(options)
+    if files:
+        check_axes(options, files=files)
     print(visible_text(next_steps(folder, start_project(folder, files)), multiline=True))
 
 
@@ -251,15 +257,23 @@ def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from ippo_lightning.cli.early_data import early_data
     from ippo_lightning.cli.factories import check_factories
 
-    check_factories(settings[settings.subcommand])
+    chosen = settings[settings.subcommand]
+    check_factories(chosen)
     try:
-        return parser.instantiate(settings)[settings.subcommand]
+        data = early_data(chosen.data)
+        if data is None:
+            return parser.instantiate(settings)[settings.subcommand]
+        without_data = settings.clone()
+        without_data[settings.subcommand].data = None
+        objects = parser.instantiate(without_data)[settings.subcommand]
+        objects.data = data
+        return objects
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, MisconfigurationException) as error:
         if os.environ.get("IPPO_TRACEBACK"):
             raise
-        chosen = settings[settings.subcommand]
         message = one_line(str(error))
         # Fabric's messages name its arguments without their section
         own = f"fabric: {message}" if _is_of_fabric(error) else with_section(message, chosen)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+import torch.multiprocessing
 import two_ranks_select
 from launching import start_method
 from two_ranks_select import COUNT, RULES
