@@ -44,7 +44,7 @@ def existing(text: str, field: str, note: str | None = None) -> Definition | Non
         if top in sys.stdlib_module_names:
             raise UserError(f"{field}: '{text}' is part of Python itself, and no part of an experiment")
         if top not in sys.modules and _is_missing(top):
-            raise UserError(f"{field}: No module named '{top}'{said}{_near_file(text)}")
+            raise UserError(f"{field}: No module named '{top}'{said}{module_hint(top)}")
         return None
     return _own(module, name, field, said)
 
@@ -83,16 +83,30 @@ def _is_missing(top: str) -> bool:
 
 def _check_form(text: str, field: str) -> None:
     """Refuse `file.py:function`, which other programs take, and which is a dotted path here."""
+    hint = form_hint(text)
+    if hint:
+        raise UserError(f"{field}: '{text}' is no dotted path{hint}")
+
+
+def form_hint(text: str) -> str:
+    """Return the dotted path that `file.py:function` stands for, as the end of a message; empty for any other text.
+
+    Example:
+        >>> form_hint("rewards/mine.py:short"), form_hint("rewards.mine.short")
+        ('; did you mean rewards.mine.short?', '')
+    """
     match = _FILE.fullmatch(text)
     if match is None:
-        return
+        return ""
     module = ".".join(part for part in Path(match["file"]).parts if part not in (".", "/"))
-    hint = f"did you mean {module}.{match['name']}?" if match["name"] else f"expected {module}.FUNCTION"
-    raise UserError(f"{field}: '{text}' is no dotted path; {hint}")
+    return f"; did you mean {module}.{match['name']}?" if match["name"] else f"; expected {module}.FUNCTION"
 
 
-def _near_file(text: str) -> str:
-    """Return a hint at a file of the working folder whose name is near to that of a module, or an empty text."""
-    top, _, rest = text.partition(".")
-    near = difflib.get_close_matches(top, sorted(path.stem for path in Path().glob("*.py")), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}.{rest}?" if near and rest else ""
+def module_hint(name: str) -> str:
+    """Return the file of the working folder whose name is near to that of a module, as the end of a message.
+
+    Args:
+        name: of the module, without its package.
+    """
+    near = difflib.get_close_matches(name, sorted(path.stem for path in Path().glob("*.py")), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}', of {near[0]}.py?" if near else ""

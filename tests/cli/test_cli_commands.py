@@ -156,6 +156,8 @@ def test_compare_makes_one_table_and_one_page(
     assert set(results["differences"]) == {"sft - ppo", "ippo - ppo"}
     assert [name for name, method in results["methods"].items() if method["featured"]] == ["ippo"]
     assert all(set(method) >= KEYS for method in results["methods"].values())
+    prompts = [json.loads((root / name / "seed_1" / "test_prompts.json").read_text()) for name in results["methods"]]
+    assert {tuple(counts) for counts in prompts} == {tuple(prompts[0])}  # the column that only evaluates has them too
     for name in ("ppo", "ippo"):
         assert len(results["methods"][name]["kept_fraction"]) == 2  # one mean per iteration
         assert len(results["methods"][name]["iteration_seconds"]) == 2

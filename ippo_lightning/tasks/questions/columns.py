@@ -134,6 +134,7 @@ def _cell(row: Mapping[str, Any], name: str, place: str) -> Any:
             value = value[int(part)]
         else:
             near = difflib.get_close_matches(name, [str(column) for column in row], n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(str, row))[:120]}"
+            known = ", ".join(map(str, row))[:120]
+            hint = f"did you mean {near[0]!r}? There are {known}" if near else f"expected one of {known}"
             raise UserError(f"{place}: there is no column {name!r}; {hint}")
     return value

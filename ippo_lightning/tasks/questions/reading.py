@@ -72,9 +72,9 @@ def fitting(source: Source, *, field: str) -> tuple[list[Question], list[str]]:
         elif source.unfit_rows == "drop":
             unfit.append(read)
         else:
-            raise UserError(f"{read}; {_remedy(row, source, fits=bool(found) or _any_fits(rows, source))}")
+            raise UserError(f"{read}; {_remedy(read, row, source, fits=bool(found) or _any_fits(rows, source))}")
     if unfit and not found:
-        unfit[0] += f"; {_remedy(row, source, fits=False)}"
+        unfit[0] += f"; {_remedy(unfit[0], row, source, fits=False)}"
     return found, unfit
 
 
@@ -94,19 +94,20 @@ def _any_fits(rows: Iterator[tuple[str, Mapping[str, Any]]], source: Source) -> 
         return True
 
 
-def _remedy(row: Mapping[str, Any], source: Source, *, fits: bool) -> str:
+def _remedy(reason: str, row: Mapping[str, Any], source: Source, *, fits: bool) -> str:
     """Return what to do about a row that does not fit.
 
     Args:
+        reason: why it does not.
         row: that row.
         source: of the row.
         fits: whether another row fits; if none does, the columns are wrong, and nothing would be left.
     """
     if fits:
         return "correct it, or set unfit_rows: drop"
-    names = ", ".join(map(str, row))[:_MOST_CHARACTERS]
     wrong = "columns" if source.layout == "columns" else f"layout: {source.layout}"
-    return f"no row of {source.path} fits; correct {wrong}; the columns there are: {names}"
+    names = ", ".join(map(str, row))[:_MOST_CHARACTERS]
+    return f"no row fits; correct {wrong}{'' if names in reason else f', the columns there are {names}'}"
 
 
 def _read(source: Source, *, field: str, max_characters: int | None, reasons: list[str]) -> Iterator[Question]:
