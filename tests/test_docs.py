@@ -322,5 +322,6 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
         "rollout/reward/NAME",
         "rollout/zero_variance_fraction",
         "eval/reward",
+        "eval/reward/NAME",
     }
     assert logged - {"step"} == documented_metrics() - optional

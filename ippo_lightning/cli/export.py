@@ -13,7 +13,7 @@ from peft import PeftModel
 
 import ippo_lightning
 from ippo_lightning.cli.export_folder import check_output, fill_export
-from ippo_lightning.cli.lineage import base_of, lineage, lineage_text
+from ippo_lightning.cli.lineage import adapter_base, base_of, lineage, lineage_text
 from ippo_lightning.cli.public_names import public_name, public_text, public_value
 from ippo_lightning.cli.settings import Dtype, ExportSettings
 from ippo_lightning.cli.yaml_text import load_yaml
@@ -104,7 +104,7 @@ def model_card(
     text = str(state["config"]).rstrip() or _config_text(run_dir)
     config = _loaded(text)
     ancestors = lineage(config)
-    base = base_of(ancestors)
+    base = adapter_base(config) if form == "adapter" else base_of(ancestors)
     name = run_dir.resolve().name
     data = ModelCardData(
         license=license_name,

@@ -44,6 +44,20 @@ def base_of(ancestors: list[Ancestor]) -> str | None:
     return next(iter(models), None) or (ancestors[-1].name if ancestors else None)
 
 
+def adapter_base(config: object) -> str | None:
+    """Return the name of the model that an adapter alone belongs to; None for a new model.
+
+    Args:
+        config: see `lineage`.
+    """
+    policy = _policy_of(config)
+    start, pretrained = policy.get("start_from"), policy.get("pretrained")
+    # A run without an adapter leaves a model, which is the base of this one.
+    if start and (Path(str(start)) / MODEL / "config.json").is_file():
+        return public_name(f"{start}/{MODEL}")
+    return _model_name(str(pretrained)) if pretrained else None
+
+
 def lineage_text(ancestors: list[Ancestor]) -> str:
     """Return the lineage in words, the nearest first.
 

@@ -28,6 +28,7 @@ from ippo_lightning.policies.quantized import is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 from ippo_lightning.policies.settings import LoraSettings
 from ippo_lightning.policies.tokenizer_loading import check_vocabulary, one_line, require_folder
+from ippo_lightning.policies.tying import adapters_on_tied_weights, text_configs, untie
 from ippo_lightning.storage.attention_choice import config_without_kernel
 from ippo_lightning.storage.quantized_loading import (
     Quantization,
@@ -185,7 +186,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
         check_adapter_folder(settings.adapter_path)
         before = weight_versions(model)
         try:
-            with seeded(seed):  # PEFT draws an adapter at random before it reads the saved weights
+            # PEFT draws an adapter at random before it reads the saved weights
+            with seeded(seed), adapters_on_tied_weights():
                 continued = PeftModel.from_pretrained(
                     model, settings.adapter_path, adapter_name=POLICY_ADAPTER, is_trainable=True
                 )
@@ -204,7 +206,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> Pe
         task_type=TaskType.CAUSAL_LM,
     )
     try:
-        with seeded(seed):
+        with seeded(seed), adapters_on_tied_weights():
             adapted = get_peft_model(model, config, adapter_name=POLICY_ADAPTER)
     except ValueError as error:
         raise UserError(
@@ -225,8 +227,10 @@ def merge_adapter(model: PreTrainedModel, adapter_path: str) -> PreTrainedModel:
         UserError: the folder contains no adapter.
     """
     check_adapter_folder(adapter_path)
-    with seeded(0):  # PEFT draws an adapter at random before it reads the saved weights
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter_path).merge_and_unload()
+    with seeded(0), adapters_on_tied_weights():  # PEFT draws an adapter at random before it reads the saved weights
+        adapted = PeftModel.from_pretrained(model, adapter_path)
+    untie(adapted, text_configs(transformers_model(adapted)))
+    merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
 
 

@@ -20,6 +20,7 @@ from ippo_lightning.policies.loading import transformers_model
 from ippo_lightning.policies.merging import merged_copy
 from ippo_lightning.policies.quantized import QUANTIZED_LAYERS, dequantized_weight, is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER, uninitialised
+from ippo_lightning.policies.tying import adapters_on_tied_weights
 
 
 def save_model(
@@ -66,7 +67,7 @@ def full_copy(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel
         del config.quantization_config  # with it, transformers would load the dense copy as a quantised model
     if rank() != 0:
         return None
-    with seeded(0):  # for random weights that are replaced below
+    with seeded(0), adapters_on_tied_weights():  # seeded for random weights that are replaced below
         copied: Any = type(network)(config)
         copied.to(dtype=network.dtype)
         if isinstance(model, PeftModel):

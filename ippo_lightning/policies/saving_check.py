@@ -17,6 +17,7 @@ from ippo_lightning.policies.loading import transformers_model
 from ippo_lightning.policies.probes import Probe, Tolerance, difference, probe, tolerance_of
 from ippo_lightning.policies.saving import full_copy, save_model
 from ippo_lightning.policies.self_check import check_rows, probe_policy
+from ippo_lightning.policies.tying import adapters_on_tied_weights
 
 if TYPE_CHECKING:
     from ippo_lightning.policies.causal_lm import CausalLMPolicy
@@ -85,7 +86,7 @@ def check_saved(policy: CausalLMPolicy, folder: Path, *, adapter: bool, expected
 
 
 def _loaded(policy: CausalLMPolicy, folder: Path, *, adapter: bool) -> PreTrainedModel | PeftModel:
-    with seeded(0):  # loading may draw weights that it replaces
+    with seeded(0), adapters_on_tied_weights():  # seeded, because loading may draw weights that it replaces
         if adapter:
             return PeftModel.from_pretrained(policy.source.load(policy.tokenizer), str(folder))
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -29,6 +29,7 @@ from ippo_lightning.policies.sequences import join, response_logits
 from ippo_lightning.policies.settings import SamplingSettings
 from ippo_lightning.policies.tokenization import pad_id_of
 from ippo_lightning.policies.train_mode import draws_random_numbers, kinds_with_gradient
+from ippo_lightning.policies.tying import adapters_on_tied_weights
 
 if TYPE_CHECKING:
     from ippo_lightning.policies.causal_lm import CausalLMPolicy
@@ -308,7 +309,7 @@ def adapter_as_loaded(policy: CausalLMPolicy, adapter_path: str | None) -> Probe
 
 
 def _check_second_load(policy: CausalLMPolicy, adapter_path: str, expected: Probe) -> None:
-    with seeded(policy.source.seed + 1000):
+    with seeded(policy.source.seed + 1000), adapters_on_tied_weights():
         again = PeftModel.from_pretrained(policy.source.load(policy.tokenizer), adapter_path)
     gap, bound = difference(expected, _evaluated(policy, again)), tolerance_of(again).nats(expected)
     if gap > bound:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ippo_lightning.report.canvas import method_colours
-from ippo_lightning.report.curves import CURVES
+from ippo_lightning.report.curves import CURVES, PART_FIGURES
 from ippo_lightning.report.display import percent, plain, points, unbroken
 from ippo_lightning.report.evidence import extremes, label_meanings
 from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
@@ -26,6 +26,7 @@ from ippo_lightning.storage.untrusted_text import visible_text
 
 # The other figures have places of their own in the template.
 _TRAINING_FIGURES = (*CURVES, "time_parts")
+_LAST_REWARD = "validation_reward"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def render_html(
         comparison=comparison,
         results=results,
         figures=figures,
-        training_figures=[figures[name] for name in _TRAINING_FIGURES if name in figures],
+        training_figures=[figures[name] for name in _training_figures(figures)],
         skipped=[name.replace("_", " ") for name in skipped],
         colours=method_colours(comparison),
         headline=headline(results),
@@ -101,6 +102,14 @@ def render_html(
         unreadable={f"{run.folder.parent.name}/{run.folder.name}": run.unreadable_lines
                     for method in methods for run in method.runs if run.unreadable_lines},
     )  # fmt: skip
+
+
+def _training_figures(figures: Mapping[str, Figure]) -> list[str]:
+    """Return the names in their order, the parts of a reward behind the reward."""
+    parts = [name for name in figures if PART_FIGURES in name]
+    place = _TRAINING_FIGURES.index(_LAST_REWARD) + 1
+    names = (*_TRAINING_FIGURES[:place], *parts, *_TRAINING_FIGURES[place:])
+    return [name for name in names if name in figures]
 
 
 def _lead(comparison: Comparison, results: Results, verdicts: list[HealthRow]) -> list[str]:

@@ -16,4 +16,5 @@ numbers: the reward is their sum, and each part is logged by its name. It may be
 A reward with a parameter `episodes` also gets the `TextEpisodes` of the rollout, or None outside of one: token ids,
 lengths, which were cut by the length limit, and the policy's device. One with a parameter `grader` also gets the grader
 of the run, or None. One that cannot do without a rollout has an attribute `needs_rollout = True`: an evaluation, which
-has texts only, is then refused before the run instead of at its end."""
+has texts only, does not call it, and without a grader is refused before the run instead of at its end. An evaluation
+calls any other reward, unless it has an attribute `in_evaluation = False`."""

@@ -78,7 +78,7 @@ def ratios(groups: Sequence[Sequence[Item]], *, ks: Sequence[int]) -> dict[str, 
     """Return the numbers of an evaluation as sums over prompts.
 
     With a grader `exact_match`, `majority_vote` (if there are answers and references), `pass_at_<k>`,
-    `unfaithful_fraction` (if the labels describe reasoning) and `label/<name>`; else `reward`. With both
+    `unfaithful_fraction` (if the labels describe reasoning) and `label/<name>`. `reward` if it is measured. Always
     `response_tokens_mean` and `truncated_fraction`.
 
     Args:
@@ -87,11 +87,12 @@ def ratios(groups: Sequence[Sequence[Item]], *, ks: Sequence[int]) -> dict[str, 
     """
     samples = [len(group) for group in groups]
     found: dict[str, Ratio] = {}
-    if all(item["correct"] is None for group in groups for item in group):
+    is_graded = any(item["correct"] is not None for group in groups for item in group)
+    if is_graded:
+        found = _graded(groups, samples, ks)
+    if not is_graded or any(item["reward"] is not None for group in groups for item in group):
         finite = [[r for item in group if (r := item["reward"]) is not None and math.isfinite(r)] for group in groups]
         found["reward"] = _ratio(map(math.fsum, finite), map(len, finite), is_fraction=False)
-    else:
-        found = _graded(groups, samples, ks)
     found["response_tokens_mean"] = _ratio(
         (sum(item["response_tokens"] for item in group) for group in groups), samples, is_fraction=False
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ippo_lightning.cli.lineage import Ancestor, base_of, lineage
+from ippo_lightning.cli.lineage import Ancestor, adapter_base, base_of, lineage
 
 QWEN = "Qwen/Qwen3-0.6B"
 
@@ -63,6 +63,14 @@ def test_other_starts() -> None:
     assert lineage({"model": {"init_args": {"policy": {"pretrained": QWEN}}}}) == [Ancestor("model", QWEN)]
     for broken in (None, [], "text", {"model": 3}):
         assert lineage(broken) == []
+
+
+def test_an_adapter_belongs_to_the_model_below_it(runs: Path) -> None:
+    continued = config(pretrained=QWEN, start_from=str(runs / "first"), lora={"r": 8})
+    assert adapter_base(continued) == QWEN  # the run has left an adapter on it
+    (runs / "first/model/config.json").touch()
+    assert adapter_base(continued) == "runs/first/model"
+    assert adapter_base(config(config={"model_type": "llama"}, lora={"r": 8})) is None
 
 
 def test_a_circle_of_runs_ends(runs: Path) -> None:

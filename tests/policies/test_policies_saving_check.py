@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
 from ippo_lightning.policies import saving_check as saving_check_module
+from ippo_lightning.policies.loading import merge_adapter
 
 IDS = torch.tensor([[5, 9, 12, 20, 3], [4, 4, 7, 1, 2]])
 
@@ -42,7 +44,10 @@ def test_the_merged_model_of_tied_weights_computes_what_the_policy_computes(
     tmp_path: Path,
     targets: list[str],
     quantization: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # PEFT warns of merges that go wrong; none does, so it warns of nothing
+    warnings.filterwarnings("error", message=".*tie.*", category=UserWarning)
     lora = LoraSettings(r=4, target_modules=targets)
     policy = CausalLMPolicy(pretrained=tied_base, lora=lora, quantization=quantization)
     start = log_probs(policy.language_model)
@@ -53,8 +58,23 @@ def test_the_merged_model_of_tied_weights_computes_what_the_policy_computes(
     # one float32 product instead of two, as in the tests of saving
     torch.testing.assert_close(log_probs(merged), trained, rtol=0, atol=1e-4)
     assert merged.config.tie_word_embeddings == (targets == ["q_proj"])
+    assert ("the merged model has both" in caplog.text) == (targets != ["q_proj"])
     assert torch.equal(log_probs(policy.language_model), trained)
     assert policy.language_model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]], ids=lambda targets: "+".join(targets))
+def test_a_critic_begins_with_the_features_of_the_policy_that_it_judges(
+    tied_base: str, tmp_path: Path, targets: list[str]
+) -> None:
+    """An adapter of the head must not reach the embedding, though both are one weight in the base."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets, init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tied_base), config)
+    adapted.save_pretrained(tmp_path / "sft")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*tie.*", category=UserWarning)
+        merged = merge_adapter(AutoModelForCausalLM.from_pretrained(tied_base), str(tmp_path / "sft"))
+    torch.testing.assert_close(log_probs(merged), log_probs(adapted), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("trained", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]], ids="+".join)
