@@ -111,16 +111,17 @@ def is_axis(option: Option) -> bool:
 def _check_model_name(option: Option) -> None:
     """Refuse a word that is no class, or resembles a file of the model axis; the parser knows the classes there are."""
     name = option.value or ""
-    # an existing path passes, because the parser reads an object from a file, or from the text of a YAML
-    if option.name != "model" or name in short_names() or name.lstrip().startswith("{") or Path(name).exists():
+    # an existing file passes, because the parser reads an object from it, or from the text of a YAML
+    if option.name != "model" or name in short_names() or name.lstrip().startswith("{") or Path(name).is_file():
         return
     known = axis_names("model")
     parts = name.split(".")
     is_class = all(part.isidentifier() for part in parts) and (len(parts) > 1 or not is_part_of(name, known))
-    if is_class:
+    if is_class and not Path(name).is_dir():
         return
     place = f"{ROOT}/{FOLDERS['model']}"
-    hub = f"; for a model of the Hub or in a folder: --model.policy.pretrained {name}" if name.count("/") == 1 else ""
+    is_pretrained = name.count("/") == 1 or Path(name).is_dir()
+    hub = f"; for a model of the Hub or in a folder: --model.policy.pretrained {name}" if is_pretrained else ""
     raise UserError(f"model: '{name}' is neither a file in {place} nor a class{hub}{meant(name, known)}")
 
 

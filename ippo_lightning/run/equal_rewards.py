@@ -49,7 +49,8 @@ class EqualRewards:
         if len(rewards) < _FEWEST or not bool((rewards == rewards[0]).all()):
             return None
         value = float(rewards[0])
+        reasons = _REASONS[value > 0].format(truncated=float(truncated.mean()))
         return (
-            f"warning: all {len(rewards)} rewards of the first {FIRST_ITERATIONS} iterations are {value:g}, so they "
-            f"tell no good response from a bad one. {_REASONS[value > 0].format(truncated=float(truncated.mean()))}."
+            f"ippo: warning: all {len(rewards)} rewards of the first {FIRST_ITERATIONS} iterations are {value:g}, so "
+            f"they tell no good response from a bad one. {reasons}."
         )

@@ -12,7 +12,7 @@ from typing import Any
 _MOST_CHARACTERS = 150  # of a message; that of a library may be of any length
 _MOST_OF_KEYS = 100
 _OWN = str(Path(__file__).resolve().parents[1]) + os.sep
-_OF_PYTHON = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+_OF_PYTHON = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib"))
 # what a wrong key or a value of another type raises
 _OF_A_ROW = (LookupError, TypeError, AttributeError)
 
@@ -33,15 +33,22 @@ def _place(error: BaseException) -> str:
     own = [frame for frame in frames if _is_of_user(frame.filename)]
     if not own:
         return ""
-    # a file below the working folder by its path from there: that is how the user knows it
-    path = os.path.relpath(own[-1].filename)
-    return f" in {own[-1].filename if path.startswith(os.pardir) else path}, line {own[-1].lineno}"
+    return f" in {_shown_path(own[-1].filename)}, line {own[-1].lineno}"
+
+
+def _shown_path(name: str) -> str:
+    """Return the path of a file below the working folder from there, as the user knows it; any other one as it is."""
+    try:
+        path = os.path.relpath(name)
+    except (OSError, ValueError):  # the working folder is gone, or on another drive
+        return name
+    return name if path.startswith(os.pardir) else path
 
 
 def _is_of_user(name: str) -> bool:
     """Return whether a file is neither part of this library, nor of Python, nor installed, nor a shell."""
     path = os.path.realpath(name)
-    return os.path.isfile(path) and not path.startswith((_OWN, *_OF_PYTHON)) and "site-packages" not in path
+    return os.path.isfile(path) and not path.startswith((_OWN, *_OF_PYTHON)) and "-packages" + os.sep not in path
 
 
 def _keys(error: BaseException, example: Mapping[str, Any] | None) -> str:

@@ -196,6 +196,7 @@ WORDS: dict[str, tuple[list[str], str]] = {
         ["fit", "--task", "arithmetic", "--model", "Qwen/Qwen3-0.6B"],
         "--model.policy.pretrained Qwen/Qwen3-0.6B; did you mean 'qwen3-0.6b'?",
     ),
+    "a model in a folder": (["fit", "--task", "arithmetic", "--model", "empty"], "--model.policy.pretrained empty"),
     "a task by the beginning of its name": (["fit", "--task", "gsm"], "did you mean 'gsm8k'? There are gsm8k, acrobot"),
     "a method with a slip": (["fit", "--task", "arithmetic", "--method", "ipo"], "did you mean 'ippo'? There are ippo"),
     "an unknown base": (["fit", "--task", "arithmetic", "--base", "zzz"], "expected one of control, ppo, sft"),

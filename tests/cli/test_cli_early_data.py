@@ -37,7 +37,7 @@ def questions(experiment: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         (
             "num_test",
             None,
-            "num_test: 128, task.num_validation: 128, task.num_influence_demonstrations: 64 hold out 320",
+            "num_test: 128, num_validation: 128, num_influence_demonstrations: 64 hold out 320",
         ),
         ("train.path", "no_such.jsonl", "'no_such.jsonl' does not exist"),
         ("train.columns.prompt", "question", "there is no column 'question'; expected one of q, a; no row fits"),

@@ -27,7 +27,7 @@ def said(rewards: Sequence[Sequence[float]], *, first: int = 1) -> list[str]:
 )
 def test_equal_rewards_get_one_line_with_the_likely_reasons(value: float, reason: str) -> None:
     (line,) = said([[value] * 4] * 6)
-    assert line.startswith(f"warning: all 12 rewards of the first 3 iterations are {value:g}, ")
+    assert line.startswith(f"ippo: warning: all 12 rewards of the first 3 iterations are {value:g}, ")
     assert reason in line
     assert "\n" not in line
 

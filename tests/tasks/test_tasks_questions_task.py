@@ -199,7 +199,7 @@ def test_conversations_are_rows_with_messages(tmp_path: Path) -> None:
         ({"prompt_template": "x"}, "task.prompt_template: 'x' does not contain"),
         (
             {"num_validation": 60},
-            "task.num_test: 5, task.num_validation: 60, task.num_influence_demonstrations: 4 hold out 69 questions, "
+            "task.num_test: 5, num_validation: 60, num_influence_demonstrations: 4 hold out 69 questions, "
             "and .* has 60 in .*; expected fewer, for example 6 each",
         ),
     ],

@@ -200,10 +200,10 @@ class QuestionTask:
         if "validation" in own:
             wanted["num_validation"] = self.num_validation
         wanted["num_influence_demonstrations"] = self.num_influence_demonstrations
-        asked = ", ".join(f"task.{name}: {count}" for name, count in wanted.items())
-        path = self.sources["train"][0].path
+        asked = ", ".join(f"{name}: {count}" for name, count in wanted.items())
+        path = ", ".join(source.path for source in self.sources["train"])
         return UserError(
-            f"{asked} hold out {sum(wanted.values())} questions, and train has {total} in {path}, which leaves no "
+            f"task.{asked} hold out {sum(wanted.values())} questions, and train has {total} in {path}, which leaves no "
             f"training question; expected fewer, for example {max(total // 10, 1)} each"
         )
 
