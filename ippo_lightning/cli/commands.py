@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodS
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_working_folder, without_trust
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.own_runs import remember_run
+from ippo_lightning.storage.public_text import public_command
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
     from ippo_lightning.run.fabric_loop import FabricLoop
 
 
-def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
+def fit(parser: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
     """Run `ippo fit`."""
     from ippo_lightning.distributed.collectives import end_process_group
 
     loop = build_loop(parser, settings)
+    loop.command = public_command(["ippo", *words])
     # the user has chosen to run this, so `--resume`, `export` and `evaluate` need not ask what it may run
     remember_run(loop.config)
     results = loop.fit()
@@ -159,7 +162,12 @@ def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     from ippo_lightning.report import report_of
 
     chosen = settings.report
-    path = report_of([Path(run) for run in chosen.runs], output=Path(chosen.output) if chosen.output else None)
+    path = report_of(
+        [Path(run) for run in chosen.runs],
+        output=Path(chosen.output) if chosen.output else None,
+        baseline=chosen.baseline,
+        featured=chosen.featured,
+    )
     # one line without markup: a path that is broken or loses its brackets cannot be opened
     Console().print(visible_text(f"Report: {path}"), soft_wrap=True, markup=False, highlight=False)
 
@@ -323,7 +331,7 @@ def full_config(parser: ArgumentParser, settings: Namespace) -> str:
 
 
 def print_metrics(metrics: dict[str, float], *, title: str) -> None:
-    """Print a small table of metrics."""
+    """Print a small table of metrics; one that is 0 / 0 is left out, as in a report."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -331,5 +339,7 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
     # as Text, because rich reads brackets in a plain string, of a path for example, as a style
     table = Table("metric", "value", title=Text(visible_text(title)), title_justify="left")
     for name, value in metrics.items():
+        if math.isnan(value):
+            continue
         table.add_row(Text(visible_text(name)), f"{value:.3f}")
     Console().print(table)

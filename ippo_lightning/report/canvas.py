@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ippo_lightning.report.display import break_words
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.summary import bootstrap_bounds
 from ippo_lightning.storage.atomic import write_whole
@@ -20,15 +21,18 @@ from ippo_lightning.storage.atomic import write_whole
 INK = "#1f2429"
 MUTED = "#5c6670"
 FAINT = "#d9dee3"
-KEPT_COLOUR = "#0072B2"
-DROPPED_COLOUR = "#E69F00"
-PART_COLOURS = ("#2f4858", "#6b8ba4", "#b4c7d6", "#E69F00", "#e3e7ea")
+DROPPED_STRENGTH = 0.35
+"""Opacity of the bars of dropped episodes: a light tint of the colour of their method."""
+PART_COLOURS = ("#2f4858", "#6b8ba4", "#b4c7d6", "#8f8157", "#e3e7ea")
 """Stages of an iteration: tints, so that a reader does not take them for methods."""
 # Mostly the palette of Okabe and Ito, which colour-blind readers can tell apart. Roles have colours of their own.
 _FEATURED_COLOUR = "#D55E00"
 _BASELINE_COLOUR = "#0072B2"
 _UNTRAINED_COLOUR = "#767676"
-_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7")
+_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7", "#882255", "#999933", "#332288",
+            "#661100", "#44AA99", "#AA4499")  # fmt: skip
+_LABEL_WIDTH = 28
+"""Characters of a name at the end of a curve: longer ones would leave no room for the curve."""
 _WIDTH = 6.4
 _DPI = 150
 # A context, not rcParams: a user's own figures keep their style. Any, because not all versions know all these keys.
@@ -97,6 +101,45 @@ def canvas(path: Path, *, height: float = 3.7, rows: int = 1, columns: int = 1) 
         write_whole(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
 
 
+def iteration_axis(axes: Axes, iterations: Iterable[int], *, most: int) -> None:
+    """Name the horizontal axis and label it with whole iterations, also with a single one.
+
+    Args:
+        axes: with everything drawn.
+        iterations: those with data.
+        most: number of intervals between labels.
+    """
+    axes.set_xlabel("iteration")
+    found = set(iterations)
+    if len(found) == 1:
+        # Around one point matplotlib shows a part of an iteration, in which there may be no whole number.
+        (only,) = found
+        axes.set_xlim(only - 1, only + 1)
+        axes.set_xticks([only])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
+        axes.margins(x=0.01)
+
+
+def wrapped(title: str, *, width: int, lines: int = 2) -> str:
+    r"""Return a title on a few lines that fit a narrow place; what is left over becomes `…`.
+
+    Args:
+        title: broken at spaces, and inside a word only behind `/`, `_` and `-` unless a part is too long by itself.
+        width: of a line, in characters.
+        lines: at most.
+
+    Example:
+        >>> wrapped("word_problems/smollm2-135m/ippo", width=16)
+        'word_problems/\nsmollm2-135m/…'
+    """
+    found = break_words(title, width=width)
+    if len(found) > lines:
+        last = found[lines - 1]
+        found = [*found[: lines - 1], f"{last[: width - 1]}…"]
+    return "\n".join(found)
+
+
 def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str) -> tuple[float, float] | None:
     """Draw the mean over seeds and, if there are several, their 95 % bootstrap interval as a band.
 
@@ -138,7 +181,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
     heights = spread([end[3] for end in ends], gap=0.065 * (high - low), low=low, high=high)
     for (text, colour, _, _), height in zip(ends, heights, strict=True):
         axes.annotate(
-            text,
+            wrapped(text, width=_LABEL_WIDTH, lines=1),
             xy=(right, height),
             xytext=(7, 0),
             textcoords="offset points",
