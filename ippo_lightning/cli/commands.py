@@ -43,7 +43,7 @@ def fit(parser: ArgumentParser, settings: Namespace, words: Sequence[str]) -> No
     if loop.is_global_zero:
         if results:
             print_metrics(results, title=f"test, {loop.folder.path}")
-        print(visible_text("\n".join(ending_lines(loop.folder)), multiline=True))
+        print(visible_text("\n".join(ending_lines(loop.folder, evaluates=loop.module.evaluates)), multiline=True))
     end_process_group()
 
 
@@ -336,10 +336,13 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # as Text, because rich reads brackets in a plain string, of a path for example, as a style
-    table = Table("metric", "value", title=Text(visible_text(title)), title_justify="left")
+    console = Console()
+    # as Text, because rich reads brackets in a plain string, of a path for example, as a style; in a line of its own,
+    # because a table breaks a long title at its own width, also inside a word
+    console.print(Text(visible_text(title)), soft_wrap=True)
+    table = Table("metric", "value")
     for name, value in metrics.items():
         if math.isnan(value):
             continue
         table.add_row(Text(visible_text(name)), f"{value:.3f}")
-    Console().print(table)
+    console.print(table)

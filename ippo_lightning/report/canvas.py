@@ -122,21 +122,25 @@ def iteration_axis(axes: Axes, iterations: Iterable[int], *, most: int) -> None:
 
 
 def wrapped(title: str, *, width: int, lines: int = 2) -> str:
-    r"""Return a title on a few lines that fit a narrow place; what is left over becomes `…`.
+    r"""Return a title on a few lines that fit a narrow place; of a longer one, its middle becomes `…`.
+
+    Two titles often begin with the same task and model, so the end stays, too.
 
     Args:
         title: broken at spaces, and inside a word only behind `/`, `_` and `-` unless a part is too long by itself.
-        width: of a line, in characters.
+        width: of a line, in characters, at least 4.
         lines: at most.
 
     Example:
-        >>> wrapped("word_problems/smollm2-135m/ippo", width=16)
-        'word_problems/\nsmollm2-135m/…'
+        >>> wrapped("word_problems/smollm2-135m/ippo", width=14)
+        'word_pr…ollm2-\n135m/ippo'
     """
     found = break_words(title, width=width)
-    if len(found) > lines:
-        last = found[lines - 1]
-        found = [*found[: lines - 1], f"{last[: width - 1]}…"]
+    for size in range(width * lines, 3, -1):
+        if len(found) <= lines:
+            break
+        head = size // 3
+        found = break_words(f"{title[:head]}…{title[head + 1 - size :]}", width=width)
     return "\n".join(found)
 
 

@@ -219,10 +219,14 @@ def test_both_parts_of_a_histogram_have_room_for_the_higher_bars(folders, tmp_pa
     assert panels[0].get_ylim()[1] >= 1
 
 
-def test_a_long_title_is_broken_between_words_and_marked_where_it_ends():
+def test_a_long_title_is_broken_between_words_and_keeps_its_end():
     assert wrapped("word_problems/smollm2-135m/ippo", width=30) == "word_problems/smollm2-135m/\nippo"
-    assert wrapped("a very long name of a method", width=12) == "a very long\nname of a…"
-    assert max(map(len, wrapped("x" * 100, width=10).splitlines())) == 10
+    first, second = (wrapped(f"word_problems/smollm2-135m+lora/{name}", width=15) for name in ("ippo", "ippo_fast"))
+    assert first != second
+    for shown in (first, second, wrapped("x" * 100, width=15), wrapped("a very long name of one method", width=15)):
+        assert len(shown.splitlines()) <= 2
+        assert max(map(len, shown.splitlines())) <= 15
+        assert "…" in shown
 
 
 def test_a_curve_of_one_point_has_its_iteration_as_only_label(tmp_path, monkeypatch, folders):
