@@ -195,7 +195,9 @@ def plot_curve(comparison: Comparison, path: Path, curve: Curve) -> str | None:
         panel.set_title(words(curve.title))
         panel.set_xlabel("iteration")
         iteration_axis(panel, (iteration for found in series.values() for one in found for iteration in one), most=7)
-        _draw_starts(panel, starts, colours)
+        # A lone point is its own start, and the line would strike through its name.
+        if any(len(one) > 1 for found in series.values() for one in found):
+            _draw_starts(panel, starts, colours)
         label_ends(panel, _merged(ends, comparison))
     first = {name: value for name, (_, value) in starts.items()}
     last = {name: height for name, _, _, height in ends}

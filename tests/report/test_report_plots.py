@@ -233,11 +233,12 @@ def test_a_curve_of_one_point_has_its_iteration_as_only_label(tmp_path, monkeypa
     folder = folders.run("ppo", 1, iterations=1)
     rows = [{"iteration": 41, "rollout/reward_mean": 0.123456789}]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    panels = []
+    panels, starts = [], noted(monkeypatch, "axhline")
     original = Axes.set_title
     monkeypatch.setattr(Axes, "set_title", lambda self, *a, **b: (panels.append(self), original(self, *a, **b))[1])
     report.plot_curve(report.gather_runs([folder], root=tmp_path), tmp_path / "c.png", report.CURVES["reward"])
     assert [label.get_text() for label in panels[0].get_xticklabels()] == ["41"]
+    assert not starts  # the line would strike through the name of the curve
     assert panels[0].yaxis.get_offset_text().get_text() == ""
     low, high = panels[0].get_ylim()
     assert sum(low <= tick <= high for tick in panels[0].get_yticks()) >= 3
