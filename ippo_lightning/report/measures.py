@@ -130,5 +130,14 @@ def compared_metrics(summaries: Iterable[Any]) -> tuple[ComparedMetric, ...]:
     Args:
         summaries: of the methods, from `summarise`.
     """
-    shown = shown_metrics(summaries)
-    return tuple(metric for metric in COMPARED if metric in shown)
+    return compared_among(shown_metrics(summaries))
+
+
+def compared_among(shown: Iterable[str]) -> tuple[ComparedMetric, ...]:
+    """Return those of some metrics that have a paired difference and a panel: of a graded test, not the reward.
+
+    Args:
+        shown: metrics that a comparison has.
+    """
+    found = set(shown)
+    return tuple(m for m in COMPARED if m in found and not (m == "reward" and "exact_match" in found))

@@ -21,7 +21,7 @@ from ippo_lightning.report.canvas import (
     wrapped,
 )
 from ippo_lightning.report.display import plain
-from ippo_lightning.report.measures import COMPARED, MEASURES, ComparedMetric
+from ippo_lightning.report.measures import COMPARED, MEASURES, ComparedMetric, compared_among
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.score_axis import draw_powers, range_of_scales, score_label
 from ippo_lightning.report.summary import metric_intervals
@@ -55,7 +55,7 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
         The figure in words, for the alternative text; None if there is nothing to draw.
     """
     methods = [method for method in comparison.methods.values() if method.finished]
-    metrics = [metric for metric in COMPARED if any(_values(method, metric) for method in methods)]
+    metrics = list(compared_among(metric for metric in COMPARED if any(_values(method, metric) for method in methods)))
     if not metrics:
         return None
     colours = method_colours(comparison)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, cast
 import numpy as np
 from scipy import stats
 
-from ippo_lightning.report.measures import COMPARED, METRICS, USUAL, ComparedMetric, Metric
+from ippo_lightning.report.measures import COMPARED, METRICS, USUAL, ComparedMetric, Metric, compared_among
 from ippo_lightning.report.paired_prompts import paired_over_prompts
 from ippo_lightning.report.prompt_intervals import prompt_interval
 from ippo_lightning.report.records import Comparison, Method, Run
@@ -94,7 +94,7 @@ def summarise(comparison: Comparison) -> Results:
     metrics = _recorded(comparison)
     return {
         "methods": {name: _summarise_method(method, metrics) for name, method in comparison.methods.items()},
-        "differences": _differences(comparison, metrics),
+        "differences": _differences(comparison),
         "unfinished": list(comparison.unfinished),
         "versions": dict(comparison.versions),
         "command": comparison.command,
@@ -123,8 +123,13 @@ def metric_intervals(
 
 
 def _recorded(comparison: Comparison) -> tuple[Metric, ...]:
+    found = _with_values(comparison)
+    return tuple(metric for metric in METRICS if metric in USUAL or metric in found)
+
+
+def _with_values(comparison: Comparison) -> list[Metric]:
     runs = [run for method in comparison.methods.values() for run in method.finished]
-    return tuple(m for m in METRICS if m in USUAL or any(run.result(m) is not None for run in runs))
+    return [metric for metric in METRICS if any(run.result(metric) is not None for run in runs)]
 
 
 def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
@@ -219,15 +224,15 @@ def pair_key(method: str, baseline: str) -> str:
     return f"{method} - {baseline}"
 
 
-def _differences(
-    comparison: Comparison, metrics: Sequence[Metric]
-) -> dict[str, dict[ComparedMetric, PairedDifference]]:
+def _differences(comparison: Comparison) -> dict[str, dict[ComparedMetric, PairedDifference]]:
     found: dict[str, dict[ComparedMetric, PairedDifference]] = {}
+    recorded = compared_among(_with_values(comparison))
+    metrics = [metric for metric in COMPARED if metric in USUAL or metric in recorded]
     for name, method in comparison.methods.items():
         if method.baseline is None:
             continue
         baseline = comparison.methods[method.baseline]
-        compared = {metric: _paired(method, baseline, metric) for metric in COMPARED if metric in metrics}
+        compared = {metric: _paired(method, baseline, metric) for metric in metrics}
         if any(difference["seeds"] for difference in compared.values()):  # no common seed yet: nothing to compare
             found[pair_key(name, baseline.name)] = compared
     return found

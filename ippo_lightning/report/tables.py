@@ -15,9 +15,9 @@ from ippo_lightning.report.measures import MEASURES, Metric, compared_metrics, s
 from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third
 
 _NAME_WIDTH = 18
-"""Characters of a line with a method's name, if all columns have numbers."""
+"""Characters of a line with a method's name beside six columns."""
 _SPARED = 8
-"""Characters that each column leaves to the names if it has no number."""
+"""Characters that each column leaves to the names if it has no number, and that a seventh one takes."""
 
 
 def results_table(results: Results) -> Table:
@@ -43,7 +43,7 @@ def results_table(results: Results) -> Table:
     headings = [f"{MEASURES[metric].short}{unit}" for metric, unit in zip(metrics, units, strict=True)]
     for heading in (*headings, *(column.short for column in own)):
         table.add_column(heading, justify="right", no_wrap=True)
-    width = _NAME_WIDTH + _SPARED * max(0, 6 - len(metrics) - len(own))
+    width = max(8, _NAME_WIDTH + _SPARED * (6 - len(metrics) - len(own)))
     for summary in summaries:
         cells = [_stacked(metric, summary) for metric in metrics]
         # Text, not str: rich would read "[bold]" in a title as markup.

@@ -163,3 +163,17 @@ def test_the_results_of_an_earlier_version_count_episodes_as_prompts(control_run
     results = json.loads(path.read_text())
     path.write_text(json.dumps({**results, "num_prompts": results.pop("num_episodes"), "num_episodes": None}))
     assert "100 test episodes" in page(control_run, root=control_run / "report")
+
+
+def test_the_reward_of_a_graded_test_is_shown_and_not_compared(pair, tmp_path):
+    for folder in pair:
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps(results | {"reward": 0.5}))
+    comparison = gather_runs(pair, root=tmp_path)
+    results = summarise(comparison)
+    assert results["methods"]["ppo"]["reward"] == 0.5
+    assert set(results["differences"]["ippo - ppo"]) == {"exact_match", "unfaithful_fraction"}
+    for folder in pair:  # without a grader
+        (folder / "results.json").write_text(json.dumps({"reward": 0.5}))
+    difference = summarise(gather_runs(pair, root=tmp_path))["differences"]["ippo - ppo"]
+    assert difference["reward"]["mean"] == 0.0
