@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from ippo_lightning.cli.experiment_paths import (
     stem_of,
 )
 from ippo_lightning.cli.yaml_text import load_yaml, read_text
+from ippo_lightning.errors import UserError
 
 START_BASE = "sft"
 """Base of the runs that others start from."""
 _SEVERAL = ("model", "method")
 _ENDINGS = (".yaml", ".yml")
+_OVERLAYS = ("lora", "nf4", "bf16")
+"""In the order in which they stand in the name of a run; others come behind them, by the alphabet."""
 
 
 def names_of(axis: str, value: str) -> list[str]:
@@ -53,10 +57,64 @@ def axis_files(axis: str, value: str, *, base: str = DEFAULT_BASE) -> list[Path]
         base: see `axis_file`.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it is named twice.
     """
     files = [axis_file(axis, name, base=base) for name in names_of(axis, value)]
-    return sorted(files, key=is_overlay) if axis == "model" else files
+    return [files[place] for place in order_of(axis, files)]
+
+
+def order_of(axis: str, files: Sequence[Path]) -> list[int]:
+    """Return the places of files of one axis in the order in which they apply.
+
+    Methods apply as they are given: a later one overrides an earlier one, and callbacks act in their order. Of models,
+    overlays apply last. Two overlays that set nothing differently have one order, however they are given, so that the
+    run has one name: `nf4+bf16` is `bf16+nf4`.
+
+    Args:
+        axis: `base`, `task`, `model` or `method`.
+        files: in the order of the user.
+
+    Raises:
+        UserError: a file is named twice.
+    """
+    for place, path in enumerate(files):
+        if path.resolve() in [other.resolve() for other in files[:place]]:
+            raise UserError(f"{axis}: '{stem_of(path.name)}' is given twice; expected each name once")
+    places = list(range(len(files)))
+    if axis != "model":
+        return places
+    overlays = [place for place in places if is_overlay(files[place])]
+    wholes = [place for place in places if place not in overlays]
+    contents = [load_yaml(read_text(files[place]), origin=str(files[place])) for place in overlays]
+    is_free = not any(_contradict(one, two) for at, one in enumerate(contents) for two in contents[:at])
+    return [*wholes, *(sorted(overlays, key=lambda place: _rank(files[place])) if is_free else overlays)]
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    name = stem_of(path.name)
+    return (_OVERLAYS.index(name) if name in _OVERLAYS else len(_OVERLAYS), name)
+
+
+def _contradict(first: Any, second: Any) -> bool:
+    """Return whether two values of a YAML give another result if they change places."""
+    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+        return bool(first != second)
+    for one in first:
+        for two in second:
+            name, other = str(one).removesuffix("+"), str(two).removesuffix("+")
+            # Entries that are added to one list stand there in the order of the files.
+            is_list = name == other and (str(one) != name or str(two) != other)
+            # A dotted key may lie inside a section of the other file.
+            is_inside = name.startswith(f"{other}.") or other.startswith(f"{name}.")
+            if is_list or is_inside or (one == two and _contradict(first[one], second[two])):
+                return True
+    return False
+
+
+def is_model_file(name: str) -> bool:
+    """Return whether `--model NAME` names a file of the model axis; otherwise it names a class."""
+    known = axis_names("model")
+    return name.endswith(_ENDINGS) or any(part in known for part in names_of("model", name))
 
 
 def part_named(axis: str, name: str) -> Part:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ippo_lightning.cli.axis_values import is_overlay, names_of, part_named
+from ippo_lightning.cli.axis_values import is_model_file, names_of, order_of, part_named
 from ippo_lightning.cli.experiment_paths import (
     DEFAULT_BASE,
     FOLDERS,
@@ -184,7 +184,10 @@ def _with_axes_as_files(found: list[Option]) -> list[Option]:
         for name in names_of(option.name, option.value or ""):
             chosen = _file_option(axis_file(option.name, name, base=base or DEFAULT_BASE), axis=option.name, name=name)
             first.get(option.name, rest).append(chosen)
-    first["model"].sort(key=lambda option: is_overlay(Path(option.value or "")))
+    methods = [option for option in rest if option.part is not None]
+    for axis, options in {**first, "method": methods}.items():
+        places = order_of(axis, [Path(option.value or "") for option in options])
+        first[axis] = [options[place] for place in places]  # that of methods is not read: they stay where they are
     # a task sets arguments and names no module, so it needs a base; other files may be complete without one
     if tasks and base is None:
         # Whatever base it is, it is the usual one of the task, and the name of the run leaves it out.
@@ -205,14 +208,8 @@ def _base_of(found: list[Option]) -> str | None:
 
 def _is_axis(option: Option) -> bool:
     """Return whether an option names a file of an axis; `--model` may name a class instead."""
-    is_class = option.name == "model" and option.value is not None and not _is_model_file(option.value)
+    is_class = option.name == "model" and option.value is not None and not is_model_file(option.value)
     return option.name in FOLDERS and not is_class
-
-
-def _is_model_file(name: str) -> bool:
-    """Return whether `--model NAME` names a file of the model axis; otherwise it names a class."""
-    known = axis_names("model")
-    return name.endswith((".yaml", ".yml")) or any(part in known for part in names_of("model", name))
 
 
 def _check_model_name(option: Option) -> None:

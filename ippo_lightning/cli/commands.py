@@ -19,6 +19,8 @@ from ippo_lightning.cli.run_words import EVALUATE_RUNS
 from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings, ReplaySettings
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_working_folder, without_trust
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.metric_names import shown_metric
+from ippo_lightning.storage.output_folders import refuse_model_folder
 from ippo_lightning.storage.own_runs import remember_run
 from ippo_lightning.storage.public_text import public_command
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RunFolder
@@ -42,7 +44,7 @@ def fit(parser: ArgumentParser, settings: Namespace, words: Sequence[str]) -> No
     # all ranks come here, and one of them prints
     if loop.is_global_zero:
         if results:
-            print_metrics(results, title=f"test, {loop.folder.path}")
+            print_metrics(results, title=f"test, {loop.folder.path}", k=loop.module.describe_evaluation().get("k"))
         print(visible_text("\n".join(ending_lines(loop.folder, evaluates=loop.module.evaluates)), multiline=True))
     end_process_group()
 
@@ -58,7 +60,8 @@ def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> N
     checkpoint = loop.set_up_evaluation(chosen.checkpoint)
     metrics = loop.evaluate(chosen.split)
     if loop.is_global_zero:
-        print_metrics(metrics, title=chosen.split if checkpoint is None else f"{chosen.split}, {checkpoint.name}")
+        title = chosen.split if checkpoint is None else f"{chosen.split}, {checkpoint.name}"
+        print_metrics(metrics, title=title, k=loop.module.describe_evaluation().get("k"))
     if chosen.output and loop.is_global_zero:
         folder = RunFolder(Path(chosen.output).parent)
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -206,11 +209,12 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] 
 
 
 def refuse_to_replace(output: Path) -> None:
-    """Refuse to write numbers over a file of a run.
+    """Refuse to write numbers over a file of a run or beside a model.
 
     Raises:
-        UserError: a run wrote the file.
+        UserError: a run wrote the file, or see `refuse_model_folder`.
     """
+    refuse_model_folder("output", output.parent)
     if output.exists() and output.name in READABLE and RunFolder(output.parent).has_run_beside(output.name):
         raise UserError(f"output: {output} is a file of the run in {output.parent}; name another file")
 
@@ -330,8 +334,8 @@ def full_config(parser: ArgumentParser, settings: Namespace) -> str:
     return str(yaml.safe_dump(content, sort_keys=False))
 
 
-def print_metrics(metrics: dict[str, float], *, title: str) -> None:
-    """Print a small table of metrics; one that is 0 / 0 is left out, as in a report."""
+def print_metrics(metrics: dict[str, float], *, title: str, k: object = None) -> None:
+    """Print a small table of metrics; `k` is that of pass@k. A metric that is 0 / 0 is left out, as in a report."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -344,5 +348,5 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
     for name, value in metrics.items():
         if math.isnan(value):
             continue
-        table.add_row(Text(visible_text(name)), f"{value:.3f}")
+        table.add_row(Text(visible_text(shown_metric(name, k=k))), f"{value:.3f}")
     console.print(table)

@@ -23,7 +23,8 @@ from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.cli.trust import check_trust
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.locks import hold
-from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, refuse_run_folder, seed_folder
+from ippo_lightning.storage.output_folders import refuse_run_folder
+from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, seed_folder
 from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:

@@ -23,12 +23,10 @@ from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.distributed.collectives import end_process_group, rank
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import SamplingSettings
+from ippo_lightning.report.ratio_intervals import LEVEL, RESAMPLES, SEED
 from ippo_lightning.run.checkpoints import weights_fingerprint
 from ippo_lightning.run.evaluation_folder import EvaluationFolder, evaluation_name
 from ippo_lightning.run.evaluation_numbers import (
-    LEVEL,
-    RESAMPLES,
-    SEED,
     by_prompt,
     check_ks,
     common_places,
@@ -48,13 +46,13 @@ from ippo_lightning.run.item_evaluation import (
     text_module,
 )
 from ippo_lightning.run.items import Item
+from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.run_folder import (
     DIFFERENCES,
     EVALUATED,
     ITEMS,
     JsonObject,
     RunFolder,
-    refuse_run_folder,
 )
 
 if TYPE_CHECKING:
@@ -144,6 +142,8 @@ def _jobs(runs: Sequence[Path], settings: EvaluateSettings) -> list[_Job]:
         word = Path(baseline.pretrained or START).resolve().name
         taken = any(word == name for _, name, _ in models)
         models.insert(0, (runs[0], f"{word} (baseline)" if taken else word, baseline))
+    if settings.output is not None:
+        refuse_run_folder("output", Path(settings.output))
     jobs = []
     for run, name, model in models:
         output = None
@@ -257,7 +257,7 @@ def _loop_of(job: _Job, build: BuildLoop) -> tuple[FabricLoop, str]:
         # A rank that is a few batches behind the others is not lost.
         experiment.loop.rank_timeout = max(experiment.loop.rank_timeout, _RANK_TIMEOUT)
         if job.model.pretrained is not None:
-            use_model(experiment, job.model.pretrained)
+            use_model(experiment, job.model)
 
     try:
         return build(job.run, change), digest

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ippo_lightning.cli.experiment_paths import axis_file, axis_names, with_packaged_paths
 from ippo_lightning.cli.settings import EvaluateSettings
+from ippo_lightning.cli.yaml_text import load_yaml, read_text
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import COMPARISON, CONFIG, RunFolder
 
@@ -38,11 +41,13 @@ class EvaluatedModel:
         checkpoint: its name or path; None for the model as it is built.
         pretrained: in place of the model that the run began with; None to leave that.
         option: by which the user has named it, for messages.
+        settings: of the policy, from a file of the model axis.
     """
 
     checkpoint: str | None
     pretrained: str | None = None
     option: str = "model"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def model_of(run: Path, settings: EvaluateSettings) -> EvaluatedModel:
@@ -77,11 +82,11 @@ def named_model(name: str, *, option: str) -> EvaluatedModel:
     """Return a model by its name, as far as it can be checked without loading it.
 
     Args:
-        name: a folder, a Hub id, `package:NAME` or `start`.
+        name: a folder, a file of `experiments/models/` by its name or path, a Hub id, `package:NAME` or `start`.
         option: by which the user has named it.
 
     Raises:
-        UserError: it is no folder and cannot be a Hub id, or it is the folder of an adapter.
+        UserError: it is none of these, it is the folder of an adapter, or a file that names no model.
     """
     if name == START:
         return EvaluatedModel(None, option=option)
@@ -90,23 +95,47 @@ def named_model(name: str, *, option: str) -> EvaluatedModel:
         raise UserError(f"{option}: {name} is an adapter; expected a full model, such as the folder `merged` beside it")
     if path.is_dir():
         return EvaluatedModel(None, str(path), option)
+    if name.endswith((".yaml", ".yml")) or name in axis_names("model"):
+        return _model_of_file(name, option=option)
     # In `runs/model` a folder `runs` of this machine shows that no Hub id is meant.
     is_hub_id = _HUB_ID.fullmatch(name) is not None and (path.parent == Path() or not path.parent.is_dir())
     if is_hub_id or name.startswith("package:"):
         return EvaluatedModel(None, name, option)
-    raise UserError(f"{option}: {name} does not exist; expected a folder, a Hub id, package:NAME, or {START}")
+    raise UserError(
+        f"{option}: {name} does not exist; expected a folder, a Hub id, package:NAME, a file of experiments/models, or "
+        f"{START}"
+    )
 
 
-def use_model(experiment: Namespace, pretrained: str) -> None:
+def _model_of_file(name: str, *, option: str) -> EvaluatedModel:
+    try:
+        path = axis_file("model", name)
+    except UserError as error:
+        raise UserError(f"{option}: {str(error).partition(': ')[2]}") from error
+    found: Any = with_packaged_paths(load_yaml(read_text(path), origin=str(path)))
+    for key in ("model", "init_args", "policy", "init_args"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    pretrained = found.get("pretrained") if isinstance(found, Mapping) else None
+    if not pretrained:
+        raise UserError(f"{option}: {path} names no pretrained model to measure; name another file")
+    # What the weights are loaded with. Its adapter is none that was trained.
+    settings = {key: value for key, value in found.items() if key != "pretrained" and key not in _OF_ANOTHER_MODEL}
+    settings |= {key: found[key] for key in ("tokenizer", "pad_token") if key in found}
+    return EvaluatedModel(None, str(pretrained), option, settings)
+
+
+def use_model(experiment: Namespace, model: EvaluatedModel) -> None:
     """Let the policy of a parsed experiment be another model, with its own tokenizer.
 
     Args:
-        experiment: changed in place. Prompts, chat template, system prompt and data type stay.
-        pretrained: a folder, a Hub id or `package:NAME`.
+        experiment: changed in place. Prompts and system prompt stay, and chat template and data type if the model has
+            none of its own.
+        model: with a name.
 
     Raises:
         UserError: the policy is not one that loads a model by its name.
     """
+    pretrained = model.pretrained
     policy: Any = experiment.model.init_args.get("policy")
     arguments = policy.get("init_args") if policy is not None else None
     if arguments is None or "pretrained" not in arguments:
@@ -115,5 +144,9 @@ def use_model(experiment: Namespace, pretrained: str) -> None:
     for name, value in _OF_ANOTHER_MODEL.items():
         if name in arguments:
             arguments[name] = value
+    for name, value in model.settings.items():
+        if name not in arguments:
+            raise UserError(f"{model.option}: {name} is no argument of the policy of the run; expected a fitting file")
+        arguments[name] = value
     if arguments.get("value") == "separate":  # a second large model, which an evaluation does not use
         arguments["value"] = "head"

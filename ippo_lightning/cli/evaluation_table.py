@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ippo_lightning.cli.evaluated_model import START
 from ippo_lightning.run.evaluation_numbers import Difference, Number, Ratios
+from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.run_folder import EVALUATION, JsonObject
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -114,7 +115,7 @@ def _table(title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[
     for name in names:
         table.add_column(Text(_short(name, keep_end=True)), justify="right", overflow="fold")
     for name, cells in rows:
-        table.add_row(Text(_short(name)), *(Text(cell) for cell in cells))
+        table.add_row(Text(_short(shown_metric(name))), *(Text(cell) for cell in cells))
     return table
 
 

@@ -13,6 +13,8 @@ from peft import PeftModel
 
 import ippo_lightning
 from ippo_lightning.cli.export_folder import check_output, fill_export
+from ippo_lightning.cli.lineage import base_of, lineage, lineage_text
+from ippo_lightning.cli.public_names import public_name, public_text, public_value
 from ippo_lightning.cli.settings import Dtype, ExportSettings
 from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
@@ -24,6 +26,7 @@ from ippo_lightning.policies.self_check import probe_policy
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import restore_checkpoint
 from ippo_lightning.storage.checksums import has_wrong_checksum
+from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -61,8 +64,9 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
         # after the model: PEFT writes a README.md of its own beside an adapter
         card.save(place / "README.md")
 
-    origin = {"run": str(run_dir), "checkpoint": checkpoint.name, "iteration": state["progress"]["iteration"]}
-    fill_export(folder, write, origin={**origin, "form": form, "version": ippo_lightning.__version__})
+    origin = {"run": public_name(str(run_dir)), "checkpoint": checkpoint.name, "form": form}
+    origin |= {"iteration": state["progress"]["iteration"], "version": ippo_lightning.__version__}
+    fill_export(folder, write, origin=origin)
     return folder, checkpoint
 
 
@@ -71,6 +75,7 @@ def _write_model(policy: Any, place: Path, *, settings: ExportSettings) -> float
     error = None
     if settings.form == "adapter":
         save_adapter(policy.model, policy.tokenizer, place)
+        _name_base(place / "adapter_config.json")
     else:
         error = _save_merged(policy, place, dtype=settings.dtype)
     if policy.self_check:
@@ -96,37 +101,42 @@ def model_card(
         merging_error: what merging and rounding changed, see `log_prob_difference`; None if nothing was.
     """
     results = _results(run_dir, iteration=state["progress"]["iteration"])
-    base = _base_of(state)
+    text = str(state["config"]).rstrip() or _config_text(run_dir)
+    config = _loaded(text)
+    ancestors = lineage(config)
+    base = base_of(ancestors)
+    name = run_dir.resolve().name
     data = ModelCardData(
         license=license_name,
         base_model=base,
         library_name="peft" if form == "adapter" else "transformers",
         pipeline_tag="text-generation",
         tags=["ippo-lightning", "ppo", "reinforcement-learning"],
-        model_name=run_dir.name,
+        model_name=name,
         eval_results=[
             EvalResult(
                 task_type="text-generation",
                 dataset_type="custom",
                 dataset_name="test problems of the run",
-                metric_type=name,
-                metric_value=results[name],
+                metric_type=shown_metric(metric, k=results.get("k")),
+                metric_value=results[metric],
             )
-            for name in ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
+            for metric in ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
             # a run without a right answer has null for the unfaithful fraction
-            if results.get(name) is not None
+            if results.get(metric) is not None
         ],
     )
     progress = state["progress"]
     lines = [
-        f"# {run_dir.name}",
+        f"# {name}",
         "",
         f"Trained by {state['module']} of ippo-lightning "
         f"{state['version']}: {progress['iteration']} iterations, {progress['episodes_seen']} episodes, "
         f"{progress['optimizer_steps']} optimizer steps, {progress['tokens_trained']} tokens trained.",
         "",
         f"- Form: {form}",
-        f"- Base model: {base or 'built from a configuration, see below'}",
+        f"- Base model: {_cell(base) if base else 'none; built from a configuration, see below'}",
+        *([f"- Began with: {_cell(lineage_text(ancestors))}"] if ancestors else []),
         *(
             [f"- Merged and rounded: log-probs of {_PROBED} random tokens differ by {merging_error:.1e} at most"]
             if merging_error is not None
@@ -141,11 +151,12 @@ def model_card(
         *_chosen_lines(results),
         "## Configuration",
         "",
-        "Model, data and every setting; `ippo fit --config` on it makes the run again.",
+        "Model, data and every setting. `ippo fit --config` on it makes the run again, if the files that it names are "
+        "there: of a path on another machine, only the end is shown.",
         "",
         "```yaml",
         # three backticks inside would end the code block early
-        str(state["config"]).replace("```", "'''").rstrip() or _config_text(run_dir),
+        _public_config(text, config).replace("```", "'''").rstrip(),
         "```",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
@@ -219,7 +230,11 @@ def _results(run_dir: Path, *, iteration: int) -> dict[str, Any]:
 
 
 def _result_lines(results: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {name} | {value:.4g} |" for name, value in results.items() if isinstance(value, (int, float))]
+    rows = [
+        f"| {_cell(shown_metric(name, k=results.get('k')))} | {value:.4g} |"
+        for name, value in results.items()
+        if isinstance(value, (int, float))
+    ]
     return ["| | |", "|---|--:|", *rows] if rows else []
 
 
@@ -234,20 +249,35 @@ def _chosen_lines(results: Mapping[str, Any]) -> list[str]:
 
 def _cell(value: object) -> str:
     # the file may come from anywhere, and a bar or a line break would end the cell
-    return visible_text(str(value)[:120]).replace("|", "\\|").replace("\n", " ")
+    return visible_text(public_text(str(value))[:240]).replace("|", "\\|").replace("\n", " ")
 
 
-def _base_of(state: Mapping[str, Any]) -> str | None:
-    """Return the name of the model that training began with, from the configuration."""
+def _name_base(path: Path) -> None:
+    """Let the configuration of an adapter name its base for others, and not by a folder of this machine."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    base = content.get("base_model_name_or_path")
+    if isinstance(base, str):
+        content["base_model_name_or_path"] = public_name(base)
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _loaded(text: str) -> object:
     try:
-        config = load_yaml(str(state["config"]), origin="checkpoint")
+        found: object = load_yaml(text, origin="checkpoint")
     except UserError:
         return None
-    model = _mapping(_mapping(config).get("model"))
-    policy = _mapping(_mapping(model.get("init_args")).get("policy"))
-    # the policy may be written with a class_path or as its arguments alone
-    base = (_mapping(policy.get("init_args")) or policy).get("pretrained")
-    return str(base) if base else None
+    return found
+
+
+def _public_config(text: str, config: object) -> str:
+    """Return the configuration without folders of this machine and without secrets."""
+    if not isinstance(config, Mapping):
+        return public_text(text)
+    import yaml
+
+    public = public_value(config)
+    # As it is where there is nothing to hide: a second writing may break lines at other places.
+    return text if public == config else str(yaml.safe_dump(public, sort_keys=False))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

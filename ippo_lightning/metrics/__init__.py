@@ -7,7 +7,7 @@ from ippo_lightning.metrics.labels import LabelFractions
 from ippo_lightning.metrics.lengths import LengthMetrics, ResponseLength, TruncatedFraction
 from ippo_lightning.metrics.reasoning import ReasoningMetrics, reference_answers
 from ippo_lightning.metrics.returns import MeanOfEpisodes, ReturnMetrics
-from ippo_lightning.metrics.rewards import MeanReward, RewardMetrics
+from ippo_lightning.metrics.rewards import MeanReward, NamedMeans, RewardMetrics, named_rewards
 
 __all__ = [
     "ExactMatch",
@@ -16,6 +16,7 @@ __all__ = [
     "MajorityVote",
     "MeanOfEpisodes",
     "MeanReward",
+    "NamedMeans",
     "PassAtK",
     "ReasoningMetrics",
     "ResponseLength",
@@ -24,6 +25,7 @@ __all__ = [
     "TruncatedFraction",
     "UnfaithfulFraction",
     "majority_vote",
+    "named_rewards",
     "pass_at_k",
     "reference_answers",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from ippo_lightning.metrics.counts import PromptCounts
 from ippo_lightning.metrics.faithfulness import UnfaithfulFraction
 from ippo_lightning.metrics.labels import LabelFractions
 from ippo_lightning.metrics.lengths import LengthMetrics
+from ippo_lightning.metrics.rewards import NamedMeans
 from ippo_lightning.records import Example
 
 
@@ -48,6 +49,7 @@ class ReasoningMetrics(LengthMetrics):
       responses, or if the labels do not describe reasoning.
     - `response_tokens_mean`, `truncated_fraction`: mean tokens of the responses, and the fraction that the length limit
       cut off; not there if no lengths are given.
+    - `reward`, `reward/<name>`: mean of the reward, and of its parts; not there if no rewards are given.
     - `label/<name>`: fraction of the responses with that label, for the labels that the grader gives.
 
     The states are sums and counts, so batches and ranks add up to the result of all of them.
@@ -68,6 +70,7 @@ class ReasoningMetrics(LengthMetrics):
         self.unfaithful_fraction = UnfaithfulFraction()
         self.label_fractions = LabelFractions()
         self.prompt_counts = PromptCounts()
+        self.rewards = NamedMeans()
 
     def update(
         self,
@@ -76,6 +79,7 @@ class ReasoningMetrics(LengthMetrics):
         *,
         lengths: Tensor | None = None,
         truncated: Tensor | None = None,
+        rewards: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Add prompts.
 
@@ -84,6 +88,7 @@ class ReasoningMetrics(LengthMetrics):
             references: for each prompt, the right answer in canonical form; None if there is none.
             lengths: tokens of each response, shape [prompts, samples], int64; None if unknown.
             truncated: whether the length limit cut each response off, shape [prompts, samples], bool; None if unknown.
+            rewards: see `named_rewards`; None if the reward is not measured.
         """
         sizes = {len(group) for group in grades}
         # The grades become a matrix [prompts, samples], and a mean over prompts needs the same n in each.
@@ -103,6 +108,7 @@ class ReasoningMetrics(LengthMetrics):
         # a response of unknown reasoning counts neither as faithful nor as unfaithful
         self.unfaithful_fraction.update(correct & is_known, faithful)
         self.update_lengths(lengths, truncated)
+        self.rewards.update(rewards or {})
         self.label_fractions.update([grade.label for group in grades for grade in group])
 
     def compute(self) -> dict[str, float]:
@@ -112,6 +118,7 @@ class ReasoningMetrics(LengthMetrics):
             "majority_vote": float(self.majority_vote.compute()),
             "pass_at_k": float(self.pass_at_k.compute()),
             "unfaithful_fraction": float(self.unfaithful_fraction.compute()),
+            **{name: float(value) for name, value in self.rewards.compute().items()},
             **self.compute_lengths(),
             **{f"label/{label}": float(value) for label, value in self.label_fractions.compute().items()},
         }
@@ -125,6 +132,7 @@ class ReasoningMetrics(LengthMetrics):
             self.pass_at_k,
             self.unfaithful_fraction,
             self.label_fractions,
+            self.rewards,
         ):
             metric.reset()
         self.reset_lengths()

@@ -13,14 +13,15 @@ from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import masked_row_mean
-from ippo_lightning.metrics import ReasoningMetrics, RewardMetrics, reference_answers
+from ippo_lightning.metrics import ReasoningMetrics, RewardMetrics, named_rewards, reference_answers
+from ippo_lightning.metrics.rewards import REWARD
 from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.row_checks import ResponseRoom, check_rows_fit
 from ippo_lightning.modules.standard_parts import TEXT_PARTS
 from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, SamplingSettings
 from ippo_lightning.policies.sharding import shard_policy
-from ippo_lightning.records import Batch, Example
+from ippo_lightning.records import Batch
 from ippo_lightning.rewards import HeldGrader, HeldReward
 from ippo_lightning.rollouts import SampledResponses, sample_responses
 from ippo_lightning.tasks import Grader, Row
@@ -174,7 +175,7 @@ class TextModule(EvaluatedModule):
         return sample_responses(self.policy, prompts=batch["prompts"], sampling=self.evaluation)
 
     def evaluate_batch(self, batch: Batch, batch_index: int) -> None:
-        """Sample, grade, and add the grades to `evaluation_metrics`; without a grader, add the rewards.
+        """Sample, grade, and add grades and rewards to `evaluation_metrics`; without a grader, rewards alone.
 
         Args:
             batch: `prompts` and `examples`.
@@ -187,16 +188,17 @@ class TextModule(EvaluatedModule):
             raise UserError(_NO_GRADER)
         with self.evaluation_stream(batch_index, of_rank=rank()):
             sampled = self.sample(batch)
-        triples = list(zip(batch["prompts"], sampled.texts, batch["examples"], strict=True))
+            rewards = self.reward_responses(batch, sampled)
         if self.grader is None:
-            self._add_rewards(
-                [(prompt, text, example) for prompt, group, example in triples for text in group], sampled
-            )
+            self._add_rewards(rewards, sampled)
             return
+        triples = list(zip(batch["prompts"], sampled.texts, batch["examples"], strict=True))
         grades = [[self.grader(prompt, text, example) for text in group] for prompt, group, example in triples]
         assert isinstance(self.evaluation_metrics, ReasoningMetrics), "use_data chooses the metrics by the grader"
         references = reference_answers(batch["examples"])
-        self.evaluation_metrics.update(grades, references, lengths=sampled.lengths, truncated=sampled.truncated)
+        self.evaluation_metrics.update(
+            grades, references, lengths=sampled.lengths, truncated=sampled.truncated, rewards=rewards
+        )
 
     def num_evaluated(self, batch: Batch) -> int:
         """Return the number of prompts of a batch."""
@@ -221,18 +223,43 @@ class TextModule(EvaluatedModule):
 
     @property
     def evaluation_reward(self) -> HeldReward | None:
-        """The reward whose mean an evaluation gives if there is no grader; None if none was given."""
+        """The reward that training maximises; None if none was given."""
         return self._reward
 
-    def _add_rewards(self, responses: Sequence[tuple[str, str, Example]], sampled: SampledResponses) -> None:
-        """Add the rewards of prompts, responses and examples to the metrics."""
+    @property
+    def measures_reward(self) -> bool:
+        """Whether an evaluation calls the reward: if there is no grader, or if it tells more than the exact match."""
         reward = self.evaluation_reward
-        assert reward is not None, "checked by the caller"
+        return reward is not None and (self.grader is None or reward.is_measured(self.grader))
+
+    def reward_responses(self, batch: Batch, sampled: SampledResponses) -> dict[str, Tensor]:
+        """Return the reward of each response of an evaluation and its named parts, shape [prompts * samples] each.
+
+        Args:
+            batch: `prompts` and `examples`.
+            sampled: responses to them.
+
+        Returns:
+            By name, see `ippo_lightning.metrics.named_rewards`; empty if an evaluation does not call the reward.
+
+        Raises:
+            UserError: see `ippo_lightning.rewards.call_reward`.
+        """
+        reward = self.evaluation_reward
+        if reward is None or not self.measures_reward:
+            return {}
+        triples = zip(batch["prompts"], sampled.texts, batch["examples"], strict=True)
+        rows = [(prompt, text, example) for prompt, group, example in triples for text in group]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        rewards = reward(*columns, allow_nonfinite=True, grader=self.grader)
+        return named_rewards(rewards, reward.take_parts())
+
+    def _add_rewards(self, rewards: dict[str, Tensor], sampled: SampledResponses) -> None:
         if not isinstance(self.evaluation_metrics, RewardMetrics):  # a module without `use_data`
             self.evaluation_metrics = RewardMetrics()
-        columns = [list(column) for column in zip(*responses, strict=True)]
-        rewards = reward(*columns, allow_nonfinite=True)
-        self.evaluation_metrics.update(rewards, lengths=sampled.lengths, truncated=sampled.truncated)
+        total = rewards[REWARD]
+        parts = {name.removeprefix(f"{REWARD}/"): values for name, values in rewards.items() if name != REWARD}
+        self.evaluation_metrics.update(total, parts=parts, lengths=sampled.lengths, truncated=sampled.truncated)
 
     def check_evaluation(self) -> None:
         """Refuse an evaluation that would otherwise end a run after its last iteration.

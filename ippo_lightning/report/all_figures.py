@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ippo_lightning.report.curves import CURVES, plot_curve
+from ippo_lightning.report.curves import CURVES, PART_FIGURES, part_curves, plot_curve
 from ippo_lightning.report.histogram import plot_score_histogram
 from ippo_lightning.report.plots import plot_results, plot_score_quantiles, plot_time_parts
 from ippo_lightning.report.records import Comparison
@@ -49,14 +49,19 @@ def draw_figures(comparison: Comparison, folder: Path) -> dict[str, Figure]:
         folder: of the PNG files.
 
     Returns:
-        The figures by name, in the order of `ALL_FIGURES`.
+        The figures by name, in the order of `ALL_FIGURES`, the parts of a reward behind the curves.
     """
     figures: dict[str, Figure] = {}
-    for name in ALL_FIGURES:
+    parts = part_curves(comparison)
+    curves = {**CURVES, **parts}
+    for path in (path for kind in ("", "validation_") for path in folder.glob(f"{kind}{PART_FIGURES}*.png")):
+        path.unlink()  # of an earlier report, perhaps of parts that there are no more
+    names = [name for name in ALL_FIGURES if name in CURVES], [name for name in ALL_FIGURES if name in _DRAWN]
+    for name in (*names[0], *parts, *names[1]):
         path = folder / f"{name}.png"
-        if name in CURVES:
-            alternative = plot_curve(comparison, path, CURVES[name])
-            caption = CURVES[name].caption
+        if name in curves:
+            alternative = plot_curve(comparison, path, curves[name])
+            caption = curves[name].caption
         else:
             draw, caption = _DRAWN[name]
             alternative = draw(comparison, path)

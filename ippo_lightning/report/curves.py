@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -46,6 +47,7 @@ def _validation(metric: str) -> Callable[[Run], Mapping[int, float]]:
     return lambda run: run.validation(metric)
 
 
+PART_FIGURES = "reward_part_"
 CURVES: Mapping[str, Curve] = {
     "reward": Curve(
         "Mean reward of the sampled episodes",
@@ -70,7 +72,7 @@ CURVES: Mapping[str, Curve] = {
     ),
     "validation_reward": Curve(
         "Mean reward on validation prompts",
-        "The evaluation of a run without a grader. It should rise.",
+        "Output of the reward function on responses to validation prompts. It should rise.",
         _validation("reward"),
     ),
     "exact_match": Curve(
@@ -140,6 +142,34 @@ CURVES: Mapping[str, Curve] = {
     ),
 }
 """By the name of the figure, in the order of the report."""
+
+
+_PART = re.compile(r"(?:rollout/)?reward/([A-Za-z0-9_.-]{1,40})")
+_MOST_PARTS = 32
+
+
+def part_curves(comparison: Comparison) -> dict[str, Curve]:
+    """Return a curve for each named part of a reward, of the episodes and of the validation prompts, by figure name.
+
+    Args:
+        comparison: from `read_comparison`.
+    """
+    runs = [run for method in comparison.methods.values() for run in method.finished]
+    # The first and the last row: a run has the same parts throughout, and a log may have any number of rows.
+    rows = [row for run in runs for log in (run.history, run.evaluations) for row in (*log[:1], *log[-1:])]
+    keys = {key: found[1] for row in rows for key in row if (found := _PART.fullmatch(key)) is not None}
+    parts = sorted(set(keys.values()))[:_MOST_PARTS]
+    curves = {}
+    for part in parts:
+        for key, where, read in (
+            (f"rollout/reward/{part}", "of the sampled episodes", _history),
+            (f"reward/{part}", "on validation prompts", _validation),
+        ):
+            if key in keys:
+                name = f"{PART_FIGURES}{part}" if key.startswith("rollout/") else f"validation_{PART_FIGURES}{part}"
+                caption = "Mean of this part, with its weight. The parts add up to the reward."
+                curves[name] = Curve(f"Reward {part} {where}", caption, read(key))
+    return curves
 
 
 def starts_of(series: Mapping[str, Sequence[Mapping[int, float]]]) -> dict[str, tuple[int, float]]:

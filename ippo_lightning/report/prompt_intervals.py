@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from ippo_lightning.report.ratio_intervals import Ratio, ratio_interval
 from ippo_lightning.report.records import PromptOutcomes
-
-_RESAMPLES = 9999
-_LEVEL = 0.95
-_BATCH = 100
-"""Resamples in memory at a time: an index of 64 bits for each prompt of each."""
 
 
 def prompt_interval(outcomes: PromptOutcomes, metric: str) -> list[float] | None:
-    """Return the 95 % percentile bootstrap interval of a test number over the prompts.
-
-    Prompts are drawn with replacement, each with all its samples: samples of one prompt are not independent. A number
-    is a ratio of two sums over prompts, so both are drawn together.
+    """Return the 95 % interval of a test number over the prompts, see `ratio_interval`.
 
     Args:
         outcomes: of the prompts.
@@ -32,7 +22,7 @@ def prompt_interval(outcomes: PromptOutcomes, metric: str) -> list[float] | None
         [low, high]; None with fewer than two prompts that count, or if too few responses are right for a fraction of
         them.
     """
-    return _interval([_ratio(outcomes, metric)])
+    return ratio_interval(_ratio(outcomes, metric))
 
 
 def paired_interval(first: PromptOutcomes, second: PromptOutcomes, metric: str) -> list[float] | None:
@@ -48,57 +38,27 @@ def paired_interval(first: PromptOutcomes, second: PromptOutcomes, metric: str) 
     """
     one, other = _ratio(first, metric), _ratio(second, metric)
     # Numbers that leave out prompts, such as a majority vote without a reference, may leave out others.
-    return _interval([other, one]) if len(one[0]) == len(other[0]) else None
+    return ratio_interval(other, minus=one) if len(one.part) == len(other.part) else None
 
 
-def _interval(terms: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float] | None:
-    """Return the interval of a ratio of sums over prompts, or of the first ratio minus the second."""
-    if len(terms[0][0]) < 2 or not all(wholes.any() for _, wholes in terms):
-        return None
-    # A resample without any right response has no unfaithful fraction: 0 / 0, of which scipy warns too.
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        drawn = stats.bootstrap(
-            [column for term in terms for column in term],
-            _of_sums,
-            paired=True,
-            vectorized=True,
-            n_resamples=_RESAMPLES,
-            batch=_BATCH,
-            confidence_level=_LEVEL,
-            method="percentile",
-            rng=np.random.default_rng(0),  # the same run gives the same report
-        ).bootstrap_distribution
-    # A few such resamples are left out, as in `ippo evaluate`; of many, the others would look too certain.
-    if np.isnan(drawn).mean() > (1 - _LEVEL) / 2:
-        return None
-    low, high = np.nanpercentile(drawn, [50 * (1 - _LEVEL), 100 - 50 * (1 - _LEVEL)])
-    return [float(low), float(high)]
-
-
-def _of_sums(*columns: Any, axis: int) -> Any:
-    sums = [column.sum(axis=axis) for column in columns]
-    values = [parts / wholes for parts, wholes in zip(sums[::2], sums[1::2], strict=True)]
-    return values[0] if len(values) == 1 else values[0] - values[1]
-
-
-def _ratio(outcomes: PromptOutcomes, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _ratio(outcomes: PromptOutcomes, metric: str) -> Ratio:
     """Return, for each prompt that counts, its part of the two sums whose ratio is the metric."""
     if metric == "exact_match":
-        pairs = list(zip(outcomes.correct, outcomes.samples, strict=True))
-    elif metric == "unfaithful_fraction":
-        pairs = list(zip(outcomes.unfaithful, outcomes.judged, strict=True))
-    elif metric == "majority_vote":
+        return _of(outcomes.correct, outcomes.samples)
+    if metric == "unfaithful_fraction":
+        return _of(outcomes.unfaithful, outcomes.judged)
+    if metric == "majority_vote":
         return _mean_of([vote for vote in outcomes.majority_vote if vote is not None])
-    else:
-        counts = zip(outcomes.samples, outcomes.correct, strict=True)
-        return _mean_of([_pass_at_k(n, c, outcomes.k) for n, c in counts if n >= outcomes.k >= 1])
-    parts, wholes = np.array(pairs, dtype=np.float64).T
-    return parts, wholes
+    counts = zip(outcomes.samples, outcomes.correct, strict=True)
+    return _mean_of([_pass_at_k(n, c, outcomes.k) for n, c in counts if n >= outcomes.k >= 1])
 
 
-def _mean_of(values: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(values, dtype=np.float64), np.ones(len(values))
+def _of(parts: Sequence[float], wholes: Sequence[float]) -> Ratio:
+    return Ratio(np.array(parts, dtype=np.float64), np.array(wholes, dtype=np.float64), is_fraction=True)
+
+
+def _mean_of(values: list[float]) -> Ratio:
+    return _of(values, [1.0] * len(values))
 
 
 def _pass_at_k(samples: int, correct: int, k: int) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ippo_lightning.report.canvas import method_colours
-from ippo_lightning.report.curves import CURVES
+from ippo_lightning.report.curves import CURVES, PART_FIGURES
 from ippo_lightning.report.display import counted, percent, plain, unbroken
 from ippo_lightning.report.evidence import extremes, label_meanings
 from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
@@ -21,13 +21,14 @@ from ippo_lightning.report.parts import PARTS, model_parts
 from ippo_lightning.report.plan_changes import plan_changes
 from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
-from ippo_lightning.report.summary import Results
+from ippo_lightning.report.summary import Results, common_result
 from ippo_lightning.report.tables import intervals_over, own_columns, pairs_over, shared_cores_words
 from ippo_lightning.report.wording import wording
 from ippo_lightning.storage.untrusted_text import visible_text
 
 # The other figures have places of their own in the template.
 _TRAINING_FIGURES = (*CURVES, "time_parts")
+_LAST_REWARD = "validation_reward"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def render_html(
         comparison=comparison,
         results=results,
         figures=figures,
-        training_figures=[figures[name] for name in _TRAINING_FIGURES if name in figures],
+        training_figures=[figures[name] for name in _training_figures(figures)],
         skipped=[name.replace("_", " ") for name in skipped],
         colours=method_colours(comparison),
         headline=headline(results),
@@ -117,6 +118,14 @@ def render_html(
     )  # fmt: skip
 
 
+def _training_figures(figures: Mapping[str, Figure]) -> list[str]:
+    """Return the names in their order, the parts of a reward behind the reward."""
+    parts = [name for name in figures if PART_FIGURES in name]
+    place = _TRAINING_FIGURES.index(_LAST_REWARD) + 1
+    names = (*_TRAINING_FIGURES[:place], *parts, *_TRAINING_FIGURES[place:])
+    return [name for name in names if name in figures]
+
+
 def _lead(comparison: Comparison, results: Results, verdicts: list[HealthRow]) -> list[str]:
     """Return the sentences below the headline; the last ones are about the health of what the report is about."""
     found = lead(results)
@@ -154,7 +163,7 @@ def _extremes(method: Method) -> dict[str, object]:
 def _metric_names(comparison: Comparison) -> dict[str, str]:
     names: dict[str, str] = {metric: measure.title for metric, measure in MEASURES.items()}
     # Runs may have sampled different numbers of responses; then no k is right for all columns.
-    k = _common_result(comparison, "k")
+    k = common_result(comparison, "k")
     return names if k is None else {**names, "pass_at_k": f"Pass@{k}"}
 
 
@@ -162,9 +171,9 @@ def _sampling(comparison: Comparison) -> str:
     """Return the size of the test, as far as all runs agree on it."""
     # Control runs of earlier versions counted their episodes as prompts.
     noun = "test episode" if comparison.is_control else "test prompt"
-    sizes = [_common_result(comparison, key) for key in ("num_prompts", "num_episodes")]
+    sizes = [common_result(comparison, key) for key in ("num_prompts", "num_episodes")]
     parts = [counted(size, noun) for size in sizes if size is not None]
-    samples = _common_result(comparison, "samples_per_prompt")
+    samples = common_result(comparison, "samples_per_prompt")
     parts += [f"{counted(samples, 'sampled response')} per prompt"] if samples is not None else []
     return ", ".join(parts)
 
@@ -185,13 +194,6 @@ def _origins(comparison: Comparison) -> list[dict[str, object]]:
         for run in method.runs
         if run.origin.command or run.origin.machine or run.origin.versions
     ]
-
-
-def _common_result(comparison: Comparison, key: str) -> int | None:
-    found = {run.result(key) for method in comparison.methods.values() for run in method.finished}
-    # Runs that disagree cannot be summed up in one number, so the report shows none.
-    value = found.pop() if len(found) == 1 else None
-    return None if value is None else int(value)
 
 
 def _scope(comparison: Comparison) -> str:

@@ -18,6 +18,7 @@ from ippo_lightning.report.records import Comparison, Method, Run
 # The interval of a table is computed once. A curve has hundreds of points, so it makes do with fewer resamples.
 _RESAMPLES = 9999
 _CURVE_RESAMPLES = 1999
+_ROUNDING = 1e-12
 
 
 class _Curves(TypedDict, total=False):
@@ -79,6 +80,8 @@ class Results(TypedDict):
     machine: str
     jobs: int | None
     """Runs under way at the same time; with more than one, seconds measure what the others did, too."""
+    k: int | None
+    """Of pass@k; None if the runs have different ones."""
 
 
 def summarise(comparison: Comparison) -> Results:
@@ -100,7 +103,21 @@ def summarise(comparison: Comparison) -> Results:
         "command": comparison.command,
         "machine": comparison.machine,
         "jobs": comparison.jobs,
+        "k": common_result(comparison, "k"),
     }
+
+
+def common_result(comparison: Comparison, key: str) -> int | None:
+    """Return a whole number of the results in which all finished runs agree; None if they do not.
+
+    Args:
+        comparison: from `read_comparison`.
+        key: of the final results of a run.
+    """
+    found = {run.result(key) for method in comparison.methods.values() for run in method.finished}
+    # Runs that disagree cannot be summed up in one number, so the report shows none.
+    value = found.pop() if len(found) == 1 else None
+    return None if value is None else int(value)
 
 
 def metric_intervals(
@@ -141,10 +158,12 @@ def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
         values: one per seed; None for a seed without the number.
 
     Returns:
-        [low, high], or None with fewer than two values.
+        [low, high], or None with fewer than two values, or with values that are all equal: they tell nothing about
+        how far another seed may be from them.
     """
     known = np.array([value for value in values if value is not None], dtype=np.float64)
-    if known.size < 2:  # resamples of one value all equal it: an interval of no width, which looks like certainty
+    # Resamples that are all equal would give an interval of no width, which looks like certainty.
+    if known.size < 2 or np.ptp(known) < _ROUNDING:
         return None
     interval = stats.bootstrap(
         (known,),

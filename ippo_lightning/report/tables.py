@@ -13,6 +13,7 @@ from rich.text import Text
 from ippo_lightning.report.display import MISSING, break_words, counted, percent, plain
 from ippo_lightning.report.measures import MEASURES, Metric, compared_metrics, shown_metrics
 from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third
+from ippo_lightning.storage.metric_names import shown_metric
 
 _NAME_WIDTH = 18
 """Characters of a line with a method's name beside six columns."""
@@ -40,7 +41,7 @@ def results_table(results: Results) -> Table:
     # Whole and in lines of our own: rich would break a long name in the middle of a word.
     table.add_column("Method", overflow="fold", min_width=8)
     units = ["" if all_percent else MEASURES[metric].unit for metric in metrics]
-    headings = [f"{MEASURES[metric].short}{unit}" for metric, unit in zip(metrics, units, strict=True)]
+    headings = [f"{_short(metric, results)}{unit}" for metric, unit in zip(metrics, units, strict=True)]
     for heading in (*headings, *(column.short for column in own)):
         table.add_column(heading, justify="right", no_wrap=True)
     width = max(8, _NAME_WIDTH + _SPARED * (6 - len(metrics) - len(own)))
@@ -64,7 +65,7 @@ def results_markdown(results: Results) -> str:
     """
     summaries = list(results["methods"].values())
     metrics, own = shown_metrics(summaries), own_columns(summaries)
-    titles = [f"{MEASURES[metric].short}{MEASURES[metric].unit}" for metric in metrics]
+    titles = [f"{_short(metric, results)}{MEASURES[metric].unit}" for metric in metrics]
     lines = [
         f"| {' | '.join(['Method', 'Seeds', *titles, *(column.markdown for column in own)])} |",
         f"|---|{'--:|' * (1 + len(metrics) + len(own))}",
@@ -80,6 +81,10 @@ def results_markdown(results: Results) -> str:
     ]
     lines += _markdown_origin(results)
     return "\n".join(lines) + "\n"
+
+
+def _short(metric: Metric, results: Results) -> str:
+    return shown_metric(metric, k=results.get("k")) if metric == "pass_at_k" else MEASURES[metric].short
 
 
 def kept_fraction(summary: MethodSummary) -> str:

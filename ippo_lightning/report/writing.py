@@ -18,6 +18,7 @@ from ippo_lightning.report.rendering import render_html
 from ippo_lightning.report.summary import Results, summarise
 from ippo_lightning.report.tables import results_markdown, results_table
 from ippo_lightning.storage.atomic import write_text_whole
+from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.run_folder import (
     COMPARISON,
     FIGURES,
@@ -26,7 +27,6 @@ from ippo_lightning.storage.run_folder import (
     RESULTS,
     RESULTS_MARKDOWN,
     TABLE,
-    refuse_run_folder,
 )
 
 _TABLE_WIDTH = 80

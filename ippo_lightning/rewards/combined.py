@@ -10,7 +10,7 @@ from torch import Tensor
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import Example, TextEpisodes
 from ippo_lightning.rewards.call import MAX_PARTS, call_in_parts, is_part_name
-from ippo_lightning.rewards.held import HeldReward
+from ippo_lightning.rewards.held import HeldGrader, HeldReward
 from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.tasks import Grader
 
@@ -49,6 +49,16 @@ class CombinedReward:
     def needs_rollout(self) -> bool:
         """Whether one of the rewards cannot be called with texts only."""
         return any(held.needs_rollout for held in self.rewards.values())
+
+    @property
+    def in_evaluation(self) -> bool:
+        """Whether each of the rewards may be called in an evaluation."""
+        return all(getattr(held.reward, "in_evaluation", True) for held in self.rewards.values())
+
+    def is_grade_of(self, grader: HeldGrader) -> bool:
+        """Return whether the sum is the exact match of a grader, and nothing else."""
+        found = [(held, self.weights[name]) for name, held in self.rewards.items()]
+        return len(found) == 1 and found[0][1] == 1.0 and not found[0][0].is_measured(grader)
 
     def __call__(
         self,

@@ -26,6 +26,10 @@ class GradeReward:
         self.grader = grader if isinstance(grader, HeldGrader) else HeldGrader(grader)
         self.__qualname__ = f"GradeReward({callable_name(grader)})"  # the name in messages
 
+    def is_grade_of(self, grader: HeldGrader) -> bool:
+        """Return whether the reward is the exact match of a grader."""
+        return bool(self.grader.grader == grader.grader)
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], examples: Sequence[Example]) -> list[float]:
         """Return 1.0 or 0.0 per response.
 
@@ -45,6 +49,10 @@ class GradeReward:
 
 class TaskGrade:
     """1.0 for a right response by the grader of the run, 0.0 for a wrong one: the default reward as a part of a sum."""
+
+    def is_grade_of(self, grader: HeldGrader) -> bool:
+        """Return True: the reward is the exact match of any grader that the run has."""
+        return True
 
     def __call__(
         self,

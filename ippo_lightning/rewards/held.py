@@ -76,10 +76,28 @@ class HeldReward:
         """Whether the reward cannot be called with texts only, as an evaluation calls it."""
         return bool(getattr(self.reward, "needs_rollout", False))
 
+    def is_measured(self, grader: HeldGrader | None) -> bool:
+        """Return whether an evaluation calls the reward.
+
+        Not if it needs a rollout, or has the attribute `in_evaluation = False`; nor if it is the grade of the run's
+        grader, because that is the exact match.
+
+        Args:
+            grader: of the run.
+        """
+        if self.needs_rollout or not getattr(self.reward, "in_evaluation", True):
+            return False
+        is_grade_of = getattr(self.reward, "is_grade_of", None)
+        return grader is None or not (callable(is_grade_of) and is_grade_of(grader))
+
+    def take_parts(self) -> dict[str, Tensor]:
+        """Return the parts of the last call, of each call once; shape [rows] each, empty for a reward without parts."""
+        parts, self.last_parts = self.last_parts, {}
+        return parts
+
     def take_metrics(self) -> dict[str, float]:
         """Return the means of the parts of the last call for the log, over all ranks; each call of a reward once."""
-        parts, self.last_parts = self.last_parts, {}
-        return part_metrics(parts)
+        return part_metrics(self.take_parts())
 
 
 class HeldGrader:

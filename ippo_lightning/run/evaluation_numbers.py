@@ -6,30 +6,24 @@ Each number is a sum over prompts divided by another one, so a resample of the p
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import majority_vote, pass_at_k
 from ippo_lightning.metrics.labels import KNOWN_LABELS
+from ippo_lightning.report.ratio_intervals import Ratio, ratio_interval
 from ippo_lightning.run.items import Item
 
-RESAMPLES, LEVEL, SEED = 9999, 0.95, 0
 MOST_LABELS = 64
 """Different labels that get a number."""
-_ENTRIES = 4_000_000  # of the resamples that are in memory at the same time
-
-Array = NDArray[np.float64]
 
 
 class Number(TypedDict):
-    """A number and its 95 % interval; None for 0 / 0, and with fewer than two prompts."""
+    """A number and its 95 % interval, see `ratio_interval`; None for 0 / 0."""
 
     value: float | None
     interval: list[float] | None
@@ -39,20 +33,6 @@ class Difference(Number):
     """One evaluation minus another in one number, over the prompts of both."""
 
     prompts: int
-
-
-class Ratio(NamedTuple):
-    """A sum over prompts divided by another one."""
-
-    part: Array
-    """Shape [prompts]."""
-    whole: Array
-    """Shape [prompts]."""
-
-    def of(self, places: Sequence[int]) -> Ratio:
-        """Return the ratio over some of the prompts."""
-        chosen = np.asarray(places, dtype=np.int64)
-        return Ratio(self.part[chosen], self.whole[chosen])
 
 
 Ratios = Mapping[str, Ratio]
@@ -98,7 +78,7 @@ def ratios(groups: Sequence[Sequence[Item]], *, ks: Sequence[int]) -> dict[str, 
     """Return the numbers of an evaluation as sums over prompts.
 
     With a grader `exact_match`, `majority_vote` (if there are answers and references), `pass_at_<k>`,
-    `unfaithful_fraction` (if the labels describe reasoning) and `label/<name>`; else `reward`. With both
+    `unfaithful_fraction` (if the labels describe reasoning) and `label/<name>`. `reward` if it is measured. Always
     `response_tokens_mean` and `truncated_fraction`.
 
     Args:
@@ -107,13 +87,14 @@ def ratios(groups: Sequence[Sequence[Item]], *, ks: Sequence[int]) -> dict[str, 
     """
     samples = [len(group) for group in groups]
     found: dict[str, Ratio] = {}
-    if all(item["correct"] is None for group in groups for item in group):
-        finite = [[r for item in group if (r := item["reward"]) is not None and math.isfinite(r)] for group in groups]
-        found["reward"] = _ratio(map(math.fsum, finite), map(len, finite))
-    else:
+    is_graded = any(item["correct"] is not None for group in groups for item in group)
+    if is_graded:
         found = _graded(groups, samples, ks)
+    if not is_graded or any(item["reward"] is not None for group in groups for item in group):
+        finite = [[r for item in group if (r := item["reward"]) is not None and math.isfinite(r)] for group in groups]
+        found["reward"] = _ratio(map(math.fsum, finite), map(len, finite), is_fraction=False)
     found["response_tokens_mean"] = _ratio(
-        (sum(item["response_tokens"] for item in group) for group in groups), samples
+        (sum(item["response_tokens"] for item in group) for group in groups), samples, is_fraction=False
     )
     found["truncated_fraction"] = _ratio((sum(item["truncated"] for item in group) for group in groups), samples)
     return {**found, **_labels(groups, samples)}
@@ -158,7 +139,7 @@ def numbers(found: Ratios) -> dict[str, Number]:
     Args:
         found: see `ratios`.
     """
-    return {name: Number(value=_value(ratio), interval=_interval([ratio])) for name, ratio in found.items()}
+    return {name: Number(value=ratio.value, interval=ratio_interval(ratio)) for name, ratio in found.items()}
 
 
 def common_places(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[tuple[int, int]]:
@@ -195,53 +176,13 @@ def differences(first: Ratios, second: Ratios, *, pairs: Sequence[tuple[int, int
     for name in (name for name in second if name in first and pairs):
         one = first[name].of([place for place, _ in pairs])
         other = second[name].of([place for _, place in pairs])
-        before, after = _value(one), _value(other)
+        before, after = one.value, other.value
         value = None if before is None or after is None else after - before
-        interval = None if value is None else _interval([other, one])
+        interval = ratio_interval(other, minus=one)
         found[name] = Difference(value=value, interval=interval, prompts=len(pairs))
     return found
 
 
-def _ratio(part: Iterable[float], whole: Iterable[float]) -> Ratio:
-    return Ratio(*(np.array([float(value) for value in values], dtype=np.float64) for values in (part, whole)))
-
-
-def _value(ratio: Ratio) -> float | None:
-    whole = math.fsum(ratio.whole)
-    return math.fsum(ratio.part) / whole if whole else None
-
-
-def _interval(terms: Sequence[Ratio]) -> list[float] | None:
-    """Return the percentile bootstrap interval of a ratio, or of the first one minus the second.
-
-    Resamples without a whole, such as those without any right response, are left out; None if they are not few.
-    """
-    count = len(terms[0].part)
-    if count < 2 or any(_value(term) is None for term in terms):
-        return None
-
-    def statistic(*columns: Array, axis: int) -> Array:
-        sums = [column.sum(axis=axis) for column in columns]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values = [part / whole for part, whole in zip(sums[::2], sums[1::2], strict=True)]
-        return values[0] if len(values) == 1 else values[0] - values[1]
-
-    with warnings.catch_warnings():
-        # Of the interval that it would give itself, which is NaN if one resample is.
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        drawn = stats.bootstrap(
-            [column for term in terms for column in term],
-            statistic,
-            n_resamples=RESAMPLES,
-            confidence_level=LEVEL,
-            paired=True,
-            vectorized=True,
-            batch=max(_ENTRIES // count, 1),
-            method="percentile",
-            rng=np.random.default_rng(SEED),  # the same items have the same intervals
-        ).bootstrap_distribution
-    # With one right response, say, those with a whole are all alike, and the interval would look certain.
-    if np.isnan(drawn).mean() > (1 - LEVEL) / 2:
-        return None
-    low, high = np.nanpercentile(drawn, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)])
-    return [float(low), float(high)]
+def _ratio(part: Iterable[float], whole: Iterable[float], *, is_fraction: bool = True) -> Ratio:
+    parts, wholes = (np.array([float(value) for value in values], dtype=np.float64) for values in (part, whole))
+    return Ratio(parts, wholes, is_fraction)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -15,6 +15,7 @@ from ippo_lightning.data import Splits
 from ippo_lightning.distributed.collectives import rank, world_size
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import reference_answers
+from ippo_lightning.metrics.rewards import REWARD
 from ippo_lightning.modules import TextModule
 from ippo_lightning.records import Batch, Example
 from ippo_lightning.rollouts import SampledResponses
@@ -118,7 +119,7 @@ def settings_of(module: TextModule, prompts: Sequence[Prompt]) -> dict[str, Any]
         known = json.dumps(prompt.example, sort_keys=True, default=str)
         digest.update(repr((prompt.text, ids, known)).encode("utf-8", errors="surrogatepass"))
     judge = module.grader.grader if module.grader is not None else None
-    reward = module.evaluation_reward.reward if judge is None and module.evaluation_reward is not None else None
+    reward = module.evaluation_reward if module.measures_reward else None
     return {
         "sampling": asdict(module.evaluation),
         "seed": module.evaluation_seed,
@@ -128,7 +129,7 @@ def settings_of(module: TextModule, prompts: Sequence[Prompt]) -> dict[str, Any]
         "dtype": module.policy.source.dtype,
         "quantization": module.policy.source.quantization,
         "grader": None if judge is None else callable_name(judge),
-        "reward": None if reward is None else callable_name(reward),
+        "reward": None if reward is None else callable_name(reward.reward),
     }
 
 
@@ -191,9 +192,8 @@ def _evaluated_batch(loop: FabricLoop, prompts: Sequence[Prompt], *, number: int
     """Return the items of one batch, whose first prompt is number `start` of the split."""
     module = text_module(loop.module)
     batch: Batch = {"prompts": [prompt.text for prompt in prompts], "examples": [prompt.example for prompt in prompts]}
-    with loop.fabric.autocast():
-        with module.evaluation_stream(number, of_rank=0):
-            sampled = module.sample(batch)
+    with loop.fabric.autocast(), module.evaluation_stream(number, of_rank=0):
+        sampled = module.sample(batch)
         judged = _judged(module, batch, sampled)
     references = reference_answers(batch["examples"]) if module.grader is not None else [None] * len(prompts)
     return [
@@ -221,21 +221,21 @@ class _Judged(TypedDict):
 
 
 def _judged(module: TextModule, batch: Batch, sampled: SampledResponses) -> list[list[_Judged]]:
-    """Return the grade of each response; without a grader, its reward."""
+    """Return the grade of each response, and its reward if an evaluation measures it."""
+    rewards = module.reward_responses(batch, sampled).get(REWARD)
+    values = repeat(None) if rewards is None else iter(rewards.tolist())
     triples = list(zip(batch["prompts"], sampled.texts, batch["examples"], strict=True))
     if module.grader is not None:
-        return [[_grade(module.grader(prompt, text, example)) for text in group] for prompt, group, example in triples]
-    reward = module.evaluation_reward
-    assert reward is not None, "checked by text_module"
-    rows = [(prompt, text, example) for prompt, group, example in triples for text in group]
-    prompts, texts, examples = zip(*rows, strict=True)
-    values = iter(reward(prompts, texts, examples, allow_nonfinite=True).tolist())
+        grades = [[module.grader(prompt, text, example) for text in group] for prompt, group, example in triples]
+        return [[_grade(grade, next(values)) for grade in group] for group in grades]
     return [
         [_Judged(correct=None, label=None, faithful=None, answer=None, reward=next(values)) for _ in group]
         for group in sampled.texts
     ]
 
 
-def _grade(grade: Grade) -> _Judged:
+def _grade(grade: Grade, reward: float | None) -> _Judged:
     label = None if grade.label is None else label_text(grade.label)
-    return _Judged(correct=bool(grade.correct), label=label, faithful=grade.faithful, answer=grade.answer, reward=None)
+    return _Judged(
+        correct=bool(grade.correct), label=label, faithful=grade.faithful, answer=grade.answer, reward=reward
+    )

@@ -39,7 +39,7 @@ class Item(TypedDict):
     reference: str | None
     """The right answer in canonical form; None also if the task has none."""
     reward: float | None
-    """Of the reward; None with a grader."""
+    """Of the reward; None if it is not measured, as where it is the grade."""
     response_tokens: int
     """EOS included."""
     truncated: bool

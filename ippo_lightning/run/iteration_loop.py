@@ -21,6 +21,7 @@ from ippo_lightning.run.loggers import logged_evaluation
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.trainer_attributes import TrainerAttributes
 from ippo_lightning.run.unfinished import keeping_earlier_iterations
+from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, JsonObject, finite
 
 
@@ -147,7 +148,9 @@ class IterationLoop(TrainerAttributes, ABC):
         if self.is_global_zero:
             self.folder.append(EVALUATIONS, row)
         self.fabric.log_dict(finite(logged_evaluation(row)), step=self.module.iteration)
-        bar.update(completed=self.module.iteration, numbers=metrics, is_evaluation=True)
+        k = self.module.describe_evaluation().get("k")
+        shown = {shown_metric(name, k=k): value for name, value in metrics.items()}
+        bar.update(completed=self.module.iteration, numbers=shown, is_evaluation=True)
         if not self.sanity_checking:
             self._has_validated = True
             self.note_metrics(logged_evaluation(row))

@@ -302,31 +302,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 
-def refuse_run_folder(field: str, folder: Path) -> None:
-    """Refuse a folder in which a report or a comparison would write over what a run wrote.
-
-    Args:
-        field: the setting that names the folder.
-        folder: it may be missing.
-
-    Raises:
-        UserError: a run wrote files there.
-    """
-    run = RunFolder(folder)
-    # Reports and comparisons have a `results.json` too, with all methods; it says nothing of a run.
-    if run.has_run_beside(RESULTS) or ((folder / RESULTS).exists() and not _is_of_report(folder / RESULTS)):
-        raise UserError(f"{field}: {folder} is the folder of a run, whose files would be replaced; name another folder")
-
-
-def _is_of_report(path: Path) -> bool:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        # Cut off by a kill; a run writes this file completely or not at all.
-        return True
-    return isinstance(found, dict) and isinstance(found.get("methods"), dict)
-
-
 def finite(value: object) -> Any:
     """Return a copy of `value` with None for every NaN and infinity, at any depth; JSON has no such numbers."""
     if isinstance(value, float):

@@ -37,6 +37,8 @@ def late(prompts, responses, examples):
     global calls
     calls += 1
     return right(prompts, responses, examples) if calls < 3 else raises(prompts, responses, examples)
+
+late.in_evaluation = False
 '''
 
 

@@ -30,7 +30,7 @@ USER_ERRORS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "unknown class": ("model.class_path", "nowhere.Module", ("model", "nowhere")),
     "unknown reward": ("model.init_args.reward", "nowhere.reward", ("reward", "nowhere")),
     "reward that raises": ("model.init_args.reward", "rewards_for_tests.raises", ("reward", "raises", "KeyError")),
-    "reward of the wrong number": ("model.init_args.reward", "rewards_for_tests.too_few", ("reward", "15", "16")),
+    "reward of the wrong number": ("model.init_args.reward", "rewards_for_tests.too_few", ("reward", "7", "8")),
     "reward that is NaN": ("model.init_args.reward", "rewards_for_tests.nan", ("reward", "nan", "episode 15")),
     "reward that is no number": ("model.init_args.reward", "rewards_for_tests.words", ("reward", "words")),
     "no training data": ("data.init_args.task.init_args.num_train", 0, ("data", "training", "0")),

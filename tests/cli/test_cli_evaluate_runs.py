@@ -15,6 +15,8 @@ from pyarrow import parquet
 from rich.cells import cell_len
 
 from ippo_lightning.cli.evaluate_runs import labels, sampling_of
+from ippo_lightning.cli.evaluated_model import named_model
+from ippo_lightning.cli.experiment_paths import packaged_root
 from ippo_lightning.cli.main import main
 from ippo_lightning.cli.settings import EvaluateSettings
 from ippo_lightning.errors import UserError
@@ -86,6 +88,7 @@ def test_a_run_has_its_own_final_numbers_again_and_nothing_else_changes(
     assert content["settings"]["versions"]["torch"]
     printed = capsys.readouterr().out
     assert "ppo: checkpoints/iteration_0000001.ckpt (iteration 1)" in printed
+    assert {"pass@1", "pass@2", "pass@4"} <= set(printed.split())
     assert_fits(printed)
 
 
@@ -138,7 +141,9 @@ def test_runs_stand_side_by_side_and_an_evaluation_is_not_made_twice(
     assert_fits(printed)
     differences = json.loads(first["differences.json"])["differences"]
     assert set(differences) == {"other/ppo", "third/ppo"}
-    assert differences["other/ppo"]["exact_match"] == {"value": 0.0, "interval": [0.0, 0.0], "prompts": PROMPTS}
+    end = 1 - 0.6096657120978346  # of Wilson's interval for 6 of 6, see test_report_ratio_intervals.py
+    equal = {"value": 0.0, "interval": pytest.approx([-end, end], abs=1e-12), "prompts": PROMPTS}
+    assert differences["other/ppo"]["exact_match"] == equal
 
     def sampled(*_: Any) -> None:
         raise AssertionError("the items are there")
@@ -195,6 +200,22 @@ def test_another_model_takes_the_place_of_the_run_that_the_policy_continues(run:
     assert weights[0] == weights[1] != weights[2]
 
 
+def test_a_model_of_the_axis_is_found_by_the_names_of_fit(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the files are those of the package
+    found = named_model("experiments/models/qwen3-4b.yaml", option="model")
+    assert found == named_model("qwen3-4b", option="model")
+    assert found.pretrained == "Qwen/Qwen3-4B"
+    assert Path(found.settings["chat_template"]).is_file()
+    assert set(found.settings) >= {"gradient_checkpointing", "tokenizer"}
+    assert not set(found.settings) & {"lora", "start_from", "config"}
+    words = ["evaluate", str(finished), "--model", "arithmetic_llama", "--samples", "1", "--max_new_tokens", "4"]
+    assert main([*words, "--output", "out"]) == 0
+    model = results(tmp_path / "out")[0]["settings"]["model"]
+    assert model["name"] == str(packaged_root() / "models/arithmetic_llama")
+
+
 def test_a_run_without_checkpoints_is_measured_by_its_final_model(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +246,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "more than the run has": (["--k", "[8]"], "k: 8 is out of range with 4 samples per prompt; expected 1 to 4"),
     "no such model": (["--model", "./nowhere"], "model: ./nowhere does not exist; expected a folder, a Hub id"),
     "no such baseline": (["--baseline", "./nowhere"], "baseline: ./nowhere does not exist; expected a folder"),
+    "no such file": (
+        ["--model", "quen3-4b.yaml"],
+        "model: 'quen3-4b.yaml' is not a file in experiments/models",
+    ),
+    "an overlay": (["--baseline", "lora"], "lora.yaml names no pretrained model to measure"),
     "no such Hub id": (["--model", "nobody/nothing"], "model: cannot load 'nobody/nothing'"),
     "a checkpoint of another model": (["--model", "start", "--checkpoint", "best"], "checkpoint: best is of the run's"),
     "no such checkpoint": (["--checkpoint", "none.ckpt"], "checkpoint: none.ckpt does not exist"),
@@ -258,6 +284,10 @@ def test_a_folder_that_is_no_run_is_one_line(
     assert "is given twice" in error_line(["evaluate", str(finished), str(finished)], capsys)
     line = error_line(["evaluate", str(finished), "--output", str(finished)], capsys)
     assert line.startswith(f"output: {finished} is the folder of a run")
+    for place in ("model", "model/numbers", "checkpoints", "csv/more"):
+        line = error_line(["evaluate", str(finished), "--output", str(finished / place)], capsys)
+        assert line.startswith(f"output: {finished / place} is ")
+        assert line.endswith("; name another folder")
 
 
 @pytest.mark.parametrize(

@@ -134,3 +134,11 @@ def test_a_folder_of_a_model_cannot_write_to_the_terminal(
         assert main(["fit", "--config", write(experiment, tmp_path)]) == 2
     printed = capsys.readouterr()
     assert is_plain(printed.out + printed.err)
+
+
+@pytest.mark.parametrize(("k", "shown"), [(8, "pass@8"), (None, "pass@k")])
+def test_a_table_of_metrics_names_the_k_of_pass_at_k(
+    k: int | None, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_metrics({"pass_at_k": 0.5}, title="test", k=k)
+    assert shown in capsys.readouterr().out.split()

@@ -18,9 +18,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ippo_lightning.cli.export import model_card
 from ippo_lightning.cli.main import main
 from ippo_lightning.data import arithmetic_tokenizer
 from ippo_lightning.policies import CausalLMPolicy
+from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 
 POLICY = "model.init_args.policy.init_args"
 COMMANDS = ("fit", "evaluate", "compare", "export", "report")
@@ -129,14 +131,28 @@ def test_the_card_says_where_a_model_comes_from(run: Path, tiny_model: Path) -> 
     card = (run / "export" / "README.md").read_text(encoding="utf-8")
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["license"] == "apache-2.0"
-    assert metadata["base_model"] == str(tiny_model)
+    assert metadata["base_model"] == tiny_model.name
+    assert "- Began with: the model model\n" in card
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     measured = {entry["type"]: entry["value"] for entry in metadata["model-index"][0]["results"][0]["metrics"]}
     assert measured["exact_match"] == results["exact_match"]
+    assert measured["pass@2"] == results["pass_at_k"]
+    assert f"| pass@2 | {results['pass_at_k']:.4g} |" in card
     assert "PPOModule" in card
     assert "4 iterations" in card
     config = card.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(config)["data"]["init_args"]["task"]["init_args"]["num_train"] == 32
+
+    _, state = CheckpointFolder(run / "checkpoints").read("last")
+    next_config = yaml.safe_load(state["config"])
+    change(next_config, f"{POLICY}.start_from", str(run))
+    change(next_config, f"{POLICY}.pretrained", "nobody/nothing")
+    state = {**state, "config": yaml.safe_dump(next_config)}
+    card = str(model_card(run, state=state, form="full", license_name=None))
+    assert "- Began with: the run run, which began with the model model\n" in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == tiny_model.name
+    assert "start_from: run\n" in card
+    assert not re.findall(r"/(?:tmp|home|root|Users|var)/", card)
 
 
 def test_another_precision_and_the_best_checkpoint_can_be_had(run: Path, tmp_path: Path) -> None:
@@ -162,6 +178,19 @@ def test_an_adapter_can_be_exported_alone_or_merged(adapter_run: Path, tiny_mode
     assert float((merged - logits(tiny_model)).abs().max()) > 100 * FLOAT32_ROUNDING
     metadata = yaml.safe_load((tmp_path / "adapter" / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert metadata["library_name"] == "peft"
+    for form in ("adapter", "merged"):
+        assert_nothing_leaks(tmp_path / form)
+
+
+def assert_nothing_leaks(folder: Path) -> None:
+    """No file that is uploaded names a folder of this machine; tokenizer.json has tokens alone."""
+    texts = {
+        path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".md", ".json")
+    }
+    assert {"README.md", "export.json"} <= texts.keys()
+    for name, text in texts.items():
+        assert str(folder.parent) not in text, name
+        assert not re.findall(r"/(?:tmp|home|root|Users|var)/", text), name
 
 
 def test_an_export_takes_the_newest_checkpoint_and_says_which(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +214,8 @@ def test_measuring_a_run_takes_the_checkpoint_by_name_and_leaves_its_results(
     before = (run / "results.json").read_bytes()
     assert main([*words, "--output", str(run / "results.json")]) == 2
     assert "results.json is a file of the run" in capsys.readouterr().err
+    assert main([*words, "--output", str(run / "model/config.json")]) == 2
+    assert f"output: {run / 'model'} is the folder of a model" in capsys.readouterr().err
     assert (run / "results.json").read_bytes() == before
 
 

@@ -96,6 +96,49 @@ def test_a_comparison_starts_each_column_from_the_run_of_its_own_task_and_model(
         assert start == f"runs/{name.split('.')[0]}/big-2.5b+tiny/sft"
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--model tiny+tiny", "model: 'tiny' is given twice; expected each name once"),
+        ("--model tiny --model experiments/models/tiny.yaml", "model: 'tiny' is given twice"),
+        ("--task sums --method ippo+ippo", "method: 'ippo' is given twice"),
+        ("--method ippo --method stopping --method ippo", "method: 'ippo' is given twice"),
+        ("--task sums --task sums", "task: 'sums' is given twice"),
+    ],
+)
+def test_a_name_that_is_given_twice_is_refused(words: str, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        read_command_line(["fit", *words.split()])
+
+
+def test_a_column_of_a_comparison_names_each_file_once() -> None:
+    settings = CompareSettings(axes={"task": ["sums"], "model": ["big-2.5b+tiny+tiny"], "method": ["ppo"]})
+    with pytest.raises(UserError, match="model: 'tiny' is given twice"):
+        columns_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_free"),
+    [
+        ("a: {b: 1}", "a: {c: 2}", True),
+        ("a: {b: 1}", "a: {b: 1}", True),
+        ("a: {b: 1}", "a: {b: 2}", False),
+        ("a: {b: 1}", "a.b: 2", False),
+        ("callbacks+: [X]", "callbacks+: [Y]", False),
+        ("callbacks+: [X]", "callbacks: [Y]", False),
+    ],
+)
+def test_overlays_keep_their_order_where_it_matters(first: str, second: str, is_free: bool) -> None:
+    for name, content in (("over", first), ("after", second)):
+        Path("experiments/models", f"{name}.yaml").write_text(content + "\n", encoding="utf-8")
+    orders = [
+        [path.stem for path in read_command_line(["fit", "--task", "sums", "--model", words]).files[2:]]
+        for words in ("big-2.5b+over+after", "after+over+big-2.5b")
+    ]
+    given = [["big-2.5b", "over", "after"], ["big-2.5b", "after", "over"]]
+    assert orders == ([given[1]] * 2 if is_free else given)
+
+
 def test_only_names_are_split() -> None:
     Path("experiments/models/a+b.yaml").touch()
     assert names_of("model", "a+b") == ["a+b"]

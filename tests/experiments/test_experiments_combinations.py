@@ -134,3 +134,13 @@ def test_the_order_of_models_and_overlays_changes_nothing(words: list[str]) -> N
     line = read_command_line(["fit", "--task", "math", *(part for word in words for part in ("--model", word))])
     assert [path.stem for path in line.files[2:]] == ["gemma-2-2b", "nf4"]
     assert line.layers[-1] == {"loop.run_dir": "runs/math/gemma-2-2b+nf4/ppo"}
+
+
+@pytest.mark.parametrize("words", [["nf4+bf16"], ["bf16+nf4"], ["bf16", "nf4"], ["bf16", "gemma-2-2b", "nf4"]])
+def test_overlays_in_any_order_are_one_run(words: list[str]) -> None:
+    words = words if "gemma-2-2b" in words else ["gemma-2-2b", *words]
+    line = read_command_line(["fit", "--task", "math", *(part for word in words for part in ("--model", word))])
+    assert [path.stem for path in line.files[2:]] == ["gemma-2-2b", "nf4", "bf16"]
+    assert line.layers[-1] == {"loop.run_dir": "runs/math/gemma-2-2b+nf4+bf16/ppo"}
+    [start] = [layer for layer in line.layers if "start_from" in str(layer) and "runs/" in str(layer)]
+    assert "runs/math/gemma-2-2b+nf4+bf16/sft" in str(start)

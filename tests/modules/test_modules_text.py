@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_parts import length_reward, tiny_data, tiny_loop, tiny_module, tiny_policy
 
 from ippo_lightning.data import TextDataModule
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import ReasoningMetrics
 from ippo_lightning.modules import SFTModule
-from ippo_lightning.rewards import CombinedReward, LengthPenalty, MissingEOSPenalty, OverlongPenalty
+from ippo_lightning.rewards import CombinedReward, LengthPenalty, MissingEOSPenalty, OverlongPenalty, TaskGrade
+from ippo_lightning.rewards.grade import GradeReward
+from ippo_lightning.tasks import grade_arithmetic
 
 
 class NoAnswers:
@@ -82,3 +85,66 @@ def test_a_reward_that_counts_tokens_of_a_rollout_is_no_evaluation(reward: Any, 
     module = tiny_module(grader=None, reward=reward)
     tiny_loop(tmp_path / "trains", module, data=data, max_iterations=1).fit()
     assert module.iteration == 1
+
+
+class Recorded:
+    """Two parts and a random number, which an evaluation must not take from training; async; it keeps what it gave."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[float, float]] = []
+
+    async def __call__(self, prompts: Any, responses: Any, examples: Any) -> dict[str, list[float]]:
+        torch.rand(3)
+        rows = [
+            (float(len(response)), -float(len(prompt))) for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        self.rows += rows
+        return {"long": [row[0] for row in rows], "prompt": [row[1] for row in rows]}
+
+
+def test_the_reward_that_is_trained_on_is_measured_beside_the_grades(tmp_path: Path) -> None:
+    found = {}
+    for name, measured in (("measured", True), ("left_out", False)):
+        reward = Recorded()
+        reward.in_evaluation = measured  # type: ignore[attr-defined]
+        loop = tiny_loop(tmp_path / name, tiny_module(reward=reward), evaluate_first=True, test_at_end=True)
+        found[name] = loop.fit()
+        weights = torch.cat([parameter.detach().flatten() for parameter in loop.module.parameters()])
+        found[f"{name} weights"] = weights
+        if measured:  # the last that it has given, for two responses to each of four prompts
+            means = [sum(column) / 8 for column in zip(*reward.rows[-8:], strict=True)]
+    rewards = {name: value for name, value in found["measured"].items() if name.startswith("reward")}
+    assert rewards == pytest.approx(
+        {"reward": sum(means), "reward/long": means[0], "reward/prompt": means[1]}, rel=1e-6
+    )
+    rest = {name: value for name, value in found["measured"].items() if name not in rewards}
+    assert rest == pytest.approx(found["left_out"], nan_ok=True, abs=0)
+    assert torch.equal(found["measured weights"], found["left_out weights"])
+
+
+@pytest.mark.parametrize(
+    ("reward", "is_measured"),
+    [
+        (None, False),
+        (GradeReward(grade_arithmetic), False),
+        (TaskGrade(), False),
+        (CombinedReward({"right": TaskGrade()}), False),
+        (CombinedReward({"right": TaskGrade()}, {"right": 2.0}), True),
+        (CombinedReward({"right": TaskGrade(), "long": length_reward}), True),
+        (GradeReward(lambda prompt, response, example: True), True),
+        (length_reward, True),
+        (CombinedReward({"right": TaskGrade(), "cut": MissingEOSPenalty()}), False),
+    ],
+    ids=["default", "grade", "task", "sum of one", "weighted", "sum", "another grader", "own", "rollout"],
+)
+def test_what_is_exact_match_or_needs_a_rollout_is_not_measured(reward: Any, is_measured: bool) -> None:
+    module, data = tiny_module(reward=reward), tiny_data()
+    data.setup()
+    module.use_data(data)
+    module.check_evaluation()
+    assert module.measures_reward == is_measured
+    module.evaluate_batch(next(iter(data.val_dataloader())), 0)
+    found = module.evaluation_metrics.compute()
+    assert ("reward" in found) == is_measured
+    assert "exact_match" in found
+    assert module.evaluation_reward is None or module.evaluation_reward.last_parts == {}

@@ -8,13 +8,18 @@ from ippo_lightning.report.all_figures import ALL_FIGURES, draw_figures
 
 def test_figures_with_data_are_drawn_and_others_are_removed(folders, tmp_path):
     comparison = read_comparison(folders.comparison(seeds=1, iterations=3, episodes=4, methods=("ppo",)))
-    for name in ("kl", "reward"):
+    for run in comparison.methods["ppo"].runs:
+        run.history[0]["rollout/reward/right"] = 0.5
+        run.evaluations[-1]["reward/right"] = 0.6
+    for name in ("kl", "reward", "reward_part_gone"):
         (tmp_path / f"{name}.png").write_bytes(b"of an earlier report")
     figures = draw_figures(comparison, tmp_path)
     assert set(figures) == {path.stem for path in tmp_path.glob("*.png")}
     assert "reward" in figures
     assert "kl" not in figures  # no run recorded it
-    assert list(figures) == [name for name in ALL_FIGURES if name in figures]
+    parts = {"reward_part_right", "validation_reward_part_right"}
+    assert set(figures) - set(ALL_FIGURES) == parts
+    assert [name for name in figures if name not in parts] == [name for name in ALL_FIGURES if name in figures]
     for figure in figures.values():
         assert figure.caption.endswith(".")
         assert len(figure.alternative) > 40

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from ippo_lightning.report.canvas import MUTED, method_colours
-from ippo_lightning.report.curves import CURVES, plot_curve, starts_of
+from ippo_lightning.report.curves import CURVES, part_curves, plot_curve, starts_of
 from ippo_lightning.report.records import Comparison, Method, Run
 
 
@@ -61,6 +61,18 @@ def test_a_curve_is_the_mean_over_seeds_and_starts_at_a_dotted_line(drawn, tmp_p
     assert drawn["starts"] == [(pytest.approx(0.3), DOTTED)]
     assert words is not None
     assert words.endswith("At the start: PPO 0.300. At the end: PPO 0.900.")
+
+
+def test_each_part_of_a_reward_has_a_curve(drawn, tmp_path):
+    history = [{"iteration": 0, "rollout/reward/right": 0.5, "rollout/reward/short": -0.1, "rollout/reward/<b>": 1.0}]
+    shown = comparison(ppo=[(1, history)], ippo=[(1, rows("rollout/reward_mean", 0.2))])
+    curves = part_curves(shown)
+    assert list(curves) == ["reward_part_right", "reward_part_short"]  # a name that no reward can have is left out
+    words = plot_curve(shown, tmp_path / "part.png", curves["reward_part_short"])
+    assert words is not None
+    assert words.startswith("Reward short of the sampled episodes, by iteration. At the start: PPO ")
+    assert words.endswith("0.100.")
+    assert part_curves(comparison(ppo=[(1, rows("rollout/reward_mean", 0.2))])) == {}
 
 
 def test_methods_with_one_start_share_a_line_and_others_have_their_own(drawn, tmp_path):

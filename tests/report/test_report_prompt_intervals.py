@@ -63,10 +63,12 @@ def test_prompts_are_drawn_with_all_their_samples():
     assert prompt_interval(outcomes, "exact_match") == [0.0, 1.0]
 
 
-def test_prompts_that_agree_have_an_interval_of_no_width():
-    outcomes = PromptOutcomes(4, (4, 4, 4), (2, 2, 2), (2, 2, 2), (1, 1, 1), (0.5, 0.5, 0.5))
-    assert {tuple(prompt_interval(outcomes, m)) for m in ("exact_match", "unfaithful_fraction")} == {(0.5, 0.5)}
-    assert prompt_interval(outcomes, "pass_at_k") == [1.0, 1.0]
+def test_prompts_that_are_all_right_have_the_interval_of_wilson():
+    outcomes = PromptOutcomes(2, (4,) * 20, (4,) * 20, (4,) * 20, (0,) * 20, (1.0,) * 20)
+    # of 20 prompts, and not of their 80 responses: scipy.stats.binomtest(20, 20).proportion_ci(method="wilson")
+    for metric in ("exact_match", "majority_vote", "pass_at_k"):
+        assert prompt_interval(outcomes, metric) == pytest.approx([0.8388748419471808, 1.0], abs=1e-12)
+    assert prompt_interval(outcomes, "unfaithful_fraction") == pytest.approx([0.0, 1 - 0.8388748419471808], abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,15 @@ def test_the_table_shows_percent_kept_fraction_and_seconds(folders):
     assert next(line for line in text.splitlines() if "SFT" in line).split()[-2:] == ["\N{EN DASH}"] * 2
 
 
+@pytest.mark.parametrize(("k", "name"), [(8, "pass@8"), (None, "pass@k")])
+def test_the_tables_name_the_k_of_pass_at_k(k, name, folders):
+    results = summarise(read_comparison(folders.comparison(seeds=1, iterations=2)))
+    assert results["k"] == 4  # of the runs
+    results["k"] = k
+    assert name in printed(results).split()
+    assert f"| {name} % |" in results_markdown(results)
+
+
 def test_a_title_is_no_markup(folders):
     results = summarise(read_comparison(folders.comparison(seeds=1, iterations=2)))
     results["methods"]["ppo"]["title"] = "[bold]P|P<b>"

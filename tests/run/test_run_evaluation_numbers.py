@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.evaluation_numbers import (
@@ -129,7 +130,12 @@ def test_a_difference_is_taken_over_the_same_prompts(name: str) -> None:
     assert found["interval"] == pytest.approx(expected, abs=MONTE_CARLO * (expected[1] - expected[0]))
     assert found["prompts"] == 20
     same = differences(one, one, pairs=[(place, place) for place in range(20)])[name]
-    assert same == {"value": 0.0, "interval": [0.0, 0.0], "prompts": 20}
+    # The end of Wilson's interval for 0 of the prompts that count, see test_report_ratio_intervals.py.
+    counted = 20 if name == "exact_match" else sum(any(one["correct"] for one in group) for group in first)
+    end = float(stats.binomtest(0, counted).proportion_ci(method="wilson").high)
+    assert same == {"value": 0.0, "interval": pytest.approx([-end, end]), "prompts": 20}
+    lengths = differences(one, one, pairs=[(place, place) for place in range(20)])["response_tokens_mean"]
+    assert lengths == {"value": 0.0, "interval": None, "prompts": 20}
 
 
 def test_prompts_of_two_evaluations_are_paired_by_their_text() -> None:
@@ -147,7 +153,8 @@ def test_a_fraction_of_hardly_any_responses_has_no_interval() -> None:
         return numbers(ratios(groups, ks=[1]))["unfaithful_fraction"]
 
     assert unfaithful_among_60(1) == {"value": 1.0, "interval": None}
-    assert unfaithful_among_60(6) == {"value": 1.0, "interval": [1.0, 1.0]}
+    # Of six prompts: scipy.stats.binomtest(6, 6).proportion_ci(method="wilson").
+    assert unfaithful_among_60(6) == {"value": 1.0, "interval": pytest.approx([0.6096657120978346, 1.0], abs=1e-12)}
 
 
 def test_rewards_that_are_not_finite_do_not_count() -> None:

@@ -16,6 +16,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.rewards import MissingEOSPenalty
 from ippo_lightning.run.evaluation_folder import EvaluationFolder
+from ippo_lightning.run.evaluation_numbers import by_prompt, ratios
 from ippo_lightning.run.item_evaluation import (
     Prompt,
     batch_sizes,
@@ -72,16 +73,21 @@ def test_without_a_grader_an_item_has_its_reward(tmp_path: Path) -> None:
     assert {one[name] for one in items for name in ("correct", "label", "answer", "faithful", "reference")} == {None}
 
 
-def test_with_a_grader_an_item_has_its_grade_and_no_reward(tmp_path: Path) -> None:
-    module, data = tiny_module(), tiny_data()
+@pytest.mark.parametrize("reward", [None, length_reward], ids=["the grade", "another"])
+def test_with_a_grader_an_item_has_its_grade_and_a_reward_that_is_another(reward: Any, tmp_path: Path) -> None:
+    module, data = tiny_module(reward=reward), tiny_data()
     items = items_of(tmp_path, module, data)
+    numbers = ratios(by_prompt(items), ks=[1])
+    assert ("reward" in numbers) == (reward is not None)
     assert module.grader is not None
     rows = data.splits.test
     for one in items:
         row = rows[one["prompt_index"]]
         grade = module.grader(one["prompt"], one["response"], row["example"])
         assert (one["correct"], one["label"], one["answer"]) == (grade.correct, grade.label, grade.answer)
-        assert (one["reference"], one["reward"]) == (str(row["example"]["answer"]), None)
+        expected = None if reward is None else reward([one["prompt"]], [one["response"]], None)[0]
+        assert one["reference"] == str(row["example"]["answer"])
+        assert one["reward"] == (None if expected is None else pytest.approx(expected, rel=1e-6))
         ids = module.policy.tokenizer(one["response"], add_special_tokens=False).input_ids
         assert one["truncated"] == (one["response_tokens"] == module.evaluation.max_new_tokens) or len(ids) < 8
 

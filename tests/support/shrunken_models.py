@@ -237,6 +237,7 @@ SHRUNKEN = {
     ),
     "qwen3-0.6b": _QWEN3_SMALL,
     "qwen3-1.7b": _QWEN3_SMALL,
+    "qwen3-4b": _QWEN3_SMALL,
     "llama-3.2-1b": _LLAMA3_SMALL,
     "llama-3.2-3b": _LLAMA3_SMALL,
     "gemma-3-1b": Shrunken(
