@@ -99,7 +99,7 @@ def _install(environment: Path) -> None:
         "see pip's words above",
     )
     print("setup: installing the project and its tools (some minutes the first time)", flush=True)
-    _run([*pip, "--no-build-isolation", "--editable", f"{REPOSITORY}[dev,docs]"], "see pip's words above")
+    _run([*pip, "--no-build-isolation", "--editable", f"{REPOSITORY}[dev,docs,control]"], "see pip's words above")
 
 
 def _run(command: list[str], remedy: str) -> None:

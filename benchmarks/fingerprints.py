@@ -120,8 +120,8 @@ def train(name: str) -> dict[str, Any]:
     """Run a case under `lightning.Trainer` in this process."""
     from lightning import Callback, Trainer, seed_everything
 
+    from ippo_lightning.cli.building import build_objects
     from ippo_lightning.cli.command_line import read_command_line
-    from ippo_lightning.cli.commands import build_objects
     from ippo_lightning.cli.parsers import build_parser
 
     class Kept(Callback):

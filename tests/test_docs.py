@@ -190,9 +190,15 @@ TINY_CONTROL = [
 
 
 SHELL = [block for block in BLOCKS if block.language == "bash"]
+LONG = ("docs/guides/evaluate.md:0", "docs/guides/run.md:0", "docs/guides/run.md:6")
+"""Blocks whose commands take longest, most of which README.md has as well."""
 
 
-@pytest.mark.parametrize("block", SHELL, ids=lambda block: block.name)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, marks=pytest.mark.slow if block.name in LONG else ()) for block in SHELL],
+    ids=lambda block: block.name,
+)
 def test_the_commands_of_a_block_run(block: Block, checkout: Path) -> None:
     for line in block.text.splitlines():
         words = shlex.split(line, comments=True)

@@ -32,7 +32,11 @@ def numbers(said: str, line: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem == "noisy_labels" else ()) for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_the_example_runs_and_prints_what_it_promises(
     example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,11 +146,12 @@ LONG_FORM = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
         pytest.param(["--task", "arithmetic", "--model", "lora", "--method", "ippo"], id="short"),
-        pytest.param(LONG_FORM, id="long", marks=pytest.mark.slow),
+        pytest.param(LONG_FORM, id="long"),
     ],
 )
 def test_the_installed_command_finds_the_packaged_experiments(

@@ -6,39 +6,30 @@ The parser gets their content with short class names spelt out.
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ippo_lightning.cli.axis_values import is_model_file, names_of, order_of, part_named
+from ippo_lightning.cli.axis_options import Option, is_axis, options_of, with_axes_as_files
 from ippo_lightning.cli.experiment_paths import (
-    DEFAULT_BASE,
-    FOLDERS,
-    ROOT,
     Part,
-    axis_file,
-    axis_names,
-    base_of_task,
     derived_run_dir,
     find_file,
     near_file,
     part_of,
-    require_fitting_base,
     with_packaged_paths,
 )
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
 from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, run_config, without_trust
+from ippo_lightning.cli.usage_hints import require_option
 from ippo_lightning.cli.yaml_text import dump_yaml, load_yaml, read_text
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import CONFIG, RunFolder
 
 EXPERIMENT_COMMANDS = ("fit", "evaluate")
-# without this list, the word after such an option would be taken for its value
-_NO_VALUE = ("help", "-h", "print_config")
 _OBJECT_KEYS = ("model", "data", "callbacks", "callbacks+", "fabric.loggers")
 
 
@@ -71,17 +62,6 @@ class CommandLine:
         return [layer for layer in self.layers if id(layer) not in strange]
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option: its name without dashes, its value if it has one, and the words it was given by."""
-
-    name: str
-    value: str | None
-    words: tuple[str, ...]
-    part: Part | None = None
-    """The part of the run's name, for a file that an axis has named."""
-
-
 def read_command_line(words: Sequence[str], *, run_folder: Path | None = None) -> CommandLine:
     """Return the command with its files read.
 
@@ -97,11 +77,12 @@ def read_command_line(words: Sequence[str], *, run_folder: Path | None = None) -
     words = with_resume(words)
     if not words:
         return CommandLine(words=[])
-    found = list(_options(words[1:]))
+    found = list(options_of(words[1:]))
     line = CommandLine(words=[words[0]], trust=trust)
     if words[0] in EXPERIMENT_COMMANDS:
+        _require_options(words[0], found)
         # `compare` has axes too, but as settings of its own
-        found = _with_axes_as_files(found)
+        found = with_axes_as_files(found)
     for option in found:
         if option.name == "config" and option.value is not None:
             _add_file(line, option.value, option.part, run_folder)
@@ -131,7 +112,7 @@ def with_resume(words: Sequence[str]) -> list[str]:
     folder = Path(value)
     if not (folder / CONFIG).is_file():
         raise UserError(f"resume: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
-    others = [option.name for option in _options([*words[1:place], *words[place + 2 :]]) if _is_axis(option)]
+    others = [option.name for option in options_of([*words[1:place], *words[place + 2 :]]) if is_axis(option)]
     if others:
         raise UserError(f"resume: --{others[0]} cannot be combined with --resume; the run's {CONFIG} names its files")
     if not RunFolder(folder).has_checkpoint():
@@ -145,89 +126,12 @@ def with_resume(words: Sequence[str]) -> list[str]:
     return ["fit", *given, "--loop.resume", "true", "--loop.overwrite", "false", *words[1:place], *words[place + 2 :]]
 
 
-def _options(words: Sequence[str]) -> Iterator[Option]:
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name in _NO_VALUE or name.endswith(".help"):
-            yield Option(name="", value=None, words=(word,))
-        elif equals:
-            yield Option(name=name, value=value, words=(word,))
-        # one dash begins no option here: -1 is a value
-        elif waiting and not waiting[0].startswith("--"):
-            value = waiting.pop(0)
-            yield Option(name=name, value=value, words=(word, value))
-        else:
-            yield Option(name=name, value=None, words=(word,))
-
-
-def _with_axes_as_files(found: list[Option]) -> list[Option]:
-    """Return the options with those of an axis as `--config` files.
-
-    Base, task and model come first, because they make up the run. A method stays where it was given, so that files
-    and words after it override it, and it overrides those before it.
-    """
-    first: dict[str, list[Option]] = {"base": [], "task": [], "model": []}
-    rest: list[Option] = []
-    # before the loop: the file of a task depends on the base, which may be named after it
-    base = _base_of(found)
-    tasks = [option.value for option in found if option.name == "task" and option.value]
-    for option in found:
-        if option.name in FOLDERS and not option.value:
-            known = ", ".join(axis_names(option.name))
-            raise UserError(f"{option.name}: no value given; expected --{option.name} NAME, one of {known}")
-        if not _is_axis(option):
-            _check_model_name(option)
-            rest.append(option)
-            continue
-        for name in names_of(option.name, option.value or ""):
-            chosen = _file_option(axis_file(option.name, name, base=base or DEFAULT_BASE), axis=option.name, name=name)
-            first.get(option.name, rest).append(chosen)
-    methods = [option for option in rest if option.part is not None]
-    for axis, options in {**first, "method": methods}.items():
-        places = order_of(axis, [Path(option.value or "") for option in options])
-        first[axis] = [options[place] for place in places]  # that of methods is not read: they stay where they are
-    # a task sets arguments and names no module, so it needs a base; other files may be complete without one
-    if tasks and base is None:
-        # Whatever base it is, it is the usual one of the task, and the name of the run leaves it out.
-        first["base"] = [_file_option(axis_file("base", base_of_task(tasks[0])), axis="base", name=DEFAULT_BASE)]
-    for task in tasks if base else ():
-        require_fitting_base(task, str(base))
-    return [*first["base"], *first["task"], *first["model"], *rest]
-
-
-def _base_of(found: list[Option]) -> str | None:
-    """Return the name of the run's base, or None if no option gives one."""
-    for option in found:
-        path = Path(option.value or "")
-        if option.name == "base" or (option.name == "config" and path.parent.name == FOLDERS["base"]):
-            return path.stem
-    return None
-
-
-def _is_axis(option: Option) -> bool:
-    """Return whether an option names a file of an axis; `--model` may name a class instead."""
-    is_class = option.name == "model" and option.value is not None and not is_model_file(option.value)
-    return option.name in FOLDERS and not is_class
-
-
-def _check_model_name(option: Option) -> None:
-    """Refuse a word that resembles a file of the model axis; any other word may be a class that the parser knows."""
-    name = option.value or ""
-    # an existing path passes, because the parser reads an object from a file
-    if option.name != "model" or name in short_names() or not name.isidentifier() or Path(name).exists():
-        return
-    near = difflib.get_close_matches(name, axis_names("model"), n=1, cutoff=0.6)
-    if near:
-        place = f"{ROOT}/{FOLDERS['model']}"
-        raise UserError(f"model: '{name}' is neither a file in {place} nor a class; did you mean '{near[0]}'?")
-
-
-def _file_option(path: Path, *, axis: str, name: str) -> Option:
-    # the option says which axis a user's own file belongs to, wherever the file lies
-    part = part_named(axis, name)
-    return Option(name="config", value=str(path), words=("--config", str(path)), part=part)
+def _require_options(command: str, found: Sequence[Option]) -> None:
+    stray = [option.words[0] for option in found if not option.name and option.value is None]
+    # beside --help and the like, a word may be the class that is asked about
+    if not any(word.startswith("-") for word in stray):
+        for word in stray[:1]:
+            require_option(command, word)
 
 
 def _resumed_folder(words: Sequence[str]) -> Path | None:

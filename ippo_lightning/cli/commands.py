@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ippo_lightning.cli.error_messages import one_line
+from ippo_lightning.cli.building import build_loop, build_objects, vars_of
 from ippo_lightning.cli.experiment_paths import FOLDERS
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.run_ending import ending_lines
@@ -23,13 +20,11 @@ from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.output_folders import refuse_model_folder
 from ippo_lightning.storage.own_runs import remember_run
 from ippo_lightning.storage.public_text import public_command
-from ippo_lightning.storage.run_folder import CONFIG, READABLE, RunFolder
+from ippo_lightning.storage.run_folder import CONFIG, READABLE, RESULTS, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-
-    from ippo_lightning.run.fabric_loop import FabricLoop
 
 
 def fit(parser: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
@@ -65,6 +60,8 @@ def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> N
     if chosen.output and loop.is_global_zero:
         folder = RunFolder(Path(chosen.output).parent)
         folder.path.mkdir(parents=True, exist_ok=True)
+        if Path(chosen.output).name == RESULTS:  # of a column that only evaluates: the report reads both files
+            loop.write_prompt_counts(folder)
         # written whole, because `ippo compare` takes this file as the sign of a finished run
         folder.write(Path(chosen.output).name, loop.describe_evaluation(metrics))
     end_process_group()
@@ -177,13 +174,17 @@ def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
 
 def init(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     """Run `ippo init`."""
+    from ippo_lightning.cli.start_check import check_axes
     from ippo_lightning.cli.starting import found_files, next_steps, start_project
 
     chosen = settings.init
     if not chosen.folder:
         raise UserError("init: no folder given; expected ippo init FOLDER, for example ippo init my_project")
     folder = Path(chosen.folder)
-    files = found_files({axis: chosen.get(axis) for axis in FOLDERS})
+    options = {axis: chosen.get(axis) for axis in FOLDERS}
+    files = found_files(options)
+    if files:
+        check_axes(options, files=files)
     print(visible_text(next_steps(folder, start_project(folder, files)), multiline=True))
 
 
@@ -217,121 +218,6 @@ def refuse_to_replace(output: Path) -> None:
     refuse_model_folder("output", output.parent)
     if output.exists() and output.name in READABLE and RunFolder(output.parent).has_run_beside(output.name):
         raise UserError(f"output: {output} is a file of the run in {output.parent}; name another file")
-
-
-def vars_of(settings: Any) -> dict[str, Any]:
-    """Return the parsed settings of a dataclass as a dictionary, whichever of the parser's forms they have."""
-    return dict(settings) if isinstance(settings, Mapping) else dict(vars(settings))
-
-
-def build_loop(parser: ArgumentParser, settings: Namespace) -> FabricLoop:
-    """Return the loop that a parsed experiment describes, with every object built and every random stream seeded."""
-    from lightning.fabric import seed_everything
-    from transformers.utils.logging import disable_progress_bar
-
-    from ippo_lightning.run.fabric_loop import FabricLoop
-
-    # the bars of loading weights would stand between the lines of the run, or in its log
-    disable_progress_bar()
-    chosen = settings[settings.subcommand]
-    seed_everything(chosen.seed_everything, verbose=False)  # before objects are built: new weights are random
-    # before the default logger is set: it names this folder, and a run that was moved would log to the old one
-    config = full_config(parser, settings)
-    if chosen.fabric.loggers is None:
-        chosen.fabric.loggers = csv_logger(Path(chosen.loop.run_dir))
-    objects = build_objects(parser, settings)
-    return FabricLoop(
-        objects.fabric,
-        objects.model,
-        objects.data,
-        callbacks=objects.callbacks or [],
-        settings=objects.loop,
-        seed=chosen.seed_everything,
-        config=config,
-    )
-
-
-def build_objects(parser: ArgumentParser, settings: Namespace) -> Namespace:
-    """Return the experiment with every `class_path` built.
-
-    Raises:
-        UserError: a constructor refuses its arguments.
-    """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from ippo_lightning.cli.factories import check_factories
-
-    check_factories(settings[settings.subcommand])
-    try:
-        return parser.instantiate(settings)[settings.subcommand]
-    except (ValueError, TypeError, ImportError, OSError, RuntimeError, MisconfigurationException) as error:
-        if os.environ.get("IPPO_TRACEBACK"):
-            raise
-        chosen = settings[settings.subcommand]
-        message = one_line(str(error))
-        # Fabric's messages name its arguments without their section
-        own = f"fabric: {message}" if _is_of_fabric(error) else with_section(message, chosen)
-        # a logger first: the parser's report does not name the one of several that failed
-        raise UserError(logger_error(chosen) or own) from error
-
-
-def _is_of_fabric(error: BaseException) -> bool:
-    # the type does not tell: Fabric raises ValueError and RuntimeError as other constructors do
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__") == "lightning.fabric.connector" for frame, _ in frames)
-
-
-def with_section(message: str, chosen: Mapping[str, Any] | Namespace) -> str:
-    """Return a message with `model.` or `data.` before its field, if the field is an argument of that section.
-
-    Args:
-        message: of settings such as `UpdateSettings`, which know their field as `update.num_epochs` only.
-        chosen: the parsed settings of the command.
-
-    Example:
-        >>> with_section("update.num_epochs: 0", {"model": {"init_args": {"update": {}}}})
-        'model.update.num_epochs: 0'
-    """
-    head, dot, _ = message.partition(":")[0].partition(".")
-    for section in ("model", "data"):
-        given = chosen.get(section)
-        arguments = given.get("init_args") if given is not None and dot else None
-        if arguments is not None and head in arguments:
-            return f"{section}.{message}"
-    return message
-
-
-def logger_error(chosen: Namespace) -> str | None:
-    """Return why one of several loggers cannot be built, or None if all can; the parser does not tell it."""
-    given = chosen.get("fabric.loggers")
-    for entry in given if isinstance(given, list) else []:
-        module, _, name = str(entry["class_path"]).rpartition(".")
-        arguments = entry.get("init_args") or {}
-        try:
-            getattr(import_module(module), name)(**vars_of(arguments))
-        except Exception as error:  # whatever the library of a logger raises
-            return one_line(f"fabric.loggers: {name} cannot be made ({type(error).__name__}: {error})")
-    return None
-
-
-def csv_logger(run_dir: Path) -> dict[str, Any]:
-    """Return the configuration of the default logger of a run: `csv/metrics.csv` in its folder."""
-    # no version, so that a resumed run logs to the same place; flushed at once, so that a killed run keeps its rows
-    arguments = {"root_dir": str(run_dir), "name": "csv", "version": "", "flush_logs_every_n_steps": 1}
-    return {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": arguments}
-
-
-def full_config(parser: ArgumentParser, settings: Namespace) -> str:
-    """Return the full configuration of a run as YAML, defaults included."""
-    import yaml
-
-    content = yaml.safe_load(parser.dump(settings))[settings.subcommand]
-    # the files are merged into this text already, and `ippo evaluate`, which reads it too, has no `resume`
-    for name in ("config", "resume", CODE, REMOTE_CODE):
-        content.pop(name, None)
-    # of this command and not of the run: with it, the same configuration given again would remove the run
-    content["loop"]["overwrite"] = False
-    return str(yaml.safe_dump(content, sort_keys=False))
 
 
 def print_metrics(metrics: dict[str, float], *, title: str, k: object = None) -> None:

@@ -20,6 +20,7 @@ from ippo_lightning.cli.experiment_paths import FOLDERS, find_file, part_of
 from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
+from ippo_lightning.cli.start_check import require_start
 from ippo_lightning.cli.trust import check_trust
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.locks import hold
@@ -50,7 +51,7 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     refuse_run_folder("run_dir", root)
     jobs = list(plan_jobs(settings, columns))
     for job in jobs:
-        _check(job)
+        _check(job, root=root)
     root.mkdir(parents=True, exist_ok=True)
     lock = hold(root)
     if lock is None:
@@ -81,12 +82,13 @@ def _run(
     return results
 
 
-def _check(job: Job) -> None:
+def _check(job: Job, *, root: Path) -> None:
     """Refuse a run that certainly cannot start, before any other has run."""
     try:
         line = read_command_line(job.arguments)
         check_trust(line.run_configs, trust=line.trust, own_layers=line.own_layers, given=job.arguments)
         check_command(line)
+        require_start(line, within=root)
     except UserError as error:
         raise UserError(f"{job.column}: {error}") from error
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from importlib import import_module
+
+from ippo_lightning.cli.experiment_paths import axis_names
+from ippo_lightning.cli.named_objects import form_hint, module_hint
+from ippo_lightning.cli.near_names import meant
 
 # parts of the parser's report that do not help: alternatives that the user did not mean, and full configurations
 _NOISE = (
@@ -92,6 +97,10 @@ _UNKNOWN = (
     re.compile(r"unrecognized arguments: --(?P<key>[^\s=]+)"),
     re.compile(r"Key '(?P<key>[^']+)' is not expected"),
 )
+_NO_MODEL = re.compile(r'Parser key "model":[^"]*Expected a path but (?P<name>\S+) either not accessible')
+_NO_MODULE = re.compile(r"No module named '(?P<name>\w+)'")
+_NO_PATH = re.compile(r"Unexpected import path format: (?P<name>\S+)")
+_NO_ATTRIBUTE = re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'")
 _CLASS_PATH = re.compile(r"Problem with given class_path '([^']+)'")
 
 
@@ -108,7 +117,7 @@ def suggestion(message: str, known_keys: Iterable[str]) -> str:
     """
     found = next((match for pattern in _UNKNOWN if (match := pattern.search(message))), None)
     if found is None:
-        return ""
+        return _models(message) or _attributes(message) or _modules(message)
     unknown = found["key"]
     if unknown.split(".")[0] in REPLACED:
         return f"; {REPLACED[unknown.split('.')[0]]}"
@@ -121,6 +130,29 @@ def suggestion(message: str, known_keys: Iterable[str]) -> str:
         if near:
             return f"; did you mean '{near[0]}'?"
     return ""
+
+
+def _models(message: str) -> str:
+    """Return the names that `--model` can take, if the parser knows no class of that name."""
+    match = _NO_MODEL.search(message)
+    return meant(match["name"], axis_names("model")) if match else ""
+
+
+def _modules(message: str) -> str:
+    """Return the dotted path that was probably meant, if a module does not exist or is written as a file."""
+    if match := _NO_PATH.search(message):
+        return form_hint(match["name"])
+    match = _NO_MODULE.search(message)
+    return module_hint(match["name"]) if match else ""
+
+
+def _attributes(message: str) -> str:
+    """Return the name that was probably meant of a module, which the parser has imported already."""
+    match = _NO_ATTRIBUTE.search(message)
+    if match is None or match["module"] not in sys.modules:
+        return ""
+    near = difflib.get_close_matches(match["name"], list(vars(sys.modules[match["module"]])), n=1, cutoff=0.6)
+    return f"; did you mean '{match['module']}.{near[0]}'?" if near else ""
 
 
 def _arguments_of(class_path: str) -> list[str]:

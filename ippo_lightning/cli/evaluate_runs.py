@@ -13,7 +13,8 @@ import torch
 import transformers
 
 import ippo_lightning
-from ippo_lightning.cli.commands import build_loop, experiment_of
+from ippo_lightning.cli.building import build_loop
+from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.evaluated_model import START, EvaluatedModel, model_of, named_model, use_model
 from ippo_lightning.cli.evaluation_table import Column, print_evaluations
 from ippo_lightning.cli.run_words import fabric_words

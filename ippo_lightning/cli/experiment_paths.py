@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ippo_lightning.cli.near_names import meant
 from ippo_lightning.cli.yaml_text import load_yaml, read_text
 from ippo_lightning.errors import UserError
 
@@ -14,6 +15,8 @@ FOLDERS = {"base": "base", "task": "tasks", "model": "models", "method": "method
 """Folder of each axis. The files apply in this order: a later one overrides an earlier one."""
 DEFAULT_BASE = "ppo"
 _ENDINGS = (".yaml", ".yml")
+_MORE_FOLDERS = ("rewards", "grids")
+_MOST_NAMED = 4
 
 
 def packaged_root() -> Path:
@@ -42,14 +45,37 @@ def find_file(name: str) -> Path | None:
 
 
 def near_file(name: str) -> str:
-    """Return a hint at the experiment that is probably meant, or an empty text."""
-    paths = [path for root in (packaged_root(), Path(ROOT)) for path in root.glob("*/*.yaml")]
-    known = sorted({f"{path.parent.name}/{path.stem}" for path in paths})
+    """Return a hint at the file that is probably meant, or an empty text.
+
+    Args:
+        name: a path that is no file, with or without `.yaml`.
+    """
+    path = Path(name)
+    if path.is_dir():
+        inside = sorted(found.name for ending in _ENDINGS for found in path.glob(f"*{ending}"))[:_MOST_NAMED]
+        return f"; it is a folder with {', '.join(inside)}" if inside else "; it is a folder without a YAML"
     wanted = name.removeprefix(f"{ROOT}/").removesuffix(".yaml").removesuffix(".yml")
-    # a name alone, without its folder
-    near = [path for path in known if path.partition("/")[2] == wanted]
-    near = near or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    folder, _, stem = wanted.rpartition("/")
+    known = _experiments()
+    if folder and not name.startswith(f"{ROOT}/") and path.parent.is_dir():
+        # in a folder of the user's own, the experiments of this library are not meant
+        beside = sorted(str(found) for ending in _ENDINGS for found in path.parent.glob(f"*{ending}"))
+        near = difflib.get_close_matches(name, beside, n=1, cutoff=0.6)
+    elif folder:
+        # of a folder that is none of ours, only a slip of the pen is near
+        is_ours = folder in (*FOLDERS.values(), *_MORE_FOLDERS)
+        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6 if is_ours else 0.8)
+    else:  # a name alone
+        stems = [path.partition("/")[2] for path in known]
+        found = difflib.get_close_matches(stem, stems, n=1, cutoff=0.8)
+        near = [known[stems.index(found[0])]] if found else []
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _experiments() -> list[str]:
+    paths = [path for root in (packaged_root(), Path(ROOT)) for path in root.glob("*/*.yaml")]
+    # a grid last: of the same name there may be a task, which is what a run takes
+    return sorted({f"{path.parent.name}/{path.stem}" for path in paths}, key=lambda name: (name[:6] == "grids/", name))
 
 
 def packaged_path(name: str) -> Path | None:
@@ -97,10 +123,8 @@ def axis_file(axis: str, name: str, *, base: str = DEFAULT_BASE) -> Path:
     path = find_file(f"{place}/{base}.yaml") or find_file(name if is_path else f"{place}.yaml")
     if path is not None:
         return path
-    known = axis_names(axis)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(known)}" if known else ""
-    raise UserError(f"{axis}: '{name}' is not a file in {ROOT}/{FOLDERS[axis]}{hint}")
+    where = "a file" if is_path else f"a file in {ROOT}/{FOLDERS[axis]}"
+    raise UserError(f"{axis}: '{name}' is not {where}{meant(stem_of(name), axis_names(axis))}")
 
 
 def base_of_task(task: str) -> str:

@@ -1,7 +1,7 @@
 """The whole configuration of a run: what null or a short name stands for is written out with all of its arguments.
 
 A class states this itself: `standard_parts` names the class that a missing argument becomes, `named_parts` the classes
-behind the short names of an argument.
+behind the short names of an argument, `used_values` what null stands for.
 """
 
 from __future__ import annotations
@@ -54,9 +54,19 @@ def _fill(target: Any, arguments: Namespace) -> None:
     for name, part in _stated(target, "standard_parts").items():
         if name in arguments and arguments[name] is None and _is_own_argument(target, name):
             arguments[name] = _written_out(part, hints.get(name))
+    for name, value in _used_values(target, arguments).items():
+        if name in arguments and arguments[name] is None and _is_own_argument(target, name):
+            arguments[name] = value
     for name, classes in _stated(target, "named_parts").items():
         if isinstance(arguments.get(name), str) and arguments[name] in classes:
             arguments[name] = _written_out(classes[arguments[name]], None)
+
+
+def _used_values(target: Any, arguments: Namespace) -> Mapping[str, Any]:
+    """Return the plain values that null stands for, if a class of this library states them."""
+    stated = getattr(target, "used_values", None)
+    is_own = str(getattr(stated, "__module__", "")).partition(".")[0] == "ippo_lightning"
+    return stated(vars(arguments)) if callable(stated) and is_own else {}
 
 
 def _stated(target: Any, name: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import ippo_lightning
 from ippo_lightning.cli.short_names import full_path, short_names
 from ippo_lightning.cli.simple_types import options
 from ippo_lightning.cli.sources import Definition, Source, definition, is_a, signature
+from ippo_lightning.cli.usage_hints import unknown_command
 from ippo_lightning.errors import UserError
 
 COMMANDS = {
@@ -44,7 +45,7 @@ def light_answer(words: Sequence[str]) -> str | None:
     if words[0].startswith("-"):
         return None
     if words[0] not in COMMANDS:
-        raise UserError(f"command: '{words[0]}' is unknown; expected one of {', '.join(COMMANDS)}")
+        raise unknown_command(words[0], COMMANDS)
     # the parser answers these options too, but after heavy imports
     for place, word in enumerate(words):
         section = word.removeprefix("--").partition("=")[0].removesuffix(".help")

@@ -253,4 +253,7 @@ def _finish(progress: Progress, task: TaskID, *, has_failed: bool) -> None:
 def _last_line(job: Job) -> str:
     # `ippo fit` ends with its error in one line, so the last line tells most
     lines = (job.folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "it wrote nothing"
+    if not lines:
+        return "it wrote nothing"
+    # this line gets the same beginning again
+    return lines[-1].removeprefix("ippo: ").removeprefix("error: ")[:300]

@@ -22,10 +22,12 @@ from ippo_lightning.cli.plain_output import show_plain_text
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.run_words import of_runs
 from ippo_lightning.cli.trust import check_trust, outside_names, search_working_folder
+from ippo_lightning.cli.usage_hints import missing_argument, stray_word
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.signals import Interrupted
 from ippo_lightning.storage.locks import hold_early
 from ippo_lightning.storage.run_folder import FOLDER_VARIABLE
+from ippo_lightning.storage.terminal_lines import broken_between_words, terminal_width
 from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(line: str) -> None:
     """Print a line to standard error; text of any origin in it must not reach the terminal as control characters."""
-    print(visible_text(line), file=sys.stderr)
+    print(broken_between_words(visible_text(line), terminal_width(sys.stderr)), file=sys.stderr)
 
 
 def _lost_rank_or_memory(error: RuntimeError | MemoryError) -> int:
@@ -169,7 +171,8 @@ def parse_and_run(line: CommandLine, *, given: Sequence[str], is_trusted: bool =
         commands.COMMANDS[settings.subcommand](parser, settings, given)
     except ArgumentError as error:
         message = str(error)
-        raise UserError(f"{one_line(message)}{suggestion(message, known_keys(line.words))}") from error
+        found = missing_argument(message) or f"{one_line(message)}{suggestion(message, known_keys(line.words))}"
+        raise UserError(f"{found}{stray_word(message)}") from error
     return 0
 
 

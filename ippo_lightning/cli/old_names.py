@@ -28,6 +28,10 @@ _CLASSES = {
 """Old class or function to what took its place."""
 
 
+_FOLDER_WORDS = ("dir", "folder", "out", "output", "output_dir", "path", "run", "save_dir")
+"""What a user may call the folder of a run; no key is near to them."""
+
+
 def key_hint(key: str, known: Collection[str]) -> str:
     """Return what took the place of an old key, as the end of a message, or nothing.
 
@@ -39,6 +43,8 @@ def key_hint(key: str, known: Collection[str]) -> str:
         >>> key_hint("gamma", ["minibatch_size"])
         '; it is now advantages: GAE with gamma'
     """
+    if key in _FOLDER_WORDS and "loop.run_dir" in known:
+        return "; the folder of a run is loop.run_dir"
     # only for the class with `minibatch_size`: in any other, `gamma` is just an unknown key
     said = _SETTINGS.get(key)
     return f"; it is now {said}" if said and "minibatch_size" in known else ""

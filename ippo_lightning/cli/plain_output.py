@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ippo_lightning.cli.error_messages import one_line
+from ippo_lightning.storage.terminal_lines import broken_between_words, terminal_width
 from ippo_lightning.storage.untrusted_text import visible_text
 
 
@@ -24,6 +25,8 @@ def show_plain_text() -> None:
     warnings.formatwarning = _plain_warning
     # the record and not a handler: libraries bring handlers of their own
     logging.setLogRecordFactory(_PlainRecord)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_FittedFormatter())
     sys.excepthook = _print_plain
 
 
@@ -34,7 +37,18 @@ class _PlainRecord(logging.LogRecord):
 
 def _plain_warning(message: Warning | str, *_: Any, **__: Any) -> str:
     # one line, without the place in the source
-    return f"ippo: warning: {visible_text(one_line(str(message)))}\n"
+    return _fitted(f"ippo: warning: {visible_text(one_line(str(message)))}") + "\n"
+
+
+class _FittedFormatter(logging.Formatter):
+    """Of log lines that nothing but the terminal gets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _fitted(super().format(record))
+
+
+def _fitted(text: str) -> str:
+    return broken_between_words(text, terminal_width(sys.stderr))
 
 
 def _print_plain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

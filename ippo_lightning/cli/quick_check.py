@@ -8,20 +8,20 @@ about: arguments of foreign classes, types that it cannot read, values that depe
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ippo_lightning.cli.command_line import EXPERIMENT_COMMANDS, CommandLine
 from ippo_lightning.cli.error_messages import REPLACED
-from ippo_lightning.cli.old_names import class_hint, key_hint
-from ippo_lightning.cli.short_names import ROOMS, nearest_name
+from ippo_lightning.cli.named_objects import existing
+from ippo_lightning.cli.old_names import key_hint
+from ippo_lightning.cli.short_names import nearest_name
 from ippo_lightning.cli.simple_types import Option, options, refuses
-from ippo_lightning.cli.sources import PACKAGE, Definition, Signature, definition, signature, source_of
+from ippo_lightning.cli.sources import PACKAGE, Definition, Signature, definition, signature
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
+from ippo_lightning.cli.usage_hints import no_experiment
 from ippo_lightning.cli.value_ranges import check_range
 from ippo_lightning.errors import UserError
 
@@ -152,13 +152,21 @@ def check_experiment(layers: Sequence[Mapping[str, Any]], *, command: str, is_co
             _check_value(settings[name], kinds, _Place((name,)))
     for name, path in (("loop", LOOP), ("fabric", FABRIC)):
         _check_section(name, path, settings.get(name))
+    if is_complete:
+        _require_objects(settings, command)
     for name in OBJECTS:
-        if is_complete and settings.get(name) is None:
-            raise UserError(f"{name}: missing; expected class_path and init_args, from --config, --task, or --{name}")
         _check_object(settings.get(name), _Place((name,), has_ranges=is_complete))
     callbacks = settings.get("callbacks")
     for item in callbacks if isinstance(callbacks, list) else []:
         _check_object(item, _Place(("callbacks",), has_ranges=is_complete))
+
+
+def _require_objects(settings: Mapping[str, Any], command: str) -> None:
+    if not any(settings.get(name) for name in (*OBJECTS, "loop", "callbacks")):
+        raise no_experiment(command)
+    for name in OBJECTS:
+        if settings.get(name) is None:
+            raise UserError(f"{name}: missing; expected class_path and init_args, from --config, --task, or --{name}")
 
 
 def _dotted(section: str, path: str) -> list[str]:
@@ -190,7 +198,7 @@ def _check_object(value: Any, place: _Place) -> None:
     text = value.get("class_path") if isinstance(value, Mapping) else value
     if not isinstance(text, str):
         return
-    found = _existing(text, place)
+    found = existing(text, place.field)
     # dict_kwargs is the parser's place for arguments that no signature names
     if found is None or not isinstance(value, Mapping) or value.get("dict_kwargs"):
         return
@@ -259,7 +267,7 @@ def _check_inside(value: Any, option: Option, place: _Place) -> None:
         for entry in entries:
             _check_value(entry, options(option.inner, option.source), place)
     elif option.kind == "callable" and isinstance(value, str) and "." in value:
-        _existing(value, place, note=f". Got value: {value}" + (f" (in {place.owner})" if place.owner else ""))
+        existing(value, place.field, note=f". Got value: {value}" + (f" (in {place.owner})" if place.owner else ""))
 
 
 def _check_range(found: Definition, given: Any, place: _Place) -> None:
@@ -271,66 +279,6 @@ def _check_range(found: Definition, given: Any, place: _Place) -> None:
     except UserError as error:
         is_short = len(place.path) > 1 and str(error).startswith(f"{place.path[-1]}.")
         raise (UserError(f"{'.'.join(place.path[:-1])}.{error}") if is_short else error) from error
-
-
-def _existing(text: str, place: _Place, note: str | None = None) -> Definition | None:
-    """Return what a class path names, or None if it cannot be told.
-
-    Raises:
-        UserError: there is certainly no such class or function.
-    """
-    module, _, name = text.rpartition(".")
-    said = f" (in {name})" if note is None else note
-    field = place.field
-    # a bare name that is near to none of this library may be a class that an import of the parser brings along
-    if not module:
-        near = nearest_name(text)
-        if class_hint(text):
-            raise UserError(f"{field}: there is no class {text}{class_hint(text)}")
-        if near is not None and near != text:
-            raise UserError(f"{field}: there is no class {text}; did you mean '{near}'?")
-        return None
-    top = text.split(".")[0]
-    # only the top package is looked up: to find a submodule, Python would import its parents
-    if top != PACKAGE:
-        if top in sys.stdlib_module_names:
-            raise UserError(f"{field}: '{text}' is part of Python itself, and no part of an experiment")
-        if top not in sys.modules and _is_missing(top):
-            raise UserError(f"{field}: No module named '{top}'{said}")
-        return None
-    return _own(module, name, field, said)
-
-
-def _own(module: str, name: str, field: str, said: str) -> Definition | None:
-    """Return a class or function of this library."""
-    found = definition(f"{module}.{name}")
-    if found is not None:
-        return found
-    source = source_of(module)
-    if source is None and definition(module) is None:
-        raise _no_module(module, field, said)
-    if source is None:  # an attribute of a class
-        return None
-    is_submodule = source_of(f"{module}.{name}") is not None
-    # the package itself imports lazily too, but its TYPE_CHECKING block lists every name
-    if name in source.names or is_submodule or (source.is_open and module != PACKAGE):
-        return None
-    near = difflib.get_close_matches(name, sorted(source.names), n=1, cutoff=0.6)
-    hint = class_hint(name) or (f"; did you mean '{near[0]}'?" if near else "")
-    raise UserError(f"{field}: module '{module}' has no attribute '{name}'{said}{hint}")
-
-
-def _no_module(module: str, field: str, said: str) -> UserError:
-    near = difflib.get_close_matches(module, [f"{PACKAGE}.{room}" for room in ROOMS], n=1, cutoff=0.6)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return UserError(f"{field}: No module named '{module}'{said}{hint}")
-
-
-def _is_missing(top: str) -> bool:
-    try:
-        return top.isidentifier() and find_spec(top) is None
-    except (ImportError, ValueError):
-        return False
 
 
 def _unknown(key: str, known: Collection[str], *, place: _Place | None = None) -> UserError:

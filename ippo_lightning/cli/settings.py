@@ -73,8 +73,8 @@ class CompareSettings:
     def __post_init__(self) -> None:
         if not self.methods and not self.axes:
             raise UserError(
-                "axes, methods: both are empty; expected at least one, for example axes: {task: [arithmetic], "
-                "method: [ppo, ippo]}"
+                "axes, methods: both are empty; expected a file, for example: ippo compare --config grids/demo; or at "
+                "least one of them, as in axes: {task: [arithmetic], method: [ppo, ippo]}"
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds: {self.seeds} is wrong; expected a list of different integers")

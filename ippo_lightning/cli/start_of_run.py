@@ -47,6 +47,16 @@ def start_layer(
     return found
 
 
+def start_from_of(layers: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the folder of the run that a policy starts from, or None.
+
+    Args:
+        layers: of the command, in the order in which they apply.
+    """
+    given = [value for layer in layers for value in _values_at(layer, _SHORT_PLACE)]
+    return given[-1] if given and isinstance(given[-1], str) else None
+
+
 def _values_at(content: Mapping[str, Any], place: str) -> Iterator[Any]:
     for key, value in content.items():
         # The parser also takes a dotted key without `init_args`, `model.policy.start_from`.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ippo_lightning.cli.axis_values import axis_files
-from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, derived_run_dir, part_of
+from ippo_lightning.cli.experiment_paths import DEFAULT_BASE, FOLDERS, Part, base_of_task, derived_run_dir, part_of
 from ippo_lightning.cli.quick_check import merged
 from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.cli.yaml_text import load_yaml, read_text
@@ -101,7 +101,7 @@ def written_out(files: list[Path]) -> str:
         content = load_yaml(text, origin=str(path))
         settings = merged(settings, content if isinstance(content, Mapping) else {})
         comments += ["#", f"# {'/'.join(path.parts[-2:])}", *_header(text)]
-    parts = [part for path in files if (part := part_of(path)) is not None]
+    parts = [_usual(part, files) for path in files if (part := part_of(path)) is not None]
     settings = merged(settings, start_layer([settings], parts, unnamed=()) or {})
     run_dir = derived_run_dir(parts)
     if run_dir is not None:
@@ -110,6 +110,13 @@ def written_out(files: list[Path]) -> str:
     lines += [f"#   ippo fit --config {EXPERIMENT}", "# All settings with their values: --print_config"]
     lines += ["# It was made of these files; their comments:", *comments]
     return "\n".join(lines) + "\n" + yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _usual(part: Part, files: list[Path]) -> Part:
+    """Return the part of a run's name as `ippo fit` names it: the usual base of a task has one name, whatever it is."""
+    tasks = [str(path) for path in files if path.parent.name == FOLDERS["task"]]
+    is_usual = part.folder == FOLDERS["base"] and bool(tasks) and part.stem == base_of_task(tasks[0])
+    return Part(part.folder, DEFAULT_BASE) if is_usual else part
 
 
 def next_steps(folder: Path, names: list[str]) -> str:
@@ -148,6 +155,6 @@ def found_files(options: Mapping[str, str | None]) -> list[Path]:
     given = {axis: name for axis, name in options.items() if name is not None}
     if not given:
         return []
-    chosen = {"base": DEFAULT_BASE, **given}
+    chosen = {"base": base_of_task(given["task"]) if "task" in given else DEFAULT_BASE, **given}
     base = Path(chosen["base"]).stem
     return [path for axis in FOLDERS if axis in chosen for path in axis_files(axis, chosen[axis], base=base)]

@@ -26,6 +26,7 @@ from ippo_lightning.tasks import (
 )
 from ippo_lightning.tasks.first_rank import is_first_rank
 from ippo_lightning.tasks.leaks import find_leaks
+from ippo_lightning.tasks.raised import raised
 
 Stage = Literal["sft", "rl"]
 _LOG = logging.getLogger(__name__)
@@ -169,8 +170,7 @@ class TextDataModule(LightningDataModule):
         except (UserError, KeyboardInterrupt):
             raise  # already one line for the user, or the user's Ctrl-C
         except BaseException as error:  # SystemExit too: a user's code may raise anything; its cause stays attached
-            message = " ".join(str(error).split())[:200]
-            raise UserError(f"data.task: {source}.rows({split!r}) raised {type(error).__name__}: {message}") from error
+            raise UserError(f"data.task: {source}.rows({split!r}) {raised(error)}") from error
         return rows
 
 

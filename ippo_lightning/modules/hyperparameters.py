@@ -157,6 +157,8 @@ def _rebuilt(value: Any, place: str, own: Mapping[str, Any] | None = None) -> An
     if not inspect.isclass(target):
         return target
     arguments = value.get("init_args") or {}
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise UserError(f"{place}.init_args: the checkpoint has {arguments!r:.60}; expected arguments by name")
     _check_code(arguments, place)
     return target(**{name: _rebuilt(item, f"{place}.{name}") for name, item in arguments.items()} | dict(own or {}))
 

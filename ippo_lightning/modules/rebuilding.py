@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _TOKENIZER = "tokenizer"
 _HYPERPARAMETERS = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
 _OF_EARLIER_LIGHTNING = ("hparams", "module_arguments")
 _MOST_FILES = 32
+_MOST_CHARACTERS = 200  # of a reason
 
 
 class RebuildableModule(LightningModule):
@@ -58,14 +60,16 @@ class RebuildableModule(LightningModule):
                 example a reward, is never built from a checkpoint, and so is given here.
 
         Raises:
-            UserError: the checkpoint does not describe an argument, or names code outside this library.
+            UserError: the checkpoint cannot be read, is damaged or of something else, does not describe an argument, or
+                names code outside this library.
         """
-        if hparams_file is None:
-            arguments = _arguments(cls, checkpoint_path, arguments)
-        # older versions of Lightning have no such option
-        if "weights_only" in inspect.signature(super().load_from_checkpoint).parameters:
-            arguments["weights_only"] = weights_only is None or weights_only
-        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **arguments)
+        with _one_line_for(checkpoint_path):
+            if hparams_file is None:
+                arguments = _arguments(cls, checkpoint_path, arguments)
+            # older versions of Lightning have no such option
+            if "weights_only" in inspect.signature(super().load_from_checkpoint).parameters:
+                arguments["weights_only"] = weights_only is None or weights_only
+            return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **arguments)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the files of a tokenizer that was given as an object."""
@@ -93,9 +97,31 @@ def _arguments(cls: type, source: Any, given: dict[str, Any]) -> dict[str, Any]:
         if "policy" not in given:
             raise UserError(f"checkpoint: {source} does not describe the module that it is of; {_GIVE_ALL}")
         return given
-    files = checkpoint.get(CHECKPOINT_KEY, {}).get(_TOKENIZER)
+    added = checkpoint.get(CHECKPOINT_KEY, {})
+    if not isinstance(added, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise UserError(
+            f"checkpoint: {source} lacks state_dict, or {CHECKPOINT_KEY} in it is no mapping; expected a checkpoint of "
+            "Trainer"
+        )
+    files = added.get(_TOKENIZER)
     tokenizer = None if files is None or "policy" in given else _tokenizer_of(files, source)
     return rebuilt_arguments(saved, given=given, tokenizer=tokenizer, call=f"{cls.__name__}.load_from_checkpoint")
+
+
+@contextmanager
+def _one_line_for(source: Any) -> Iterator[None]:
+    """Make one line of whatever a damaged checkpoint raises, in torch, in Lightning, or in what is built from it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint: {source} does not exist; expected a checkpoint of Trainer") from error
+    except Exception as error:  # the cause stays attached
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_MOST_CHARACTERS]
+        raise UserError(
+            f"checkpoint: {source} cannot be loaded ({reason}); it is damaged, or of another module or version"
+        ) from error
 
 
 _GIVE_ALL = "give its arguments, at least policy=..."

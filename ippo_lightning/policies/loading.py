@@ -27,7 +27,7 @@ from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.quantized import is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 from ippo_lightning.policies.settings import LoraSettings
-from ippo_lightning.policies.tokenizer_loading import check_vocabulary, one_line
+from ippo_lightning.policies.tokenizer_loading import check_vocabulary, one_line, require_folder
 from ippo_lightning.storage.attention_choice import config_without_kernel
 from ippo_lightning.storage.quantized_loading import (
     Quantization,
@@ -305,12 +305,10 @@ def _check_config_names(fields: dict[str, object], default: PreTrainedConfig) ->
 
 
 def _check_model_folder(pretrained: str) -> None:
-    # A name without a folder is a Hub name, unless it is written as a path: the Hub's error would not mention folders.
+    require_folder(pretrained, field="policy.pretrained")
     path = Path(pretrained)
     if not path.exists():
-        if pretrained.startswith((".", "/", "~")):
-            raise UserError(f"policy.pretrained: no folder {pretrained!r}; give a saved model or a Hub name")
-        return
+        return  # a name of the Hub
     if (path / "config.json").is_file():
         return
     if (path / "adapter_config.json").is_file():

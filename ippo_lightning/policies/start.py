@@ -54,7 +54,7 @@ def start_of(
 
 def _no_model(start_from: str, pretrained: str | None) -> UserError:
     exists = "has no model yet" if Path(start_from).is_dir() else "does not exist"
-    otherwise = "" if pretrained is None else f", or set null to start from {pretrained}"
+    otherwise = "" if pretrained is None else f", or set null to start from {pretrained}, or --model NAME for another"
     return UserError(
         f"policy.start_from: the run {start_from!r} {exists}; run the same command with --base sft and without "
         f"--method first{otherwise}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,6 +35,7 @@ def load_tokenizer(
     if source is None:
         raise UserError("policy.tokenizer: none; a model built from a config needs one")
     if isinstance(source, str):
+        require_folder(source, field="policy.pretrained" if tokenizer is None else "policy.tokenizer")
         try:
             source = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         except Exception as error:
@@ -41,6 +43,23 @@ def load_tokenizer(
     loaded: PreTrainedTokenizerBase = source
     check_tokenizer(loaded)
     return loaded if pad_token is None else _padding_with(loaded, pad_token)
+
+
+def require_folder(name: str, *, field: str) -> None:
+    """Refuse a path that does not exist; a name of the Hub, which is not looked for here, passes.
+
+    Args:
+        name: of a model or tokenizer.
+        field: the user's setting, for messages.
+
+    Raises:
+        UserError: it is written as a path, and there is no such folder: the Hub's error would not mention folders.
+    """
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).exists():
+        raise UserError(
+            f"{field}: no folder {name!r}; give a saved model or a Hub name; if a run writes it, make that run first"
+        )
 
 
 def eos_ids_of(model: PreTrainedModel) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.rewards.watch import watched
 from ippo_lightning.tasks import Grader, callable_name
 from ippo_lightning.tasks.names import takes_keyword
+from ippo_lightning.tasks.raised import raised
 
 MAX_PARTS = 32
 """Named parts of a reward; each becomes a metric."""
@@ -100,9 +102,7 @@ def call_in_parts(
         raise  # already one line for the user, of a grader for example; or the user's Ctrl-C
     # Not only Exception: SystemExit(0) of a reward would end a run that trained nothing with success.
     except BaseException as error:  # the user's code may raise anything; its cause stays attached
-        # On one line and short: the message of a library may be of any length.
-        message = " ".join(str(error).split())[:200]
-        raise UserError(f"model.reward: {name} raised {type(error).__name__}: {message}") from error
+        raise UserError(f"model.reward: {name} {raised(error, next(iter(texts[2]), None))}") from error
     if not isinstance(returned, Mapping):
         return CalledReward(_checked(returned, name, rows, allow_nonfinite=allow_nonfinite))
     _check_names(returned, name)
@@ -136,7 +136,7 @@ def _checked(returned: object, name: str, rows: int, *, allow_nonfinite: bool, o
         rewards = _as_floats(returned)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(
-            f"model.reward: {name} returned {type(returned).__name__}{of}; expected {rows} numbers"
+            f"model.reward: {name} returned {_shown(returned)}{of}; expected {rows} numbers, one per episode"
         ) from error
     # a reward model's head gives [rows, 1]; [1, rows] is more likely a mistake
     if rewards.shape not in ((rows,), (rows, 1)):
@@ -151,6 +151,17 @@ def _checked(returned: object, name: str, rows: int, *, allow_nonfinite: bool, o
             f"model.reward: {name} returned {float(rewards[first])}{of} for episode {first}; expected a finite number"
         )
     return rewards
+
+
+def _shown(returned: object) -> str:
+    """Return what a reward returned in place of numbers: the first entry of a list that is none, else the type."""
+    if returned is None:
+        return "NoneType (as a function without return does)"
+    for place, item in enumerate(returned) if isinstance(returned, (list, tuple)) else ():
+        if not isinstance(item, (Real, Tensor)) and not hasattr(item, "item"):
+            given = f"{item!r:.40}" if isinstance(item, (str, type(None))) else type(item).__name__
+            return f"{type(returned).__name__} with {given} for episode {place}"
+    return type(returned).__name__
 
 
 def _as_floats(returned: object) -> Tensor:

@@ -47,7 +47,7 @@ from ippo_lightning.run.run_start import begin_folder, best_of, check_evaluation
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.run.signals import Interrupted, finish_on_signal
 from ippo_lightning.storage.filled_folder import fill_folder
-from ippo_lightning.storage.run_folder import RESULTS, TEST_PROMPTS, JsonObject, RunFolder
+from ippo_lightning.storage.run_folder import RESULTS, JsonObject, RunFolder
 
 __all__ = ["FabricLoop", "LoopSettings"]
 
@@ -323,9 +323,7 @@ class FabricLoop(IterationLoop):
             self.call_hook("on_test_end")
         self.state.fn = TrainerFn.FITTING
         if self.is_global_zero:
-            if self.prompt_counts:  # before the results: whoever finds these finds the counts
-                counts = {"k": self.module.describe_evaluation()["k"], **self.prompt_counts}
-                self.folder.write(TEST_PROMPTS, counts, indent=None)
+            self.write_prompt_counts(self.folder)
             # The results end the run: after a power failure, no checkpoint gives lost lines back.
             self.folder.sync()
             numbers = {**self.describe_evaluation(metrics), "seconds": seconds}

@@ -15,6 +15,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.records import Batch
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import Best
+from ippo_lightning.run.equal_rewards import EqualRewards
 from ippo_lightning.run.evaluation import EvaluationSplit, evaluate_split
 from ippo_lightning.run.lightning_hooks import call_lightning_hook, errors_named
 from ippo_lightning.run.loggers import logged_evaluation
@@ -22,7 +23,7 @@ from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.trainer_attributes import TrainerAttributes
 from ippo_lightning.run.unfinished import keeping_earlier_iterations
 from ippo_lightning.storage.metric_names import shown_metric
-from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, JsonObject, finite
+from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, TEST_PROMPTS, JsonObject, RunFolder, finite
 
 
 class IterationLoop(TrainerAttributes, ABC):
@@ -36,6 +37,7 @@ class IterationLoop(TrainerAttributes, ABC):
     """Of the newest test, see `PromptCounts.compute`; empty without a grader."""
     _is_in_epoch = False
     _checkpointed_at: int | None = None
+    _equal_rewards: EqualRewards
     _trained: frozenset[str]
     """Names of the parameters that train."""
     _loader: Iterable[Batch]
@@ -63,8 +65,19 @@ class IterationLoop(TrainerAttributes, ABC):
         metrics, self.num_prompts = evaluate_split(self, split)
         return metrics
 
+    def write_prompt_counts(self, folder: RunFolder) -> None:
+        """Write `test_prompts.json` of the newest test; nothing without a grader.
+
+        Args:
+            folder: written before its results, so that whoever finds these finds the counts.
+        """
+        if self.prompt_counts:
+            counts = {"k": self.module.describe_evaluation()["k"], **self.prompt_counts}
+            folder.write(TEST_PROMPTS, counts, indent=None)
+
     def _iterate(self, bar: ProgressBar, signals: Sequence[int]) -> None:
         self.batches.begin(self._loader)
+        self._equal_rewards = EqualRewards()
         # Not again after a resume: even a checkpoint of iteration 0 is written after this evaluation.
         if self.settings.evaluate_first and self._checkpointed_at is None:
             self._evaluate_first(bar)
@@ -96,6 +109,7 @@ class IterationLoop(TrainerAttributes, ABC):
         self.note_metrics(metrics)
         self._log(self.module.iteration - 1, metrics)
         bar.update(completed=self.module.iteration, numbers=metrics)
+        self._note_equal_rewards(bar)
         self.call_hook("on_train_batch_end", metrics, batch, index)
         if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
             with self._stage(RunningStage.VALIDATING):
@@ -108,6 +122,12 @@ class IterationLoop(TrainerAttributes, ABC):
         # After all hooks of the iteration: a resumed run does not call them again.
         if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations) or self._has_new_best():
             self.checkpoint()
+
+    def _note_equal_rewards(self, bar: ProgressBar) -> None:
+        episodes = getattr(getattr(self.module, "last_stats", None), "episodes", None)
+        line = self._equal_rewards.line(episodes, iteration=self.module.iteration)
+        if line is not None and self.is_global_zero:
+            bar.say(line)
 
     def _check_trained(self) -> None:
         changed = self._trained ^ self.module.trained_parameters().keys()

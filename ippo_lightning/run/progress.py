@@ -10,6 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ippo_lightning.storage.terminal_lines import broken_between_words
 from ippo_lightning.storage.untrusted_text import visible_text
 
 # key of the log, name in the bar, format
@@ -61,6 +62,8 @@ class ProgressBar:
         )
         self.numbers: dict[str, float] = {}
         self.task = self.progress.add_task(visible_text(title), total=total, numbers="")
+        self._evaluated_at: int | None = None
+        """Iterations done at the newest evaluation."""
         self._begun: tuple[float, int] | None = None
         """When the first number of iterations became known, and that number: a resumed run does not begin at 0."""
 
@@ -87,7 +90,11 @@ class ProgressBar:
             self.say(self._evaluation_line(completed, numbers) if is_evaluation else self._line(completed, numbers))
         # Kept: an evaluation brings other numbers than an iteration, and the bar shows both.
         self.numbers.update(numbers)
-        self.progress.update(self.task, completed=completed, numbers=summary_line(self.numbers))
+        if is_evaluation:
+            self._evaluated_at = completed
+        is_old = self._evaluated_at not in (None, completed)
+        line = summary_line(self.numbers, evaluated_at=self._evaluated_at if is_old else None)
+        self.progress.update(self.task, completed=completed, numbers=line)
 
     def _line(self, completed: int, numbers: Mapping[str, float]) -> str:
         return f"iteration {completed}/{self.total}: {_words(numbers, _IN_A_LINE)}{self._left(completed)}"
@@ -106,16 +113,30 @@ class ProgressBar:
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
+        # One line in a log, which is searched by lines; at a terminal, lines break between words.
+        width = self.console.width if self.console.is_terminal else None
+        text = broken_between_words(visible_text(line, multiline=True), width)
         # No markup: a path may contain brackets, which rich would read as a style.
-        # One line also where it is longer than 80 characters: a log is searched by lines.
-        self.console.print(visible_text(line, multiline=True), markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def summary_line(numbers: Mapping[str, float]) -> str:
-    """Return the numbers in a few words, at most 36 columns; NaN (0 / 0) is left out."""
+def summary_line(numbers: Mapping[str, float], *, evaluated_at: int | None = None) -> str:
+    """Return the numbers in a few words, at most 36 columns; NaN (0 / 0) is left out.
+
+    Args:
+        numbers: of the newest iteration and the newest evaluation.
+        evaluated_at: iterations done at that evaluation, if there have been more since.
+
+    Example:
+        >>> summary_line({"rollout/reward_mean": 0.5, "exact_match": 0.25, "unfaithful_fraction": 0.1}, evaluated_at=6)
+        'reward 0.50 EM@6 0.25'
+    """
+    # An old evaluation states when it was; for its second number there is no room then.
+    shown = _SHOWN if evaluated_at is None else _SHOWN[:-1]
+    when = "" if evaluated_at is None else f"@{evaluated_at}"
     words = [
-        f"{word} {form.format(numbers[key])}"
-        for key, word, form in _SHOWN
+        f"{word}{when if key == 'exact_match' else ''} {form.format(numbers[key])}"
+        for key, word, form in shown
         if _is_told(key, numbers) and not math.isnan(numbers[key])
     ]
     return " ".join(words)

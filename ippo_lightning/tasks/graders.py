@@ -13,6 +13,7 @@ from ippo_lightning.tasks.conversations import row_prompt
 from ippo_lightning.tasks.grades import Grade, label_text
 from ippo_lightning.tasks.names import callable_name
 from ippo_lightning.tasks.protocol import Grader, Row
+from ippo_lightning.tasks.raised import raised
 
 MAX_LABEL_LENGTH = 80
 """Characters of a label; a label names a category; it is not free text, and becomes the name of a metric."""
@@ -82,8 +83,7 @@ def call_grader(grader: Grader, prompt: str, response: str, example: Mapping[str
     except (UserError, KeyboardInterrupt):
         raise  # already one line for the user, or the user's Ctrl-C
     except BaseException as error:  # SystemExit too: a user's code may raise anything; its cause stays attached
-        message = " ".join(str(error).split())[:200]
-        raise UserError(f"model.grader: {callable_name(grader)} raised {type(error).__name__}: {message}") from error
+        raise UserError(f"model.grader: {callable_name(grader)} {raised(error, example)}") from error
     return as_grade(value, grader=grader)
 
 

@@ -183,6 +183,7 @@ time.sleep(60)
     assert not late.exists()
 
 
+@pytest.mark.slow
 def test_the_command_for_a_gpu_provokes_a_step_that_is_not_finite_and_finds_its_module(tmp_path: Path) -> None:
     options = ("--tiny", "--parts", "nonfinite", "--output", tmp_path, "--scratch", tmp_path / "scratch")
     command = [sys.executable, "benchmarks/gpu.py", *map(str, options)]

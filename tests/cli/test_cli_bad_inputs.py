@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,41 @@ WORDS: dict[str, tuple[list[str], str]] = {
     "an unknown name": (["compare", "--config", "{axes: {task: [aritmetic]}}"], "aritmetic"),
     "an unknown baseline": (["compare", "--config", "{axes: {task: [arithmetic]}, baseline: x}"], "baseline"),
     "an unknown title": (["compare", "--config", "{axes: {task: [arithmetic]}, titles: {x: y}}"], "titles"),
+    "fit of nothing": (["fit"], "for example: ippo fit --task arithmetic --method ippo"),
+    "evaluate of nothing": (["evaluate"], "for example: ippo evaluate runs/arithmetic/ippo"),
+    "compare without a file": (["compare"], "for example: ippo compare --config grids/demo"),
+    **{
+        f"{command} of nothing at all": ([command], f"{command}: no run is given; expected .*: ippo {command} runs/")
+        for command in ("export", "replay", "report")
+    },
+    "a report into a folder, of nothing": (["report", "--output", "RUN"], "report: no run is given"),
+    **{
+        f"{command} of {what}": ([command, path], path)
+        for command in ("evaluate", "export", "replay", "report")
+        for what, path in {"nowhere": "no/such", "a file": "a_file", "a folder of no run": "empty"}.items()
+    },
+    "a task without its option": (["fit", "arithmetic"], "fit: 'arithmetic' .*; did you mean --task arithmetic?"),
+    "a run without its option": (["fit", "RUN"], "did you mean --resume RUN?"),
+    "a file without its option": (["fit", "RUN/config.yaml"], "did you mean --config RUN/config.yaml?"),
+    "a word without an option": (["fit", "hello"], "--task NAME"),
+    "a file of compare without its option": (["compare", "a_file"], "did you mean --config a_file?"),
+    "a folder as a file": (["fit", "--config", "RUN"], "it is a folder with config.yaml"),
+    "a folder without a YAML as a file": (["fit", "--config", "empty"], "it is a folder without a YAML"),
+    "a folder under another name": (["fit", "--task", "arithmetic", "--dir", "x"], "is loop.run_dir"),
+    "a command with a slip": (["exprot", "RUN"], "did you mean 'export'?"),
+    "a model by the beginning of its name": (
+        ["fit", "--task", "arithmetic", "--model", "qwen"],
+        "expected one of qwen2.5-3b, qwen3-0.6b, qwen3-1.7b, arithmetic_llama",
+    ),
+    "a model of the Hub": (
+        ["fit", "--task", "arithmetic", "--model", "Qwen/Qwen3-0.6B"],
+        "--model.policy.pretrained Qwen/Qwen3-0.6B; did you mean 'qwen3-0.6b'?",
+    ),
+    "a task by the beginning of its name": (["fit", "--task", "gsm"], "did you mean 'gsm8k'? There are gsm8k, acrobot"),
+    "a method with a slip": (["fit", "--task", "arithmetic", "--method", "ipo"], "did you mean 'ippo'? There are ippo"),
+    "an unknown base": (["fit", "--task", "arithmetic", "--base", "zzz"], "expected one of control, ppo, sft"),
+    "a project of a YAML that fit refuses": (["init", "new", "--task", "arithmetic", "--model", "wrong.yaml"], "'rr'"),
+    "a project of a YAML that the parser refuses": (["init", "new", "--model", "wrong_type.yaml"], "num_epochs"),
     **{
         f"a method called {name!r}": (["compare", "--config", json.dumps({"methods": {name: {}}})], "methods")
         for name in ("é", "²", "a b", "../x", "/x", "", ".", "-x", "[bold]", "a\nb", "\x1b[2J", "a//b", "a/")
@@ -178,11 +214,19 @@ def test_wrong_words_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "RUN").mkdir()
-    (tmp_path / "RUN" / "config.yaml").write_text("{}", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    for path, text in {"RUN/config.yaml": "{}", "a_file": "hello", **WRONG_MODELS}.items():
+        (tmp_path / path).write_text(text, encoding="utf-8")
     words, said = WORDS[name]
-    assert said in one_line(words, capsys)
+    line = one_line(words, capsys)
+    assert said in line or re.search(said, line)
+    assert not (tmp_path / "new").exists()
 
 
+WRONG_MODELS = {
+    "wrong.yaml": "model: {init_args: {policy: {init_args: {lora: {rr: 3}}}}}",
+    "wrong_type.yaml": "model: {init_args: {update: {num_epochs: [1]}}}",
+}
 POLICY = "model.init_args.policy.init_args"
 VALUES: dict[str, tuple[str, Any, str]] = {
     "a section that is a list": ("loop", [1, 2], "loop"),
@@ -270,7 +314,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("checks", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("checks", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_impossible_model_is_one_line(
     name: str, checks: bool, experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]

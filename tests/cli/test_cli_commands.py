@@ -116,7 +116,8 @@ def test_evaluate_measures_a_checkpoint(experiment: dict[str, Any], tmp_path: Pa
     assert {key: measured[key] for key in KEYS} == {key: trained[key] for key in KEYS}
 
 
-@pytest.mark.parametrize("seeds", [[1], pytest.param([1, 2], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
 def test_compare_makes_one_table_and_one_page(
     seeds: list[int], experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,8 @@ def test_compare_makes_one_table_and_one_page(
     assert set(results["differences"]) == {"sft - ppo", "ippo - ppo"}
     assert [name for name, method in results["methods"].items() if method["featured"]] == ["ippo"]
     assert all(set(method) >= KEYS for method in results["methods"].values())
+    prompts = [json.loads((root / name / "seed_1" / "test_prompts.json").read_text()) for name in results["methods"]]
+    assert {tuple(counts) for counts in prompts} == {tuple(prompts[0])}  # the column that only evaluates has them too
     for name in ("ppo", "ippo"):
         assert len(results["methods"][name]["kept_fraction"]) == 2  # one mean per iteration
         assert len(results["methods"][name]["iteration_seconds"]) == 2

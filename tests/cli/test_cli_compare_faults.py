@@ -201,7 +201,7 @@ def assert_comparison_survives(place: Place, folder: Path, *, kind: str, at: int
         pytest.param("kill", "under way", marks=pytest.mark.slow),
         pytest.param("terminate", "under way", marks=pytest.mark.slow),
         # between the start of a run and the note of its process
-        ("terminate", "after the start of compare/ppo/seed_3/log.txt"),
+        pytest.param("terminate", "after the start of compare/ppo/seed_3/log.txt", marks=pytest.mark.slow),
         # both runs have ended, and no checkpoint will give back what they lose
         ("power failure", "open compare/report.html.partial"),
     ],

@@ -283,13 +283,33 @@ def test_a_bad_checkpoint_is_one_line(
         (["report", "/no/such"], ("/no/such", "history.jsonl")),
         (["report"], ("runs",)),
         (["fit", "--task", "arithmetic", "--model", "qqq"], ("model", "'qqq' is no class and no file")),
+        (
+            ["fit", "--task", "arithmetic", "--model", "Qqq"],
+            ("'Qqq' is no class", "expected one of arithmetic_llama, "),
+        ),
         (["fit", "--loop.max_iteration", "3"], ("max_iteration", "did you mean")),
+        (
+            ["fit", "--task", "arithmetic", "--model.reward", "rewards_here.rigth"],
+            ("did you mean 'rewards_here.right'?",),
+        ),
+        (["fit", "--task", "arithmetic", "--model.reward", "reward_here.right"], ("did you mean 'rewards_here'",)),
+        (["fit", "--task", "arithmetic", "--model.reward", "rewards_here.py:right"], ("mean rewards_here.right?",)),
     ],
-    ids=["resume", "export", "report", "report nothing", "no model", "slip on the command line"],
+    ids=[
+        *("resume", "export", "report", "report nothing", "no model", "no model either", "slip on the command line"),
+        *("slip in a function", "slip in a module", "a function as of a file"),
+    ],
 )
 def test_an_error_on_the_command_line_is_one_line(
-    words: list[str], said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "rewards_here.py").write_text("def right(prompts, responses, examples):\n    return [0.0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     line = error_line(words, capsys)
     assert all(word in line for word in said), line
 

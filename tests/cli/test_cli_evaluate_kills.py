@@ -90,6 +90,7 @@ def goes_on(evaluations: Evaluations, whole: tuple[dict[str, bytes], list[str]],
     return count
 
 
+@pytest.mark.slow
 def test_killed_between_and_inside_its_batches(
     evaluations: Evaluations, whole: tuple[dict[str, bytes], list[str]]
 ) -> None:

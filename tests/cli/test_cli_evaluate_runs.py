@@ -188,6 +188,7 @@ def test_another_model_is_measured_on_the_prompts_of_the_run(
     assert line.startswith(f"output: {tmp_path / 'trained'} contains another evaluation (model.name: ")
 
 
+@pytest.mark.slow
 def test_another_model_takes_the_place_of_the_run_that_the_policy_continues(run: Path, tmp_path: Path) -> None:
     continued = tmp_path / "continued"
     start = f"--model.init_args.policy.init_args.start_from={run}"
@@ -231,6 +232,7 @@ def test_a_run_without_checkpoints_is_measured_by_its_final_model(
     assert line.startswith(f"run: {run} has neither a checkpoint nor a final model")
 
 
+@pytest.mark.slow
 def test_a_report_and_a_new_run_do_not_see_evaluations(run: Path) -> None:
     assert main(["evaluate", str(run), "--samples", "1"]) == 0
     assert main(["report", str(run)]) == 0

@@ -17,7 +17,7 @@ import yaml
 from experiment_files import change, write
 from jsonargparse import Namespace
 
-from ippo_lightning.cli.commands import build_objects
+from ippo_lightning.cli.building import build_objects
 from ippo_lightning.cli.full_configuration import fill_parts
 from ippo_lightning.cli.main import main
 from ippo_lightning.cli.parsers import build_parser

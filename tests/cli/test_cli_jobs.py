@@ -90,6 +90,6 @@ def test_a_run_takes_no_module_of_the_working_folder_for_an_installed_one(
     monkeypatch.chdir(tmp_path)
     words = ("report", str(tmp_path / "nowhere"))
     refused = Job(column="ppo", seed=1, folder=tmp_path / "run", arguments=words, fingerprint="a")
-    with pytest.raises(UserError, match=r"ppo seed 1 failed: ippo: error: .*nowhere"):
+    with pytest.raises(UserError, match=r"ppo seed 1 failed: folder: .*nowhere"):
         run_jobs([refused], num_parallel=1, threads=1)
     assert not (tmp_path / "it_ran").exists()

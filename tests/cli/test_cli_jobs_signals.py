@@ -138,6 +138,7 @@ def test_a_signal_to_a_comparison_stops_its_runs_which_write_a_checkpoint(
         assert int(checkpoint.stem.rpartition("_")[2]) == len(history(run))
 
 
+@pytest.mark.slow
 def test_a_line_says_when_a_run_starts_and_ends_and_its_threads_are_kept(
     experiment: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,6 +198,8 @@ def test_another_class_takes_no_arguments_of_the_one_before(experiment: dict[str
         ("--fabric.accelerator=cpuu", "fabric.accelerator: 'cpuu' is unknown; did you mean 'cpu'?"),
         ("--model.init_args.advantages={class_path: GAE, init_args: {lam: 1}}", "model.advantages: Option 'lam'"),
         ("--model.init_args.loss=ClipedLoss", "model.loss: there is no ClipedLoss; did you mean 'ClippedLoss'?"),
+        ("--model.init_args.reward=mine.py:right", "'mine.py:right' is no dotted path; did you mean mine.right?"),
+        ("--model.init_args.reward=rewards/mine.py", "expected rewards.mine.FUNCTION"),
         ("--model.init_args.reward=mine", "model.reward: there is no mine; expected the dotted path of a function"),
         ("--callbacks+={class_path: InfluenceFilter, init_args: {rule: rewrd}}", "InfluenceFilter.rule: 'rewrd'"),
         (

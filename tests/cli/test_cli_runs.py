@@ -249,7 +249,7 @@ def merging_error(folder: Path) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_quantised_policy_is_exported_dense_and_says_what_that_changed(
     kind: str, experiment: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -268,6 +268,7 @@ def test_a_quantised_policy_is_exported_dense_and_says_what_that_changed(
     assert merging_error(tmp_path / "float32") < merging_error(tmp_path / "bfloat16") < 0.1
 
 
+@pytest.mark.slow
 def test_one_run_or_several_make_a_page(
     experiment: dict[str, Any], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +320,7 @@ def test_the_shell_can_complete_words(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--loop.max_iterations" in script
 
 
+@pytest.mark.slow
 def test_without_a_terminal_a_run_says_its_results_and_a_line_per_iteration(
     experiment: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -123,8 +123,9 @@ def printed_configuration(words: list[str], capsys: pytest.CaptureFixture[str]) 
         ["--base", "sft", "--task", "gsm8k"],
         ["--method", "fast", "--task", "own_data"],
         ["--model", "nf4"],
+        ["--task", "cartpole"],
     ],
-    ids=["full", "sft", "other order", "one axis"],
+    ids=["full", "sft", "other order", "one axis", "another base"],
 )
 def test_axes_are_written_out_as_the_same_experiment(
     axes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

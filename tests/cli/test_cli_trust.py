@@ -97,6 +97,7 @@ def test_an_own_yaml_runs_what_it_names(key: str, value: Any, own: dict[str, Any
     assert main(["fit", "--config", write(own, tmp_path)]) == 0
 
 
+@pytest.mark.slow
 def test_an_own_run_needs_no_word(own: dict[str, Any], tmp_path: Path) -> None:
     assert main(["fit", "--config", write(own, tmp_path)]) == 0
     run = str(shutil.move(tmp_path / "run", tmp_path / "moved"))
@@ -200,7 +201,9 @@ def test_a_comparison_runs_nothing_of_a_strangers_folder(
 
 
 @pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if number % 4 else ()) for number, name in enumerate(NAMED)]
+)
 def test_a_report_of_a_strangers_folder_runs_nothing(name: str, experiment: dict[str, Any], tmp_path: Path) -> None:
     run = stranger(experiment, tmp_path, NAMED[name])
     before = list(sys.path)

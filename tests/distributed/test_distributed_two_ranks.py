@@ -34,8 +34,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome_of(Path(two_ranks.__file__), tmp_path_factory)
 
 
-# torchrun waits half a minute before it kills a process that is stopped
-@pytest.mark.parametrize("signal", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.slow)])
+@pytest.mark.slow  # torchrun waits half a minute before it kills a process that is stopped
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
 def test_where_a_rank_dies_or_stops_the_others_end_and_say_which(signal: str, tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(AssertionError) as failed:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from launching import start_method
 from torch import multiprocessing as mp
 
 from ippo_lightning.errors import UserError
@@ -196,7 +197,6 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_uneven_ranks_compute_what_brute_force_finds_for_all_prompts(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=len(SHARES))
+    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=len(SHARES), start_method=start_method())

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from launching import start_method
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import LabelFractions
@@ -115,7 +116,7 @@ def _rank(rank: int, folder: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_ranks_that_see_different_labels_agree_on_the_fractions_of_all(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method=start_method())
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     for (first, second), found in zip(RANKS, ranks[0], strict=True):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from launching import start_method
 from torchmetrics import Metric
 
 from ippo_lightning.errors import UserError
@@ -189,11 +190,10 @@ def _rank(rank: int, store: str, results) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_ranks_compute_what_one_computes(tmp_path) -> None:
     everything = ReasoningMetrics(k=3)
     everything.update(sampled(31), references=["14"] * 31)
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, args=(str(tmp_path / "store"), results), nprocs=2)
+        mp.start_processes(_rank, args=(str(tmp_path / "store"), results), nprocs=2, start_method=start_method())
         assert results[0] == results[1] == values(everything)

@@ -129,9 +129,8 @@ def policy_of(kind: str, folder: Path) -> CausalLMPolicy:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *((name, "full") for name in ALGORITHMS),
-        ("grpo", "lora"),
-        ("grpo", "nf4"),
+        *(("grpo", kind) for kind in ("full", "lora", "nf4")),
+        *(pytest.param(name, "full", marks=pytest.mark.slow) for name in ALGORITHMS if name != "grpo"),
         *(pytest.param(name, kind, marks=pytest.mark.slow) for name in ("dapo", "rloo") for kind in ("lora", "nf4")),
     ],
 )

@@ -22,6 +22,8 @@ OTHER_WAYS: dict[str, dict[str, Any]] = {
     "continuous": {"sampler": "continuous"},
     "continuous, in batches": {"sampler": "continuous", "batch_size": 4},
 }
+WAYS = [pytest.param(way, marks=pytest.mark.slow if "batches" in way else ()) for way in OTHER_WAYS]
+"""Batches of the other samplers are looked at in the slow tests alone: each call of them takes a second."""
 
 
 def encoded(policy: CausalLMPolicy) -> tuple[Tensor, Tensor]:
@@ -31,7 +33,7 @@ def encoded(policy: CausalLMPolicy) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("way", "architecture", "lora"),
     [
-        *((way, "llama", None) for way in OTHER_WAYS),
+        *(pytest.param(*way.values, "llama", None, marks=way.marks) for way in WAYS),
         *((way, architecture, None) for way in ("static", "continuous") for architecture in ("gpt2", "qwen2")),
         *((way, "llama", LoraSettings(r=4)) for way in ("static", "continuous")),
     ],
@@ -106,7 +108,7 @@ def test_draws_follow_the_distribution_at_its_temperature(make_policy: Callable[
     assert int(counts[~often].sum()) < float(expected[~often].sum()) + 4 * float(expected[~often].sum()) ** 0.5 + 1
 
 
-@pytest.mark.parametrize("way", ["static", "in batches", "continuous"])
+@pytest.mark.parametrize("way", ["static", "in batches", pytest.param("continuous", marks=pytest.mark.slow)])
 def test_the_same_random_stream_gives_the_same_responses_and_each_call_advances_it(
     make_policy: Callable[..., CausalLMPolicy], way: str
 ) -> None:
@@ -164,7 +166,7 @@ def test_samplers_are_kept_and_belong_to_no_module_state_or_copy(
     assert policy._sampler(SamplingSettings()).network is policy.language_model
 
 
-@pytest.mark.parametrize("way", ["plain", *OTHER_WAYS])
+@pytest.mark.parametrize("way", ["plain", *WAYS])
 def test_each_prompt_gets_as_many_responses_as_its_count(make_policy: Callable[..., CausalLMPolicy], way: str) -> None:
     policy = make_policy("llama", seed=1)
     prompts = encoded(policy)
@@ -181,13 +183,7 @@ def test_each_prompt_gets_as_many_responses_as_its_count(make_policy: Callable[.
     ]
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        "plain",
-        *(pytest.param(way, marks=pytest.mark.slow if "batches" in way else ()) for way in OTHER_WAYS),  # 15 s
-    ],
-)
+@pytest.mark.parametrize("way", ["plain", *WAYS])
 def test_equal_counts_draw_the_same_as_no_counts(make_policy: Callable[..., CausalLMPolicy], way: str) -> None:
     policy = make_policy("llama")
     settings = SamplingSettings(num_responses=3, max_new_tokens=6, **OTHER_WAYS.get(way, {}))

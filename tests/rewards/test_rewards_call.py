@@ -80,11 +80,11 @@ def test_the_reward_gets_prompts_responses_and_examples_in_this_order() -> None:
         (1.0, r"returned shape \(\); expected 3 numbers"),
         (np.ones((3, 2)), r"returned shape \(3, 2\); expected 3 numbers"),
         (np.ones((1, 3)), r"returned shape \(1, 3\); expected 3 numbers"),
-        (None, r"returned NoneType; expected 3 numbers"),
+        (None, r"returned NoneType \(as a function without return does\); expected 3 numbers, one per episode"),
         ("123", r"returned str; expected 3 numbers"),
-        (["1", "2", "3"], r"returned list; expected 3 numbers"),
-        ([1.0, None, 1.0], r"returned list; expected 3 numbers"),
-        ([1.0, [1.0], 1.0], r"returned list; expected 3 numbers"),
+        (["1", "2", "3"], r"returned list with '1' for episode 0; expected 3 numbers"),
+        ([1.0, None, 1.0], r"returned list with None for episode 1; expected 3 numbers"),
+        ([1.0, [1.0], 1.0], r"returned list with list for episode 1; expected 3 numbers"),
         ({"a": 1.0}, r"returned shape \(\) as part a; expected 3 numbers"),
         ([1.0, 10**400, 1.0], r"returned list; expected 3 numbers"),
         # An id of its own: a generator prints its address, and parallel workers must collect the same names.
@@ -148,7 +148,9 @@ def test_a_reward_that_raises_is_named_with_the_beginning_of_its_message() -> No
     with pytest.raises(UserError, match=r"broken raised KeyError: 'first line\\nsecond line xx") as caught:
         call_reward(broken, **TEXTS)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 350
+    assert len(str(caught.value)) < 400
+    line = broken.__code__.co_firstlineno + 1
+    assert f"test_rewards_call.py, line {line}; the keys of example are" in str(caught.value)
     assert isinstance(caught.value.__cause__, KeyError)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from launching import start_method
 from torch import multiprocessing as mp
 from torch import nn
 from training_parts import tiny_loop, tiny_module
@@ -119,6 +120,5 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_uneven_ranks_log_the_means_over_all_episodes_and_refuse_different_names(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method=start_method())

@@ -48,7 +48,7 @@ def test_a_grader_that_raises_is_named_once() -> None:
     def broken(prompt, response, example):
         return example["answer"]
 
-    with pytest.raises(UserError, match=r"^model\.grader: \S*broken raised KeyError: 'answer'$"):
+    with pytest.raises(UserError, match=r"^model\.grader: \S*broken raised KeyError: 'answer' in .*test_rewards_grade"):
         call_reward(grade_reward(HeldGrader(broken)), prompts=["a"], responses=["b"], examples=[{}])
 
 

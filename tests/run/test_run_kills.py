@@ -236,7 +236,8 @@ def assert_kills_cost_nothing(
     return befell
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_ten_interruptions_cost_nothing(server: Server, place: Path, whole: tuple[Path, float], seed: int) -> None:
     print(assert_kills_cost_nothing(server, place, whole, seed=seed, num_kills=5), "of", whole[1], "seconds")
 

@@ -24,6 +24,22 @@ def test_the_bar_shows_the_numbers_that_exist(numbers: dict[str, float], expecte
     assert summary_line(numbers) == expected
 
 
+def test_an_older_evaluation_states_when_it_was() -> None:
+    bar = ProgressBar(enabled=False, total=8, title="run")
+    shown = []
+    for completed, numbers in ((2, EVALUATION), (3, ITERATION), (4, ITERATION), (4, EVALUATION)):
+        bar.update(completed=completed, numbers=numbers, is_evaluation=numbers is EVALUATION)
+        shown.append(bar.progress.tasks[0].fields["numbers"])
+    assert shown[0] == "EM 0.50 unf 0.10"
+    assert shown[1:3] == ["reward 0.50 kept 25% EM@2 0.50"] * 2
+    assert shown[3] == "reward 0.50 kept 25% EM 0.50 unf 0.10"
+    longest = {"rollout/reward_mean": -0.5, "update/kept_fraction": 1.0, **EVALUATION}
+    assert len(summary_line(longest, evaluated_at=1200)) <= 36
+
+
+EVALUATION = {"exact_match": 0.5, "unfaithful_fraction": 0.1}
+
+
 def lines_of(bar: ProgressBar, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What a run of two iterations, resumed after the first of four, writes to standard error."""
     capsys.readouterr()

@@ -161,10 +161,12 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome_of(Path(two_ranks_callbacks.__file__), tmp_path_factory)
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together_if_one_of_them_decides_to(two_ranks: Outcome) -> None:
     assert [numbers["iterations"] for numbers in two_ranks.ranks] == [3, 3]
 
 
+@pytest.mark.slow
 def test_two_ranks_keep_the_same_files(two_ranks: Outcome) -> None:
     first, second = two_ranks.ranks
     assert first["best"] == second["best"]
@@ -172,12 +174,14 @@ def test_two_ranks_keep_the_same_files(two_ranks: Outcome) -> None:
     assert len(list((two_ranks.folder / "kept").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_two_ranks_with_loaders_of_different_length_have_the_epochs_of_rank_0(two_ranks: Outcome) -> None:
     assert (
         two_ranks.ranks[0]["epochs"] == two_ranks.ranks[1]["epochs"] == ["on_train_epoch_start", "on_train_epoch_end"]
     )
 
 
+@pytest.mark.slow
 def test_each_of_two_ranks_resumes_at_its_own_position(two_ranks: Outcome) -> None:
     for whole, resumed in zip(two_ranks.tensors("whole"), two_ranks.tensors("resumed"), strict=True):
         assert same(whole, resumed)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing
 import two_ranks_select
+from launching import start_method
 from two_ranks_select import COUNT, RULES
 
 FLOAT32 = 1e-6
@@ -17,7 +18,9 @@ Weights = list[dict[str, torch.Tensor]]
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     folder = tmp_path_factory.mktemp("two_ranks")
-    torch.multiprocessing.spawn(two_ranks_select.work, args=(str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(
+        two_ranks_select.work, args=(str(folder),), nprocs=2, start_method=start_method()
+    )
     return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in (0, 1)]
 
 

@@ -183,8 +183,8 @@ def warm_up() -> None:
     torch.set_num_threads(1)  # no thread pool that a fork would lose
     import ippo_lightning.cli.compare
     import ippo_lightning.report  # noqa: F401
+    from ippo_lightning.cli.building import build_loop
     from ippo_lightning.cli.command_line import read_command_line
-    from ippo_lightning.cli.commands import build_loop
     from ippo_lightning.cli.main import quieten
     from ippo_lightning.cli.parsers import build_parser
 

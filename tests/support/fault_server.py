@@ -23,8 +23,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)  # no thread pool that a fork would lose
+    from ippo_lightning.cli.building import build_loop
     from ippo_lightning.cli.command_line import read_command_line
-    from ippo_lightning.cli.commands import build_loop
     from ippo_lightning.cli.main import quieten
     from ippo_lightning.cli.parsers import build_parser
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import forked_ranks
 import pytest
@@ -47,6 +47,11 @@ def outcome_of(script: Path, factory: pytest.TempPathFactory, *arguments: str) -
             (folder / "done").touch()
     ranks = [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     return Outcome(folder, (ranks[0], ranks[1]))
+
+
+def start_method() -> Literal["fork", "spawn"]:
+    """A fork imports nothing again. Where torch sees a device, its threads do not survive one."""
+    return "spawn" if torch.cuda.is_available() else "fork"
 
 
 def run_forked_ranks(script: Path, folder: Path, *arguments: str) -> None:

@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "head in blocks": {},
 }
 """Policies that are sharded."""
-SLOW_KINDS = ("critic", "adapter_copy", "head in blocks")
+SLOW_KINDS = ("critic", "lora", "adapter_copy", "head in blocks")
 """Those that only the slow tests look at."""
 OTHERS: dict[str, dict[str, Any]] = {
     "bfloat16 under an adapter": {"dtype": "bfloat16", "lora": LoraSettings(r=1)},

@@ -59,7 +59,10 @@ def test_every_record_is_read_or_named(
 
 @pytest.mark.parametrize(
     ("layout", "path"),
-    [("math", MATH), ("olympiadbench", OLYMPIAD), ("ecqa", ECQA), ("svamp", SVAMP), ("asdiv", ASDIV)],
+    [
+        *(("ecqa", ECQA), ("svamp", SVAMP), ("asdiv", ASDIV)),
+        *(pytest.param(*long, marks=pytest.mark.slow) for long in (("math", MATH), ("olympiadbench", OLYMPIAD))),
+    ],
 )
 def test_the_grader_finds_the_answer_in_every_demonstration(layout: str, path: str, shared_data: Path) -> None:
     grade = ANSWER_KINDS[LAYOUTS[layout].answer_kind].grade

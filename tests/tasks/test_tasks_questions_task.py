@@ -197,7 +197,11 @@ def test_conversations_are_rows_with_messages(tmp_path: Path) -> None:
         ({"max_characters": 0}, "task.max_characters: 0"),
         ({"sft_fraction": 1.5}, "task.sft_fraction: 1.5"),
         ({"prompt_template": "x"}, "task.prompt_template: 'x' does not contain"),
-        ({"num_validation": 60}, "task.num_validation: 60, with test and .* leaves no training question of 60"),
+        (
+            {"num_validation": 60},
+            "task.num_test: 5, task.num_validation: 60, task.num_influence_demonstrations: 4 hold out 69 questions, "
+            "and .* has 60 in .*; expected fewer, for example 6 each",
+        ),
     ],
 )
 def test_a_wrong_argument_is_an_error(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -216,12 +220,32 @@ def test_a_fraction_for_sft_and_own_demonstrations_contradict(tmp_path: Path) ->
         ({**ROWS[0], "a": "one"}, "line 2: answer 'one' does not fit answer_kind: number"),
         ({**ROWS[0], "q": None}, "line 2: q is missing; expected text"),
         ({"question": "?"}, "line 2: there is no column 'how'"),
+        ({"q": "?", "hwo": "!"}, "line 2: there is no column 'how'; did you mean 'hwo'?"),
     ],
 )
 def test_a_row_that_does_not_fit_ends_the_run_with_its_line(row: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^task\.train: .*train\.jsonl, {said}.*; or set unfit_rows|{said}") as caught:
         task(tmp_path, [ROWS[0], row]).rows("prompts")
     assert str(caught.value).endswith("correct it, or set unfit_rows: drop")
+
+
+@pytest.mark.parametrize("unfit_rows", ["refuse", "drop"])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"columns": Columns(prompt="z")}, "there is no column 'z'; expected one of q, how, a, topic"),
+        ({"columns": None, "answer_kind": None, "layout": "svamp"}, "Body is missing"),
+    ],
+    ids=["columns", "layout"],
+)
+def test_where_no_row_fits_the_columns_that_exist_are_named(
+    settings: dict[str, Any], said: str, unfit_rows: str, tmp_path: Path
+) -> None:
+    given = source(tmp_path / "train.jsonl", **{"unfit_rows": unfit_rows, "answer_kind": None, **settings})
+    with pytest.raises(UserError, match=said) as caught:
+        QuestionTask(train=given).rows("test")
+    assert "drop" not in str(caught.value)
+    assert "q, how, a, topic" in str(caught.value)
 
 
 def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -132,6 +133,8 @@ def _cell(row: Mapping[str, Any], name: str, place: str) -> Any:
         elif isinstance(value, Sequence) and not isinstance(value, str) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         else:
+            near = difflib.get_close_matches(name, [str(column) for column in row], n=1, cutoff=0.6)
             known = ", ".join(map(str, row))[:120]
-            raise UserError(f"{place}: there is no column {name!r}; expected one of {known}")
+            hint = f"did you mean {near[0]!r}? There are {known}" if near else f"expected one of {known}"
+            raise UserError(f"{place}: there is no column {name!r}; {hint}")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from ippo_lightning.errors import UserError
@@ -17,6 +18,9 @@ from ippo_lightning.tasks.questions.splits import Question, question_key, unique
 from ippo_lightning.tasks.questions.tables import table_rows
 
 logger = logging.getLogger(__name__)
+_MOST_TRIED = 1000
+"""Rows that are read behind one that does not fit, to see whether any fits."""
+_MOST_CHARACTERS = 120
 
 
 def read_sources(sources: Sequence[Source], *, field: str, max_characters: int | None) -> list[Question]:
@@ -30,7 +34,10 @@ def read_sources(sources: Sequence[Source], *, field: str, max_characters: int |
     Raises:
         UserError: a source cannot be read, a row does not fit where that is refused, or nothing is left.
     """
-    found = [question for source in sources for question in _read(source, field=field, max_characters=max_characters)]
+    reasons: list[str] = []
+    found: list[Question] = []
+    for source in sources:
+        found += _read(source, field=field, max_characters=max_characters, reasons=reasons)
     kept, doubles = unique(found)
     if doubles:
         first = {question.key: question.cells.answer for question in kept}
@@ -38,7 +45,8 @@ def read_sources(sources: Sequence[Source], *, field: str, max_characters: int |
         said = f", {differ} of them with another answer" if differ else ""
         log(f"{field}: {len(doubles)} of {len(found)} questions come again{said}; the first one counts")
     if not kept:
-        raise UserError(f"{field}: {', '.join(source.path for source in sources)} gave no rows; expected at least one")
+        why = f": {reasons[0].removeprefix(f'{field}: ')}" if reasons else "; expected at least one"
+        raise UserError(f"{field}: {', '.join(source.path for source in sources)} gave no rows{why}")
     return kept
 
 
@@ -55,27 +63,58 @@ def fitting(source: Source, *, field: str) -> tuple[list[Question], list[str]]:
         UserError: the source cannot be read, or a row does not fit and `unfit_rows` is `refuse`.
     """
     rows = table_rows(_with_column_names(source), field=field)
-    read = [_question_or_reason(row, source, place) for place, row in rows]
-    return (
-        [entry for entry in read if isinstance(entry, Question)],
-        [entry for entry in read if isinstance(entry, str)],
-    )
+    found: list[Question] = []
+    unfit: list[str] = []
+    for place, row in rows:
+        read = _question_or_reason(row, source, place)
+        if isinstance(read, Question):
+            found.append(read)
+        elif source.unfit_rows == "drop":
+            unfit.append(read)
+        else:
+            raise UserError(f"{read}; {_remedy(read, row, source, fits=bool(found) or _any_fits(rows, source))}")
+    if unfit and not found:
+        unfit[0] += f"; {_remedy(unfit[0], row, source, fits=False)}"
+    return found, unfit
 
 
 def _question_or_reason(row: Mapping[str, Any], source: Source, place: str) -> Question | str:
-    """Return the question of a row, or why it does not fit where such rows are left out."""
+    """Return the question of a row, or why it does not fit."""
     try:
         return _question(row, source, place)
     except UserError as error:
-        if source.unfit_rows == "refuse":
-            raise UserError(f"{error}; correct it, or set unfit_rows: drop") from error
         return str(error)
 
 
-def _read(source: Source, *, field: str, max_characters: int | None) -> Iterator[Question]:
-    """Yield the questions of one source, and log how many rows are left out."""
+def _any_fits(rows: Iterator[tuple[str, Mapping[str, Any]]], source: Source) -> bool:
+    """Return whether one of the next rows fits; True if they cannot be read, which is another mistake."""
+    try:
+        return any(isinstance(_question_or_reason(row, source, ""), Question) for _, row in islice(rows, _MOST_TRIED))
+    except UserError:
+        return True
+
+
+def _remedy(reason: str, row: Mapping[str, Any], source: Source, *, fits: bool) -> str:
+    """Return what to do about a row that does not fit.
+
+    Args:
+        reason: why it does not.
+        row: that row.
+        source: of the row.
+        fits: whether another row fits; if none does, the columns are wrong, and nothing would be left.
+    """
+    if fits:
+        return "correct it, or set unfit_rows: drop"
+    wrong = "columns" if source.layout == "columns" else f"layout: {source.layout}"
+    names = ", ".join(map(str, row))[:_MOST_CHARACTERS]
+    return f"no row fits; correct {wrong}{'' if names in reason else f', the columns there are {names}'}"
+
+
+def _read(source: Source, *, field: str, max_characters: int | None, reasons: list[str]) -> Iterator[Question]:
+    """Yield the questions of one source, log how many rows are left out, and add why to the reasons."""
     found, unfit = fitting(source, field=field)
     if unfit:
+        reasons.append(unfit[0])
         log(f"{field}: {len(unfit)} of {len(found) + len(unfit)} rows of {source.path} do not fit: {unfit[0]}")
     short = [question for question in found if max_characters is None or _length(question.cells) <= max_characters]
     if len(short) < len(found):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -18,6 +18,8 @@ from ippo_lightning.tasks.questions.sources import Source
 from ippo_lightning.tasks.questions.splits import Question, fewest, hold_out, weighted, without
 from ippo_lightning.tasks.questions.tables import is_download, table_rows
 
+NUM_TEST = 128
+"""Test questions that are held out of `train` for `num_test: null`."""
 _CHECKED = 100
 """Demonstrations whose answers are looked for in their responses."""
 
@@ -95,6 +97,21 @@ class QuestionTask:
         self.max_characters = max_characters
         self.prompt_template = prompt_template
 
+    @staticmethod
+    def used_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values that null stands for and that are known before the data are read.
+
+        Args:
+            arguments: by name; those that are left out are null.
+        """
+        return {"num_test": NUM_TEST} if arguments.get("test") is None else {}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all questions are in files on this machine."""
+        sources = [source for given in self.sources.values() for source in given]
+        return not any(source.streaming or is_download(source) for source in sources)
+
     def prepare(self) -> None:
         """Download data sets of the Hub into its cache; files need no preparation."""
         for name, sources in self.sources.items():
@@ -151,7 +168,7 @@ class QuestionTask:
             test = fewest(read["test"], self.num_test)
             taken = _keys(read["test"])  # all of them: num_test must not change what is trained on
         else:
-            test, rest = hold_out(rest, 128 if self.num_test is None else self.num_test)
+            test, rest = hold_out(rest, NUM_TEST if self.num_test is None else self.num_test)
             taken = _keys(test)
         rest = self._apart(rest, taken, "train", "test")
         if "validation" in read:
@@ -168,11 +185,27 @@ class QuestionTask:
         influence, pool = hold_out(pool, self.num_influence_demonstrations)
         rest = without(rest, _keys(influence))
         if not rest:
-            raise UserError(
-                f"task.num_validation: {self.num_validation}, with test and the filter's demonstrations, leaves no "
-                f"training question of {total}; expected fewer"
-            )
+            raise self._too_few(total, own={"test", "validation"} - read.keys())
         return test, validation, influence, *self._training(rest, pool, own="demonstrations" in read)
+
+    def _too_few(self, total: int, *, own: Set[str]) -> UserError:
+        """Return the error of held-out parts that leave nothing to train on.
+
+        Args:
+            total: questions of `train`.
+            own: the parts that have no source of their own.
+        """
+        wanted = {"num_test": NUM_TEST if self.num_test is None else self.num_test}
+        wanted = wanted if "test" in own else {}
+        if "validation" in own:
+            wanted["num_validation"] = self.num_validation
+        wanted["num_influence_demonstrations"] = self.num_influence_demonstrations
+        asked = ", ".join(f"task.{name}: {count}" for name, count in wanted.items())
+        path = self.sources["train"][0].path
+        return UserError(
+            f"{asked} hold out {sum(wanted.values())} questions, and train has {total} in {path}, which leaves no "
+            f"training question; expected fewer, for example {max(total // 10, 1)} each"
+        )
 
     def _training(
         self, rest: list[Question], pool: list[Question], *, own: bool
