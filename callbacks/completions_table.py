@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ippo_lightning.callbacks.episode_log import HasRunFolder, episode_rows, grader_of, is_due
+from ippo_lightning.callbacks.episode_log import HasRunFolder, episode_rows, grader_of, is_due, require_texts
 from ippo_lightning.errors import require_range
 from ippo_lightning.records import UpdateStats
 from ippo_lightning.storage.atomic import write_whole
@@ -60,6 +60,14 @@ class CompletionsTable(Callback):
         self.terminal = terminal
         self.parquet = parquet
         self.loggers = loggers
+
+    def setup(self, trainer: HasRunFolder, pl_module: object, stage: str) -> None:
+        """Refuse a module without prompts and responses.
+
+        Raises:
+            UserError: the module acts in environments.
+        """
+        require_texts(self, pl_module)
 
     def on_update_end(self, trainer: HasRunFolder, pl_module: object, stats: UpdateStats) -> None:
         """Show the completions of every n-th iteration."""

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 from lightning import Callback
 
 from ippo_lightning.distributed.collectives import rank
-from ippo_lightning.errors import require_range
+from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.maths import masked_row_mean
 from ippo_lightning.records import Example, TextEpisodes, UpdatePlan, UpdateStats
 from ippo_lightning.storage.run_folder import EPISODES, JsonObject
@@ -50,12 +50,37 @@ class EpisodeLog(Callback):
         """Files in the run's folder that a checkpoint covers: a resumed run goes on at the line where it was then."""
         return (self.file_name,)
 
+    def setup(self, trainer: HasRunFolder, pl_module: object, stage: str) -> None:
+        """Refuse a module without prompts and responses.
+
+        Raises:
+            UserError: the module acts in environments.
+        """
+        require_texts(self, pl_module)
+
     def on_update_end(self, trainer: HasRunFolder, pl_module: object, stats: UpdateStats) -> None:
         """Write one line per episode."""
         if is_due(stats, every_n_iterations=self.every_n_iterations):
             append_rows(
                 Path(trainer.default_root_dir) / self.file_name, episode_rows(stats, grader=grader_of(pl_module))
             )
+
+
+def require_texts(callback: Callback, module: object) -> None:
+    """Refuse a module whose rows have no texts, before its first iteration.
+
+    Args:
+        callback: that writes prompts and responses.
+        module: of this project, or a foreign one, which may have them.
+
+    Raises:
+        UserError: the module acts in environments.
+    """
+    if getattr(module, "evaluates", "prompts") != "prompts":
+        raise UserError(
+            f"callbacks: {type(callback).__name__} writes prompts and responses, and {type(module).__name__} has none; "
+            "leave it out of a run in environments"
+        )
 
 
 def is_due(stats: UpdateStats, *, every_n_iterations: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.output_folders import refuse_model_folder
 from ippo_lightning.storage.own_runs import remember_run
+from ippo_lightning.storage.public_text import public_command
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RESULTS, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 
-def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
+def fit(parser: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
     """Run `ippo fit`."""
     from ippo_lightning.distributed.collectives import end_process_group
 
     loop = build_loop(parser, settings)
+    loop.command = public_command(["ippo", *words])
     # the user has chosen to run this, so `--resume`, `export` and `evaluate` need not ask what it may run
     remember_run(loop.config)
     results = loop.fit()
@@ -37,7 +40,7 @@ def fit(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> None:
     if loop.is_global_zero:
         if results:
             print_metrics(results, title=f"test, {loop.folder.path}", k=loop.module.describe_evaluation().get("k"))
-        print(visible_text("\n".join(ending_lines(loop.folder)), multiline=True))
+        print(visible_text("\n".join(ending_lines(loop.folder, evaluates=loop.module.evaluates)), multiline=True))
     end_process_group()
 
 
@@ -159,7 +162,12 @@ def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     from ippo_lightning.report import report_of
 
     chosen = settings.report
-    path = report_of([Path(run) for run in chosen.runs], output=Path(chosen.output) if chosen.output else None)
+    path = report_of(
+        [Path(run) for run in chosen.runs],
+        output=Path(chosen.output) if chosen.output else None,
+        baseline=chosen.baseline,
+        featured=chosen.featured,
+    )
     # one line without markup: a path that is broken or loses its brackets cannot be opened
     Console().print(visible_text(f"Report: {path}"), soft_wrap=True, markup=False, highlight=False)
 
@@ -213,13 +221,18 @@ def refuse_to_replace(output: Path) -> None:
 
 
 def print_metrics(metrics: dict[str, float], *, title: str, k: object = None) -> None:
-    """Print a small table of metrics; `k` is that of pass@k."""
+    """Print a small table of metrics; `k` is that of pass@k. A metric that is 0 / 0 is left out, as in a report."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # as Text, because rich reads brackets in a plain string, of a path for example, as a style
-    table = Table("metric", "value", title=Text(visible_text(title)), title_justify="left")
+    console = Console()
+    # as Text, because rich reads brackets in a plain string, of a path for example, as a style; in a line of its own,
+    # because a table breaks a long title at its own width, also inside a word
+    console.print(Text(visible_text(title)), soft_wrap=True)
+    table = Table("metric", "value")
     for name, value in metrics.items():
+        if math.isnan(value):
+            continue
         table.add_row(Text(visible_text(shown_metric(name, k=k))), f"{value:.3f}")
-    Console().print(table)
+    console.print(table)

@@ -198,7 +198,7 @@ def experiments_parser() -> ArgumentParser:
 
 def report_parser() -> ArgumentParser:
     """Return the parser of `ippo report`."""
-    parser = _parser(usage="ippo report RUN ... [--output FOLDER]")
+    parser = _parser(usage="ippo report RUN ... [--output FOLDER] [--baseline NAME] [--featured NAME]")
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs, or the one of a comparison")
     parser.add_argument(
         "--output",
@@ -206,6 +206,8 @@ def report_parser() -> ArgumentParser:
         default=None,
         help="folder of the report; by default report/ in that of the first run",
     )
+    for role, use in (("baseline", "the others are compared with"), ("featured", "the headline is about")):
+        parser.add_argument(f"--{role}", type=str | None, default=None, help=f"name of the method that {use}")
     return parser
 
 

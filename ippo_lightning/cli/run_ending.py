@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Literal
 
-from ippo_lightning.storage.run_folder import LAST_CHECKPOINT, RunFolder
+from ippo_lightning.storage.run_folder import CONFIG, LAST_CHECKPOINT, RunFolder
+
+_OF_MODELS = ("config.json", "adapter_config.json", "policy.safetensors")
+"""A folder with one of these files contains a model: a whole one, an adapter, or the networks of an environment."""
 
 
-def ending_lines(folder: RunFolder) -> list[str]:
+def ending_lines(folder: RunFolder, *, evaluates: Literal["prompts", "episodes"] = "prompts") -> list[str]:
     """Return the lines, the commands with the real paths.
 
     Args:
         folder: of a run that is done.
+        evaluates: `episodes` of a run in environments, which has no language model to sample from or to export.
     """
     run = shlex.quote(str(folder.path))
-    return [
-        *_places(folder),
-        "Next:",
-        f"  ippo evaluate {run} --samples 8",
-        f"  ippo report {run}",
-        f"  ippo export {run}",
-    ]
+    if evaluates == "episodes":
+        config = shlex.quote(str(folder.path / CONFIG))
+        commands = [f"  ippo evaluate --config {config} --checkpoint last", f"  ippo report {run}"]
+    else:
+        commands = [f"  ippo evaluate {run} --samples 8", f"  ippo report {run}", f"  ippo export {run}"]
+    return [*_places(folder), "Next:", *commands]
 
 
 def _places(folder: RunFolder) -> list[str]:
@@ -35,4 +39,4 @@ def _places(folder: RunFolder) -> list[str]:
 
 
 def _is_model(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return any((path / name).is_file() for name in _OF_MODELS)

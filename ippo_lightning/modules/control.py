@@ -64,6 +64,7 @@ class ControlPPOModule(EvaluatedModule):
     standard_parts: ClassVar[Mapping[str, type]] = {"policy": MLP, "loss": ClippedLoss}
     """As of the base; the other parts have other values here than those of their classes."""
     loss_method = "minibatch_loss"
+    evaluates = "episodes"
     loss_reads: ClassVar[frozenset[str]] = frozenset()
     """What a subclass's `loss_terms` reads of the output besides `log_probs`: names from "entropy" and "values"."""
 
@@ -150,12 +151,8 @@ class ControlPPOModule(EvaluatedModule):
     def _played(self) -> dict[str, float]:
         """Return mean return and length of the newest episodes of all ranks; NaN before the first one ends."""
         recent = self.rollouts.recent
-        sums = [
-            self.rollouts.finished,
-            len(recent),
-            sum(value for value, _ in recent),
-            sum(steps for _, steps in recent),
-        ]
+        returns, lengths = (sum(numbers) for numbers in zip((0.0, 0), *recent, strict=True))
+        sums = [self.rollouts.finished, len(recent), returns, lengths]
         device = next(self.parameters()).device
         finished, count, value, steps = all_reduce_sum(torch.tensor(sums, dtype=torch.float64, device=device)).tolist()
         return {

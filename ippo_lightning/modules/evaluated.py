@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -27,6 +27,8 @@ class EvaluationMetrics(Protocol):
 class EvaluatedModule(BaseModule):
     """A module that a `FabricLoop` can evaluate, and whose model it can save."""
 
+    evaluates: ClassVar[Literal["prompts", "episodes"]] = "prompts"
+    """What a batch of an evaluation consists of: prompts of texts, or episodes in an environment."""
     evaluation_metrics: EvaluationMetrics
     evaluation_seed: int
 

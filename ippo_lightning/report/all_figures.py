@@ -56,7 +56,8 @@ def draw_figures(comparison: Comparison, folder: Path) -> dict[str, Figure]:
     curves = {**CURVES, **parts}
     for path in (path for kind in ("", "validation_") for path in folder.glob(f"{kind}{PART_FIGURES}*.png")):
         path.unlink()  # of an earlier report, perhaps of parts that there are no more
-    for name in (*CURVES, *parts, *_DRAWN):
+    names = [name for name in ALL_FIGURES if name in CURVES], [name for name in ALL_FIGURES if name in _DRAWN]
+    for name in (*names[0], *parts, *names[1]):
         path = folder / f"{name}.png"
         if name in curves:
             alternative = plot_curve(comparison, path, curves[name])

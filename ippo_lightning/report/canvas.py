@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ippo_lightning.report.display import break_words
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.summary import bootstrap_bounds
 from ippo_lightning.storage.atomic import write_whole
@@ -20,15 +21,18 @@ from ippo_lightning.storage.atomic import write_whole
 INK = "#1f2429"
 MUTED = "#5c6670"
 FAINT = "#d9dee3"
-KEPT_COLOUR = "#0072B2"
-DROPPED_COLOUR = "#E69F00"
-PART_COLOURS = ("#2f4858", "#6b8ba4", "#b4c7d6", "#E69F00", "#e3e7ea")
+DROPPED_STRENGTH = 0.35
+"""Opacity of the bars of dropped episodes: a light tint of the colour of their method."""
+PART_COLOURS = ("#2f4858", "#6b8ba4", "#b4c7d6", "#8f8157", "#e3e7ea")
 """Stages of an iteration: tints, so that a reader does not take them for methods."""
 # Mostly the palette of Okabe and Ito, which colour-blind readers can tell apart. Roles have colours of their own.
 _FEATURED_COLOUR = "#D55E00"
 _BASELINE_COLOUR = "#0072B2"
 _UNTRAINED_COLOUR = "#767676"
-_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7")
+_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7", "#882255", "#999933", "#332288",
+            "#661100", "#44AA99", "#AA4499")  # fmt: skip
+_LABEL_WIDTH = 28
+"""Characters of a name at the end of a curve: longer ones would leave no room for the curve."""
 _WIDTH = 6.4
 _DPI = 150
 # A context, not rcParams: a user's own figures keep their style. Any, because not all versions know all these keys.
@@ -97,6 +101,49 @@ def canvas(path: Path, *, height: float = 3.7, rows: int = 1, columns: int = 1) 
         write_whole(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
 
 
+def iteration_axis(axes: Axes, iterations: Iterable[int], *, most: int) -> None:
+    """Name the horizontal axis and label it with whole iterations, also with a single one.
+
+    Args:
+        axes: with everything drawn.
+        iterations: those with data.
+        most: number of intervals between labels.
+    """
+    axes.set_xlabel("iteration")
+    found = set(iterations)
+    if len(found) == 1:
+        # Around one point matplotlib shows a part of an iteration, in which there may be no whole number.
+        (only,) = found
+        axes.set_xlim(only - 1, only + 1)
+        axes.set_xticks([only])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
+        axes.margins(x=0.01)
+
+
+def wrapped(title: str, *, width: int, lines: int = 2) -> str:
+    r"""Return a title on a few lines that fit a narrow place; of a longer one, its middle becomes `…`.
+
+    Two titles often begin with the same task and model, so the end stays, too.
+
+    Args:
+        title: broken at spaces, and inside a word only behind `/`, `_` and `-` unless a part is too long by itself.
+        width: of a line, in characters, at least 4.
+        lines: at most.
+
+    Example:
+        >>> wrapped("word_problems/smollm2-135m/ippo", width=14)
+        'word_pr…ollm2-\n135m/ippo'
+    """
+    found = break_words(title, width=width)
+    for size in range(width * lines, 3, -1):
+        if len(found) <= lines:
+            break
+        head = size // 3
+        found = break_words(f"{title[:head]}…{title[head + 1 - size :]}", width=width)
+    return "\n".join(found)
+
+
 def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str) -> tuple[float, float] | None:
     """Draw the mean over seeds and, if there are several, their 95 % bootstrap interval as a band.
 
@@ -138,7 +185,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
     heights = spread([end[3] for end in ends], gap=0.065 * (high - low), low=low, high=high)
     for (text, colour, _, _), height in zip(ends, heights, strict=True):
         axes.annotate(
-            text,
+            wrapped(text, width=_LABEL_WIDTH, lines=1),
             xy=(right, height),
             xytext=(7, 0),
             textcoords="offset points",

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.report.records import Comparison, Method, Run
-from ippo_lightning.report.runs import read_run, settings_text, short_text, why_unfinished
+from ippo_lightning.report.paired_prompts import have_same_test
+from ippo_lightning.report.records import Comparison, Method, Origin, Run
+from ippo_lightning.report.runs import origin_of, read_run, settings_text, short_text, why_unfinished
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
+from ippo_lightning.storage.public_text import public_command
 from ippo_lightning.storage.run_folder import COMPARISON, JsonObject, seed_folder
 
 
@@ -33,10 +35,14 @@ def read_comparison(root: Path | str) -> Comparison:
     # JSON keeps the order of keys: it is the display order.
     methods: dict[str, Method] = {}
     unfinished: list[str] = []
+    untested: list[str] = []
     for name, entry in listed["methods"].items():
         seeds = _seeds(name, entry)
         title = short_text(entry.get("title") or name)
         runs = tuple(_run_or_empty(root, method=name, seed=seed) for seed in seeds)
+        untested += [f"{title}, seed {run.seed}: {why_unfinished(run)}" for run in runs if _is_untested(run)]
+        # Without a final test a run has no final numbers, and its curves still count.
+        runs = tuple(replace(run, results={}) if _is_untested(run) else run for run in runs)
         methods[name] = Method(
             name=name,
             title=title,
@@ -46,15 +52,16 @@ def read_comparison(root: Path | str) -> Comparison:
             featured=entry.get("featured") is True,
         )
         unfinished += [f"{title}, seed {run.seed}: {why_unfinished(run)}" for run in runs if not run.finished]
-    versions = listed.get("versions")
+    origin = origin_of(listed)
     return Comparison(
         root=root,
         methods=methods,
         unfinished=tuple(unfinished),
-        command=short_text(listed.get("command"), limit=2000),
+        without_results=tuple(untested),
+        command=origin.command,
         config=settings_text(str(listed.get("config") or "")),
-        versions={short_text(k): short_text(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
-        machine=short_text(listed.get("machine"), limit=500),
+        versions=origin.versions,
+        machine=origin.machine,
         jobs=_jobs(listed),
     )
 
@@ -67,7 +74,8 @@ def gather_runs(folders: Sequence[Path], *, root: Path) -> Comparison:
         root: the folder of the report.
 
     Returns:
-        A comparison without baseline. Every run counts; `without_results` names those that did not finish.
+        A comparison. The first method is the baseline of each other one that has the same test, as in `ippo evaluate`.
+        Every run counts; `without_results` names those that did not finish.
 
     Raises:
         UserError: a folder contains no run, or two runs have the same name.
@@ -88,9 +96,18 @@ def gather_runs(folders: Sequence[Path], *, root: Path) -> Comparison:
         name: Method(name, short_text(name), tuple(replace(run, results=run.results or {}) for run in group))
         for name, group in groups.items()
     }
-    command = "ippo report " + " ".join(str(folder) for folder in folders)
+    # What all runs share stands once; the rest stands beside each run.
+    origins = [run.origin for group in groups.values() for run in group]
+    shared = origins[0] if all(one.machine == origins[0].machine for one in origins) else Origin()
+    same_versions = all(one.versions == origins[0].versions for one in origins)
     return Comparison(
-        root=root, methods=methods, without_results=without_results, command=short_text(command, limit=2000)
+        root=root,
+        methods=_with_first_as_baseline(methods),
+        without_results=without_results,
+        command=public_command(["ippo", "report", *map(str, folders)]),
+        versions=origins[0].versions if same_versions else {},
+        machine=shared.machine,
+        side_by_side=True,
     )
 
 
@@ -114,6 +131,17 @@ def with_roles(comparison: Comparison, *, baseline: str | None = None, featured:
     if featured is not None:
         methods = {n: replace(m, featured=n == featured) for n, m in methods.items()}
     return replace(comparison, methods=methods)
+
+
+def _is_untested(run: Run) -> bool:
+    return not run.finished and run.reached_its_end
+
+
+def _with_first_as_baseline(methods: dict[str, Method]) -> dict[str, Method]:
+    """Return the methods, each with the first one as its baseline if both have the same test."""
+    first, *others = methods.values()
+    paired = {other.name: replace(other, baseline=first.name) for other in others if have_same_test(first, other)}
+    return {**methods, **paired}
 
 
 def _read_listing(path: Path) -> JsonObject:

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from ippo_lightning.report.canvas import INK, MUTED, canvas, draw_curve, label_ends, method_colours, percent_axis
+from ippo_lightning.report.canvas import (
+    INK,
+    MUTED,
+    canvas,
+    draw_curve,
+    iteration_axis,
+    label_ends,
+    method_colours,
+    percent_axis,
+)
 from ippo_lightning.report.display import percent, plain
 from ippo_lightning.report.records import Comparison, Run
 from ippo_lightning.report.score_axis import draw_powers, linear_range
+from ippo_lightning.report.wording import wording
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,9 @@ class Curve:
     """`free` shows where the values are; `from zero` begins at zero, so that a ratio looks like what it is."""
 
 
-def _history(key: str) -> Callable[[Run], Mapping[int, float]]:
-    return lambda run: run.series(key)
+def _history(key: str, *, of_texts: bool = False) -> Callable[[Run], Mapping[int, float]]:
+    """Return a reader of a number; one `of_texts` is constant in environments, which have no prompts."""
+    return lambda run: {} if of_texts and run.is_control else run.series(key)
 
 
 def _validation(metric: str) -> Callable[[Run], Mapping[int, float]]:
@@ -42,7 +52,23 @@ CURVES: Mapping[str, Curve] = {
     "reward": Curve(
         "Mean reward of the sampled episodes",
         "Output of the reward function, without the KL penalty. It should rise.",
-        _history("rollout/reward_mean"),
+        _history("rollout/reward_mean", of_texts=True),
+    ),
+    "episode_return": Curve(
+        "Return of the training episodes",
+        "Sum of the rewards of an episode, mean over the newest episodes. It should rise.",
+        _history("rollout/episode_return"),
+    ),
+    "validation_return": Curve(
+        "Return of the validation episodes",
+        "Sum of the rewards of an episode, in the evaluations during training. It should rise.",
+        _validation("episode_return"),
+    ),
+    "episode_length": Curve(
+        "Length of the training episodes, steps",
+        "Mean over the newest episodes.",
+        _history("rollout/episode_length"),
+        "from zero",
     ),
     "validation_reward": Curve(
         "Mean reward on validation prompts",
@@ -69,7 +95,7 @@ CURVES: Mapping[str, Curve] = {
     "kl": Curve(
         "KL to the reference, nats per response",
         "How far the policy has moved from its reference. A slow rise is normal; a jump is not.",
-        _history("rollout/kl"),
+        _history("rollout/kl", of_texts=True),
     ),
     "entropy": Curve(
         "Entropy of the policy, nats per token",
@@ -80,7 +106,7 @@ CURVES: Mapping[str, Curve] = {
     "response_tokens": Curve(
         "Response length, tokens",
         "Mean tokens of a response, with its end token. A jump often means that the reward is exploited.",
-        _history("rollout/response_tokens_mean"),
+        _history("rollout/response_tokens_mean", of_texts=True),
         "from zero",
     ),
     "clip_fraction": Curve(
@@ -183,6 +209,7 @@ def plot_curve(comparison: Comparison, path: Path, curve: Curve) -> str | None:
     series = {name: found for name, found in series.items() if any(found)}  # without methods that never recorded it
     if not series:
         return None
+    words = wording(comparison)
     colours = method_colours(comparison)
     # Of every seed and not of the means, so that the bands lie inside the axis.
     values = [value for found in series.values() for one in found for value in one.values()]
@@ -195,16 +222,17 @@ def plot_curve(comparison: Comparison, path: Path, curve: Curve) -> str | None:
             if end is not None:
                 ends.append((name, colours[name], *end))
         _set_axis(panel, curve, values)
-        panel.set_title(curve.title)
+        panel.set_title(words(curve.title))
         panel.set_xlabel("iteration")
-        panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-        panel.margins(x=0.01)
-        _draw_starts(panel, starts, colours)
+        iteration_axis(panel, (iteration for found in series.values() for one in found for iteration in one), most=7)
+        # A lone point is its own start, and the line would strike through its name.
+        if any(len(one) > 1 for found in series.values() for one in found):
+            _draw_starts(panel, starts, colours)
         label_ends(panel, _merged(ends, comparison))
     first = {name: value for name, (_, value) in starts.items()}
     last = {name: height for name, _, _, height in ends}
     return (
-        f"{curve.title}, by iteration. At the start: {_listed(first, comparison, curve)}. "
+        f"{words(curve.title)}, by iteration. At the start: {_listed(first, comparison, curve)}. "
         f"At the end: {_listed(last, comparison, curve)}."
     )
 
@@ -218,6 +246,10 @@ def _set_axis(panel: Axes, curve: Curve, values: Sequence[float]) -> None:
     elif curve.axis == "from zero":
         # 1e-9, because matplotlib warns of equal limits.
         panel.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max([*values, 1e-9]))
+    elif min(values) == max(values):
+        # By itself, matplotlib would label a lone value by its distance from an offset.
+        room = 0.1 * abs(values[0]) or 1.0
+        panel.set_ylim(values[0] - room, values[0] + room)
 
 
 def _draw_starts(panel: Axes, starts: Mapping[str, tuple[int, float]], colours: Mapping[str, str]) -> None:

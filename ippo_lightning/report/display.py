@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 
 MISSING = "\N{EN DASH}"
 """What is shown if a run has no number."""
@@ -34,6 +36,60 @@ def points(difference: float | None) -> str:
     shown = f"{100 * difference:+.1f}"
     # -0.04 points would show as "-0.0", a sign that the digits do not support.
     return "±0.0" if shown[1:] == "0.0" else shown.replace("-", _MINUS)
+
+
+def signed(difference: float | None) -> str:
+    """Return a difference of any two numbers in about three significant digits, always with its sign."""
+    shown = plain(difference)
+    if difference is None or shown.startswith(_MINUS):
+        return shown
+    return f"+{shown}" if difference else f"±{shown}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless it is one.
+
+    Args:
+        count: of the things.
+        noun: in the singular, one whose plural ends in s.
+
+    Example:
+        >>> counted(1, "iteration"), counted(0, "seed"), counted(2048, "test prompt")
+        ('1 iteration', '0 seeds', '2,048 test prompts')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def in_words(names: Sequence[str]) -> str:
+    """Return names as part of a sentence.
+
+    Example:
+        >>> in_words(["SFT"]), in_words(["SFT", "PPO", "I-PPO"])
+        ('SFT', 'SFT, PPO and I-PPO')
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def break_words(text: str, *, width: int) -> list[str]:
+    """Return a text as lines, broken at spaces, else behind a sign that joins words, else anywhere.
+
+    Args:
+        text: a name.
+        width: of a line, in characters.
+
+    Example:
+        >>> break_words("arithmetic/smollm2-135m+lora/ppo", width=16)
+        ['arithmetic/', 'smollm2-135m+', 'lora/ppo']
+    """
+    lines: list[str] = []
+    for part in re.findall(r"[^\s/_+-]*[/_+-]+|[^\s/_+-]+|\s+", text):
+        if lines and len(lines[-1]) + len(part.rstrip()) <= width:
+            lines[-1] += part
+            continue
+        # A part that is longer than a line by itself.
+        pieces = [part[start : start + width] for start in range(0, len(part), width)]
+        lines += pieces if part.strip() else []
+    return [line.strip() for line in lines] or [""]
 
 
 def unbroken(sentence: str) -> str:

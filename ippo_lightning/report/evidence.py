@@ -22,8 +22,9 @@ LABELS = {
 def extremes(method: Method, *, most_positive: bool, count: int = NUM_EXTREMES) -> list[RankedEpisode]:
     """Return the episodes that stand highest or lowest within their iteration.
 
-    The order is that of the rank within the iteration; of equal ranks, the score that is largest relative to its
-    iteration comes first. A bare score would not do: the scale of the scores may change a thousandfold within a run.
+    First come the first ones of all iterations, then the second ones, and so on. Among those of one rank, the score
+    that is largest relative to the mean absolute score of its iteration comes first. A bare score would not do: the
+    scale of the scores may change a thousandfold within a run.
 
     Args:
         method: all its finished runs count together.

@@ -5,31 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ippo_lightning.report.display import percent, plain, points
-from ippo_lightning.report.summary import (
-    ComparedMetric,
-    MethodSummary,
-    PairedDifference,
-    Results,
-    last_third,
-    pair_key,
-)
+from ippo_lightning.report.display import counted, in_words, percent, plain
+from ippo_lightning.report.measures import MEASURES, ComparedMetric
+from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third, pair_key
 from ippo_lightning.report.tables import median_seconds, shared_cores_words
 
 FEW_SEEDS = 5
 """Fewer paired seeds than this cannot support a finding: by chance alone, all of four have one sign once in eight."""
-
-# "them" are the right answers: the exact match always comes first.
-_CLAUSES = {
-    ("exact_match", "better"): "more right answers",
-    ("exact_match", "worse"): "fewer right answers",
-    ("exact_match", "unclear"): "no clear change in right answers",
-    ("unfaithful_fraction", "better"): "fewer of them unfaithful",
-    ("unfaithful_fraction", "worse"): "more of them unfaithful",
-    ("unfaithful_fraction", "unclear"): "no clear change in unfaithful reasoning",
-}
-_NAMES = {"exact_match": "exact match", "unfaithful_fraction": "unfaithful fraction"}
-_GOOD_SIGN = {"exact_match": 1, "unfaithful_fraction": -1}
 
 
 @dataclass(frozen=True)
@@ -55,7 +37,7 @@ def headline(results: Results) -> str:
     featured = _featured(results)
     if featured is None:
         titles = [summary["title"] for summary in results["methods"].values()]
-        return f"Results of {_listed(titles)}"
+        return f"Results of {in_words(titles)}"
     pair = f"{results['methods'][featured]['title']} against {baseline_summary(results, featured)['title']}"
     num_seeds = _num_seeds(results, featured)
     # One seed has no interval, so its headline contains numbers and claims no direction.
@@ -64,7 +46,7 @@ def headline(results: Results) -> str:
     found = findings(results, featured)
     if all(finding.word == "unclear" for finding in found):  # one clause instead of one per metric
         return f"{pair}: no clear difference on {num_seeds} seeds"
-    clauses = [_CLAUSES[(finding.metric, finding.word)] for finding in found]
+    clauses = [MEASURES[finding.metric].clauses[finding.word] for finding in found]
     return f"{pair}: {', '.join(clauses)}{f' ({num_seeds} seeds only)' if num_seeds < FEW_SEEDS else ''}"
 
 
@@ -130,30 +112,44 @@ def baseline_summary(results: Results, method: str) -> MethodSummary:
 
 
 def _finding(results: Results, method: str, metric: ComparedMetric, difference: PairedDifference) -> Finding:
-    interval = difference["interval"]
-    # After the change of sign, positive means better for either metric.
-    # Sorted, because the change of sign exchanges the bounds.
-    signed = None if interval is None else sorted(_GOOD_SIGN[metric] * bound for bound in interval)
-    word = "unclear" if signed is None else "better" if signed[0] > 0 else "worse" if signed[1] < 0 else "unclear"
+    measure, interval = MEASURES[metric], difference["interval"]
+    is_pair = len(difference["seeds"]) == 1
+    word = "unclear" if interval is None or is_pair else _word(measure.good, interval)
     mine, other = results["methods"][method], baseline_summary(results, method)
-    spread = "" if interval is None else f" (95 % interval {points(interval[0])} to {points(interval[1])})"
-    is_alone = len(difference["seeds"]) == 1
-    claim = {
-        "better": "is better",
-        "worse": "is worse",
-        "unclear": "has one paired seed and so no finding" if is_alone else "shows no clear difference",
-    }[word]
+    spread = ""
+    if interval is not None:
+        low, high = map(measure.show_difference, interval)
+        spread = f" (95 % interval{' over the test prompts' if is_pair else ''} {low} to {high})"
+    claims = {"better": " is better", "worse": " is worse", "unclear": " shows no clear difference"}
+    # Of one pair the caution below tells once what its numbers are.
+    claim = "" if is_pair else claims[word]
+    unit = " points" if measure.is_fraction else ""
     sentence = (
-        f"{_NAMES[metric].capitalize()} {claim}: {percent(mine[metric])} % against {percent(other[metric])} %, "
-        f"{points(difference['mean'])} points{spread}."
+        f"{measure.title}{claim}: {measure.show(mine[metric])}{measure.unit} against "
+        f"{measure.show(other[metric])}{measure.unit}, {measure.show_difference(difference['mean'])}{unit}{spread}."
     )
     return Finding(metric=metric, word=word, sentence=sentence)
+
+
+def _word(good: int, interval: list[float]) -> str:
+    # After the change of sign, positive means better for any metric.
+    # Sorted, because the change of sign exchanges the bounds.
+    low, high = sorted(good * bound for bound in interval)
+    return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
 def _bare_differences(results: Results, method: str) -> list[str]:
     differences = difference_of(results, method) or {}
     means = {metric: difference["mean"] for metric, difference in differences.items()}
-    return [f"{_NAMES[metric]} {points(mean)} points" for metric, mean in means.items() if mean is not None]
+    return [
+        f"{_in_a_sentence(metric)} {MEASURES[metric].show_difference(mean)}{' points' * MEASURES[metric].is_fraction}"
+        for metric, mean in means.items()
+        if mean is not None
+    ]
+
+
+def _in_a_sentence(metric: ComparedMetric) -> str:
+    return MEASURES[metric].title.lower()
 
 
 def _cost(mine: MethodSummary, other: MethodSummary, *, contended: str | None) -> list[str]:
@@ -177,8 +173,9 @@ def _cost(mine: MethodSummary, other: MethodSummary, *, contended: str | None) -
 def _caution(num_seeds: int) -> list[str]:
     if num_seeds >= FEW_SEEDS:
         return []
-    seeds = "One seed" if num_seeds == 1 else f"{num_seeds} seeds"
-    return [f"{seeds} only: read differences as hints, not as findings."]
+    if num_seeds == 1:
+        return ["One seed only, so no finding: the difference is that of two runs, and another seed may give another."]
+    return [f"{counted(num_seeds, 'seed')} only: read differences as hints, not as findings."]
 
 
 def _num_seeds(results: Results, method: str) -> int:
@@ -202,8 +199,4 @@ def _more_pairs(results: Results, shown: str) -> list[str]:
     titles = [
         methods[name]["title"] for name in compared_methods(results) if methods[name]["featured"] and name != shown
     ]
-    return [f"The table of differences also compares {_listed(titles)}."] if titles else []
-
-
-def _listed(titles: list[str]) -> str:
-    return titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"
+    return [f"The table of differences also compares {in_words(titles)}."] if titles else []

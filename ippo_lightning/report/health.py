@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from ippo_lightning.report.display import percent, plain
+from ippo_lightning.report.display import in_words, percent, plain
 from ippo_lightning.report.health_checks import CHECKS, Check
 from ippo_lightning.report.records import Comparison, Method
+from ippo_lightning.report.wording import wording
 
 Word = Literal["good", "watch", "bad"]
 _WORST = ("bad", "watch", "good")
@@ -55,37 +56,45 @@ def health(comparison: Comparison) -> list[HealthRow]:
     Returns:
         One row per number that at least one run recorded, the worst rows first.
     """
-    rows = [row for check in CHECKS if (row := _row(comparison, check)) is not None]
+    words = wording(comparison)
+    rows = [row for check in CHECKS if (row := _row(comparison, check, words)) is not None]
     exact = _exactness(comparison)
     rows += [exact] if exact is not None else []
     # `sorted` keeps the order of equals, so rows of one word stay in the order of `CHECKS`.
     return sorted(rows, key=lambda row: _WORST.index(row.worst))
 
 
-def health_words(rows: list[HealthRow], method: Method) -> str | None:
-    """Return in one sentence what is bad about a method, or worth watching; None if no number was recorded.
+def health_words(rows: list[HealthRow], methods: Sequence[Method]) -> list[str]:
+    """Return in sentences what is bad about methods, or worth watching; methods with the same verdicts share one.
 
     Args:
         rows: from `health`.
-        method: whose verdicts count.
+        methods: whose verdicts count; one that recorded no number has no sentence.
     """
-    words = {row.title: row.verdicts[method.name].word for row in rows if method.name in row.verdicts}
-    if not words:
-        return None
+    sentences: dict[str, list[str]] = {}
+    for method in methods:
+        words = {row.title: row.verdicts[method.name].word for row in rows if method.name in row.verdicts}
+        if words:
+            sentences.setdefault(_verdicts(words), []).append(method.title)
+    return [f"Health of {in_words(titles)}: {verdicts}." for verdicts, titles in sentences.items()]
+
+
+def _verdicts(words: Mapping[str, Word]) -> str:
     bad, watch = ([title for title, found in words.items() if found == word] for word in ("bad", "watch"))
     parts = [f"{len(bad)} bad ({_listed(bad)})"] if bad else []
     parts += [f"{len(watch)} to watch ({_listed(watch)})"] if watch else []
     num_good = len(words) - len(bad) - len(watch)
-    return f"Health of {method.title}: {', '.join([*parts, *([f'{num_good} good'] if num_good else [])])}."
+    return ", ".join([*parts, *([f"{num_good} good"] if num_good else [])])
 
 
 def value_of(method: Method, check: Check) -> float | None:
     """Return a number of a method, mean over its finished runs; None if none of them recorded it."""
-    found = [value for run in method.finished if (value := check.read(run)) is not None]
+    runs = [run for run in method.finished if not (check.is_of_texts and run.is_control)]
+    found = [value for run in runs if (value := check.read(run)) is not None]
     return fmean(found) if found else None
 
 
-def _row(comparison: Comparison, check: Check) -> HealthRow | None:
+def _row(comparison: Comparison, check: Check, words: Callable[[str], str]) -> HealthRow | None:
     found = {
         name: value for name, method in comparison.methods.items() if (value := value_of(method, check)) is not None
     }
@@ -95,11 +104,11 @@ def _row(comparison: Comparison, check: Check) -> HealthRow | None:
     verdicts = {name: Verdict(show(value), check.word(value)) for name, value in found.items()}
     worst = min(found, key=lambda name: _WORST.index(verdicts[name].word))
     return HealthRow(
-        title=check.title,
-        meaning=check.meaning,
+        title=words(check.title),
+        meaning=words(check.meaning),
         good=check.good_words,
         verdicts=verdicts,
-        advice="" if verdicts[worst].word == "good" else check.advice(found[worst]),
+        advice="" if verdicts[worst].word == "good" else words(check.advice(found[worst])),
     )
 
 

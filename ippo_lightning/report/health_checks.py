@@ -30,6 +30,8 @@ class Check:
     too_high: str = ""
     """What to do about a value above the good ones."""
     is_percent: bool = False
+    is_of_texts: bool = False
+    """Whether a run in environments, without prompts and reference, records only a constant."""
 
     def word(self, value: float) -> Literal["good", "watch", "bad"]:
         """Return how good a value is."""
@@ -184,7 +186,7 @@ CHECKS: tuple[Check, ...] = (
         "KL to the reference, nats per token",
         "How far the policy has moved from its reference, in the last third of training.",
         ratio("rollout/kl", "rollout/response_tokens_mean"),
-        good=(None, 0.1), watch=(None, 0.5),
+        good=(None, 0.1), watch=(None, 0.5), is_of_texts=True,
         too_high="The policy leaves its reference: raise kl_controller.coef, and look for an exploited reward.",
     ),
     Check(
@@ -206,7 +208,7 @@ CHECKS: tuple[Check, ...] = (
         "Truncated responses",
         "Fraction of the responses that the length limit cuts, in the last third of training.",
         late("rollout/truncated_fraction"),
-        good=(None, 0.1), watch=(None, 0.3), is_percent=True,
+        good=(None, 0.1), watch=(None, 0.3), is_percent=True, is_of_texts=True,
         too_high="Responses do not end: raise max_new_tokens, or set missing_eos_penalty.",
     ),
     Check(

@@ -7,15 +7,26 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ippo_lightning.report.canvas import DROPPED_COLOUR, INK, KEPT_COLOUR, canvas, percent_formatter
+from ippo_lightning.report.canvas import (
+    DROPPED_STRENGTH,
+    INK,
+    canvas,
+    method_colours,
+    percent_formatter,
+    wrapped,
+)
 from ippo_lightning.report.display import percent
 from ippo_lightning.report.records import Comparison, EpisodeRow
 from ippo_lightning.report.score_axis import draw_powers, even_edges, linear_range, score_label
 
 _MOST_METHODS = 4
 _BINS = 40
+_TITLE_WIDTH = 18
+"""Characters of a line above a panel: two panels share the width, and behind the right one stand the names."""
 
 
 def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
@@ -28,30 +39,32 @@ def plot_score_histogram(comparison: Comparison, path: Path) -> str | None:
     Returns:
         The figure in words, for the alternative text; None if no episode has a score and a weight.
     """
-    scored = {
-        method.title: episodes
+    scored = [
+        (method, episodes)
         for method in comparison.methods.values()
         if (episodes := [e for e in method.episodes if e.score is not None and e.kept is not None])
-    }
-    scored = dict(list(scored.items())[:_MOST_METHODS])
+    ]
+    scored = scored[:_MOST_METHODS]
     if not scored:
         return None
     words: list[str] = []
-    with canvas(path, height=1.1 + 2.1 * len(scored), rows=len(scored), columns=2) as axes:
-        for row, (title, episodes) in zip(axes, scored.items(), strict=True):
+    colours = method_colours(comparison)
+    with canvas(path, height=1.3 + 2.1 * len(scored), rows=len(scored), columns=2) as axes:
+        for row, (method, episodes) in zip(axes, scored, strict=True):
             scores = [episode.score or 0.0 for episode in episodes]
             linear = linear_range(scores)
             edges = _edges(scores) if linear is None else _power_edges(scores, linear)
             for panel, part, members in zip(row, ("early", "late"), _thirds(episodes), strict=True):
-                _draw(panel, members, edges, linear)
-                panel.set_title(f"{title}, {part}")
-                words.append(f"{title}, {part}: {percent(_dropped_fraction(members), digits=0)} % dropped.")
-            # One scale for both parts, so that their bars can be compared.
+                _draw(panel, members, edges, linear, colour=colours[method.name])
+                panel.set_title(f"{wrapped(method.title, width=_TITLE_WIDTH)}, {part}")
+                words.append(f"{method.title}, {part}: {percent(_dropped_fraction(members), digits=0)} % dropped.")
+            # One scale for both parts, so that their bars can be compared, and with room for the higher ones.
+            row[0].set_ylim(0, max(panel.get_ylim()[1] for panel in row))
             row[1].sharey(row[0])
             row[1].tick_params(labelleft=False)
         for panel in axes[-1]:
             panel.set_xlabel(score_label(panel.get_xscale()))
-        _name_colours(axes[0][1])
+        _name_colours(axes[0][0])
     return f"Histograms of influence scores, first and last third of training. {' '.join(words)}"
 
 
@@ -83,13 +96,19 @@ def _power_edges(scores: Sequence[float], linear: float) -> np.ndarray:
     return even_edges(min([*scores, 0.0]), max([*scores, 0.0]), bins=_BINS, linear=linear)
 
 
-def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray, linear: float | None) -> None:
+def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray, linear: float | None, *, colour: str) -> None:
     # What lies beyond the outermost borders counts in the outermost bars, so that all fractions add up to one.
     kept = np.clip([e.score or 0.0 for e in episodes if e.kept], edges[0], edges[-1])
     dropped = np.clip([e.score or 0.0 for e in episodes if not e.kept], edges[0], edges[-1])
     # Divided by kept and dropped together: both colours of a panel add up to one.
     weights = [np.full(len(part), 1 / max(1, len(episodes))) for part in (kept, dropped)]
-    panel.hist([kept, dropped], bins=list(edges), weights=weights, stacked=True, color=[KEPT_COLOUR, DROPPED_COLOUR])
+    panel.hist(
+        [kept, dropped],
+        bins=list(edges),
+        weights=weights,
+        stacked=True,
+        color=[colour, to_rgba(colour, DROPPED_STRENGTH)],
+    )
     panel.axvline(0, color=INK, linewidth=0.9)
     if linear is None:
         panel.xaxis.set_major_locator(MaxNLocator(4))
@@ -103,9 +122,12 @@ def _draw(panel: Axes, episodes: Sequence[EpisodeRow], edges: np.ndarray, linear
 
 
 def _name_colours(panel: Axes) -> None:
-    # Above the panel, where no bar is. The bars' orange is too light for text on white; this is the same hue, darker.
-    for right, text, colour in ((0.68, "kept", KEPT_COLOUR), (0.99, "dropped", "#a86f00")):
-        panel.text(right, 1.04, text, color=colour, fontweight="bold", ha="right", transform=panel.transAxes)
+    # Once for all panels: what differs is the strength of a colour, and the colour is that of the method. Below the
+    # panels, where no bar is.
+    swatches = [Patch(color=INK), Patch(color=to_rgba(INK, DROPPED_STRENGTH))]
+    panel.figure.legend(
+        swatches, ["kept", "dropped"], loc="outside lower center", ncols=2, fontsize=9.5, handlelength=1
+    )
 
 
 def _dropped_fraction(episodes: Sequence[EpisodeRow]) -> float | None:

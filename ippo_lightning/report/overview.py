@@ -1,4 +1,4 @@
-"""What happened in a run, in sentences: where it ended, how exact that is, and where it started."""
+"""What happened in runs, in sentences: where they ended, how exact that is, and where they started."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from ippo_lightning.report.curves import CURVES, starts_of
-from ippo_lightning.report.display import percent, plain
+from ippo_lightning.report.display import in_words, percent, plain
+from ippo_lightning.report.measures import MEASURES, Metric
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.summary import MethodSummary, Results
 
@@ -17,7 +18,15 @@ _CURVES = {
     "unfaithful_fraction": "the unfaithful fraction on validation prompts",
     "validation_reward": "the mean reward on validation prompts",
     "reward": "the mean reward of the sampled episodes",
+    "validation_return": "the mean return of validation episodes",
+    "episode_return": "the mean return of training episodes",
 }
+_FINAL: Mapping[Metric, str] = {
+    "exact_match": "The fraction of right responses to the test prompts",
+    "reward": "The mean reward on the test prompts",
+    "episode_return": "The mean return of the test episodes",
+}
+"""The first one that a run has is told."""
 
 
 def overview(comparison: Comparison, results: Results) -> list[str]:
@@ -28,49 +37,68 @@ def overview(comparison: Comparison, results: Results) -> list[str]:
         results: from `summarise`.
 
     Returns:
-        Complete sentences, method by method; empty for many methods.
+        Complete sentences, one per number with all methods; empty for many methods.
     """
     methods = list(comparison.methods.values())
     if len(methods) > _MOST_METHODS:
         return []
-    return [
-        # A method alone needs no name.
-        f"{method.title}: {sentence}" if len(methods) > 1 else sentence[:1].upper() + sentence[1:]
-        for method in methods
-        for sentence in (_final(method, results["methods"][method.name]), *_changes(method))
-        if sentence
-    ]
+    found: dict[str, list[str]] = {}
+    for method in methods:
+        subject, value = _final(method, results["methods"][method.name])
+        if value:
+            found.setdefault(subject, []).append(_named(value, method, methods))
+    finals = [f"{subject} is {in_words(values)}." for subject, values in found.items()]
+    return [*finals, *course(comparison)]
 
 
-def _final(method: Method, summary: MethodSummary) -> str | None:
-    """Return the final exact match with its interval; without a grader, the final reward."""
-    match, interval = summary["exact_match"], summary["intervals"]["exact_match"]
-    if match is None:
-        rewards = [reward for run in method.finished if (reward := run.result("reward")) is not None]
-        return f"the mean reward on the test prompts is {plain(fmean(rewards))}." if rewards else None
-    sentence = f"{percent(match)} % of the responses to the test prompts are right"
-    if interval is None:
-        return f"{sentence}."
-    span = f"95 % interval over {summary['interval_over']} {percent(interval[0])} to {percent(interval[1])} %"
-    return f"{sentence} ({span})."
+def course(comparison: Comparison) -> list[str]:
+    """Return how the main numbers moved, from the start to the mean over the last third: one sentence per number.
 
+    Args:
+        comparison: the runs.
 
-def _changes(method: Method) -> list[str]:
-    """Return how the main numbers moved, from the start to the mean over the last third."""
+    Returns:
+        Complete sentences; empty for many methods.
+    """
+    methods = list(comparison.methods.values())
+    if len(methods) > _MOST_METHODS:
+        return []
     sentences = []
     for name, words in _CURVES.items():
-        curve = CURVES[name]
-        series = [curve.read(run) for run in method.finished]
-        start = starts_of({"": series}).get("")
-        late = _late(series)
-        # One value has no course.
-        if start is None or late is None or max(len(one) for one in series) < 2:
-            continue
-        show: Callable[[float | None], str] = (
-            (lambda value: f"{percent(value)} %") if curve.axis == "percent" else plain
-        )
-        sentences.append(f"{words} went from {show(start[1])} at the start to {show(late)} in the last third.")
+        moves = [_named(move, method, methods) for method in methods if (move := _move(method, name))]
+        sentences += [f"From the start to the last third, {words} went {in_words(moves)}."] if moves else []
     return sentences
+
+
+def _named(words: str, method: Method, methods: Sequence[Method]) -> str:
+    return f"{words} in {method.title}" if len(methods) > 1 else words  # a method alone needs no name
+
+
+def _final(method: Method, summary: MethodSummary) -> tuple[str, str]:
+    """Return the first number of the final test in words, with its interval; empty without one."""
+    for metric, subject in _FINAL.items():
+        value, measure = summary.get(metric), MEASURES[metric]
+        if not isinstance(value, float):
+            continue
+        interval = summary["intervals"].get(metric)
+        shown = f"{measure.show(value)}{measure.unit}"
+        if interval is not None:
+            span = f"{measure.show(interval[0])} to {measure.show(interval[1])}{measure.unit}"
+            shown += f" (95 % interval over {summary['interval_over']} {span})"
+        return subject, shown
+    return "", ""
+
+
+def _move(method: Method, name: str) -> str | None:
+    """Return how a curve moved; None without two values."""
+    curve = CURVES[name]
+    series = [curve.read(run) for run in method.finished]
+    start, late = starts_of({"": series}).get(""), _late(series)
+    # One value has no course.
+    if start is None or late is None or max(len(one) for one in series) < 2:
+        return None
+    show: Callable[[float | None], str] = (lambda value: f"{percent(value)} %") if curve.axis == "percent" else plain
+    return f"from {show(start[1])} to {show(late)}"
 
 
 def _late(series: Sequence[Mapping[int, float]]) -> float | None:

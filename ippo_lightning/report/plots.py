@@ -12,17 +12,19 @@ from matplotlib.ticker import MaxNLocator
 from ippo_lightning.report.canvas import (
     FAINT,
     INK,
-    KEPT_COLOUR,
     MUTED,
     PART_COLOURS,
     canvas,
+    iteration_axis,
     method_colours,
     percent_formatter,
+    wrapped,
 )
-from ippo_lightning.report.display import percent, plain
+from ippo_lightning.report.display import plain
+from ippo_lightning.report.measures import COMPARED, MEASURES, ComparedMetric, compared_among
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.score_axis import draw_powers, range_of_scales, score_label
-from ippo_lightning.report.summary import ComparedMetric, metric_intervals
+from ippo_lightning.report.summary import metric_intervals
 
 # The first key that a run recorded counts: a run without the influence filter has only the time of all callbacks.
 _PARTS: Mapping[str, tuple[str, ...]] = {
@@ -34,10 +36,14 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 _REST = "rest"
 _QUANTILES = ("q10", "q25", "median", "q75", "q90")
 _MOST_PANELS = 3  # more would be too narrow to read
+_TITLE_WIDTHS = {1: 56, 2: 25, 3: 15}
+"""Characters of a title, by the number of panels that share the width."""
+_NAME_WIDTH = 20
+"""Characters of a name beside the axis: longer ones would leave no room for the numbers."""
 
 
 def plot_results(comparison: Comparison, path: Path) -> str | None:
-    """Draw the final exact match and unfaithful fraction: one dot per seed, the mean, the interval, the start.
+    """Draw the compared numbers of the final test, one panel each: one dot per seed, the mean, the interval, the start.
 
     All functions of this module have the same arguments and the same kind of result.
 
@@ -49,29 +55,37 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
         The figure in words, for the alternative text; None if there is nothing to draw.
     """
     methods = [method for method in comparison.methods.values() if method.finished]
-    if not methods:
+    metrics = list(compared_among(metric for metric in COMPARED if any(_values(method, metric) for method in methods)))
+    if not metrics:
         return None
     colours = method_colours(comparison)
-    panels: dict[ComparedMetric, str] = {"exact_match": "Exact match", "unfaithful_fraction": "Unfaithful fraction"}
-    with canvas(path, height=1.5 + 0.42 * len(methods), columns=2) as axes:
-        for panel, (metric, title), arrow in zip(axes[0], panels.items(), ("→ better", "← better"), strict=True):
+    with canvas(path, height=1.5 + 0.42 * len(methods), columns=len(metrics)) as axes:
+        for panel, metric in zip(axes[0], metrics, strict=True):
             # The vertical axis counts upwards; reversed, the first method of the tables is at the top here too.
             for height, method in enumerate(reversed(methods)):
                 _draw_result(panel, method, metric, height=height, colour=colours[method.name])
             for method in methods:
                 _draw_start(panel, method, metric)
-            panel.set_title(title)
-            panel.set_xlabel(arrow, loc="right" if arrow.startswith("→") else "left")
-            panel.set_ylim(-0.6, len(methods) - 0.4)
-            panel.set_yticks(range(len(methods)), [method.title for method in reversed(methods)])
-            panel.grid(visible=True, axis="x")
-            panel.grid(visible=False, axis="y")
-            panel.spines["left"].set_visible(False)
-            panel.margins(x=0.12)
-            panel.xaxis.set_major_locator(MaxNLocator(4))
-            panel.xaxis.set_major_formatter(percent_formatter())
-        axes[0][1].set_yticklabels([])  # the panel on the left has the names
-    return f"Final results of each method, with seeds and intervals. {_final_words(methods)}"
+            _set_result_axes(panel, metric, methods)
+        for panel in axes[0][1:]:
+            panel.set_yticklabels([])  # the panel on the left has the names
+    return f"Final results of each method, with seeds and intervals. {_final_words(methods, metrics)}"
+
+
+def _set_result_axes(panel: Axes, metric: ComparedMetric, methods: list[Method]) -> None:
+    measure = MEASURES[metric]
+    panel.set_title(measure.title)
+    panel.set_xlabel("→ better" if measure.good > 0 else "← better", loc="right" if measure.good > 0 else "left")
+    panel.set_ylim(-0.6, len(methods) - 0.4)
+    titles = [wrapped(method.title, width=_NAME_WIDTH) for method in reversed(methods)]
+    panel.set_yticks(range(len(methods)), titles)
+    panel.grid(visible=True, axis="x")
+    panel.grid(visible=False, axis="y")
+    panel.spines["left"].set_visible(False)
+    panel.margins(x=0.12)
+    panel.xaxis.set_major_locator(MaxNLocator(4))
+    if measure.is_fraction:
+        panel.xaxis.set_major_formatter(percent_formatter())
 
 
 def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
@@ -84,22 +98,24 @@ def plot_score_quantiles(comparison: Comparison, path: Path) -> str | None:
     if not scored:
         return None
     words = []
+    colours = method_colours(comparison)
     with canvas(path, height=3.4, columns=len(scored)) as axes:
         for panel, method in zip(axes[0], scored, strict=True):
+            colour = colours[method.name]
             fan = {name: _mean_series(method, f"influence/score_{name}") for name in _QUANTILES}
             # A run may have recorded some quantiles only; a band needs all of them at the same iteration.
             iterations = sorted(set.intersection(*(set(series) for series in fan.values())))
             lines = {name: [series[iteration] for iteration in iterations] for name, series in fan.items()}
             for low, high, strength in (("q10", "q90", 0.18), ("q25", "q75", 0.32)):
-                panel.fill_between(iterations, lines[low], lines[high], color=KEPT_COLOUR, alpha=strength, linewidth=0)
-            panel.plot(iterations, lines["median"], color=KEPT_COLOUR)
+                panel.fill_between(iterations, lines[low], lines[high], color=colour, alpha=strength, linewidth=0)
+            # A line of one point is not seen.
+            panel.plot(iterations, lines["median"], color=colour, marker="o" if len(iterations) < 3 else None)
             panel.axhline(0, color=INK, linewidth=0.9)
             linear = range_of_scales([max(map(abs, at), default=0.0) for at in zip(*lines.values(), strict=True)])
             if linear is not None:
                 draw_powers(panel, "y", linear)
-            panel.set_title(method.title)
-            panel.set_xlabel("iteration")
-            panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            panel.set_title(wrapped(method.title, width=_TITLE_WIDTHS[len(scored)]))
+            iteration_axis(panel, iterations, most=4)
             if iterations:
                 last = (plain(lines[name][-1]) for name in ("q10", "median", "q90"))
                 words.append(f"{method.title} at the end: {', '.join(last)}")
@@ -148,7 +164,7 @@ def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
             columnspacing=1.2,
             borderaxespad=0.2,
         )
-        panel.set_yticks(range(len(times)), list(reversed(times)))
+        panel.set_yticks(range(len(times)), [wrapped(title, width=_NAME_WIDTH) for title in reversed(times)])
         # Room for the number behind the longest bar.
         panel.set_xlim(0, 1.12 * tallest)
         panel.grid(visible=False)
@@ -159,13 +175,13 @@ def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
 
 
 def _draw_result(panel: Axes, method: Method, metric: ComparedMetric, *, height: int, colour: str) -> None:
-    values = [value for run in method.finished if (value := run.result(metric)) is not None]
+    values = _values(method, metric)
     if not values:
         # x in parts of the panel: without data the axis has no meaningful position.
         panel.text(0.02, height, "no data", va="center", color=MUTED, fontsize=9, transform=panel.get_yaxis_transform())
         return
     mean = sum(values) / len(values)
-    interval = metric_intervals(method)[0][metric]
+    interval = metric_intervals(method, [metric])[0][metric]
     panel.axhline(height, color=FAINT, linewidth=0.8, zorder=0)
     if interval is not None:
         panel.plot(interval, [height, height], color=colour, linewidth=8, alpha=0.28, zorder=2, solid_capstyle="butt")
@@ -174,25 +190,36 @@ def _draw_result(panel: Axes, method: Method, metric: ComparedMetric, *, height:
         panel.scatter(values, [height] * len(values), s=13, color=colour, linewidths=0, zorder=3)
     panel.scatter([mean], [height], s=64, color=colour, edgecolors="white", linewidths=1.2, zorder=4)
     panel.annotate(
-        percent(mean), (mean, height), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9, color=INK
+        MEASURES[metric].show(mean),
+        (mean, height),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+        color=INK,
     )
 
 
 def _draw_start(panel: Axes, method: Method, metric: ComparedMetric) -> None:
     """Draw a dotted line where a method stands that was not trained here: the others started from it."""
-    values = [value for run in method.finished if (value := run.result(metric)) is not None]
+    values = _values(method, metric)
     if method.is_untrained and values:
         panel.axvline(sum(values) / len(values), color=MUTED, linewidth=1.3, linestyle=(0, (1, 2)), zorder=1)
 
 
-def _final_words(methods: list[Method]) -> str:
+def _values(method: Method, metric: ComparedMetric) -> list[float]:
+    return [value for run in method.finished if (value := run.result(metric)) is not None]
+
+
+def _final_words(methods: list[Method], metrics: list[ComparedMetric]) -> str:
     words = []
     for method in methods:
         means = []
-        for metric in ("exact_match", "unfaithful_fraction"):
-            values = [value for run in method.finished if (value := run.result(metric)) is not None]
-            means.append(percent(sum(values) / len(values) if values else None))
-        words.append(f"{method.title}: exact match {means[0]} %, unfaithful {means[1]} %.")
+        for metric in metrics:
+            values, measure = _values(method, metric), MEASURES[metric]
+            shown = measure.show(sum(values) / len(values) if values else None)
+            means.append(f"{measure.title.lower()} {shown}{measure.unit}")
+        words.append(f"{method.title}: {', '.join(means)}.")
     return " ".join(words)
 
 

@@ -25,6 +25,22 @@ def prompt_interval(outcomes: PromptOutcomes, metric: str) -> list[float] | None
     return ratio_interval(_ratio(outcomes, metric))
 
 
+def paired_interval(first: PromptOutcomes, second: PromptOutcomes, metric: str) -> list[float] | None:
+    """Return the 95 % interval of the second run's number minus the first one's, over the prompts of both.
+
+    Each resample of the prompts is that of both runs, as in `ippo evaluate`: what is hard about a prompt is in both
+    numbers and cancels.
+
+    Args:
+        first: of the prompts, in one run.
+        second: of the same prompts in the same order, in another run.
+        metric: see `prompt_interval`.
+    """
+    one, other = _ratio(first, metric), _ratio(second, metric)
+    # Numbers that leave out prompts, such as a majority vote without a reference, may leave out others.
+    return ratio_interval(other, minus=one) if len(one.part) == len(other.part) else None
+
+
 def _ratio(outcomes: PromptOutcomes, metric: str) -> Ratio:
     """Return, for each prompt that counts, its part of the two sums whose ratio is the metric."""
     if metric == "exact_match":

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ippo_lightning.report.display import percent
+from ippo_lightning.report.measures import Metric
 from ippo_lightning.report.records import Comparison
-from ippo_lightning.report.summary import Metric, Results
+from ippo_lightning.report.summary import Results
 from ippo_lightning.storage.run_folder import COMPARISON
 
 PAPER = "Shu, Zhang and Hullman 2026, arXiv 2604.01597"

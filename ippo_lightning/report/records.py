@@ -52,6 +52,15 @@ class PromptOutcomes:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """With what a run began. Each part is empty if the run did not record it."""
+
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: str = ""
+
+
+@dataclass(frozen=True)
 class Run:
     """One method with one seed, as far as it got."""
 
@@ -71,11 +80,24 @@ class Run:
     """Behind the final test numbers; None for a run of an earlier version."""
     newest_checkpoint: str = ""
     """Name of the newest complete checkpoint; empty without one."""
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def finished(self) -> bool:
         """Whether the final test numbers exist."""
         return self.results is not None
+
+    @property
+    def reached_its_end(self) -> bool:
+        """Whether the last iteration of its settings is done; a run without a final test ends so."""
+        last = self.history[-1] if self.history else {}
+        total = number(last.get("max_iterations"))
+        return total is not None and last["iteration"] + 1 >= total
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the policy acts in environments: the run has returns, and no prompts."""
+        return bool(self.series("rollout/finished_episodes")) or self.result("episode_return") is not None
 
     def result(self, metric: str) -> float | None:
         """Return a final test number; None if it is missing or not finite."""
@@ -135,6 +157,8 @@ class Comparison:
     config: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""
+    side_by_side: bool = False
+    """Whether the user has chosen the runs, which may have little in common, and not `ippo compare`."""
     jobs: int | None = None
     """Runs that were under way at the same time on the same cores; None if unknown."""
 
@@ -142,6 +166,12 @@ class Comparison:
     def shared_cores(self) -> bool:
         """Whether several runs shared the cores, so that their seconds measure more than their own work."""
         return self.jobs is not None and self.jobs > 1
+
+    @property
+    def is_control(self) -> bool:
+        """Whether all runs are in environments; a report of texts and environments has the words of texts."""
+        runs = [run for method in self.methods.values() for run in method.runs]
+        return bool(runs) and all(run.is_control for run in runs)
 
     @property
     def baselines(self) -> tuple[str, ...]:

@@ -10,18 +10,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ippo_lightning.report.canvas import method_colours
 from ippo_lightning.report.curves import CURVES, PART_FIGURES
-from ippo_lightning.report.display import percent, plain, points, unbroken
+from ippo_lightning.report.display import counted, percent, plain, unbroken
 from ippo_lightning.report.evidence import extremes, label_meanings
 from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
 from ippo_lightning.report.health import HealthRow, health, health_words
 from ippo_lightning.report.kept import kept_table, kept_words
-from ippo_lightning.report.overview import overview
+from ippo_lightning.report.measures import MEASURES, compared_metrics, shown_metrics
+from ippo_lightning.report.overview import course, overview
 from ippo_lightning.report.parts import PARTS, model_parts
 from ippo_lightning.report.plan_changes import plan_changes
 from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
-from ippo_lightning.report.summary import COMPARED, METRICS, Results, common_result
-from ippo_lightning.report.tables import intervals_over, kept_fraction, seconds_per_iteration, shared_cores_words
+from ippo_lightning.report.summary import Results, common_result
+from ippo_lightning.report.tables import intervals_over, own_columns, pairs_over, shared_cores_words
+from ippo_lightning.report.wording import wording
 from ippo_lightning.storage.untrusted_text import visible_text
 
 # The other figures have places of their own in the template.
@@ -64,12 +66,14 @@ def render_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, plain=plain, points=points, visible=visible_text, unbroken=unbroken)
+    environment.filters.update(percent=percent, plain=plain, visible=visible_text, unbroken=unbroken)
     methods = comparison.methods.values()
     # A control that drops at random has weights and labels but no scores, so no extremes.
     scored = [method for method in methods if any(episode.score is not None for episode in method.episodes)]
     kept = {method.name: found for method in methods if (found := kept_table(method)) is not None}
+    changed = {method.name: changes for method in methods if (changes := plan_changes(method))}
     verdicts = health(comparison)
+    summaries = list(results["methods"].values())
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         results=results,
@@ -81,13 +85,20 @@ def render_html(
         lead=_lead(comparison, results, verdicts),
         compared=[_compared(results, name) for name in compared_methods(results)],
         baselines=comparison.baselines,
-        metrics=METRICS,
+        measures=MEASURES,
+        metrics=shown_metrics(summaries),
+        all_percent=bool(shown_metrics(summaries)) and all(MEASURES[m].is_fraction for m in shown_metrics(summaries)),
+        any_percent=any(MEASURES[metric].is_fraction for metric in compared_metrics(summaries)),
+        compared_metrics=compared_metrics(summaries),
+        own_columns=own_columns(summaries),
         metric_names=_metric_names(comparison),
+        counted=counted,
+        words=wording(comparison),
+        origins=_origins(comparison),
         paper=published_table(comparison, results),
         sampling=_sampling(comparison),
         scope=_scope(comparison),
-        kept_fraction=kept_fraction,
-        seconds_per_iteration=seconds_per_iteration,
+        pairs_over=pairs_over(results),
         intervals_over=intervals_over(results),
         shared_cores=shared_cores_words(results),
         several_seeds=any(len(method.finished) > 1 for method in methods),
@@ -95,10 +106,13 @@ def render_html(
         judged=[name for name in comparison.methods if any(name in row.verdicts for row in verdicts)],
         kept_tables=kept,
         kept_words={name: kept_words(table) for name, table in kept.items()},
-        plan_changes={method.name: changes for method in methods if (changes := plan_changes(method))},
+        plan_changes=changed,
         model_parts=model_parts(comparison, PARTS),
-        label_meanings=label_meanings({label for table in kept.values() for label in table.rows}),
+        label_meanings=label_meanings({row.label for table in kept.values() for row in table.rows}),
         extremes=[_extremes(method) for method in scored],
+        # Scores are in the history of any run, also without recorded episodes.
+        has_episodes=bool(kept or scored or changed or "score_quantiles" in figures),
+        drawn_methods=[method.name for method in methods if any(run.history for run in method.finished)],
         unreadable={f"{run.folder.parent.name}/{run.folder.name}": run.unreadable_lines
                     for method in methods for run in method.runs if run.unreadable_lines},
     )  # fmt: skip
@@ -114,21 +128,26 @@ def _training_figures(figures: Mapping[str, Figure]) -> list[str]:
 
 def _lead(comparison: Comparison, results: Results, verdicts: list[HealthRow]) -> list[str]:
     """Return the sentences below the headline; the last ones are about the health of what the report is about."""
-    sentences = lead(results) or overview(comparison, results)
+    found = lead(results)
+    # A headline is about one pair. Whoever has chosen the runs wants to see how each of them went.
+    sentences = [*found, *(course(comparison) if comparison.side_by_side else [])] if found else []
+    sentences = sentences or overview(comparison, results)
     featured = [method for method in comparison.methods.values() if method.featured]
     trained = [method for method in comparison.methods.values() if not method.is_untrained]
     # Without a featured method, a healthy one must not stand for the others.
-    found = [health_words(verdicts, method) for method in featured or trained]
-    return [*sentences, *(words for words in found if words)]
+    words = wording(comparison)
+    return [words(sentence) for sentence in [*sentences, *health_words(verdicts, featured or trained)]]
 
 
 def _compared(results: Results, name: str) -> dict[str, object]:
     """Collect one row of the table of differences."""
+    differences = difference_of(results, name) or {}
     return {
         "name": name,
         "title": results["methods"][name]["title"],
         "baseline_title": baseline_summary(results, name)["title"],
-        "differences": {metric: (difference_of(results, name) or {})[metric] for metric in COMPARED},
+        "differences": differences,
+        "num_seeds": max(len(one["seeds"]) for one in differences.values()),
         "words": {finding.metric: finding.word for finding in findings(results, name)},
     }
 
@@ -142,22 +161,39 @@ def _extremes(method: Method) -> dict[str, object]:
 
 
 def _metric_names(comparison: Comparison) -> dict[str, str]:
+    names: dict[str, str] = {metric: measure.title for metric, measure in MEASURES.items()}
     # Runs may have sampled different numbers of responses; then no k is right for all columns.
     k = common_result(comparison, "k")
-    return {
-        "exact_match": "Exact match",
-        "majority_vote": "Majority vote",
-        "pass_at_k": "Pass@k" if k is None else f"Pass@{k}",
-        "unfaithful_fraction": "Unfaithful fraction",
-    }
+    return names if k is None else {**names, "pass_at_k": f"Pass@{k}"}
 
 
 def _sampling(comparison: Comparison) -> str:
     """Return the size of the test, as far as all runs agree on it."""
-    prompts, samples = common_result(comparison, "num_prompts"), common_result(comparison, "samples_per_prompt")
-    parts = [f"{prompts:,} test prompts"] if prompts is not None else []
-    parts += [f"{samples} sampled responses per prompt"] if samples is not None else []
+    # Control runs of earlier versions counted their episodes as prompts.
+    noun = "test episode" if comparison.is_control else "test prompt"
+    sizes = [common_result(comparison, key) for key in ("num_prompts", "num_episodes")]
+    parts = [counted(size, noun) for size in sizes if size is not None]
+    samples = common_result(comparison, "samples_per_prompt")
+    parts += [f"{counted(samples, 'sampled response')} per prompt"] if samples is not None else []
     return ", ".join(parts)
+
+
+def _origins(comparison: Comparison) -> list[dict[str, object]]:
+    """Return how each run began that the user has chosen, as far as the runs recorded it."""
+    if not comparison.side_by_side:
+        return []  # the command of the comparison began all of them
+    shared = (comparison.machine, comparison.versions)
+    return [
+        {
+            "title": method.title if run.seed is None else f"{method.title}, seed {run.seed}",
+            "command": run.origin.command,
+            "machine": "" if run.origin.machine == shared[0] else run.origin.machine,
+            "versions": {} if run.origin.versions == shared[1] else run.origin.versions,
+        }
+        for method in comparison.methods.values()
+        for run in method.runs
+        if run.origin.command or run.origin.machine or run.origin.versions
+    ]
 
 
 def _scope(comparison: Comparison) -> str:
@@ -167,12 +203,8 @@ def _scope(comparison: Comparison) -> str:
     iterations = [
         len(run.history) for method in methods for run in method.finished if run.series("update/kept_fraction")
     ]
-    parts = [_count(len(comparison.methods), "method"), _count(len(seeds), "seed")]
+    parts = [counted(len(comparison.methods), "method"), counted(len(seeds), "seed")]
     if iterations:
-        span = f"{min(iterations)} to {max(iterations)}" if min(iterations) < max(iterations) else str(max(iterations))
-        parts.append(f"{span} iterations")
+        span = f"{min(iterations)} to " if min(iterations) < max(iterations) else ""
+        parts.append(f"{span}{counted(max(iterations), 'iteration')}")
     return " · ".join(parts)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -12,7 +12,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.report.display import number
 from ippo_lightning.report.json_lines import read_rows
 from ippo_lightning.report.prompt_outcomes import read_outcomes
-from ippo_lightning.report.records import EpisodeRow, Run
+from ippo_lightning.report.records import EpisodeRow, Origin, Run
 from ippo_lightning.storage.checkpoint_files import is_finished, newest_first
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import (
@@ -21,6 +21,7 @@ from ippo_lightning.storage.run_folder import (
     EPISODES,
     EVALUATIONS,
     HISTORY,
+    ORIGIN,
     READABLE,
     RESULTS,
     TEST_PROMPTS,
@@ -35,6 +36,9 @@ LONGEST_TEXT = 600
 """Characters kept of a prompt or a response."""
 LONGEST_SETTINGS = 50_000
 """Characters kept of a settings file."""
+_LONGEST_COMMAND = 2000
+_LARGEST_ORIGIN = 64 * 1024
+_MOST_VERSIONS = 20
 _MOST_CHANGES = 32
 """Changes read from one episode; a plan has one per callback."""
 
@@ -75,12 +79,15 @@ def read_run(folder: Path | str) -> Run:
         prompt_outcomes=read_outcomes(folder / TEST_PROMPTS, results=results),
         config=_read_settings(folder / CONFIG),
         unreadable_lines=broken_history + broken_evaluations + broken_episodes,
+        origin=_read_origin(folder / ORIGIN),
         newest_checkpoint=next((path.name for path in newest_first(folder / CHECKPOINTS) if is_finished(path)), ""),
     )
 
 
 def why_unfinished(run: Run) -> str:
     """Return how far a run without final results got, in words."""
+    if run.reached_its_end:
+        return f"ended after iteration {run.history[-1]['iteration']} without a final test"
     if run.history:
         saved = f" (newest checkpoint: {short_text(run.newest_checkpoint)})" if run.newest_checkpoint else ""
         return f"stopped after iteration {run.history[-1]['iteration']}, no final results{saved}"
@@ -96,6 +103,32 @@ def short_text(value: object, *, limit: int = 60) -> str:
 def settings_text(text: str) -> str:
     """Return a settings file's text, cut to `LONGEST_SETTINGS` characters, with hidden characters made visible."""
     return visible_text(cut(text, LONGEST_SETTINGS), multiline=True)
+
+
+def origin_of(content: object) -> Origin:
+    """Return command, versions and machine of a JSON object, each cut and on one line.
+
+    Args:
+        content: anything; what it lacks stays empty.
+    """
+    given = content if isinstance(content, dict) else {}
+    versions = given.get("versions")
+    listed = list(versions.items())[:_MOST_VERSIONS] if isinstance(versions, dict) else []
+    return Origin(
+        command=short_text(given.get("command"), limit=_LONGEST_COMMAND),
+        versions={short_text(name): short_text(version) for name, version in listed},
+        machine=short_text(given.get("machine"), limit=500),
+    )
+
+
+def _read_origin(path: Path) -> Origin:
+    # Runs of earlier versions have no such file, and a report is worth writing without it.
+    if not path.is_file() or path.stat().st_size > _LARGEST_ORIGIN:
+        return Origin()
+    try:
+        return origin_of(json.loads(path.read_text(encoding="utf-8", errors="replace")))
+    except (ValueError, RecursionError):
+        return Origin()
 
 
 def _results_of_this_end(path: Path, history: Sequence[JsonObject]) -> JsonObject | None:

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from statistics import fmean
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 from scipy import stats
 
+from ippo_lightning.report.measures import COMPARED, METRICS, USUAL, ComparedMetric, Metric, compared_among
+from ippo_lightning.report.paired_prompts import paired_over_prompts
 from ippo_lightning.report.prompt_intervals import prompt_interval
 from ippo_lightning.report.records import Comparison, Method, Run
 
-Metric = Literal["exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction"]
-ComparedMetric = Literal["exact_match", "unfaithful_fraction"]
-METRICS: tuple[Metric, ...] = ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
-"""Final test metrics, in the order of the table."""
-COMPARED: tuple[ComparedMetric, ...] = ("exact_match", "unfaithful_fraction")
-"""Metrics with a paired difference."""
 # The interval of a table is computed once. A curve has hundreds of points, so it makes do with fewer resamples.
 _RESAMPLES = 9999
 _CURVE_RESAMPLES = 1999
@@ -32,7 +28,15 @@ class _Curves(TypedDict, total=False):
     iteration_seconds: list[float]
 
 
-class MethodSummary(_Curves):
+class _Unusual(TypedDict, total=False):
+    """What a test without a grader has; not there if no run of the comparison recorded it."""
+
+    reward: float | None
+    episode_return: float | None
+    episode_length: float | None
+
+
+class MethodSummary(_Curves, _Unusual):
     """The numbers of one method. Fractions are in [0, 1]; a missing number is None."""
 
     title: str
@@ -59,6 +63,8 @@ class PairedDifference(TypedDict):
 
     mean: float | None
     interval: list[float] | None
+    interval_over: Literal["seeds", "prompts"] | None
+    """As in `MethodSummary`: with a single pair of runs on the same test prompts, the interval is over these."""
     seeds: list[int | None]
     per_seed: list[float]
 
@@ -88,8 +94,9 @@ def summarise(comparison: Comparison) -> Results:
         `methods`, `differences` (paired by seed; a key is "<method> - <baseline>"), `unfinished`, `versions`,
         `command`, `machine`, `jobs`. Fractions are in [0, 1]; a missing number is None, never NaN.
     """
+    metrics = _recorded(comparison)
     return {
-        "methods": {name: _summarise_method(method) for name, method in comparison.methods.items()},
+        "methods": {name: _summarise_method(method, metrics) for name, method in comparison.methods.items()},
         "differences": _differences(comparison),
         "unfinished": list(comparison.unfinished),
         "versions": dict(comparison.versions),
@@ -113,19 +120,33 @@ def common_result(comparison: Comparison, key: str) -> int | None:
     return None if value is None else int(value)
 
 
-def metric_intervals(method: Method) -> tuple[dict[Metric, list[float] | None], Literal["seeds", "prompts"] | None]:
+def metric_intervals(
+    method: Method, metrics: Sequence[Metric] = USUAL
+) -> tuple[dict[Metric, list[float] | None], Literal["seeds", "prompts"] | None]:
     """Return the 95 % interval of each metric of a method, and over what it is.
 
     Args:
         method: with several finished runs the interval is over seeds. A single run has only its prompts, which tell
             how exact its test is, and nothing about another seed.
+        metrics: of the final test.
     """
     runs = method.finished
     outcomes = runs[0].prompt_outcomes if len(runs) == 1 else None
     if outcomes is not None:
-        return {metric: prompt_interval(outcomes, metric) for metric in METRICS}, "prompts"
-    found = {metric: bootstrap_interval([run.result(metric) for run in runs]) for metric in METRICS}
+        # The counts of the prompts are those of a grader; they have no rewards and no returns.
+        return {m: prompt_interval(outcomes, m) if m in USUAL else None for m in metrics}, "prompts"
+    found = {metric: bootstrap_interval([run.result(metric) for run in runs]) for metric in metrics}
     return found, "seeds" if any(found.values()) else None
+
+
+def _recorded(comparison: Comparison) -> tuple[Metric, ...]:
+    found = _with_values(comparison)
+    return tuple(metric for metric in METRICS if metric in USUAL or metric in found)
+
+
+def _with_values(comparison: Comparison) -> list[Metric]:
+    runs = [run for method in comparison.methods.values() for run in method.finished]
+    return [metric for metric in METRICS if any(run.result(metric) is not None for run in runs)]
 
 
 def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
@@ -185,10 +206,11 @@ def last_third(values: Sequence[float | None]) -> float | None:
     return _mean(values[-max(1, len(values) // 3) :]) if values else None
 
 
-def _summarise_method(method: Method) -> MethodSummary:
+def _summarise_method(method: Method, metrics: Sequence[Metric]) -> MethodSummary:
     runs = method.finished
-    intervals, interval_over = metric_intervals(method)
-    per_seed: dict[Metric, list[float | None]] = {metric: [run.result(metric) for run in runs] for metric in METRICS}
+    intervals, interval_over = metric_intervals(method, metrics)
+    per_seed: dict[Metric, list[float | None]] = {metric: [run.result(metric) for run in runs] for metric in metrics}
+    unusual = cast(_Unusual, {metric: _mean(per_seed[metric]) for metric in metrics if metric not in USUAL})
     kept_fraction = _mean_by_iteration(runs, "update/kept_fraction")
     # A method that never updates on episodes (an evaluation, supervised training) has no such curves.
     iterations: _Curves = (
@@ -204,6 +226,7 @@ def _summarise_method(method: Method) -> MethodSummary:
         "majority_vote": _mean(per_seed["majority_vote"]),
         "pass_at_k": _mean(per_seed["pass_at_k"]),
         "unfaithful_fraction": _mean(per_seed["unfaithful_fraction"]),
+        **unusual,
         "intervals": intervals,
         "interval_over": interval_over,
         "seeds": [run.seed for run in runs],
@@ -222,11 +245,13 @@ def pair_key(method: str, baseline: str) -> str:
 
 def _differences(comparison: Comparison) -> dict[str, dict[ComparedMetric, PairedDifference]]:
     found: dict[str, dict[ComparedMetric, PairedDifference]] = {}
+    recorded = compared_among(_with_values(comparison))
+    metrics = [metric for metric in COMPARED if metric in USUAL or metric in recorded]
     for name, method in comparison.methods.items():
         if method.baseline is None:
             continue
         baseline = comparison.methods[method.baseline]
-        compared = {metric: _paired(method, baseline, metric) for metric in COMPARED}
+        compared = {metric: _paired(method, baseline, metric) for metric in metrics}
         if any(difference["seeds"] for difference in compared.values()):  # no common seed yet: nothing to compare
             found[pair_key(name, baseline.name)] = compared
     return found
@@ -243,12 +268,23 @@ def _paired(method: Method, baseline: Method, metric: ComparedMetric) -> PairedD
         if mine is not None and other is not None:
             by_seed[run.seed] = mine - other
     values = list(by_seed.values())
+    interval = bootstrap_interval(values)
+    over: Literal["seeds", "prompts"] | None = None if interval is None else "seeds"
+    if len(values) == 1 and metric in USUAL:
+        (seed,) = by_seed
+        interval = paired_over_prompts(_of_seed(baseline, seed), _of_seed(method, seed), metric)
+        over = None if interval is None else "prompts"
     return {
         "mean": _mean(values),
-        "interval": bootstrap_interval(values),
+        "interval": interval,
+        "interval_over": over,
         "seeds": list(by_seed),
         "per_seed": values,
     }
+
+
+def _of_seed(method: Method, seed: int | None) -> Run:
+    return next(run for run in method.finished if run.seed == seed)
 
 
 def _mean_by_iteration(runs: Sequence[Run], key: str) -> list[float]:

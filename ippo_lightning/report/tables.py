@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ippo_lightning.report.display import MISSING, percent, plain, points
-from ippo_lightning.report.summary import COMPARED, METRICS, MethodSummary, PairedDifference, Results, last_third
+from ippo_lightning.report.display import MISSING, break_words, counted, percent, plain
+from ippo_lightning.report.measures import MEASURES, Metric, compared_metrics, shown_metrics
+from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third
 from ippo_lightning.storage.metric_names import shown_metric
 
-# Short, because seven columns with intervals must fit 80 characters.
-_HEADINGS = {"exact_match": "EM", "majority_vote": "MV", "unfaithful_fraction": "Unfaithful"}
+_NAME_WIDTH = 18
+"""Characters of a line with a method's name beside six columns."""
+_SPARED = 8
+"""Characters that each column leaves to the names if it has no number, and that a seventh one takes."""
 
 
 def results_table(results: Results) -> Table:
@@ -28,16 +33,23 @@ def results_table(results: Results) -> Table:
     """
     # 80 columns is the default width of a terminal: padding and box cost as little as possible.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
-    table.title = "Test results, %"
     table.title_justify = "left"
-    # Folded and not cut, because two titles may differ at their ends only.
+    summaries = list(results["methods"].values())
+    metrics, own = shown_metrics(summaries), own_columns(summaries)
+    all_percent = all(MEASURES[metric].is_fraction for metric in metrics)
+    table.title = "Test results, %" if metrics and all_percent else "Results"
+    # Whole and in lines of our own: rich would break a long name in the middle of a word.
     table.add_column("Method", overflow="fold", min_width=8)
-    for heading in (*_headings(results), "Kept", "s/iter"):
+    units = ["" if all_percent else MEASURES[metric].unit for metric in metrics]
+    headings = [f"{_short(metric, results)}{unit}" for metric, unit in zip(metrics, units, strict=True)]
+    for heading in (*headings, *(column.short for column in own)):
         table.add_column(heading, justify="right", no_wrap=True)
-    for summary in results["methods"].values():
-        cells = [_stacked(summary[metric], summary["intervals"][metric]) for metric in METRICS]
+    width = max(8, _NAME_WIDTH + _SPARED * (6 - len(metrics) - len(own)))
+    for summary in summaries:
+        cells = [_stacked(metric, summary) for metric in metrics]
         # Text, not str: rich would read "[bold]" in a title as markup.
-        table.add_row(Text(summary["title"]), *cells, kept_fraction(summary), seconds_per_iteration(summary))
+        title = Text("\n".join(break_words(summary["title"], width=width)))
+        table.add_row(title, *cells, *(column.show(summary) for column in own))
     table.caption = _caption(results)
     return table
 
@@ -51,19 +63,19 @@ def results_markdown(results: Results) -> str:
     Returns:
         Markdown that ends with a newline.
     """
-    headings = " | ".join(f"{heading} %" for heading in _headings(results))
+    summaries = list(results["methods"].values())
+    metrics, own = shown_metrics(summaries), own_columns(summaries)
+    titles = [f"{_short(metric, results)}{MEASURES[metric].unit}" for metric in metrics]
     lines = [
-        f"| Method | Seeds | {headings} | Kept % | s/iteration |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| {' | '.join(['Method', 'Seeds', *titles, *(column.markdown for column in own)])} |",
+        f"|---|{'--:|' * (1 + len(metrics) + len(own))}",
     ]
-    for summary in results["methods"].values():
-        cells = [_inline(summary[metric], summary["intervals"][metric]) for metric in METRICS]
-        shown = [_escaped(summary["title"]), str(len(summary["seeds"])), *cells, kept_fraction(summary)]
-        lines.append(f"| {' | '.join([*shown, seconds_per_iteration(summary)])} |")
+    for summary in summaries:
+        cells = [_inline(metric, summary) for metric in metrics] + [column.show(summary) for column in own]
+        lines.append(f"| {' | '.join([_escaped(summary['title']), str(len(summary['seeds'])), *cells])} |")
     lines += [
         "",
-        f"Means over seeds; in brackets the 95 % bootstrap interval over {intervals_over(results) or 'seeds'}. "
-        "Seconds: median over the iterations.",
+        _markdown_caption(results),
         *filter(None, [shared_cores_words(results)]),
         *_markdown_differences(results),
     ]
@@ -71,8 +83,8 @@ def results_markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _headings(results: Results) -> list[str]:
-    return [_HEADINGS.get(metric) or shown_metric(metric, k=results.get("k")) for metric in METRICS]
+def _short(metric: Metric, results: Results) -> str:
+    return shown_metric(metric, k=results.get("k")) if metric == "pass_at_k" else MEASURES[metric].short
 
 
 def kept_fraction(summary: MethodSummary) -> str:
@@ -100,28 +112,68 @@ def shared_cores_words(results: Results) -> str | None:
     return f"{jobs} runs at a time shared the cores, so the seconds do not compare the methods."
 
 
-def _stacked(mean: float | None, interval: list[float] | None) -> Text:
-    text = Text(percent(mean))
+@dataclass(frozen=True)
+class OwnColumn:
+    """A column of the results that is no number of the final test."""
+
+    short: str
+    markdown: str
+    title: str
+    """In a report."""
+    show: Callable[[MethodSummary], str]
+
+
+_OWN = (
+    OwnColumn("Kept", "Kept %", "Kept", kept_fraction),
+    OwnColumn("s/iter", "s/iteration", "Seconds / iteration", seconds_per_iteration),
+)
+
+
+def own_columns(summaries: Sequence[MethodSummary]) -> list[OwnColumn]:
+    """Return the columns with a number of at least one method, as `shown_metrics` does for the final test.
+
+    Args:
+        summaries: of the methods.
+    """
+    return [column for column in _OWN if any(column.show(summary) != MISSING for summary in summaries)]
+
+
+def _markdown_caption(results: Results) -> str:
+    several = any(len(summary["seeds"]) > 1 for summary in results["methods"].values())
+    over = intervals_over(results)
+    parts = ["means over seeds"] if several else []
+    parts += [f"in brackets the 95 % bootstrap interval over {over}"] if over else []
+    parts += ["seconds: median over the iterations"]
+    return f"{'; '.join(parts).capitalize()}."
+
+
+def _stacked(metric: Metric, summary: MethodSummary) -> Text:
+    show, interval = MEASURES[metric].show, summary["intervals"].get(metric)
+    text = Text(show(summary.get(metric)))
     if interval is not None:
-        text.append(f"\n{percent(interval[0])}\N{EN DASH}{percent(interval[1])}", style="dim")
+        text.append(f"\n{show(interval[0])}\N{EN DASH}{show(interval[1])}", style="dim")
     return text
 
 
-def _inline(mean: float | None, interval: list[float] | None) -> str:
-    return percent(mean) if interval is None else f"{percent(mean)} [{percent(interval[0])}, {percent(interval[1])}]"
+def _inline(metric: Metric, summary: MethodSummary) -> str:
+    show, interval = MEASURES[metric].show, summary["intervals"].get(metric)
+    mean = show(summary.get(metric))
+    return mean if interval is None else f"{mean} [{show(interval[0])}, {show(interval[1])}]"
 
 
 def _caption(results: Results) -> str:
     # Methods may have different numbers of seeds: an evaluation of the start has one.
     counts = sorted({len(summary["seeds"]) for summary in results["methods"].values()})
     over = intervals_over(results)
-    if counts[-1] < 2:
+    if not shown_metrics(results["methods"].values()):
+        seeds = "No final test."
+    elif counts[-1] < 2:
         seeds = f"One seed per method: {f'95 % intervals over {over}' if over else 'no intervals'}."
     else:
         span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         seeds = f"Mean over {span} seeds; below it the 95 % bootstrap interval{f' over {over}' if over else ''}."
     unfinished = len(results.get("unfinished", ()))
-    parts = [seeds, *([f"Not finished and left out: {unfinished} runs."] if unfinished else [])]
+    parts = [seeds, *([f"Not finished and left out: {counted(unfinished, 'run')}."] if unfinished else [])]
     # One line for all: rich wraps it to the width of the table.
     return " ".join([*parts, *filter(None, [shared_cores_words(results)])])
 
@@ -133,19 +185,37 @@ def intervals_over(results: Results) -> str:
 
 
 def _markdown_differences(results: Results) -> list[str]:
-    if not results["differences"]:
+    metrics = compared_metrics(results["methods"].values())
+    if not results["differences"] or not metrics:
         return []
-    lines = ["", "| Paired difference, points | Seeds | EM | Unfaithful |", "|---|--:|--:|--:|"]
+    titles = [f"{MEASURES[metric].short}{', points' * MEASURES[metric].is_fraction}" for metric in metrics]
+    lines = ["", f"| Paired difference | Seeds | {' | '.join(titles)} |", f"|---|--:|{'--:|' * len(metrics)}"]
     for pair, difference in results["differences"].items():
-        cells = [_inline_points(difference[metric]) for metric in COMPARED]
-        lines.append(f"| {_escaped(pair)} | {len(difference['exact_match']['seeds'])} | {' | '.join(cells)} |")
-    return lines
+        cells = [_inline_difference(metric, difference[metric]) for metric in metrics]
+        num_seeds = max(len(difference[metric]["seeds"]) for metric in metrics)
+        lines.append(f"| {_escaped(pair)} | {num_seeds} | {' | '.join(cells)} |")
+    return [*lines, *filter(None, ["", pairs_over(results)])] if pairs_over(results) else lines
 
 
-def _inline_points(difference: PairedDifference) -> str:
-    interval = difference["interval"]
-    shown = points(difference["mean"])
-    return shown if interval is None else f"{shown} [{points(interval[0])}, {points(interval[1])}]"
+def pairs_over(results: Results) -> str:
+    """Return in one sentence what the intervals of single pairs are about; empty without such intervals.
+
+    Args:
+        results: from `summarise`.
+    """
+    pairs = [one for found in results["differences"].values() for one in found.values()]
+    if not any(pair.get("interval_over") == "prompts" for pair in pairs):
+        return ""
+    return (
+        "The interval of a single pair of runs is over the test prompts of both: it tells whether these two models "
+        "differ, and nothing about another seed."
+    )
+
+
+def _inline_difference(metric: Metric, difference: PairedDifference) -> str:
+    show, interval = MEASURES[metric].show_difference, difference["interval"]
+    shown = show(difference["mean"])
+    return shown if interval is None else f"{shown} [{show(interval[0])}, {show(interval[1])}]"
 
 
 def _markdown_origin(results: Results) -> list[str]:

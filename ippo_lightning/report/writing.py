@@ -55,8 +55,8 @@ def report_of(
     Args:
         folders: runs, or the one folder of a comparison. Runs named `<method>/seed_<n>` are grouped by method.
         output: folder of the report; by default the folder of the comparison, or `report/` in the first run's folder.
-        baseline: name of the method that all others are compared with; by default what comparison.json states, and
-            none for runs.
+        baseline: name of the method that all others are compared with; by default what comparison.json states, and for
+            runs the first one, where the others have the same test.
         featured: name of the method that the headline is about; by default what comparison.json states.
 
     Returns:

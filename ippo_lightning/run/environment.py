@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -21,6 +24,23 @@ def environment() -> dict[str, str]:
         **{name: version for name, version in found.items() if version},
         "threads": str(torch.get_num_threads()),
         "processor": device,
+    }
+
+
+def origin(command: str) -> dict[str, Any]:
+    """Return with what a run begins: its command, versions and kind of machine; nothing that names a user or a host.
+
+    Args:
+        command: see `public_command`; empty for a run of a Python program.
+    """
+    versions = {"python": platform.python_version(), "ippo-lightning": _version("ippo-lightning")}
+    versions |= {name: _version(name) for name in _PACKAGES}
+    gpus = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    machine = [platform.machine(), f"{os.cpu_count()} cores", *(f"{count} x {name}" for name, count in gpus.items())]
+    return {
+        "command": command,
+        "versions": {name: version for name, version in versions.items() if version},
+        "machine": ", ".join(machine),
     }
 
 

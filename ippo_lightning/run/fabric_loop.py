@@ -63,6 +63,7 @@ class FabricLoop(IterationLoop):
         settings: see `LoopSettings`.
         seed: of the random streams of training; each rank has its own. None for that of `seed_everything`, or 0.
         config: the full configuration as YAML, written into the run's folder and its checkpoints.
+        command: that started the run, for its report; empty without one.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class FabricLoop(IterationLoop):
         settings: LoopSettings | None = None,
         seed: int | None = None,
         config: str = "",
+        command: str = "",
     ) -> None:
         self.fabric = fabric
         self.module = module
@@ -82,7 +84,7 @@ class FabricLoop(IterationLoop):
         self.callbacks = in_lightnings_order(callbacks)
         self.settings = settings or LoopSettings()
         self.seed = global_seed() if seed is None else seed
-        self.config = config
+        self.config, self.command = config, command
         self.folder = RunFolder(self.settings.run_dir)
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, keep_last=self.settings.keep_last_checkpoints)
         self.batches = TrainingBatches(seed=self.seed)
@@ -333,6 +335,6 @@ class FabricLoop(IterationLoop):
         return {
             **metrics,
             **self.module.describe_evaluation(),
-            "num_prompts": self.num_prompts,
+            f"num_{self.module.evaluates}": self.num_prompts,
             "iterations": self.module.iteration,
         }

@@ -16,6 +16,7 @@ from ippo_lightning.storage.untrusted_text import visible_text
 # key of the log, name in the bar, format
 _SHOWN = (
     ("rollout/reward_mean", "reward", "{:.2f}"),
+    ("rollout/episode_return", "return", "{:.4g}"),
     ("update/kept_fraction", "kept", "{:.0%}"),
     ("sft/loss", "loss", "{:.3f}"),
     ("exact_match", "EM", "{:.2f}"),
@@ -23,11 +24,16 @@ _SHOWN = (
 )
 _IN_A_LINE = (
     ("rollout/reward_mean", "reward", "{:.3f}"),
+    ("rollout/episode_return", "return", "{:.4g}"),
     ("rollout/kl", "KL", "{:.3f}"),
     ("update/kept_fraction", "kept", "{:.0%}"),
     ("sft/loss", "loss", "{:.4f}"),
     ("time/iteration_seconds", "", "{:.1f} s"),
 )
+
+
+_OF_TEXTS = ("rollout/reward_mean", "rollout/kl")
+"""Of a step in an environment, whose episodes have a return, these tell nothing."""
 
 
 class ProgressBar:
@@ -131,17 +137,21 @@ def summary_line(numbers: Mapping[str, float], *, evaluated_at: int | None = Non
     words = [
         f"{word}{when if key == 'exact_match' else ''} {form.format(numbers[key])}"
         for key, word, form in shown
-        if key in numbers and not math.isnan(numbers[key])
+        if _is_told(key, numbers) and not math.isnan(numbers[key])
     ]
     return " ".join(words)
 
 
 def _words(numbers: Mapping[str, float], shown: Sequence[tuple[str, str, str]]) -> str:
     """Return numbers with their names, between commas; NaN (0 / 0) and what does not exist are left out."""
-    known = [(word, form, numbers[key]) for key, word, form in shown if key in numbers]
+    known = [(word, form, numbers[key]) for key, word, form in shown if _is_told(key, numbers)]
     return ", ".join(
         f"{visible_text(word)} {form.format(value)}".strip() for word, form, value in known if value == value
     )
+
+
+def _is_told(key: str, numbers: Mapping[str, float]) -> bool:
+    return key in numbers and not (key in _OF_TEXTS and "rollout/episode_return" in numbers)
 
 
 def _duration(seconds: float) -> str:

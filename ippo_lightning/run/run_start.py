@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.run.checkpoints import Best, Checkpoint
+from ippo_lightning.run.environment import origin
 from ippo_lightning.run.loaders import loader_of
 from ippo_lightning.run.loggers import log_again
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.checksums import with_checksum_line
-from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, FINGERPRINT_VARIABLE, HISTORY
+from ippo_lightning.storage.run_folder import CONFIG, EVALUATIONS, FINGERPRINT_VARIABLE, HISTORY, ORIGIN
 
 if TYPE_CHECKING:
     from ippo_lightning.run.fabric_loop import FabricLoop
@@ -103,6 +104,9 @@ def open_folder(loop: FabricLoop, resumed_from: tuple[Path, Checkpoint] | None) 
         _go_on(loop, *resumed_from)
     # A run of a comparison that is continued by hand may have other settings, and counts as the comparison's no more.
     loop.folder.set_fingerprint(os.environ.get(FINGERPRINT_VARIABLE))
+    # A run that goes on keeps the origin of its first iteration.
+    if resumed_from is None or not (loop.folder.path / ORIGIN).exists():
+        loop.folder.write(ORIGIN, origin(loop.command))
     if loop.config:
         write_text_whole(loop.folder.path / CONFIG, with_checksum_line(loop.config))
 

@@ -19,6 +19,8 @@ from ippo_lightning.storage.run_logs import RunLogs
 
 # A run.
 CONFIG = "config.yaml"
+ORIGIN = "origin.json"
+"""The command, the versions and the kind of machine with which a run began."""
 HISTORY = "history.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 EPISODES = "episodes.jsonl"

@@ -71,6 +71,20 @@ def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     assert "[bold]x[/nope]" in printed.replace("\n", "")
 
 
+def test_a_metric_that_is_0_by_0_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    print_metrics({"exact_match": 0.0, "unfaithful_fraction": float("nan")}, title="test")
+    shown = capsys.readouterr().out
+    assert "exact_match" in shown
+    assert "unfaithful" not in shown
+    assert "nan" not in shown
+
+
+def test_the_title_of_a_table_is_whole_however_long_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    title = "test, runs/a_folder_with_a_long_name/and_another_one/and_a_third_one_that_ends_beyond_column_80/run"
+    print_metrics({"exact_match": 0.5}, title=title)
+    assert title in capsys.readouterr().out.splitlines()
+
+
 def test_the_progress_bar_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar(enabled=True, total=2, title=HOSTILE) as bar:
         bar.say(f"resumed {HOSTILE}")

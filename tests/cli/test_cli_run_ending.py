@@ -10,6 +10,8 @@ import pytest
 from experiment_files import change, write
 
 from ippo_lightning.cli.main import main
+from ippo_lightning.cli.run_ending import ending_lines
+from ippo_lightning.storage.run_folder import RunFolder
 
 POLICY = "model.init_args.policy.init_args"
 
@@ -55,3 +57,14 @@ def test_a_run_that_is_refused_names_no_model(
     change(experiment, "model.init_args.reward", "rewards_for_tests.raises")
     assert main(["fit", "--config", write(experiment, tmp_path)]) != 0
     assert "Next:" not in capsys.readouterr().out
+
+
+def test_a_run_in_environments_names_commands_that_take_it(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "policy.safetensors").touch()
+    assert ending_lines(RunFolder(tmp_path), evaluates="episodes") == [
+        f"Model: {tmp_path / 'model'}",
+        "Next:",
+        f"  ippo evaluate --config {tmp_path / 'config.yaml'} --checkpoint last",
+        f"  ippo report {tmp_path}",
+    ]

@@ -14,7 +14,7 @@ from small_environments import register
 
 from ippo_lightning import ControlPPOModule, FabricLoop
 from ippo_lightning.algorithms import GAE, GroupBaseline
-from ippo_lightning.callbacks import InfluenceFilter
+from ippo_lightning.callbacks import CompletionsTable, EpisodeLog, InfluenceFilter
 from ippo_lightning.data import ControlDataModule, TextDataModule
 from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.errors import UserError
@@ -278,3 +278,20 @@ def test_micro_batches_are_allowed_without_normalisation() -> None:
 def test_texts_are_no_data_of_an_environment() -> None:
     with pytest.raises(UserError, match="TextDataModule is not for environments"):
         module_of().use_data(TextDataModule.__new__(TextDataModule))
+
+
+@pytest.mark.parametrize("callback", [EpisodeLog, CompletionsTable])
+def test_a_callback_that_writes_texts_is_refused_before_the_first_iteration(
+    callback: type[Callback], tmp_path: Path
+) -> None:
+    expected = f"^callbacks: {callback.__name__} writes prompts and responses, and ControlPPOModule has none; leave it"
+    with pytest.raises(UserError, match=expected):
+        loop_of(tmp_path / "run", module_of(), callbacks=(callback(),)).fit()
+    assert not (tmp_path / "run" / HISTORY).exists()
+
+
+def test_results_count_episodes_and_not_prompts(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path / "run", module_of())
+    loop.num_prompts = 2
+    assert loop.describe_evaluation({})["num_episodes"] == 2
+    assert "num_prompts" not in loop.describe_evaluation({})

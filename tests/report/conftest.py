@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ippo_lightning.report.rendering import Figure
+
 PAIRS = {"ppo": (0.90, 0.44, 1.0), "random": (0.895, 0.42, 0.5), "ippo": (0.925, 0.20, 0.53)}
 TITLES = {"sft": "SFT", "ppo": "PPO", "random": "Random half", "ippo": "I-PPO"}
 LABELS = ("faithful", "false_positive", "shortcut", "nonsense", "wrong_answer")
@@ -158,3 +160,18 @@ def folder_maker() -> type[FolderMaker]:
 @pytest.fixture
 def folders(tmp_path: Path) -> FolderMaker:
     return FolderMaker(tmp_path / "comparison")
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a report draw nothing: figures take nearly all of its time, and most tests read its words only."""
+    stub = Figure("reward", "A caption.", "an alternative text", "data:image/png;base64,")
+    monkeypatch.setattr("ippo_lightning.report.writing.draw_figures", lambda *_: {"reward": stub})
+
+
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a report have four figures, which take a fraction of the time of all of them."""
+    names = ("exact_match", "sft_loss", "results", "score_histogram")
+    for module in ("all_figures", "writing"):
+        monkeypatch.setattr(f"ippo_lightning.report.{module}.ALL_FIGURES", names)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import random
+import statistics
 from pathlib import Path
 
-from ippo_lightning.report.evidence import extremes, label_meanings
+from ippo_lightning.report.evidence import NUM_EXTREMES, extremes, label_meanings
 from ippo_lightning.report.records import EpisodeRow, Method, Run
 
 
@@ -38,6 +40,23 @@ def test_the_first_of_each_iteration_come_before_the_second_of_any():
     found = extremes(method(*small, *large), most_positive=True)
     assert [(row.episode.score, row.rank) for row in found] == [(0.2, 1), (5.0, 1), (0.19, 2), (4.0, 2)]
     assert [row.episode.score for row in extremes(method(*small, *large), most_positive=False)] == [-9.0, -0.01]
+
+
+def test_the_order_is_that_of_the_guide():
+    """By rank; of equal ranks, by the size relative to the mean absolute score of the iteration."""
+    generator = random.Random(0)
+    rows = [
+        episode(score=generator.gauss(0, 10.0**iteration), response=f"{iteration} {i}", iteration=iteration)
+        for iteration in range(4)
+        for i in range(9)
+    ]
+    expected = []
+    for iteration in range(4):
+        members = sorted((row.score for row in rows if row.iteration == iteration), reverse=True)
+        scale = statistics.fmean(map(abs, members))
+        expected += [(rank, -score / scale, score) for rank, score in enumerate(members, start=1) if score > 0]
+    found = extremes(method(*rows), most_positive=True)
+    assert [row.episode.score for row in found] == [score for _, _, score in sorted(expected)[:NUM_EXTREMES]]
 
 
 def test_an_equal_text_is_shown_once_with_its_most_extreme_score():

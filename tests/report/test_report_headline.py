@@ -53,7 +53,8 @@ def test_one_seed_gives_numbers_and_no_finding():
     expected = f"I-PPO against PPO on one seed: exact match +2.0 points, unfaithful fraction {MINUS}20.0 points"
     assert headline(results) == expected
     assert [finding.word for finding in findings(results, "ippo")] == ["unclear", "unclear"]
-    assert "no finding" in lead(results)[0]
+    assert lead(results)[0] == "Exact match: 90.0 % against 90.0 %, +2.0 points."
+    assert lead(results)[-1].startswith("One seed only, so no finding")
 
 
 def test_a_slower_method_is_called_slower():

@@ -115,11 +115,29 @@ def test_a_sentence_counts_what_is_not_good():
         sft=run([]),
     )
     found = health(shown)
-    assert health_words(found, shown.methods["ippo"]) == (
-        "Health of IPPO: 1 bad (clip fraction), 1 to watch (KL of an update, nats per token), 1 good."
+    assert health_words(found, list(shown.methods.values())) == [
+        "Health of PPO: 1 good.",
+        "Health of IPPO: 1 bad (clip fraction), 1 to watch (KL of an update, nats per token), 1 good.",
+    ]
+
+
+def test_runs_with_the_same_verdicts_share_a_sentence_and_others_do_not():
+    shown = comparison(
+        a=run([{"update/clip_fraction": 0.9}]),
+        b=run([{"update/clip_fraction": 0.1}]),
+        c=run([{"update/clip_fraction": 0.8}]),
     )
-    assert health_words(found, shown.methods["ppo"]) == "Health of PPO: 1 good."
-    assert health_words(found, shown.methods["sft"]) is None
+    assert health_words(health(shown), list(shown.methods.values())) == [
+        "Health of A and C: 1 bad (clip fraction).",
+        "Health of B: 1 good.",
+    ]
+
+
+def test_a_run_in_environments_is_not_judged_by_numbers_of_texts():
+    texts = {"rollout/truncated_fraction": 0.0, "rollout/kl": 0.0, "rollout/response_tokens_mean": 1.0}
+    numbers = {**texts, "update/approx_kl": 0.01}
+    assert set(rows_of([{**numbers, "rollout/finished_episodes": 3.0}])) == {"KL of an update, nats per action"}
+    assert len(rows_of([numbers])) == 3
 
 
 def test_runs_that_recorded_nothing_have_no_health():

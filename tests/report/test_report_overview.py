@@ -28,10 +28,10 @@ def sentences(*folders):
 
 def test_a_run_alone_is_told_from_start_to_end(run):
     assert sentences(run) == [
-        "75.0 % of the responses to the test prompts are right.",
-        "Exact match on validation prompts went from 40.0 % at the start to 60.0 % in the last third.",
+        "The fraction of right responses to the test prompts is 75.0 %.",
+        "From the start to the last third, exact match on validation prompts went from 40.0 % to 60.0 %.",
         # the mean of 0.7 and 0.9
-        "The mean reward of the sampled episodes went from 0.500 at the start to 0.800 in the last third.",
+        "From the start to the last third, the mean reward of the sampled episodes went from 0.500 to 0.800.",
     ]
 
 
@@ -51,17 +51,24 @@ def test_a_single_run_has_an_interval_over_its_prompts(run):
     }
     (run / "test_prompts.json").write_text(json.dumps(counts))
     # Of two prompts with 1 and 1/2, resamples have the means 1/2, 3/4 and 1.
-    expected = "75.0 % of the responses to the test prompts are right (95 % interval over prompts 50.0 to 100.0 %)."
-    assert sentences(run)[0] == expected
+    assert sentences(run)[0] == (
+        "The fraction of right responses to the test prompts is 75.0 % (95 % interval over prompts 50.0 to 100.0 %)."
+    )
+
+
+def test_a_run_in_environments_has_a_return(run):
+    (run / "results.json").write_text(json.dumps({"episode_return": 200.0, "environment": "CartPole-v1"}))
+    assert sentences(run)[0] == "The mean return of the test episodes is 200."
 
 
 def test_several_runs_are_named(run, folders):
     other = folders.run("ippo", 1, iterations=2)
     found = sentences(run, other)
-    assert found[0].startswith("ppo: 75.0 %")
-    assert any(line.startswith("ippo: ") for line in found)
+    assert found[0].startswith("The fraction of right responses to the test prompts is 75.0 % in ppo and ")
+    # One sentence per number, and not one per number and run.
+    assert len({sentence[:60] for sentence in found}) == len(found)
 
 
 def test_a_run_that_did_not_finish_has_no_final_numbers(run):
     (run / "results.json").unlink()
-    assert sentences(run)[0].startswith("Exact match on validation prompts")
+    assert sentences(run)[0].startswith("From the start to the last third, exact match on validation prompts")

@@ -9,9 +9,11 @@ import pytest
 from ippo_lightning.report import read_comparison, write_report
 from ippo_lightning.report.parts import PARTS, model_parts
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def test_numbers_are_averaged_over_the_iterations_and_seeds_that_have_them(folders) -> None:
-    root = folders.comparison(seeds=2, methods=("ppo", "ippo"), iterations=4)
+    root = folders.comparison(seeds=2, methods=("ppo", "ippo"), iterations=4, episodes=4)
     for seed, values in ((1, (0.2, 0.4)), (2, (0.6, 0.8))):
         path = root / "ippo" / f"seed_{seed}" / "history.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -23,6 +25,6 @@ def test_numbers_are_averaged_over_the_iterations_and_seeds_that_have_them(folde
 
 
 def test_runs_that_recorded_nothing_show_nothing(folders) -> None:
-    root = folders.comparison(seeds=1, methods=("ppo", "ippo"))
+    root = folders.comparison(seeds=1, methods=("ppo", "ippo"), iterations=2, episodes=4)
     assert model_parts(read_comparison(root), PARTS) == {}
     assert "Which part of the model" not in write_report(root).read_text()

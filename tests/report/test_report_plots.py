@@ -4,14 +4,17 @@ import itertools
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import matplotlib.image
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 from ippo_lightning import report
-from ippo_lightning.report.canvas import method_colours, spread
+from ippo_lightning.report.canvas import PART_COLOURS, method_colours, spread, wrapped
 from ippo_lightning.report.histogram import _edges
+from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.summary import bootstrap_bounds, bootstrap_interval
 
 CURVES = ("reward", "exact_match", "unfaithful_fraction", "kept_fraction", "iteration_seconds", "effective_sample_size")
@@ -167,6 +170,78 @@ def test_scores_of_different_scale_make_the_axis_logarithmic(folders, tmp_path, 
 
 
 NAMES, PLACES = ("q10", "q25", "median", "q75", "q90"), (-1.0, -0.2, 0.1, 0.5, 2.0)
+
+
+def test_a_method_has_one_colour_in_all_figures(three_seeds, tmp_path, monkeypatch):
+    mine = method_colours(three_seeds)["ippo"]
+    others = {colour for name, colour in method_colours(three_seeds).items() if name != "ippo"}
+    alone = replace(three_seeds, methods={**three_seeds.methods})
+    for name, call in (("score_quantiles", "fill_between"), ("score_histogram", "hist"), ("kept_fraction", "plot")):
+        drawn = noted(monkeypatch, call)
+        PLOTS[name](alone, tmp_path / f"{name}.png")
+        colours = {to_hex(one, keep_alpha=False).upper() for _, given in drawn for one in as_list(given) if one}
+        assert mine in colours
+        # Scores are those of the one method that has some.
+        assert name == "kept_fraction" or not colours & {other.upper() for other in others}
+
+
+def as_list(given):
+    return given if isinstance(given, list) else [given]
+
+
+def test_stages_of_an_iteration_are_not_taken_for_methods():
+    many = {str(i): Method(str(i), str(i), ()) for i in range(12)}
+    colours = list(method_colours(Comparison(Path(), many)).values())
+    assert len(set(colours)) == 12
+    assert not set(colours) & set(PART_COLOURS)
+
+
+def test_a_result_without_any_number_has_no_panel(folders, tmp_path, monkeypatch):
+    folder = folders.run("ppo", 1, iterations=1)
+    (folder / "results.json").write_text(json.dumps({"exact_match": 0.75, "unfaithful_fraction": None}))
+    titles = noted(monkeypatch, "set_title")
+    words = report.plot_results(report.gather_runs([folder], root=tmp_path), tmp_path / "results.png")
+    assert [title for title, _ in titles] == ["Exact match"]
+    assert words == "Final results of each method, with seeds and intervals. ppo: exact match 75.0 %."
+    (folder / "results.json").write_text("{}")
+    assert report.plot_results(report.gather_runs([folder], root=tmp_path), tmp_path / "results.png") is None
+
+
+def test_both_parts_of_a_histogram_have_room_for_the_higher_bars(folders, tmp_path, monkeypatch):
+    folder = folders.run("ippo", 1, iterations=1)
+    early = [{"iteration": 0, "score": float(i), "weight": 1.0} for i in range(-20, 21)]
+    late = [{"iteration": 1, "score": 5.0, "weight": 1.0} for _ in range(41)]  # one bar of 100 %
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in early + late))
+    panels = []
+    original = Axes.sharey
+    monkeypatch.setattr(Axes, "sharey", lambda self, other: (original(self, other), panels.append(self)))
+    report.plot_score_histogram(report.gather_runs([folder], root=tmp_path), tmp_path / "scores.png")
+    assert panels[0].get_ylim()[1] >= 1
+
+
+def test_a_long_title_is_broken_between_words_and_keeps_its_end():
+    assert wrapped("word_problems/smollm2-135m/ippo", width=30) == "word_problems/smollm2-135m/\nippo"
+    first, second = (wrapped(f"word_problems/smollm2-135m+lora/{name}", width=15) for name in ("ippo", "ippo_fast"))
+    assert first != second
+    for shown in (first, second, wrapped("x" * 100, width=15), wrapped("a very long name of one method", width=15)):
+        assert len(shown.splitlines()) <= 2
+        assert max(map(len, shown.splitlines())) <= 15
+        assert "…" in shown
+
+
+def test_a_curve_of_one_point_has_its_iteration_as_only_label(tmp_path, monkeypatch, folders):
+    folder = folders.run("ppo", 1, iterations=1)
+    rows = [{"iteration": 41, "rollout/reward_mean": 0.123456789}]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panels, starts = [], noted(monkeypatch, "axhline")
+    original = Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda self, *a, **b: (panels.append(self), original(self, *a, **b))[1])
+    report.plot_curve(report.gather_runs([folder], root=tmp_path), tmp_path / "c.png", report.CURVES["reward"])
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == ["41"]
+    assert not starts  # the line would strike through the name of the curve
+    assert panels[0].yaxis.get_offset_text().get_text() == ""
+    low, high = panels[0].get_ylim()
+    assert sum(low <= tick <= high for tick in panels[0].get_yticks()) >= 3
 
 
 @pytest.mark.parametrize("scores", [[0.0], [1.0, 2.0], [-1e-9, -1e-12], [-1.0, 1e6, 3.0]])

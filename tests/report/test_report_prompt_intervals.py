@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from ippo_lightning.report.prompt_intervals import prompt_interval
+from ippo_lightning.report.prompt_intervals import paired_interval, prompt_interval
 from ippo_lightning.report.records import PromptOutcomes
+from ippo_lightning.run.evaluation_numbers import Ratio, differences
 
 # Five prompts with four samples each.
 OUTCOMES = PromptOutcomes(
@@ -85,3 +86,23 @@ def test_there_is_no_interval_without_enough_prompts(outcomes, metric):
 
 def test_an_interval_repeats_itself():
     assert prompt_interval(OUTCOMES, "exact_match") == prompt_interval(OUTCOMES, "exact_match")
+
+
+def test_a_paired_interval_is_that_of_an_evaluation_of_both_runs():
+    """`ippo evaluate` computes it from the items themselves."""
+    other = PromptOutcomes(2, (4,) * 5, (4, 4, 1, 2, 2), (4, 4, 1, 2, 2), (0, 1, 0, 0, 1), (1.0, 1.0, None, 0.5, 0.0))
+    for metric, first, second in (
+        ("exact_match", (OUTCOMES.correct, OUTCOMES.samples), (other.correct, other.samples)),
+        ("unfaithful_fraction", (OUTCOMES.unfaithful, OUTCOMES.judged), (other.unfaithful, other.judged)),
+    ):
+        one, two = (Ratio(*(np.array(column, dtype=float) for column in columns)) for columns in (first, second))
+        found = differences({"it": one}, {"it": two}, pairs=[(i, i) for i in range(5)])["it"]
+        assert paired_interval(OUTCOMES, other, metric) == pytest.approx(found["interval"], rel=1e-12)
+
+
+def test_what_is_hard_in_both_runs_cancels():
+    easy_and_hard = PromptOutcomes(1, (4,) * 6, (4, 4, 4, 1, 1, 1), (0,) * 6, (0,) * 6, (None,) * 6)
+    lower = PromptOutcomes(1, (4,) * 6, (3, 3, 3, 0, 0, 1), (0,) * 6, (0,) * 6, (None,) * 6)
+    low, high = paired_interval(easy_and_hard, lower, "exact_match") or (-1, 1)
+    # One response of four at five prompts, none at the sixth; each number alone is uncertain by more than a half.
+    assert -0.25 <= low < high < -0.1

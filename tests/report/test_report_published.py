@@ -33,6 +33,7 @@ def shown(comparison: Comparison) -> str:
     return published_markdown(comparison, summarise(comparison))
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_matching_comparison_shows_the_numbers_and_names_the_paper(folders: Any) -> None:
     comparison = listed_comparison(folders, axes=MATCHING)
     page = write_report(comparison.root).read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Fabric
 from lightning.fabric.loggers import CSVLogger
 from training_parts import TINY, tiny_data, tiny_loop, tiny_module, tiny_policy
@@ -30,7 +32,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two iterations that came to its end."""
     folder = tmp_path_factory.mktemp("ended") / "run"
     loop = tiny_loop(folder, tiny_module(), test_at_end=True, save_model=True, callbacks=[EpisodeLog()])
-    loop.config = "seed_everything: 5\n"
+    loop.config, loop.command = "seed_everything: 5\n", "ippo fit --task mine"
     loop.fit()
     return folder
 
@@ -129,6 +131,7 @@ def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
         "config.yaml",
         "history.jsonl",
         "mine.txt",
+        "origin.json",
     ]
     assert len((run / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
@@ -138,7 +141,20 @@ def test_the_results_of_an_earlier_end_are_not_those_of_a_longer_run(run: Path) 
     tiny_loop(run, tiny_module(), max_iterations=4, resume=True, callbacks=[EpisodeLog()]).fit()
     assert not (run / "results.json").exists()
     assert (run / "results_0000002.json").read_bytes() == earlier
-    assert "stopped after iteration 3" in why_unfinished(read_run(run))
+    assert why_unfinished(read_run(run)) == "ended after iteration 3 without a final test"
+
+
+def test_a_run_writes_with_what_it_began_and_keeps_it_when_it_goes_on(run: Path) -> None:
+    longer = tiny_loop(run, tiny_module(), max_iterations=3, resume=True)
+    longer.command = "ippo fit --resume"
+    longer.fit()
+    origin = json.loads((run / "origin.json").read_text(encoding="utf-8"))
+    assert origin["command"] == "ippo fit --task mine"
+    assert origin["versions"]["torch"] == torch.__version__
+    assert origin["machine"].startswith(platform.machine())
+    # Nothing that names a user or a host.
+    assert platform.node() not in json.dumps(origin)
+    assert str(Path.home()) not in json.dumps(origin)
 
 
 def test_a_report_does_not_mix_results_with_a_longer_history(run: Path) -> None:
