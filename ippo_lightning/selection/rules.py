@@ -270,7 +270,8 @@ def decide(
     if not len(places):
         return factors
     # the rule sees only candidates, so its means and counts are over what can still be in the update
-    candidates, members = table.select(places), slice(None)
+    candidates = table.select(places)
+    members: Tensor | slice = slice(None)
     if whole_groups is not None:
         candidates, members = by_group(candidates, how=whole_groups)
     chosen = _checked(rule.keep(candidates), candidates, method=f"{type(rule).__name__}.keep", is_mask=True)
