@@ -15,7 +15,7 @@ class CriticWarmup(EvaluatedModule):
     """A module with a policy and a critic, of which the critic may learn alone at first.
 
     A critic at random values gives advantages that are noise, and the policy would follow it. Source: VC-PPO, Yuan et
-    al. 2025, arXiv 2503.01491, section 3.2.
+    al. 2025, arXiv 2503.01491, whose value pretraining this is, on the rollouts of the run itself.
     """
 
     update_settings: UpdateSettings

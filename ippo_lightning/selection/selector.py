@@ -56,7 +56,7 @@ class SelectorSettings:
             require_choice("InfluenceFilter.whole_groups", self.whole_groups, get_args(WholeGroups))
             # votes of groups of demonstrations are about single rows
             if self.drop_when == "all":
-                raise UserError("InfluenceFilter.drop_when: all decides row by row; set whole_groups to null, or mean")
+                raise UserError("InfluenceFilter.drop_when: all decides row by row; use mean, or whole_groups: null")
         require_choice("InfluenceFilter.baselines", self.baselines, get_args(Baselines))
 
 
