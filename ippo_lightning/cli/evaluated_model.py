@@ -115,5 +115,6 @@ def use_model(experiment: Namespace, pretrained: str) -> None:
     for name, value in _OF_ANOTHER_MODEL.items():
         if name in arguments:
             arguments[name] = value
-    if arguments.get("value") == "separate":  # a second large model, which an evaluation does not use
+    # a second large model or an adapter on the old one, which an evaluation does not use
+    if arguments.get("value") in ("separate", "adapter"):
         arguments["value"] = "head"

@@ -26,6 +26,7 @@ KINDS = {
     "head": {},
     "separate": {"value": "separate"},
     "head on an adapter": {"lora": LoraSettings(r=2)},
+    "adapter": {"value": "adapter", "lora": LoraSettings(r=2)},
 }
 
 
