@@ -24,6 +24,7 @@ from ippo_lightning.selection.module_interface import (
 from ippo_lightning.selection.rules import RuleName, build_rule
 from ippo_lightning.selection.selector import OnEmpty, Selector, SelectorSettings
 from ippo_lightning.selection.targets import build_target
+from ippo_lightning.selection.whole_groups import Baselines, WholeGroups
 
 
 class InfluenceFilter(Callback):
@@ -47,12 +48,17 @@ class InfluenceFilter(Callback):
             null for 1.
         max_weight: cap of a weight, >= 1; the mean of the kept weights stays 1. Null for none.
         min_keep: minimum number of kept episodes, over all ranks; the best of the dropped come back.
-        warmup_iterations: number of first iterations without filtering.
+        warmup_iterations: number of first iterations without filtering; those of `update.critic_warmup_iterations`,
+            which are never filtered, count.
         every_n_iterations: filter every n-th iteration, plain PPO in between.
         on_empty: what happens if nothing is kept on any rank: `skip` the update, `keep_all`, or `stop` the run.
         monitor_only: log the decisions, and do not change the plan.
         drop_when: an episode is dropped if its score along the `mean` gradient of the target is too low, or only if
             the scores along the gradients of `all` groups of demonstrations (`scoring.health_groups`) are.
+        whole_groups: keep or drop the responses to a prompt as one: the rule sees one row per group, with the `mean`
+            or the `sum` of its scores (or rewards, ...), and `min_keep` counts groups. Null to decide row by row.
+        baselines: what kept rows are compared with: `all` rows that were sampled, or the `kept` ones only, whose
+            advantages are then estimated again. Of an algorithm without a critic.
         scoring: how scores are made; see `ScoringSettings`.
         target: what scores are about: `Demonstrations` by default, `ReturnOfBuffer`, or a `Target` by class_path.
         demonstrations: batches for `validation_loss`, the same on each rank; null for those of the data module's
@@ -83,6 +89,8 @@ class InfluenceFilter(Callback):
         on_empty: OnEmpty = "skip",
         monitor_only: bool = False,
         drop_when: Literal["mean", "all"] = "mean",
+        whole_groups: WholeGroups | None = None,
+        baselines: Baselines = "all",
         scoring: ScoringSettings | None = None,
         target: Target | None = None,
         demonstrations: Sequence[Any] | None = None,
@@ -109,6 +117,8 @@ class InfluenceFilter(Callback):
                 monitor_only=monitor_only,
                 drop_when=drop_when,
                 skips_nonfinite=on_nonfinite == "skip",
+                whole_groups=whole_groups,
+                baselines=baselines,
             ),
             scoring=scoring or ScoringSettings(),
             interface=interface,
@@ -126,6 +136,11 @@ class InfluenceFilter(Callback):
         """Name of the state in a checkpoint: `lightning.Trainer` takes two filters only if their names differ."""
         parts = (self.selector.rule.name, type(self.selector.target).__name__)
         return super().state_key if parts == ("influence", "Demonstrations") else f"{super().state_key}{list(parts)}"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse settings that do not fit the module's algorithm, before the first iteration."""
+        if stage == "fit":
+            self.selector.require_module(pl_module)
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score and select; called by modules that make a plan of their update."""
@@ -201,7 +216,8 @@ class InfluenceFilter(Callback):
         if not part:  # counted before the filter runs: later micro-batches belong to the same iteration
             self.iteration += 1
         iteration = self.iteration - 1
-        if not self.is_due(iteration):
+        # In the critic's warm-up no policy loss counts, so that there is nothing to filter.
+        if not self.is_due(iteration) or not plan.trains_policy:
             return {}
         weights = self.selector.change(plan, module=pl_module, trainer=trainer, iteration=iteration, part=part)
         return self.accumulation.together(plan.metrics, weights, rows=len(plan.weights))

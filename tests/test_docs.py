@@ -321,6 +321,7 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
         "rollout/sampler_gap_max",
         "rollout/reward/NAME",
         "rollout/zero_variance_fraction",
+        "update/critic_only",
         "eval/reward",
         "eval/reward/NAME",
     }

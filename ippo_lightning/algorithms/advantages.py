@@ -50,6 +50,9 @@ class GAE(AdvantageEstimator):
     Args:
         gamma: discount per step, in [0, 1].
         gae_lambda: trace decay per step, in [0, 1].
+        value_lambda: trace decay of the returns that the critic learns, in [0, 1]; null for `gae_lambda`. At 1 they are
+            the rewards to come, without a bias from the critic itself (VC-PPO, arXiv 2503.01491; VAPO, arXiv
+            2504.05118).
         bootstrap_truncated: whether a response cut by the length limit counts as unfinished. For environments,
             `terminated` tells.
         whiten: whether advantages get mean 0 and variance 1 over all steps of all ranks, before any callback filters.
@@ -60,6 +63,7 @@ class GAE(AdvantageEstimator):
 
     gamma: float = 1.0
     gae_lambda: float = 0.95
+    value_lambda: float | None = None
     bootstrap_truncated: bool = False
     whiten: bool = True
 
@@ -68,33 +72,14 @@ class GAE(AdvantageEstimator):
     def __post_init__(self) -> None:
         for name in ("gamma", "gae_lambda"):
             require_range(f"advantages.{name}", getattr(self, name), at_least=0, at_most=1)
+        if self.value_lambda is not None:
+            require_range("advantages.value_lambda", self.value_lambda, at_least=0, at_most=1)
 
     def __call__(self, episodes: Record) -> Record:
         """Return the episodes with `advantages` and `returns` (advantages + values before whitening)."""
-        # A fragment of an environment may contain several episodes and end in the middle of one, so its record states
-        # where they end. A response is one episode.
-        if isinstance(episodes, ControlEpisodes):
-            advantages = gae(
-                rewards=episodes.rewards,
-                values=episodes.values,
-                next_values=episodes.next_values,
-                terminated=episodes.terminated,
-                done=episodes.done,
-                mask=episodes.mask,
-                gamma=self.gamma,
-                gae_lambda=self.gae_lambda,
-            )
-            returns = torch.where(episodes.mask, advantages + episodes.values, torch.zeros_like(advantages))
-        else:
-            advantages, returns = response_gae(
-                rewards=episodes.rewards,
-                values=episodes.values,
-                mask=episodes.mask,
-                truncated=episodes.truncated,
-                gamma=self.gamma,
-                gae_lambda=self.gae_lambda,
-                bootstrap_truncated=self.bootstrap_truncated,
-            )
+        advantages, returns = self._estimated(episodes, self.gae_lambda)
+        if self.value_lambda is not None:
+            _, returns = self._estimated(episodes, self.value_lambda)
         # The returns are not whitened: the critic learns in units of the reward, which do not change with each batch.
         if self.whiten:
             # over all ranks: with the moments of one rank, the same episode would weigh differently on each
@@ -102,6 +87,32 @@ class GAE(AdvantageEstimator):
             mean, variance = mean_and_variance(Moments(*moments))
             advantages = whiten(values=advantages, mask=episodes.mask, mean=mean, variance=variance)
         return episodes.evolve(advantages=advantages, returns=returns)
+
+    def _estimated(self, episodes: Episodes, decay: float) -> tuple[Tensor, Tensor]:
+        """Return advantages by one trace decay, and advantages + values, both of shape [rows, steps]."""
+        # A fragment of an environment may contain several episodes and end in the middle of one, so its record states
+        # where they end. A response is one episode.
+        if not isinstance(episodes, ControlEpisodes):
+            return response_gae(
+                rewards=episodes.rewards,
+                values=episodes.values,
+                mask=episodes.mask,
+                truncated=episodes.truncated,
+                gamma=self.gamma,
+                gae_lambda=decay,
+                bootstrap_truncated=self.bootstrap_truncated,
+            )
+        advantages = gae(
+            rewards=episodes.rewards,
+            values=episodes.values,
+            next_values=episodes.next_values,
+            terminated=episodes.terminated,
+            done=episodes.done,
+            mask=episodes.mask,
+            gamma=self.gamma,
+            gae_lambda=decay,
+        )
+        return advantages, torch.where(episodes.mask, advantages + episodes.values, torch.zeros_like(advantages))
 
 
 @dataclass(frozen=True, kw_only=True)

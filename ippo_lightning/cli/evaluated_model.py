@@ -148,5 +148,6 @@ def use_model(experiment: Namespace, model: EvaluatedModel) -> None:
         if name not in arguments:
             raise UserError(f"{model.option}: {name} is no argument of the policy of the run; expected a fitting file")
         arguments[name] = value
-    if arguments.get("value") == "separate":  # a second large model, which an evaluation does not use
+    # a second large model or an adapter on the old one, which an evaluation does not use
+    if arguments.get("value") in ("separate", "adapter"):
         arguments["value"] = "head"

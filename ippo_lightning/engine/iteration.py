@@ -85,7 +85,7 @@ def run_iteration(
     episodes = without_broken(estimated, ("advantages",), rule=settings.on_nonfinite)
     left_out += len(estimated) - len(episodes)
     # 5. callbacks decide what each episode is worth
-    plan = UpdatePlan(episodes=episodes)
+    plan = UpdatePlan(episodes=episodes, trains_policy=iteration >= settings.critic_warmup_iterations)
     if settings.mask_truncated:
         # Before the callbacks, which then see what the update would train on.
         plan.drop(episodes.truncated, reason="truncated")
@@ -100,6 +100,7 @@ def run_iteration(
         **outcome.metrics,
         "update/kept_fraction": outcome.kept_fraction,
         "update/optimizer_steps": float(outcome.optimizer_steps),
+        **({"update/critic_only": float(not plan.trains_policy)} if settings.critic_warmup_iterations else {}),
         **plan.metrics,
         **{f"time/{stage}_seconds": taken for stage, taken in seconds.items()},
     }

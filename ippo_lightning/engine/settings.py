@@ -32,6 +32,8 @@ class UpdateSettings:
             minibatches, to compare methods at equal optimizer steps.
         train_value_on_dropped: whether the critic (and the entropy bonus) still learns from episodes of weight zero.
         mask_truncated: leave episodes that the length limit cut out of the loss; they still count in the baseline.
+        critic_warmup_iterations: number of first iterations in which the critic learns alone, and the policy keeps its
+            weights. Filters do nothing then, and the KL coefficient does not move.
         on_nonfinite: what NaN or infinity in an episode's reward, log-prob, value, loss or gradient does: `stop` the
             run, or `skip` the episode; either way it is named.
 
@@ -49,11 +51,13 @@ class UpdateSettings:
     steps_after_filtering: Literal["fewer", "same"] = "fewer"
     train_value_on_dropped: bool = False
     mask_truncated: bool = False
+    critic_warmup_iterations: int = 0
     on_nonfinite: OnNonfinite = "stop"
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "minibatch_size", "micro_batch_size"):
             require_range(f"update.{name}", getattr(self, name), at_least=1, integer=True)
+        require_range("update.critic_warmup_iterations", self.critic_warmup_iterations, at_least=0, integer=True)
         require_max_tokens("update.max_tokens", self.max_tokens)
         if self.max_grad_norm is not None:
             require_range("update.max_grad_norm", self.max_grad_norm, above=0)

@@ -24,7 +24,7 @@ from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import Moments, masked_moments, mean_and_variance
 from ippo_lightning.metrics import ReturnMetrics
 from ippo_lightning.modules.control_parts import EPSILON, require_parts, require_whole_minibatches, with_unit_advantages
-from ippo_lightning.modules.evaluated import EvaluatedModule
+from ippo_lightning.modules.critic_warmup import CriticWarmup, require_critic
 from ippo_lightning.modules.loss_outputs import Reduction, checked_terms, sums_for_log
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.policies import MLP, PolicyBuilder, PolicyOutput
@@ -35,7 +35,7 @@ from ippo_lightning.rollouts import ControlRollouts, EnvironmentSettings, play_e
 NormaliseAdvantages = Literal["minibatch", "none"]
 
 
-class ControlPPOModule(EvaluatedModule):
+class ControlPPOModule(CriticWarmup):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of an actor and a critic in environments.
 
     One `training_step` is one iteration: `num_steps` steps of each environment, advantages, then each transition is a
@@ -94,6 +94,7 @@ class ControlPPOModule(EvaluatedModule):
         self.loss, self.value_loss = loss or ClippedLoss(), value_loss or ValueLoss(coef=1.0, clip_range=None)
         self.advantages = advantages or GAE(gamma=0.99, whiten=False)
         require_parts(self.loss, self.advantages)
+        require_critic(self.update_settings, self.value_loss, has_values=True)
         self.rollouts = ControlRollouts(environment)
         self.policy = (policy or MLP()).build(self.rollouts.spaces.observations, self.rollouts.spaces.actions)
         self.num_steps, self.entropy_coef = num_steps, entropy_coef
@@ -230,6 +231,7 @@ class ControlPPOModule(EvaluatedModule):
             bonus = reduced(output.entropy, minibatch.value_weights, minibatch.value_denominator)
             loss = loss - self.entropy_coef * bonus
         sums = sums_for_log(output, minibatch, loss=self.loss)
+        loss = self.loss_of_iteration(loss, value_loss)
         return loss, {**sums, "policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
     @property
@@ -275,12 +277,6 @@ class ControlPPOModule(EvaluatedModule):
 
     def _terms(self, output: PolicyOutput, episodes: ControlEpisodes) -> Tensor:
         return checked_terms(self.loss_terms, output, episodes, reads=self._reads)
-
-    # --- what the engine calls -----------------------------------------------------------------------
-
-    def take_step(self) -> float:
-        """Clip, step and clear the gradients; return the gradient norm before clipping."""
-        return self.clip_and_step(self.update_settings.max_grad_norm)
 
     # --- evaluation, checkpoints, model --------------------------------------------------------------
 

@@ -269,6 +269,7 @@ def replay_failed_step(module: BaseModule, step: Mapping[str, Any], *, watch: Wa
         UserError: the step is of a module with other parameters.
     """
     load_step_parameters(module, step)
+    module.iteration = int(step["iteration"])  # in the first ones the critic may learn alone
     device = next(module.parameters()).device
     calls = [tuple(rebuilt(value, device) for value in call) for call in step["calls"]]
     name = step["autocast"]

@@ -10,11 +10,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ippo_lightning.errors import UserError
 from ippo_lightning.modules.memory_passes import Weights, inference_pass, sampling_pass, training_pass
 from ippo_lightning.modules.model_shapes import ModelShape
 from ippo_lightning.records.pass_size import FIXED
 
 Method = Literal["sft", "ppo", "ippo"]
+CriticKind = Literal["head", "adapter"]
 GIB = 2**30
 
 GPUS = {
@@ -112,6 +114,7 @@ def estimate(
     method: Method,
     sizes: RunSizes,
     *,
+    critic: CriticKind = "head",
     optimizer: str = "adamw",
     adam_aware: bool = True,
     health_groups: int = 8,
@@ -121,15 +124,21 @@ def estimate(
     Args:
         shape: of the model.
         weights: how it is trained.
-        method: supervised fine-tuning, PPO with a value head, or PPO with the influence filter.
+        method: supervised fine-tuning, PPO, or PPO with the influence filter.
         sizes: of the run.
+        critic: of PPO: a value head, or one with an adapter of its own.
         optimizer: `adamw`, or `adamw_8bit`.
         adam_aware: as in `InfluenceFilter.scoring`.
         health_groups: as in `InfluenceFilter.scoring`; 0 with `health_every_n_iterations: 0`.
+
+    Raises:
+        UserError: a critic with an adapter on weights that train in full.
     """
-    trained = trained_parameters(shape, weights, method)
+    if critic == "adapter" and weights.is_full:
+        raise UserError(f"critic: 'adapter' needs a frozen base, and the weights are {weights.trained}; use head")
+    trained = trained_parameters(shape, weights, method, critic=critic)
     kept = {
-        "weights": weight_bytes(shape, weights) + (4 * (shape.hidden + 1) if method != "sft" else 0),
+        "weights": weight_bytes(shape, weights) + 4 * critic_parameters(shape, weights, method, critic=critic),
         # without an adapter, the KL penalty needs a second model
         "reference": 4 * shape.parameters() if weights.is_full and method != "sft" else 0,
         "optimizer": trained * optimizer_bytes(optimizer),
@@ -137,6 +146,9 @@ def estimate(
     base, copy = sum(kept.values()), 4 * trained
     sampling = sampling_pass(shape, weights, rows=sizes.sampled_rows, prompt=sizes.prompt, steps=sizes.response)
     update = training_pass(shape, weights, rows=sizes.update_rows, width=sizes.width, steps=sizes.response)
+    if critic == "adapter" and method != "sft":
+        # Its forward is a second one, kept beside the policy's until the backward; its head makes no logits.
+        update += training_pass(shape, weights, rows=sizes.update_rows, width=sizes.width, steps=1)
     # AdamW takes the root of all second moments at once, when the activations are gone.
     step = copy if optimizer == "adamw" else 0
     stages = {"sampling": base + sampling, "update": base + copy + max(update, step)}
@@ -182,10 +194,17 @@ def _influence(
     }
 
 
-def trained_parameters(shape: ModelShape, weights: Weights, method: Method) -> int:
-    """Return the number of parameters that train, those of the value head included."""
+def trained_parameters(shape: ModelShape, weights: Weights, method: Method, *, critic: CriticKind = "head") -> int:
+    """Return the number of parameters that train, those of the critic included."""
     policy = shape.parameters() if weights.is_full else shape.adapter_parameters(weights.rank)
-    return policy + (shape.hidden + 1 if method != "sft" else 0)
+    return policy + critic_parameters(shape, weights, method, critic=critic)
+
+
+def critic_parameters(shape: ModelShape, weights: Weights, method: Method, *, critic: CriticKind) -> int:
+    """Return the number of the critic's own parameters: those of its head, and of its adapter; 0 without a critic."""
+    if method == "sft":
+        return 0
+    return shape.hidden + 1 + (shape.adapter_parameters(weights.rank) if critic == "adapter" else 0)
 
 
 def weight_bytes(shape: ModelShape, weights: Weights) -> float:

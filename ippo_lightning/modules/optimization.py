@@ -75,8 +75,7 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
     """
     if not trainable:
         raise UserError("policy: 0 trainable parameters; full fine-tuning or lora has some")
-    # Any part of a name counts: the critic stands inside the policy, as in `policy.value_head.linear.weight`.
-    critic = {name for name in trainable if any(part in _CRITIC_NAMES for part in name.split("."))}
+    critic = set(filter(is_of_critic, trainable))
     value_rate = settings.value_learning_rate or settings.learning_rate
     groups = [
         {"params": [trainable[name] for name in trainable if name not in critic], "lr": settings.learning_rate},
@@ -92,6 +91,16 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
     return _optimizer_class(settings.kind)(
         groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay, **extra
     )
+
+
+def is_of_critic(name: str) -> bool:
+    """Return whether a parameter belongs to the value head or critic.
+
+    Args:
+        name: of the parameter.
+    """
+    # Any part of a name counts: the critic stands inside the policy, as in `policy.value_head.linear.weight`.
+    return any(part in _CRITIC_NAMES for part in name.split("."))
 
 
 def check_trained_dtypes(trained: Mapping[str, nn.Parameter]) -> None:

@@ -22,6 +22,7 @@ from ippo_lightning.algorithms import (
 from ippo_lightning.engine import UpdateSettings, run_iteration
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import KLEstimator, kl_estimate, shape_rewards
+from ippo_lightning.modules.critic_warmup import CriticWarmup, require_critic
 from ippo_lightning.modules.group_metrics import group_metrics
 from ippo_lightning.modules.loss_outputs import (
     Reduction,
@@ -42,7 +43,7 @@ from ippo_lightning.rollouts import collect_episodes
 from ippo_lightning.tasks import Grader
 
 
-class PPOModule(TextModule):
+class PPOModule(CriticWarmup, TextModule):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a language model.
 
     One `training_step` takes a batch of prompts through a full iteration: `rollout`, `compute_rewards`,
@@ -125,6 +126,7 @@ class PPOModule(TextModule):
         self.kl_estimator: KLEstimator = kl_estimator
         self.last_stats: UpdateStats | None = None
         require_parts(self.loss, self.advantages, loss_reads=self.loss_reads, policy=policy, sampling=own_sampling)
+        require_critic(self.update_settings, self.value_loss, has_values=policy.has_values)
 
     @property
     def reward(self) -> HeldReward:
@@ -167,7 +169,8 @@ class PPOModule(TextModule):
             )
         # Logged before it moves: this is the coefficient that the rewards of this iteration were made with.
         coef = self.kl_controller.coef
-        self.kl_controller.update(kl=stats.kl, num_episodes=stats.num_episodes)
+        if not self.is_critic_warmup:
+            self.kl_controller.update(kl=stats.kl, num_episodes=stats.num_episodes)
         self.last_stats = stats
         return self.finish_iteration(
             {
@@ -295,6 +298,7 @@ class PPOModule(TextModule):
             value_loss = reduced(terms, minibatch.value_weights, minibatch.value_denominator)
         loss = policy_loss + self.value_loss.coef * value_loss - self.entropy_coef * entropy
         sums = sums_for_log(output, minibatch, loss=self.loss)
+        loss = self.loss_of_iteration(loss, value_loss)
         return loss, {**sums, "policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
     # --- what the influence callback scores ----------------------------------------------------------
@@ -335,10 +339,6 @@ class PPOModule(TextModule):
         return importance_weighted(terms, episodes, self.importance_cap)
 
     # --- what the engine calls -----------------------------------------------------------------------
-
-    def take_step(self) -> float:
-        """Clip, step and clear the gradients; return the gradient norm before clipping."""
-        return self.clip_and_step(self.update_settings.max_grad_norm)
 
     def progress_state(self) -> dict[str, Any]:
         """Return counters and the KL controller's state."""

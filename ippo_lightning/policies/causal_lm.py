@@ -12,15 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.policies.adapter_critic import AdapterCritic
 from ippo_lightning.policies.adapters import embedding_rows, tokenizer_of_adapter
 from ippo_lightning.policies.chat import with_template
-from ippo_lightning.policies.contexts import checkpoint_gradients, disable_dropout
-from ippo_lightning.policies.critic import (
-    SeparateCritic,
-    ValueHead,
-    ValueKind,
-    build_critic,
-)
+from ippo_lightning.policies.contexts import disable_dropout
+from ippo_lightning.policies.critic import SeparateCritic, ValueKind, build_critic, checkpoint_networks
 from ippo_lightning.policies.generation.request import Samples, build_request
 from ippo_lightning.policies.generation.sampler import Sampler, build_sampler, sampler_key
 from ippo_lightning.policies.loading import (
@@ -41,6 +37,7 @@ from ippo_lightning.policies.start import start_of
 from ippo_lightning.policies.tokenization import TextFormat
 from ippo_lightning.policies.tokenizer_loading import eos_ids_of, keep_eos_ids, load_tokenizer
 from ippo_lightning.policies.train_mode import quieten
+from ippo_lightning.policies.value_head import ValueHead
 from ippo_lightning.records.finite_weights import require_finite_weights, trainable_weights
 from ippo_lightning.storage.quantized_loading import Quantization
 
@@ -74,8 +71,8 @@ class CausalLMPolicy(TrainableParts):
         double_quantization: quantise the scales of 4-bit weights too.
         compute_dtype: of products with 4-bit weights, "float32", "bfloat16" or "float16"; None for `dtype`.
         dtype: of the weights: "float32", "bfloat16" or "float16".
-        value: "head" reads the policy's own features, "separate" is a second model that trains in full, "none" is no
-            critic.
+        value: "head" reads the policy's own features, "adapter" has a second adapter on the same base, "separate" is a
+            second model that trains in full, "none" is no critic.
         value_init_std: standard deviation of the head's first weights; None is 1 / sqrt(hidden_size + 1).
         reference: "auto", "none", "copy", "adapter_off" or "adapter_copy"; see `resolve_reference`.
         gradient_checkpointing: compute activations again in the backward pass to save memory.
@@ -161,9 +158,9 @@ class CausalLMPolicy(TrainableParts):
         self.model: PreTrainedModel | PeftModel = base if lora is None else add_lora(base, lora, seed=seed + 1)
         as_loaded = adapter_as_loaded(self, lora.adapter_path) if self_check and lora else None
         self.value_head: ValueHead | None
-        self.critic: SeparateCritic | None
+        self.critic: AdapterCritic | SeparateCritic | None
         self.value_head, self.critic = build_critic(
-            value, base=base, source=source, tokenizer=self.tokenizer, lora=lora, init_std=value_init_std, seed=seed + 2
+            value, model=self.model, source=source, text=self.text, lora=lora, init_std=value_init_std, seed=seed + 2
         )
         if not keep_dropout:
             disable_dropout(self)
@@ -172,9 +169,7 @@ class CausalLMPolicy(TrainableParts):
             reference, self.reference_kind, self.model, trial_forward(self)
         )
         if gradient_checkpointing:  # not for a copied reference, which never runs a backward pass
-            checkpoint_gradients(self.language_model)
-            if self.critic is not None:
-                checkpoint_gradients(self.critic.trunk)
+            checkpoint_networks(self.language_model, self.critic)
         self.train()
         if self_check:
             check_policy(self, keep_dropout=keep_dropout, as_loaded=as_loaded)

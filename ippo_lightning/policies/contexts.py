@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -152,14 +152,15 @@ def disable_dropout(module: nn.Module) -> None:
                 setattr(child, name, 0.0)
 
 
-def checkpoint_gradients(network: PreTrainedModel) -> None:
+def checkpoint_gradients(network: PreTrainedModel, *, contexts: Callable[[], object] | None = None) -> None:
     """Compute activations again in the backward pass instead of keeping them.
 
     Args:
         network: changed in place.
+        contexts: returns those of a layer's forward, and of its forward in the backward pass; None for none.
     """
     # Non-reentrant checkpointing needs no gradient at the inputs, so a frozen embedding is no obstacle.
-    settings = {"use_reentrant": False}
+    settings: dict[str, Any] = {"use_reentrant": False, **({} if contexts is None else {"context_fn": contexts})}
     model: Any = network
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)

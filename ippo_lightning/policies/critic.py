@@ -1,57 +1,24 @@
-"""The critic: a head on the policy's own features, or a model of its own."""
+"""The critic: a head on the policy's own features or on those of an adapter of its own, or a model of its own."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ippo_lightning.errors import require_range
-from ippo_lightning.policies.contexts import seeded
-from ippo_lightning.policies.loading import ModelSource, merge_adapter
+from ippo_lightning.policies.adapter_critic import AdapterCritic, add_critic_adapter, checkpoint_contexts
+from ippo_lightning.policies.contexts import checkpoint_gradients
+from ippo_lightning.policies.loading import ModelSource, merge_adapter, transformers_model
 from ippo_lightning.policies.sequences import Sequences, without_padding
 from ippo_lightning.policies.settings import LoraSettings
+from ippo_lightning.policies.tokenization import TextFormat
+from ippo_lightning.policies.value_head import ValueHead
 
-ValueKind = Literal["none", "head", "separate"]
-
-
-class ValueHead(nn.Module):
-    """One number per token: V = w . features + b, computed in float32.
-
-    Initial weights are normal with standard deviation 1 / sqrt(hidden_size + 1) and the bias is zero, as in the value
-    head described in "The N Implementation Details of RLHF with PPO" (ICLR blog track 2024).
-
-    Args:
-        hidden_size: width of the features.
-        init_std: standard deviation of the initial weights; None for the default above; 0.0 starts every value at 0.
-        seed: start of the random numbers of the weights.
-
-    Raises:
-        UserError: `init_std` is negative.
-    """
-
-    def __init__(self, hidden_size: int, *, init_std: float | None = None, seed: int = 0) -> None:
-        super().__init__()
-        std = 1.0 / math.sqrt(hidden_size + 1) if init_std is None else init_std
-        require_range("policy.value_init_std", std, at_least=0)
-        self.init_std = std
-        with seeded(seed):
-            self.linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
-            nn.init.normal_(self.linear.weight, std=std)
-            # Without it, torch's random bias would shift all first values by the same amount.
-            nn.init.zeros_(self.linear.bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return values [rows, steps] for features [rows, steps, hidden_size]."""
-        # Autocast would round the values to bfloat16; returns of a few tenths would then move in visible steps.
-        with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
-        return values
+ValueKind = Literal["none", "head", "adapter", "separate"]
 
 
 class SeparateCritic(nn.Module):
@@ -86,20 +53,20 @@ class SeparateCritic(nn.Module):
 def build_critic(
     kind: ValueKind,
     *,
-    base: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
+    text: TextFormat,
     lora: LoraSettings | None,
     init_std: float | None,
     seed: int,
-) -> tuple[ValueHead | None, SeparateCritic | None]:
-    """Return the critic of a policy: a head, a separate model, or neither.
+) -> tuple[ValueHead | None, AdapterCritic | SeparateCritic | None]:
+    """Return the critic of a policy: a head, a head with an adapter of the critic's own, a separate model, or neither.
 
     Args:
-        kind: "head", "separate" or "none".
-        base: the policy's base model.
+        kind: "head", "adapter", "separate" or "none".
+        model: the policy's network; "adapter" adds one to it.
         source: loads the trunk of a separate critic.
-        tokenizer: of the policy.
+        text: has the policy's tokenizer.
         lora: the adapter's settings; a separate critic starts from the model that a saved adapter continues.
         init_std: see `ValueHead`.
         seed: see `ValueHead`.
@@ -107,25 +74,49 @@ def build_critic(
     Raises:
         UserError: `init_std` is negative, or the trunk cannot be loaded.
     """
-    if kind == "head":
-        return ValueHead(feature_size(base), init_std=init_std, seed=seed), None
     if kind == "none":
         return None, None
+    if kind in ("head", "adapter"):
+        head = ValueHead(feature_size(transformers_model(model)), init_std=init_std, seed=seed)
+        if kind == "head":
+            return head, None
+        assert isinstance(model, PeftModel), "checked by `check_policy_settings`"
+        assert lora is not None, "checked there, too"
+        add_critic_adapter(model, lora, seed=seed + 1)
+        return head, AdapterCritic(model, head)
     # The policy's base cannot be reused: its weights are shared with the policy and carry the adapter.
-    trunk = source.load(tokenizer)
+    trunk = source.load(text.tokenizer)
     if lora is not None and lora.adapter_path is not None:
         trunk = merge_adapter(trunk, lora.adapter_path)
     return None, SeparateCritic(trunk, init_std=init_std, seed=seed)
 
 
+def checkpoint_networks(policy: PreTrainedModel, critic: AdapterCritic | SeparateCritic | None) -> None:
+    """Let the policy, and a critic with a forward of its own, compute activations again in the backward pass.
+
+    Args:
+        policy: its language model, changed in place.
+        critic: of the policy.
+    """
+    checkpoint_gradients(
+        policy, contexts=checkpoint_contexts(critic.model) if isinstance(critic, AdapterCritic) else None
+    )
+    if isinstance(critic, SeparateCritic):
+        checkpoint_gradients(critic.trunk)
+
+
 def values_of(
-    head: ValueHead | None, critic: SeparateCritic | None, *, sequences: Sequences, features: list[Tensor]
+    head: ValueHead | None,
+    critic: AdapterCritic | SeparateCritic | None,
+    *,
+    sequences: Sequences,
+    features: list[Tensor],
 ) -> Tensor:
     """Return the critic's value at every position.
 
     Args:
-        head: reads the policy's features; None with a separate critic.
-        critic: reads the text itself; None with a head.
+        head: reads the policy's features, unless there is a critic with features of its own.
+        critic: reads the text itself; None with a head alone.
         sequences: prompt and response.
         features: of the policy's one forward pass over these sequences, see `captured_features`.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from ippo_lightning.distributed.dtensor import full_tensor
+from ippo_lightning.policies.adapter_critic import AdapterCritic
 from ippo_lightning.policies.saving import copy_parameters
 
 
@@ -15,7 +16,7 @@ class TrainableParts(nn.Module):
 
     model: nn.Module
     value_head: nn.Module | None
-    critic: nn.Module | None
+    critic: nn.Module | AdapterCritic | None
 
     def named_trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield name and parameter of everything that trains, critic included."""
@@ -29,11 +30,12 @@ class TrainableParts(nn.Module):
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters of the language model, without value head or critic."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        of_critic = {id(parameter) for parameter in self.value_parameters()}
+        return [p for p in self.model.parameters() if p.requires_grad and id(p) not in of_critic]
 
     def value_parameters(self) -> list[nn.Parameter]:
-        """Return the trainable parameters of the value head or the separate critic."""
-        critic = self.value_head if self.value_head is not None else self.critic
+        """Return the trainable parameters of the value head or the critic."""
+        critic = self.value_head if self.critic is None else self.critic
         return [] if critic is None else [parameter for parameter in critic.parameters() if parameter.requires_grad]
 
     def trainable_state_dict(self) -> dict[str, Tensor]:

@@ -11,14 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
+from ippo_lightning.policies.adapter_critic import AdapterCritic
 from ippo_lightning.policies.attention_kernels import require_right_attention
 from ippo_lightning.policies.contexts import evaluating
-from ippo_lightning.policies.critic import SeparateCritic, ValueHead, captured_features, values_of
+from ippo_lightning.policies.critic import SeparateCritic, captured_features, values_of
 from ippo_lightning.policies.head_blocks import head_in_blocks
 from ippo_lightning.policies.loading import transformers_model
 from ippo_lightning.policies.output import PolicyOutput
 from ippo_lightning.policies.reference import ReferenceKind, reference_active
 from ippo_lightning.policies.sequences import Sequences, head_without_padding, response_logits, states_before
+from ippo_lightning.policies.value_head import ValueHead
 
 
 def score_responses(
@@ -29,7 +31,7 @@ def score_responses(
     response_mask: Tensor,
     temperature: float,
     with_entropy: Literal["differentiable", "detached"] | bool,
-    critic: tuple[ValueHead | None, SeparateCritic | None] | None,
+    critic: tuple[ValueHead | None, AdapterCritic | SeparateCritic | None] | None,
 ) -> PolicyOutput:
     """Score responses with a model, and estimate their values.
 
@@ -40,11 +42,11 @@ def score_responses(
         response_mask: [rows, steps] bool.
         temperature: divides the logits.
         with_entropy: also return the entropy; true is "differentiable", "detached" is cheaper.
-        critic: a head on the model's features or a model of its own; None for no values.
+        critic: a head on the model's features, and a critic that has features of its own; None for no values.
     """
     require_right_attention(response_ids.device)
     num_tokens = response_ids.shape[1]
-    reads_features = critic is not None and critic[0] is not None
+    reads_features = critic is not None and critic[1] is None
     reduce = partial(_reduced, temperature=temperature, with_entropy=with_entropy)
     # The value head reads the features of this same forward: a second one would double the cost.
     features: list[Tensor] = []

@@ -159,14 +159,18 @@ def check_policy_settings(
     Raises:
         UserError: the critic is unknown, quantised weights would have to train, or a dropout has no effect.
     """
-    if value not in ("none", "head", "separate"):
-        raise UserError(f"policy.value: {value!r} is unknown; use none, head or separate")
+    if value not in ("none", "head", "adapter", "separate"):
+        raise UserError(f"policy.value: {value!r} is unknown; use none, head, adapter or separate")
+    if value == "adapter" and lora is None:
+        raise UserError(
+            "policy.value: 'adapter' is a second adapter on a frozen base; add lora, or use head or separate"
+        )
     if quantization and lora is None:
         raise UserError(f"policy.quantization: {quantization} weights cannot be trained; add lora")
     if quantization and value == "separate":
         raise UserError(
             f"policy.value: 'separate' would train a second model, whose {quantization} weights cannot be trained; "
-            "use head"
+            "use head or adapter"
         )
     # Refused instead of ignored: the user would believe that the adapter is regularised.
     if lora is not None and lora.dropout > 0 and not keep_dropout:

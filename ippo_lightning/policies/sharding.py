@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies.causal_lm import CausalLMPolicy
+from ippo_lightning.policies.critic import SeparateCritic
 from ippo_lightning.policies.loading import transformers_model
 from ippo_lightning.policies.quantized import has_8bit_layers
 
@@ -40,7 +41,8 @@ def shard_policy(policy: CausalLMPolicy, mesh: DeviceMesh, *, gather_for_samplin
         networks.append(transformers_model(policy.reference_model))
     if policy.value_head is not None:
         networks.append(policy.value_head.linear)
-    if policy.critic is not None:  # its head is float32, and all parameters of one unit must have the same dtype
+    if isinstance(policy.critic, SeparateCritic):
+        # its head is float32, and all parameters of one unit must have the same dtype
         networks += [policy.critic.head.linear, policy.critic]
     for network in networks:
         # The layers first: a unit takes the parameters that no unit inside of it has taken yet.

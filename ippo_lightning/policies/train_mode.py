@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-def quieten(*networks: nn.Module | None) -> None:
+def quieten(*networks: object) -> None:
     """Put every part of networks that is in train mode into evaluation mode, but the layers that checkpoint.
 
     A layer computes its activations again in the backward pass only if it is in train mode itself; what it contains
     may be in evaluation mode.
 
     Args:
-        networks: changed in place; None is left out.
+        networks: changed in place; what is no module is left out.
     """
     for network in networks:
-        modules = [] if network is None else list(network.modules())
+        modules = list(network.modules()) if isinstance(network, nn.Module) else []
         flagged = [module for module in modules if getattr(module, "gradient_checkpointing", False) is True]
         # A model carries the flag too, but does not read it if its layers checkpoint on their own. Its own randomness,
         # such as skipping layers, would stay on.

@@ -97,11 +97,13 @@ class UpdatePlan:
     """
 
     episodes: Episodes
-    """What was collected; never changed."""
+    """What was collected; only `replace_advantages` puts another record in its place."""
     history: list[PlanChange] = field(default_factory=list)
     """Every change, oldest first."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Numbers that callbacks add to the log of this iteration; they change nothing."""
+    trains_policy: bool = True
+    """False in the critic's warm-up, when no policy loss counts, whatever its weight."""
     sealed: bool = False
     """True once the update has begun."""
     # Private, so that each change goes through `drop` or `scale`, which check and remember it.
@@ -160,6 +162,24 @@ class UpdatePlan:
             UserError: the plan is sealed.
         """
         self._multiply("note", torch.ones_like(self._weights), reason=reason, scores=scores)
+
+    def replace_advantages(self, advantages: Tensor, *, reason: str) -> None:
+        """Give the rows other advantages, for example those against another baseline; the weights stay as they are.
+
+        Args:
+            advantages: shape [rows, steps], finite.
+            reason: the rule's name, kept in `history`.
+
+        Raises:
+            UserError: the plan is sealed, or `advantages` has another shape, a NaN or an infinity.
+        """
+        shape, expected = tuple(advantages.shape), tuple(self.episodes.advantages.shape)
+        if shape != expected:
+            raise UserError(f"plan.replace_advantages: '{reason}' has shape {shape}, expected {expected}")
+        if not bool(torch.isfinite(advantages).all()):
+            raise UserError(f"plan.replace_advantages: '{reason}' contains NaN or infinity; expected finite advantages")
+        self._multiply("note", torch.ones_like(self._weights), reason=reason, scores=None)
+        self.episodes = self.episodes.evolve(advantages=advantages.detach().to(self.episodes.advantages, copy=True))
 
     def record(self, **metrics: float) -> None:
         """Add numbers to this iteration's log; a double underscore in a name becomes the slash of its group."""

@@ -20,6 +20,7 @@ from ippo_lightning.maths import (
     score_power,
 )
 from ippo_lightning.selection.table import NEEDS, RolloutTable
+from ippo_lightning.selection.whole_groups import WholeGroups, by_group
 
 RuleName = Literal["influence", "random", "advantage_sign", "reward"]
 
@@ -241,14 +242,22 @@ def build_rule(
     return AdvantageSign() if rule == "advantage_sign" else AboveMeanReward()
 
 
-def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weight: float | None) -> Tensor:
+def decide(
+    rule: SelectionRule,
+    table: RolloutTable,
+    *,
+    min_keep: int,
+    max_weight: float | None,
+    whole_groups: WholeGroups | None = None,
+) -> Tensor:
     """Return the factor of each row's weight: 0 if the rule drops it, with mean 1 over the rows that are kept.
 
     Args:
         rule: sees only the rows that may still be kept.
         table: of all ranks.
-        min_keep: at least so many are kept; dropped rows come back by the rule's ranking.
+        min_keep: at least so many are kept, rows or groups; dropped ones come back by the rule's ranking.
         max_weight: cap of a factor, >= 1; None for none.
+        whole_groups: how the columns of a group become one row that the rule sees; None to decide row by row.
 
     Returns:
         Shape [rows], float64; 0 for rows that another callback has dropped.
@@ -262,17 +271,20 @@ def decide(rule: SelectionRule, table: RolloutTable, *, min_keep: int, max_weigh
         return factors
     # the rule sees only candidates, so its means and counts are over what can still be in the update
     candidates = table.select(places)
+    members: Tensor | slice = slice(None)
+    if whole_groups is not None:
+        candidates, members = by_group(candidates, how=whole_groups)
     chosen = _checked(rule.keep(candidates), candidates, method=f"{type(rule).__name__}.keep", is_mask=True)
     # force_keep comes on top of min_keep: those rows are kept in any case and do not use up its places
     keep = candidates.force_keep | keep_at_least(scores=_ranking(rule, candidates), keep=chosen, min_keep=min_keep)
     raw = _checked(rule.weights(candidates, keep), candidates, method=f"{type(rule).__name__}.weights", is_mask=False)
     # a rule need not set the weights of dropped rows to 0
     raw = torch.where(keep, raw.double(), 0.0)
-    least = min(min_keep, len(places))
+    least = min(min_keep, len(candidates))
     if int((raw > 0).sum()) < least:
         raise UserError(f"{type(rule).__name__}.weights: 0 for rows that min_keep: {min_keep} keeps; expected > 0")
     # scaled last, so that the mean is 1 over the rows that are kept in the end
-    factors[places] = normalise_weights(raw=raw, keep=keep, max_weight=max_weight)
+    factors[places] = normalise_weights(raw=raw[members], keep=keep[members], max_weight=max_weight)
     return factors
 
 

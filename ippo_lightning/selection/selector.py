@@ -23,6 +23,7 @@ from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.table import RolloutTable, gather_table
 from ippo_lightning.selection.target_gradients import TargetGradientCache, TargetGradients
 from ippo_lightning.selection.targets import Target, TargetLoss
+from ippo_lightning.selection.whole_groups import Baselines, WholeGroups, renew_baselines, require_groups
 
 OnEmpty = Literal["skip", "keep_all", "stop"]
 
@@ -41,6 +42,8 @@ class SelectorSettings:
     monitor_only: bool = False
     drop_when: Literal["mean", "all"] = "mean"
     skips_nonfinite: bool = False
+    whole_groups: WholeGroups | None = None
+    baselines: Baselines = "all"
 
     def __post_init__(self) -> None:
         if self.max_weight is not None:
@@ -49,6 +52,12 @@ class SelectorSettings:
         # a YAML is checked by its parser; in Python a misspelt word would quietly mean the other choice
         require_choice("InfluenceFilter.on_empty", self.on_empty, get_args(OnEmpty))
         require_choice("InfluenceFilter.drop_when", self.drop_when, ("mean", "all"))
+        if self.whole_groups is not None:
+            require_choice("InfluenceFilter.whole_groups", self.whole_groups, get_args(WholeGroups))
+            # votes of groups of demonstrations are about single rows
+            if self.drop_when == "all":
+                raise UserError("InfluenceFilter.drop_when: all decides row by row; use mean, or whole_groups: null")
+        require_choice("InfluenceFilter.baselines", self.baselines, get_args(Baselines))
 
 
 class Selector:
@@ -99,6 +108,7 @@ class Selector:
         Returns:
             The factors of all ranks' weights, as the rule decided them, shape [rows].
         """
+        self.require_module(module)
         start = time.perf_counter()
         scored = None
         if "scores" in self.rule.needs:
@@ -108,7 +118,14 @@ class Selector:
             taken = time.perf_counter()
             scored = self.scorer.score(module, plan.episodes, gradients, iteration=iteration)
         table = self._table(plan, scored, iteration=iteration, part=part or 0)
-        factors = decide(self.rule, table, min_keep=self.settings.min_keep, max_weight=self.settings.max_weight)
+        settings = self.settings
+        factors = decide(
+            self.rule,
+            table,
+            min_keep=settings.min_keep,
+            max_weight=settings.max_weight,
+            whole_groups=settings.whole_groups,
+        )
         # decided in float64, applied in the scores' dtype, which the plan and the log have
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
         now = time.perf_counter()
@@ -121,10 +138,21 @@ class Selector:
             )
         # the log shows what the rule decided, also if monitor_only or on_empty keeps the plan from it
         plan.record(**weight_metrics(factors))
-        self._apply(plan, table, factors, scores=None if scored is None else scored.scores, trainer=trainer)
+        scores = None if scored is None else scored.scores
+        is_changed = self._apply(plan, table, factors, scores=scores, trainer=trainer)
+        if settings.baselines == "kept" and is_changed:
+            renew_baselines(plan, module)
         if part is None:  # with accumulation the next micro-batch may need it
             self.gradients.release()
         return factors
+
+    def require_module(self, module: Any) -> None:
+        """Check that the settings have a meaning for the algorithm of a module; see `require_groups`.
+
+        Args:
+            module: under training.
+        """
+        require_groups(module, whole_groups=self.settings.whole_groups, baselines=self.settings.baselines)
 
     def require_outlet(self, view: BufferView) -> None:
         """Check that a foreign buffer has room for what the settings may decide.
@@ -169,11 +197,12 @@ class Selector:
         return found
 
     def _table(self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int) -> RolloutTable:
+        needs = self.rule.needs if self.settings.whole_groups is None else self.rule.needs | {"groups"}
         if scored is None:
-            return gather_table(plan, needs=self.rule.needs, iteration=iteration, part=part)
+            return gather_table(plan, needs=needs, iteration=iteration, part=part)
         return gather_table(
             plan,
-            needs=self.rule.needs,
+            needs=needs,
             iteration=iteration,
             part=part,
             scores=scored.scores,
@@ -192,12 +221,13 @@ class Selector:
 
     def _apply(
         self, plan: UpdatePlan, table: RolloutTable, factors: Tensor, *, scores: Tensor | None, trainer: Any
-    ) -> None:
+    ) -> bool:
+        """Change the plan; return whether it did, and some rank still has a row to train on."""
         reason = f"InfluenceFilter({self.rule.name})"
         if self.settings.monitor_only:
             if scores is not None:
                 plan.note(reason=reason, scores=scores)
-            return
+            return False
         # decided over all ranks: a rank that keeps nothing while others keep something just has no rows to train on
         if not bool((factors > 0).any()):
             factors = self._when_empty(factors, trainer)
@@ -208,6 +238,7 @@ class Selector:
         weights = torch.where(mine > 0, mine, 1.0)
         if bool((weights != 1).any()):
             plan.scale(weights, reason=reason, scores=scores)
+        return bool((factors > 0).any())
 
     def _when_empty(self, factors: Tensor, trainer: Any) -> Tensor:
         if self.settings.on_empty == "stop":

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+import two_ranks_select
 from small_episodes import make_episodes
 from torch import Tensor
 
@@ -56,6 +57,65 @@ def test_what_stands_between_the_policys_own_tokens_is_passed_over(bootstrap: bo
         torch.testing.assert_close(found.advantages[row][mask], expected, **EXACT)
         torch.testing.assert_close(found.returns[row][mask], expected + episodes.values[row][mask], **EXACT)
     assert found.advantages[~episodes.mask].eq(0).all()
+
+
+def test_policy_and_critic_have_a_trace_decay_each() -> None:
+    episodes = make_episodes([1], [3]).evolve(
+        rewards=torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64),
+        values=torch.tensor([[0.5, 0.25, 0.75]], dtype=torch.float64),
+        truncated=torch.tensor([False]),
+    )
+    found = GAE(gae_lambda=0.5, value_lambda=1.0, whiten=False)(episodes)
+    # the errors of one step are -1/4, 1/2 and 1/4
+    assert found.advantages.tolist() == [[0.0625, 0.625, 0.25]]
+    assert found.returns.tolist() == [[1.0, 1.0, 1.0]]
+
+
+def by_recursion(rewards: list[float], values: list[float], last: float, *, gamma: float, decay: float) -> list[float]:
+    """Returns without advantages: G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1})."""
+    returns, following, to_come = [], last, last
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        to_come = reward + gamma * ((1 - decay) * following + decay * to_come)
+        following = value
+        returns.append(to_come)
+    return returns[::-1]
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("value_lambda", [None, 0.0, 0.6, 0.8, 1.0])
+def test_the_critics_decay_is_that_of_its_returns_alone(value_lambda: float | None, whiten: bool) -> None:
+    episodes = dialogues()
+    settings = {"gamma": 0.9, "gae_lambda": 0.8, "whiten": whiten, "bootstrap_truncated": True}
+    found, plain = GAE(value_lambda=value_lambda, **settings)(episodes), GAE(**settings)(episodes)
+    assert torch.equal(found.advantages, plain.advantages)
+    assert torch.equal(found.returns, plain.returns) == (value_lambda in (None, 0.8))
+    for row in range(len(episodes)):
+        mask = episodes.mask[row]
+        values = episodes.values[row][mask].tolist()
+        last = values[-1] if bool(episodes.truncated[row]) else 0.0
+        decay = 0.8 if value_lambda is None else value_lambda
+        expected = by_recursion(episodes.rewards[row][mask].tolist(), values, last, gamma=0.9, decay=decay)
+        torch.testing.assert_close(found.returns[row][mask].tolist(), expected, **EXACT)
+
+
+def test_a_decay_of_the_critic_ends_where_an_episode_of_an_environment_does() -> None:
+    shape = (1, 4)
+    rewards, values, following = torch.randn(3, *shape, dtype=torch.float64)
+    ends, cut = torch.tensor([[False, True, False, False]]), torch.tensor([[False, False, False, True]])
+    episodes = two_ranks_select.rollout([0]).select([0]).evolve(
+        mask=torch.ones(shape, dtype=torch.bool), rewards=rewards, values=values, next_values=following,
+        terminated=ends, done=ends | cut,
+        **dict.fromkeys(("log_probs", "ref_log_probs", "advantages", "returns", "actions"), rewards),
+        observations=torch.zeros(*shape, 4),
+    )  # fmt: skip
+    found = GAE(gamma=0.9, gae_lambda=0.5, value_lambda=1.0, whiten=False)(episodes).returns[0].tolist()
+    first, second, third, fourth = rewards[0].tolist()
+    of_last = fourth + 0.9 * float(following[0, 3])
+    expected = [first + 0.9 * second, second, third + 0.9 * of_last, of_last]
+    # the value of the next state stands beside it, and a trace of 1 passes the critic's own error on
+    errors = [0.9 * (float(following[0, step]) - float(values[0, step + 1])) for step in (0, 2)]
+    expected[0], expected[2] = expected[0] + errors[0], expected[2] + errors[1]
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
 def test_whitened_advantages_have_mean_0_and_variance_1_over_the_steps_that_count() -> None:
@@ -132,9 +192,10 @@ def test_a_global_baseline_is_the_reward_to_come_whitened_over_all_steps() -> No
     [
         (lambda: GAE(gamma=1.5), r"advantages\.gamma: 1\.5"),
         (lambda: GAE(gae_lambda=-1), r"advantages\.gae_lambda: -1"),
+        (lambda: GAE(value_lambda=2), r"advantages\.value_lambda: 2"),
         (lambda: GroupBaseline(scale="rank"), r"advantages\.scale: 'rank' is unknown; expected one of group, batch"),
     ],
-    ids=["gamma", "lambda", "scale"],
+    ids=["gamma", "lambda", "critic's lambda", "scale"],
 )
 def test_settings_out_of_range_are_refused(make, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -138,8 +138,10 @@ def test_the_direction_of_an_adapter_is_full_and_that_of_a_model_sharded(
     request: pytest.FixtureRequest, source: str, kind: str
 ) -> None:
     outcome: Outcome = request.getfixturevalue(source)
+    # two adapters take more than a rank's half of so small a model
+    is_large = kind in ("full", "critic", "adapter as critic", "head in blocks")
     for rank in outcome.ranks:
-        assert rank[f"{kind}.direction_is_sharded"] == (kind in ("full", "critic", "head in blocks"))
+        assert rank[f"{kind}.direction_is_sharded"] == is_large
 
 
 def test_a_sharded_run_is_evaluated_saved_and_repeats_after_an_interruption(outcome: Outcome) -> None:

@@ -249,6 +249,16 @@ def test_a_reward_that_is_not_finite_stops_the_run_and_names_the_environment(tmp
         loop_of(tmp_path, module, evaluate_first=False).fit()
 
 
+def test_the_critic_of_an_environment_learns_alone_at_first(tmp_path: Path) -> None:
+    update = UpdateSettings(num_epochs=1, minibatch_size=32, critic_warmup_iterations=1)
+    module = module_of(update=update)
+    start = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    for iterations in (1, 2):
+        loop_of(tmp_path, module, max_iterations=iterations, evaluate_first=False, resume=iterations > 1).fit()
+        moved = {name for name, parameter in module.named_parameters() if not torch.equal(parameter, start[name])}
+        assert {name.split(".")[1] for name in moved} == ({"critic"} if iterations == 1 else {"actor", "critic"})
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from memory_tables import rewritten_page, sizes_of
 from torch import nn
 from torch.optim import AdamW
 
+from ippo_lightning.errors import UserError
 from ippo_lightning.modules.memory_estimate import (
     GIB,
     GPUS,
@@ -70,6 +71,19 @@ def test_what_full_fine_tuning_keeps_is_sixteen_bytes_per_parameter_of_policy_an
 @pytest.mark.parametrize("method", ["sft", "ppo", "ippo"])
 def test_an_adapter_has_no_second_model(method: Method) -> None:
     assert estimate(SMALL, Weights(trained="lora"), method, SIZES).kept["reference"] == 0
+
+
+def test_a_critic_with_an_adapter_keeps_a_second_adapter_and_a_second_forward() -> None:
+    weights, name = Weights(trained="nf4"), "rho-1b"
+    head, adapter = (estimate(SHAPES[name], weights, "ppo", SIZES, critic=kind) for kind in ("head", "adapter"))
+    more = SHAPES[name].adapter_parameters(weights.rank)
+    assert adapter.kept["weights"] - head.kept["weights"] == 4 * more
+    assert adapter.kept["optimizer"] - head.kept["optimizer"] == 8 * more
+    passes = head.stages["update"] - sum(head.kept.values())
+    assert adapter.stages["update"] - head.stages["update"] > passes / 2
+    assert adapter.stages["sampling"] - head.stages["sampling"] == pytest.approx(12 * more)
+    with pytest.raises(UserError, match="critic: 'adapter' needs a frozen base, and the weights are full"):
+        estimate(SHAPES[name], Weights(trained="full"), "ppo", SIZES, critic="adapter")
 
 
 def test_each_group_of_demonstrations_is_one_more_copy_and_adam_doubles_them() -> None:

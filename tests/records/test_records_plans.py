@@ -83,6 +83,26 @@ def test_a_sealed_plan_takes_no_more_weights() -> None:
     assert plan.weights.tolist() == [1.0] * 3
 
 
+def test_advantages_are_replaced_in_the_plan_and_not_in_the_record() -> None:
+    plan = make_plan()
+    before, mine = plan.episodes, torch.full((3, 3), 2.0)
+    plan.replace_advantages(mine, reason="another baseline")
+    mine.zero_()
+    assert plan.episodes.advantages.eq(2).all()
+    assert before.advantages is not plan.episodes.advantages
+    assert plan.weights.tolist() == [1.0] * 3
+    assert [(change.reason, change.kind) for change in plan.history] == [("another baseline", "note")]
+
+
+@pytest.mark.parametrize(
+    ("advantages", "message"),
+    [(torch.zeros(3), r"has shape \(3,\), expected \(3, 3\)"), (torch.full((3, 3), math.nan), "contains NaN")],
+)
+def test_advantages_that_make_no_sense_are_refused(advantages: Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan().replace_advantages(advantages, reason="rule")
+
+
 def test_a_rank_without_episodes_has_a_plan_without_weights() -> None:
     plan = UpdatePlan(episodes=make_episodes([], []))
     plan.scale(torch.zeros(0), reason="empty")

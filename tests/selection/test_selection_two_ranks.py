@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing
 import two_ranks_select
 from launching import start_method
-from two_ranks_select import COUNT, RULES
+from two_ranks_select import BASELINES, COUNT, RULES
 
 FLOAT32 = 1e-6
 Weights = list[dict[str, torch.Tensor]]
@@ -30,3 +30,8 @@ def test_two_ranks_give_the_weights_of_one_process(rule: str, halves: Weights) -
     found = torch.cat([half[rule] for half in halves])
     assert 0 < int((expected > 0).sum()) < COUNT
     torch.testing.assert_close(found, expected, rtol=0, atol=FLOAT32)
+
+
+def test_two_ranks_compare_the_kept_rows_as_one_process_does(halves: Weights) -> None:
+    expected = two_ranks_select.weights_of(list(range(COUNT)))[BASELINES]
+    torch.testing.assert_close(torch.cat([half[BASELINES] for half in halves]), expected, rtol=1e-12, atol=1e-12)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ippo_lightning.algorithms import GroupBaseline
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.policies import PolicyOutput
 from ippo_lightning.records import ControlEpisodes, UpdatePlan
@@ -16,6 +17,9 @@ from ippo_lightning.selection import Random, ReturnOfBuffer, RolloutTable, Selec
 COUNT, STEPS = 12, 5
 HALVES = (list(range(7)), list(range(7, COUNT)))
 """Rows of each rank; no group has rows on both."""
+
+
+BASELINES = "advantages over the kept rows"
 
 
 class BestOfGroup(SelectionRule):
@@ -33,6 +37,9 @@ RULES: dict[str, dict[str, Any]] = {
     "reward": {"rule": "reward", "min_keep": 8},
     "advantage_sign": {"rule": "advantage_sign"},
     "own": {"rule": BestOfGroup()},
+    "whole groups, mean of scores": {"target": ReturnOfBuffer(), "whole_groups": "mean"},
+    "whole groups, sum of rewards": {"rule": "reward", "whole_groups": "sum"},
+    "whole groups, random": {"rule": Random(fraction=0.5), "whole_groups": "mean"},
 }
 
 
@@ -50,6 +57,14 @@ class Policy(nn.Module):
     def episode_losses(self, episodes: ControlEpisodes) -> Tensor:
         terms = torch.where(episodes.mask, self.score(episodes).log_probs * episodes.advantages, 0.0)
         return -terms.sum(dim=1) / episodes.mask.sum(dim=1)
+
+
+class Compared(Policy):
+    """Its baseline has a spread that is that of all ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.advantages = self.compute_advantages = GroupBaseline(scale="batch")
 
 
 def rollout(rows: list[int]) -> ControlEpisodes:
@@ -91,7 +106,9 @@ def weights_of(rows: list[int]) -> dict[str, Tensor]:
         plan.drop(torch.tensor([row % 4 == 0 for row in rows]), reason="another")
         InfluenceFilter(**settings).on_rollout_end(None, Policy(), plan)
         found[name] = plan.weights
-    return found
+    plan = UpdatePlan(episodes=rollout(rows))
+    InfluenceFilter(rule="reward", baselines="kept").on_rollout_end(None, Compared(), plan)
+    return {**found, BASELINES: plan.episodes.advantages}
 
 
 def work(rank: int, folder: str) -> None:

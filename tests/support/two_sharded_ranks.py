@@ -35,10 +35,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "critic": {"value": "separate"},
     "lora": {"lora": LoraSettings(r=1)},
     "adapter_copy": {"lora": LoraSettings(r=1), "reference": "adapter_copy"},
+    "adapter as critic": {"value": "adapter", "lora": LoraSettings(r=1)},
     "head in blocks": {},
 }
 """Policies that are sharded."""
-SLOW_KINDS = ("critic", "lora", "adapter_copy", "head in blocks")
+SLOW_KINDS = ("critic", "lora", "adapter_copy", "adapter as critic", "head in blocks")
 """Those that only the slow tests look at."""
 OTHERS: dict[str, dict[str, Any]] = {
     "bfloat16 under an adapter": {"dtype": "bfloat16", "lora": LoraSettings(r=1)},
