@@ -70,7 +70,7 @@ NOTHING = replace(
 )
 """What is resident after a run of this size is not of the model: code, thread pools, caches of Python."""
 SIZES = RunSizes(prompt=72, response=24, update_rows=8, scoring_rows=8, target_rows=8, sampled_rows=16)
-GROUPS = 4
+GROUPS = 8
 
 
 class FixedTexts:
@@ -200,7 +200,7 @@ def estimated(*, shape: str, trained: Trained, method: Method, checkpointing: bo
     """Return the estimate for a case in bytes; arguments as in `measured`."""
     sizes = replace(SIZES, sampled_rows=0) if method == "sft" else SIZES
     weights = Weights(trained=trained, checkpointing=checkpointing)
-    return estimate(SHAPES[shape], weights, method, sizes, adam_aware=True, health_groups=GROUPS).peak
+    return estimate(SHAPES[shape], weights, method, sizes, health_groups=GROUPS).peak
 
 
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from ippo_lightning.influence.directions import (
     Direction,
     OptimizerWrapper,
+    add_weighted,
     halves_agreement,
     mean_direction,
     precondition,
@@ -35,6 +36,7 @@ __all__ = [
     "TargetGroups",
     "TokenMethod",
     "action_target",
+    "add_weighted",
     "agree_to_drop",
     "gradient_norm",
     "halves_agreement",

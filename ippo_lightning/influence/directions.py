@@ -69,7 +69,11 @@ def select_blocks(
 
 
 def precondition(
-    direction: Direction, *, model: nn.Module, optimizer: torch.optim.Optimizer | OptimizerWrapper
+    direction: Direction,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | OptimizerWrapper,
+    in_place: bool = False,
 ) -> dict[str, Tensor]:
     """Scale a direction as Adam scales a gradient; scores then are the first-order effect of an Adam step.
 
@@ -82,6 +86,7 @@ def precondition(
         direction: parameter name to block.
         model: the module whose `named_parameters()` has these names.
         optimizer: Adam or AdamW with its state, or a wrapper with the attribute `optimizer`.
+        in_place: whether the blocks may be overwritten, which saves a copy of the direction.
 
     Returns:
         The scaled direction. Before the first optimizer step the direction is returned unchanged. A parameter that has
@@ -93,24 +98,29 @@ def precondition(
     adam = _unwrapped(optimizer)
     parameters = trainable_parameters(model)
     groups = {id(parameter): group for group in adam.param_groups for parameter in group["params"]}
-    scales: dict[str, Tensor] = {}
+    states: dict[str, Mapping[str, Any]] = {}
     for name in direction:
         # `get`, because the state is a defaultdict: an index would add an entry to the optimizer.
         state = adam.state.get(parameters[name], {}) if name in parameters else {}
         if state:
-            scales[name] = _adam_scale(state, groups[id(parameters[name])], type(adam).__name__)
-    if not scales:
+            states[name] = state
+    if not states:
         return dict(direction)
+
+    def scale_of(name: str) -> Tensor:  # when it is needed: all scales together are as large as the direction
+        return _adam_scale(states[name], groups[id(parameters[name])], type(adam).__name__)
+
     usual = 1.0
-    if len(scales) < len(direction):
+    if len(states) < len(direction):
         # Scale 1 would be wrong by orders of magnitude: 1 / (sqrt(v_hat) + eps) is often 1e4 and more.
         # Medians and not means: an entry with v_hat = 0 has the scale 1 / eps, which would outweigh all others.
-        usual = float(torch.stack([full_tensor(scale).double().median().cpu() for scale in scales.values()]).median())
-    return {
+        usual = float(torch.stack([full_tensor(scale_of(name)).double().median().cpu() for name in states]).median())
+    scaled = {}
+    for name, block in direction.items():
         # The optimizer's state is sharded like the parameter, but a small direction may be full.
-        name: block * (sharded_like(scales[name], block).to(dtype=block.dtype) if name in scales else usual)
-        for name, block in direction.items()
-    }
+        scale = sharded_like(scale_of(name), block).to(dtype=block.dtype) if name in states else usual
+        scaled[name] = block.mul_(scale) if in_place else block * scale
+    return scaled
 
 
 def mean_direction(directions: Sequence[Direction], *, weights: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -127,12 +137,25 @@ def mean_direction(directions: Sequence[Direction], *, weights: Sequence[float] 
         raise UserError("directions: expected at least one, and all with the same parameters")
     factors = [1.0] * len(directions) if weights is None else list(weights)
     total = sum(factors)
-    return {
-        name: sum(
-            (entry[name] * (factor / total) for entry, factor in zip(directions, factors, strict=True)), 0 * block
-        )
-        for name, block in directions[0].items()
-    }
+    mean: dict[str, Tensor] = {}
+    for entry, factor in zip(directions, factors, strict=True):
+        add_weighted(mean, entry, factor / total)
+    return mean
+
+
+def add_weighted(total: dict[str, Tensor], direction: Direction, factor: float) -> None:
+    """Add a direction times a factor to a sum in place; with all of them, the sum is the `mean_direction`.
+
+    Args:
+        total: parameter name to the sum so far; empty before the first direction.
+        direction: parameter name to block; its blocks are not kept.
+        factor: for example 1 / number of directions.
+    """
+    for name, block in direction.items():
+        if name in total:
+            total[name] += block * factor
+        else:
+            total[name] = block * factor
 
 
 def halves_agreement(first: Direction, second: Direction) -> float:
@@ -168,4 +191,5 @@ def _adam_scale(state: Mapping[str, Any], group: Mapping[str, Any], kind: str) -
     # With amsgrad, Adam divides its step by the running maximum.
     second: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
     correction = 1 - beta2 ** float(state["step"])
-    return 1 / ((second / correction).sqrt() + group["eps"])
+    # In place from the second operation on: the moments of an embedding are a large part of the model's.
+    return (second / correction).sqrt_().add_(group["eps"]).reciprocal_()

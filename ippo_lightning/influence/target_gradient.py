@@ -120,6 +120,8 @@ def target_gradient_groups(
                 for total, gradient in zip(totals.values(), found, strict=True):
                     if gradient is not None:
                         total.add_(gradient.to(dtype=total.dtype), alpha=outside * fraction)
+                # Otherwise these names keep the gradient in memory until the next pass has made its own.
+                del found, gradient
             group_weights[group] += weight
         if together:
             _average_full(groups)
@@ -168,6 +170,7 @@ def _fitting_gradients(
     for part, fraction in split(batch):
         for gradient, inner in _fitting_gradients(model, loss, part, parameters, factor=factor, split=split):
             yield gradient, fraction * inner
+            del gradient  # before the next part's pass, see above
 
 
 def _sum_dtype(parameter: Tensor) -> torch.dtype:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -19,12 +18,13 @@ from torch import Tensor
 from ippo_lightning.algorithms import GAE, AdvantageEstimator, ClippedLoss, PolicyLoss, ValueLoss
 from ippo_lightning.data import ControlDataModule
 from ippo_lightning.distributed.collectives import all_reduce_sum, rank, world_size
-from ippo_lightning.engine import UpdateSettings, run_iteration
+from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import Moments, masked_moments, mean_and_variance
 from ippo_lightning.metrics import ReturnMetrics
 from ippo_lightning.modules.control_parts import EPSILON, require_parts, require_whole_minibatches, with_unit_advantages
 from ippo_lightning.modules.critic_warmup import CriticWarmup, require_critic
+from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.modules.loss_outputs import Reduction, checked_terms, sums_for_log
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.policies import MLP, PolicyBuilder, PolicyOutput
@@ -35,7 +35,7 @@ from ippo_lightning.rollouts import ControlRollouts, EnvironmentSettings, play_e
 NormaliseAdvantages = Literal["minibatch", "none"]
 
 
-class ControlPPOModule(CriticWarmup):
+class ControlPPOModule(CriticWarmup, EvaluatedModule):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of an actor and a critic in environments.
 
     One `training_step` is one iteration: `num_steps` steps of each environment, advantages, then each transition is a
@@ -63,10 +63,7 @@ class ControlPPOModule(CriticWarmup):
 
     standard_parts: ClassVar[Mapping[str, type]] = {"policy": MLP, "loss": ClippedLoss}
     """As of the base; the other parts have other values here than those of their classes."""
-    loss_method = "minibatch_loss"
     evaluates = "episodes"
-    loss_reads: ClassVar[frozenset[str]] = frozenset()
-    """What a subclass's `loss_terms` reads of the output besides `log_probs`: names from "entropy" and "values"."""
 
     def __init__(
         self,
@@ -103,7 +100,6 @@ class ControlPPOModule(CriticWarmup):
         self.greedy_evaluation, self.evaluation_seed = greedy_evaluation, evaluation_seed
         self.evaluation_metrics: ReturnMetrics = ReturnMetrics()
         self.environment_steps = 0
-        self.last_stats: UpdateStats | None = None
         self._advantage_moments = (0.0, 1.0)
 
     def use_data(self, datamodule: object) -> None:
@@ -120,34 +116,16 @@ class ControlPPOModule(CriticWarmup):
                 f"data: {type(datamodule).__name__} is not for environments; ControlPPOModule needs ControlDataModule"
             )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, float]:
-        """Run one iteration; return numbers for the log."""
-        start = time.perf_counter()
-        factor = self.schedule_learning_rate()
-        with self.keeping_failed_step():
-            stats = run_iteration(
-                self,
-                batch,
-                settings=self.update_settings,
-                iteration=self.iteration,
-                callbacks=self.backend.callbacks,
-                trainer=self.backend.host,
-            )
-        self.last_stats = stats
+    def after_update(self, stats: UpdateStats) -> tuple[dict[str, float], int]:
+        """Count the environments' steps; return numbers of the episodes that were played.
+
+        Args:
+            stats: see `PolicyIterations`.
+        """
         self.environment_steps += stats.num_episodes
         played = self._played()
-        return self.finish_iteration(
-            {
-                **stats.metrics,
-                **played,
-                "update/learning_rate_factor": factor,
-                "progress/environment_steps": self.environment_steps,
-                "time/iteration_seconds": time.perf_counter() - start,
-            },
-            episodes=int(played["rollout/finished_episodes"]),
-            optimizer_steps=stats.optimizer_steps,
-            tokens=stats.tokens_trained,
-        )
+        numbers = {**played, "progress/environment_steps": self.environment_steps}
+        return numbers, int(played["rollout/finished_episodes"])
 
     def _played(self) -> dict[str, float]:
         """Return mean return and length of the newest episodes of all ranks; NaN before the first one ends."""
@@ -270,10 +248,6 @@ class ControlPPOModule(CriticWarmup):
             return episodes
         mean, deviation = self._advantage_moments
         return episodes.evolve(advantages=(episodes.advantages - mean) / (deviation + EPSILON))
-
-    @property
-    def _reads(self) -> frozenset[str]:
-        return self.loss_reads | self.loss.reads
 
     def _terms(self, output: PolicyOutput, episodes: ControlEpisodes) -> Tensor:
         return checked_terms(self.loss_terms, output, episodes, reads=self._reads)

@@ -7,18 +7,17 @@ from torch import Tensor
 from ippo_lightning.algorithms import ValueLoss
 from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.errors import UserError
-from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.modules.optimization import is_of_critic
+from ippo_lightning.modules.policy_iterations import PolicyIterations
 
 
-class CriticWarmup(EvaluatedModule):
-    """A module with a policy and a critic, of which the critic may learn alone at first.
+class CriticWarmup(PolicyIterations):
+    """Iterations of a policy and a critic, of which the critic may learn alone at first; first among the bases.
 
     A critic at random values gives advantages that are noise, and the policy would follow it. Source: VC-PPO, Yuan et
     al. 2025, arXiv 2503.01491, whose value pretraining this is, on the rollouts of the run itself.
     """
 
-    update_settings: UpdateSettings
     value_loss: ValueLoss
 
     @property
@@ -47,7 +46,7 @@ class CriticWarmup(EvaluatedModule):
             for name, parameter in self.trained_parameters().items():
                 if not is_of_critic(name):
                     parameter.grad = None
-        return self.clip_and_step(self.update_settings.max_grad_norm)
+        return super().take_step()
 
 
 def require_critic(update: UpdateSettings, value_loss: ValueLoss, *, has_values: bool) -> None:

@@ -116,7 +116,6 @@ def estimate(
     *,
     critic: CriticKind = "head",
     optimizer: str = "adamw",
-    adam_aware: bool = True,
     health_groups: int = 8,
 ) -> MemoryEstimate:
     """Return what a run takes on one device, in bytes.
@@ -128,7 +127,6 @@ def estimate(
         sizes: of the run.
         critic: of PPO: a value head, or one with an adapter of its own.
         optimizer: `adamw`, or `adamw_8bit`.
-        adam_aware: as in `InfluenceFilter.scoring`.
         health_groups: as in `InfluenceFilter.scoring`; 0 with `health_every_n_iterations: 0`.
 
     Raises:
@@ -156,42 +154,38 @@ def estimate(
         forward = inference_pass(shape, weights, rows=sizes.update_rows, width=sizes.width, steps=sizes.response)
         stages["log-probs"] = base + forward + rollout_bytes(sizes)
     if method == "ippo":
-        stages |= {
-            name: base + taken
-            for name, taken in _influence(
-                shape, weights, sizes, copy=copy, adam_aware=adam_aware, groups=health_groups
-            ).items()
-        }
+        model = kept["weights"] + kept["reference"]
+        influence = _influence(shape, weights, sizes, copy=copy, model=model, groups=health_groups)
+        stages |= {name: base + taken for name, taken in influence.items()}
     return MemoryEstimate(kept=kept, stages=stages)
 
 
 def _influence(
-    shape: ModelShape, weights: Weights, sizes: RunSizes, *, copy: float, adam_aware: bool, groups: int
+    shape: ModelShape, weights: Weights, sizes: RunSizes, *, copy: float, model: float, groups: int
 ) -> dict[str, float]:
     """Return what the influence filter takes beside weights and optimizer.
 
     A gradient of the target is a copy of the trainable parameters. To measure how far demonstrations agree, there is
-    one per group in some iterations.
+    one per group in some iterations: all of them at once if they take no more than the model, else one after the other.
     """
-    directions = groups + 1 if groups else 1
 
-    def target(rows: int, copies: int) -> float:
-        taken = training_pass(shape, weights, rows=rows, width=sizes.width, steps=sizes.response)
-        return copies * copy + taken  # of the copies, one is the gradient of the pass
+    def one_pass(rows: int, *, with_gradients: bool = True) -> float:
+        return training_pass(
+            shape, weights, rows=rows, width=sizes.width, steps=sizes.response, with_gradients=with_gradients
+        )
 
-    # Each group of demonstrations has its own passes.
-    grouped = target(math.ceil(sizes.target_rows / max(groups, 1)), groups + 1) if groups else 0
-    target_stage = max(target(sizes.target_rows, 2), grouped)
-    scaled = directions if adam_aware else 0
-    score = training_pass(
-        shape, weights, rows=sizes.scoring_rows, width=sizes.width, steps=sizes.response, with_gradients=False
-    )
-    # Two rows are compared with plain autograd, whose gradients are one more copy. Adam's scales are one, too.
-    checked = copy + training_pass(shape, weights, rows=2, width=sizes.width, steps=sizes.response)
-    return {
-        "validation gradient": target_stage,
-        "influence scores": (directions + scaled) * copy + max(score, checked, copy * adam_aware),
-    }
+    score = one_pass(sizes.scoring_rows, with_gradients=False)
+    # Beside the sum over the passes there is the gradient of the last one. Two rows are compared with plain autograd,
+    # whose gradients are one more copy.
+    target = 2 * copy + one_pass(sizes.target_rows)
+    scores = copy + max(score, copy + one_pass(2))
+    if groups:
+        # Beside the groups there is their mean; with one after the other, also the mean of each half so far.
+        copies = groups + 1 if groups * copy <= model else 4
+        # Each group has its own passes.
+        target = max(target, (copies + 1) * copy + one_pass(math.ceil(sizes.target_rows / groups)))
+        scores = max(scores, copies * copy + score, (groups + 3) * copy if copies == groups + 1 else 0)
+    return {"validation gradient": target, "influence scores": scores}
 
 
 def trained_parameters(shape: ModelShape, weights: Weights, method: Method, *, critic: CriticKind = "head") -> int:

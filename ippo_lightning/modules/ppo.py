@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ippo_lightning.algorithms import (
     PolicyLoss,
     ValueLoss,
 )
-from ippo_lightning.engine import UpdateSettings, run_iteration
+from ippo_lightning.engine import UpdateSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import KLEstimator, kl_estimate, shape_rewards
 from ippo_lightning.modules.critic_warmup import CriticWarmup, require_critic
@@ -76,9 +75,6 @@ class PPOModule(CriticWarmup, TextModule):
 
     standard_parts = PPO_PARTS
     sampling: SamplingSettings
-    loss_method = "minibatch_loss"
-    loss_reads: ClassVar[frozenset[str]] = frozenset()
-    """What a subclass's `loss_terms` reads of the output besides `log_probs`: names from "entropy" and "values"."""
 
     def __init__(
         self,
@@ -124,7 +120,6 @@ class PPOModule(CriticWarmup, TextModule):
         self.missing_eos_penalty = missing_eos_penalty
         self.kl_controller = kl_controller or FixedKLController(coef=0.05)
         self.kl_estimator: KLEstimator = kl_estimator
-        self.last_stats: UpdateStats | None = None
         require_parts(self.loss, self.advantages, loss_reads=self.loss_reads, policy=policy, sampling=own_sampling)
         require_critic(self.update_settings, self.value_loss, has_values=policy.has_values)
 
@@ -154,38 +149,23 @@ class PPOModule(CriticWarmup, TextModule):
         if datamodule is not None:
             _ = self.reward  # a run without any reward stops here, before its first iteration
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, float]:
-        """Run one iteration on a batch of prompts; return numbers for the log."""
-        start = time.perf_counter()
-        factor = self.schedule_learning_rate()
-        with self.keeping_failed_step():
-            stats = run_iteration(
-                self,
-                batch,
-                settings=self.update_settings,
-                iteration=self.iteration,
-                callbacks=self.backend.callbacks,
-                trainer=self.backend.host,
-            )
+    def after_update(self, stats: UpdateStats) -> tuple[dict[str, float], int]:
+        """Move the KL controller; return its numbers, and those of sampler, groups and reward.
+
+        Args:
+            stats: see `PolicyIterations`.
+        """
         # Logged before it moves: this is the coefficient that the rewards of this iteration were made with.
         coef = self.kl_controller.coef
         if not self.is_critic_warmup:
             self.kl_controller.update(kl=stats.kl, num_episodes=stats.num_episodes)
-        self.last_stats = stats
-        return self.finish_iteration(
-            {
-                **stats.metrics,
-                **gap_metrics(stats.episodes, self.sampling),
-                **group_metrics(stats.episodes, self.advantages),
-                **(self._reward.take_metrics() if self._reward is not None else {}),
-                "rollout/kl_coef": coef,
-                "update/learning_rate_factor": factor,
-                "time/iteration_seconds": time.perf_counter() - start,
-            },
-            episodes=stats.num_episodes,
-            optimizer_steps=stats.optimizer_steps,
-            tokens=stats.tokens_trained,
-        )
+        numbers = {
+            **gap_metrics(stats.episodes, self.sampling),
+            **group_metrics(stats.episodes, self.advantages),
+            **(self._reward.take_metrics() if self._reward is not None else {}),
+            "rollout/kl_coef": coef,
+        }
+        return numbers, stats.num_episodes
 
     # --- the stages: override one, leave the rest ----------------------------------------------------
 
@@ -330,15 +310,11 @@ class PPOModule(CriticWarmup, TextModule):
         finally:
             self.loss = loss
 
-    @property
-    def _reads(self) -> frozenset[str]:
-        return self.loss_reads | self.loss.reads
-
     def _terms(self, output: PolicyOutput, episodes: TextEpisodes) -> Tensor:
         terms = checked_terms(self.loss_terms, output, episodes, reads=self._reads)
         return importance_weighted(terms, episodes, self.importance_cap)
 
-    # --- what the engine calls -----------------------------------------------------------------------
+    # --- checkpoints ---------------------------------------------------------------------------------
 
     def progress_state(self) -> dict[str, Any]:
         """Return counters and the KL controller's state."""

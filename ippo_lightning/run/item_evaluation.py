@@ -25,6 +25,7 @@ from ippo_lightning.run.fabric_loop import FabricLoop
 from ippo_lightning.run.items import Item
 from ippo_lightning.run.loaders import LoaderStream, loader_of
 from ippo_lightning.run.progress import ProgressBar
+from ippo_lightning.run.stable_text import plain_text
 from ippo_lightning.tasks import Grade, callable_name, label_text, row_prompt
 
 _OWN_WAYS = ("evaluate_batch", "validation_step", "test_step")
@@ -116,7 +117,7 @@ def settings_of(module: TextModule, prompts: Sequence[Prompt]) -> dict[str, Any]
                 f"tokens; expected at most {module.policy.context_length - len(ids)}"
             )
         # With the example: after a right answer was corrected, the old grades are wrong.
-        known = json.dumps(prompt.example, sort_keys=True, default=str)
+        known = json.dumps(prompt.example, sort_keys=True, default=plain_text)
         digest.update(repr((prompt.text, ids, known)).encode("utf-8", errors="surrogatepass"))
     judge = module.grader.grader if module.grader is not None else None
     reward = module.evaluation_reward if module.measures_reward else None

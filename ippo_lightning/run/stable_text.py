@@ -35,7 +35,9 @@ def stable_text(value: Any, depth: int = _DEPTH) -> str:
     if depth == 0:
         return str(name)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!s}: {stable_text(entry, depth - 1)}" for key, entry in value.items()) + "}"
+        # Sorted: the order of a YAML's keys, or in which an object got its attributes, is no difference.
+        entries = sorted(f"{key!s}: {stable_text(entry, depth - 1)}" for key, entry in value.items())
+        return "{" + ", ".join(entries) + "}"
     if isinstance(value, (set, frozenset)):
         return "{" + ", ".join(sorted(stable_text(entry, depth - 1) for entry in value)) + "}"
     if isinstance(value, (list, tuple)):
@@ -43,6 +45,17 @@ def stable_text(value: Any, depth: int = _DEPTH) -> str:
     # A class or a function is known by its name; an object by its class and what it has.
     attributes = vars(value) if hasattr(value, "__dict__") and not callable(value) else {}
     return f"{name}({stable_text(attributes, depth)})" if attributes else str(name)
+
+
+def plain_text(value: Any) -> str:
+    """Return the text of an object, as for JSON; one that would name the object's address is replaced.
+
+    Args:
+        value: anything, such as a date.
+    """
+    kind: Any = type(value)
+    has_own = kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
+    return str(value) if has_own and not callable(value) else stable_text(value)
 
 
 def _some(values: Sequence[Any]) -> Iterable[Any]:

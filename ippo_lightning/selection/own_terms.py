@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,10 +139,3 @@ def lengths_of(part: Any) -> Tensor:
 
 def _rows_per_pass(metric: Mapping[str, Tensor]) -> int:
     return max(_MOST_NUMBERS // max(sum(block.numel() for block in metric.values()), 1), 1)
-
-
-class ScoresOfPasses(Protocol):
-    """Scores the rows of passes."""
-
-    def __call__(self, chosen: Sequence[Tensor], /, *, checksum_batches: int) -> EpisodeScores:
-        """Return scores [directions, rows] in the order of the passes."""

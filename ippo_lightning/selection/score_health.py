@@ -8,14 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ippo_lightning.influence import (
-    halves_agreement,
-    mean_direction,
-    score_intervals,
-    sign_agreement,
-    sign_certainty,
-)
-from ippo_lightning.selection.target_gradients import TargetGradients
+from ippo_lightning.influence import score_intervals, sign_agreement, sign_certainty
 
 # The first pattern that matches counts: `post_attention_layernorm` is a norm, and so is `q_norm` of an attention.
 _PARTS = {
@@ -62,33 +55,30 @@ def part_fractions(by_parameter: Mapping[str, Tensor]) -> dict[str, float]:
     return {kind: value / total for kind, value in sums.items()} if total > 0 else {}
 
 
-def health_of(gradients: TargetGradients, group_scores: Tensor) -> dict[str, float]:
+def health_of(group_scores: Tensor, *, halves_cosine: float | None) -> dict[str, float]:
     """Return how far groups of demonstrations agree; nothing if there are no groups.
 
     Args:
-        gradients: with their groups.
         group_scores: scores along each group, of the rows of all ranks, shape [groups, rows]; NaN for rows outside of
             the sample that was scored along the groups.
+        halves_cosine: of the two halves' gradients; None if there are no groups.
 
     Returns:
-        Names for `UpdatePlan.record`, over the sampled rows: `halves_cosine` of the two halves' gradients;
-        `halves_sign_agreement`, the fraction of rows that both halves give the same sign; `sign_certain_fraction`, the
-        fraction of rows whose 95 % bootstrap interval over groups excludes zero; `interval_width`, its median over the
-        median |score|.
+        Names for `UpdatePlan.record`, over the sampled rows: `halves_cosine`; `halves_sign_agreement`, the fraction of
+        rows that both halves give the same sign; `sign_certain_fraction`, the fraction of rows whose 95 % bootstrap
+        interval over groups excludes zero; `interval_width`, its median over the median |score|.
     """
-    if not len(group_scores):
-        return {}
     group_scores = group_scores[:, ~group_scores.isnan().any(dim=0)]
-    # groups are dealt out in turn, so every second one is a half that saw each part of the demonstrations
-    halves = [list(range(start, len(group_scores), 2)) for start in (0, 1)]
-    of_halves = [mean_direction([gradients.groups[number] for number in half]) for half in halves]
-    first, second = (group_scores[half].mean(dim=0) for half in halves)
+    if halves_cosine is None or not group_scores.numel():
+        return {}
+    # every second group is of the same half, as in `GroupAgreement`
+    first, second = (group_scores[start::2].mean(dim=0) for start in (0, 1))
     # a generator of its own: the run's random stream stays that of plain PPO
     generator = torch.Generator().manual_seed(0)
     low, high = score_intervals(group_scores, generator=generator)
     scale = group_scores.mean(dim=0).abs().median().clamp(min=torch.finfo(group_scores.dtype).tiny)
     return {
-        "influence__halves_cosine": halves_agreement(*of_halves),
+        "influence__halves_cosine": halves_cosine,
         "influence__halves_sign_agreement": sign_agreement(first, second),
         "influence__sign_certain_fraction": sign_certainty(low, high),
         # relative, because the unit of the scores depends on the model and on the loss

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
-from ippo_lightning.influence import EpisodeScores, NonFiniteScoreError, score_episodes
+from ippo_lightning.influence import Direction, EpisodeScores, NonFiniteScoreError, score_episodes
 from ippo_lightning.records import Episodes, passes
 from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.buffer_view import BufferView
+from ippo_lightning.selection.grouped_gradients import TargetGradients
 from ippo_lightning.selection.module_interface import ModuleInterface
-from ippo_lightning.selection.own_terms import ScoresOfPasses, lengths_of, own_products, without_own
+from ippo_lightning.selection.own_terms import lengths_of, own_products, without_own
+from ippo_lightning.selection.scores_of_passes import LostRowsError, ScoresOfPasses, joined
 from ippo_lightning.selection.settings import ScoringSettings
-from ippo_lightning.selection.target_gradients import TargetGradients
 
 _FIRST_ROWS = 8
 """Rows of the first pass; stored losses are compared with a forward of these."""
@@ -41,7 +42,7 @@ class Scored(NamedTuple):
     scores: Tensor
     """Shape [rows]."""
     group_scores: Tensor
-    """Shape [groups, rows]; of no group if groups are not needed. NaN for rows outside of the sample, see `Scorer`."""
+    """Shape [groups, rows]; of no group unless the decision needs the groups."""
     by_parameter: dict[str, Tensor]
     """Parameter name to its part of the scores, shape [rows]; empty for methods that cannot tell."""
     broken: Tensor
@@ -52,7 +53,7 @@ class Scorer:
     """Scores rows along the gradients of a target.
 
     Two additions are kept cheap: scores along groups of demonstrations, which are for the log, are those of a sample of
-    rows; and a few rows are compared with plain autograd, not in every iteration if there are few rows.
+    rows (`sampled`); and a few rows are compared with plain autograd, not in every iteration if there are few rows.
 
     Args:
         settings: see `ScoringSettings`.
@@ -102,10 +103,7 @@ class Scorer:
             FloatingPointError: a score is NaN or infinite and may not be skipped; the row is named.
             UserError: a single row does not fit in the device's memory.
         """
-        size = len(episodes)
-        together = is_sharded(pl_module)
-        if together:  # the ranks make all passes together
-            size = all_reduce_max(size, device=episodes.device)
+        size, together = _most_rows(pl_module, episodes), is_sharded(pl_module)
         is_checked = self.settings.method in ("hooks", "forward") and self._check_is_due(size, iteration)
         if is_checked and not together:
             self._check(pl_module, episodes, gradients)
@@ -121,14 +119,30 @@ class Scorer:
             scores, parts, lost = self._without_own(pl_module, episodes, every[~broken], gradients, (scores, parts))
             broken |= lost
         self._has_checked |= is_checked and together
-        groups = scores[1:]
-        if gradients.groups and not self.all_groups:
-            sample = self._sample(every[~broken], size=size, num_groups=len(gradients.groups))
-            along = partial(self._scored, pl_module, episodes, directions=gradients.groups)
-            found, _, _ = self._finite_scores(pl_module, episodes, sample, along)
-            groups = torch.full_like(found, torch.nan)
-            groups[:, sample] = found[:, sample]
-        return Scored(scores[0], groups, {name: part[0] for name, part in parts.items()}, broken.to(scores.device))
+        return Scored(scores[0], scores[1:], {name: part[0] for name, part in parts.items()}, broken.to(scores.device))
+
+    def sampled(
+        self, pl_module: Any, episodes: Episodes | BufferView, directions: Sequence[Direction], num_groups: int
+    ) -> Tensor:
+        """Score a sample of the rows along some groups of demonstrations.
+
+        Args:
+            pl_module: as in `score`.
+            episodes: as in `score`.
+            directions: gradients of groups.
+            num_groups: number of all groups, on which the size of the sample depends.
+
+        Returns:
+            Shape [directions, rows]; NaN for the other rows, and for those without a finite score, which `score` names.
+        """
+        every = torch.arange(len(episodes), device=episodes.device)
+        sample = self._sample(every, size=_most_rows(pl_module, episodes), num_groups=num_groups)
+        along = partial(self._scored, pl_module, episodes, directions=directions)
+        scores, _, broken = self._finite_scores(pl_module, episodes, sample, along, is_quiet=True)
+        kept = sample[~broken.to(sample.device)[sample]]
+        found = torch.full_like(scores, torch.nan)
+        found[:, kept] = scores[:, kept]
+        return found
 
     def _check_is_due(self, size: int, iteration: int) -> bool:
         # A check costs a forward and two backwards instead of one, in a pass too small to be fast: as measured, three
@@ -156,8 +170,9 @@ class Scorer:
 
     def _sample(self, rows: Tensor, *, size: int, num_groups: int) -> Tensor:
         """Choose evenly spaced rows for the groups, as many as their share of the cost allows."""
-        # With hooks, a row costs a forward, a backward and a contraction per group, at most four times its score; any
-        # other method makes its passes once per group. What is due every n-th iteration may cost n times as much then.
+        # With hooks, a row costs a forward, a backward and a contraction per group, at most four times its score (eight
+        # times if the groups do not fit in memory at the same time, see `take_gradients`); any other method makes its
+        # passes once per group. What is due every n-th iteration may cost n times as much then.
         cost = 4 if self.settings.method == "hooks" else num_groups
         allowed = int(_HEALTH_COST * max(self.settings.health_every_n_iterations, 1) * size / cost)
         count = min(max(allowed, _FEWEST_SAMPLED), len(rows))
@@ -171,8 +186,9 @@ class Scorer:
         scored: ScoresOfPasses,
         *,
         checks_first: bool = False,
+        is_quiet: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Score what can be scored; the rest is named, and left out or an error.
+        """Score what can be scored; the rest is named, and left out or an error, or with `is_quiet` only left out.
 
         Returns:
             Scores [directions, rows of the episodes] and their parts by parameter, 0 for what was not scored; and which
@@ -185,12 +201,13 @@ class Scorer:
             lost = torch.empty(0, dtype=torch.long)
             try:
                 places, result = self._pass_by_pass(pl_module, episodes, rows, scored, checks_first)
-            except _LostRowsError as error:
+            except LostRowsError as error:
                 lost = error.rows
             # sharded ranks repeat the scoring together, also those whose own rows are all right
             if not (any_rank(len(lost) > 0, device=device) if together else len(lost) > 0):
                 break
-            self._leave_out(episodes, lost, is_all=len(lost) == len(rows))
+            if not is_quiet:
+                self._leave_out(episodes, lost, is_all=len(lost) == len(rows))
             broken[lost] = True
             rows = rows[~broken.to(device)[rows]]
 
@@ -232,7 +249,7 @@ class Scorer:
                     found = scored(chosen, checksum_batches=checked)
             except NonFiniteScoreError as error:
                 # unique, because a repeated pass names its rows a second time
-                raise _LostRowsError(torch.cat(chosen)[list(error.positions)].unique().cpu()) from error
+                raise LostRowsError(torch.cat(chosen)[list(error.positions)].unique().cpu()) from error
             except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
                     raise
@@ -245,7 +262,7 @@ class Scorer:
             real = torch.cat([rest[:0], *(rest[one.rows] for one in made if one.is_real)])
             places = torch.cat([places, real])
             rest = rest[~torch.isin(rest, real)]
-        return places, _joined(done)
+        return places, joined(done)
 
     def _without_own(
         self,
@@ -287,7 +304,7 @@ class Scorer:
         episodes: Episodes | BufferView,
         chosen: Sequence[Tensor],
         *,
-        directions: Sequence[dict[str, Tensor]],
+        directions: Sequence[Direction],
         checksum_batches: int,
     ) -> EpisodeScores:
         stored = None
@@ -318,21 +335,7 @@ class Scorer:
         )
 
 
-class _LostRowsError(Exception):
-    """Some rows have no finite score."""
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__()
-        self.rows = rows
-
-
-def _joined(results: Sequence[EpisodeScores]) -> EpisodeScores:
-    """Join the scores of passes."""
-    if len(results) == 1:
-        return results[0]
-    names = {name: None for result in results for name in result.by_parameter}
-    parts = {
-        name: torch.cat([result.by_parameter.get(name, torch.zeros_like(result.scores)) for result in results], dim=1)
-        for name in names
-    }
-    return EpisodeScores(torch.cat([result.scores for result in results], dim=1), parts)
+def _most_rows(pl_module: Any, episodes: Episodes | BufferView) -> int:
+    """Return the number of rows; of a sharded model, whose ranks make all passes together, the most of any rank."""
+    count = len(episodes)
+    return all_reduce_max(count, device=episodes.device) if is_sharded(pl_module) else count

@@ -15,6 +15,8 @@ from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantil
 from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection.buffer_view import BufferView
+from ippo_lightning.selection.group_agreement import GroupAgreement
+from ippo_lightning.selection.grouped_gradients import AlongGroups, TargetGradients
 from ippo_lightning.selection.module_interface import ModuleInterface
 from ippo_lightning.selection.own_terms import require_own_terms
 from ippo_lightning.selection.rules import Influence, Random, SelectionRule, decide
@@ -22,7 +24,7 @@ from ippo_lightning.selection.score_health import health_of, part_fractions
 from ippo_lightning.selection.scorer import Scored, Scorer
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.table import RolloutTable, gather_table
-from ippo_lightning.selection.target_gradients import TargetGradientCache, TargetGradients
+from ippo_lightning.selection.target_gradients import TargetGradientCache
 from ippo_lightning.selection.targets import Target, TargetLoss
 from ippo_lightning.selection.whole_groups import Baselines, WholeGroups, renew_baselines, require_groups
 
@@ -128,9 +130,18 @@ class Selector:
         if "scores" in self.rule.needs:
             # before the target's gradient is taken, which takes long on a large model
             self.interface.require_losses(module)
-            gradients = self.take_gradients(plan, module=module, trainer=trainer, iteration=iteration, part=part)
+            agreement = self._agreement(module, plan)
+            gradients = self.take_gradients(
+                plan, module=module, trainer=trainer, iteration=iteration, part=part, along_groups=agreement.add
+            )
+            halves_cosine = agreement.halves_cosine()
             taken = time.perf_counter()
             scored = self.scorer.score(module, plan.episodes, gradients, iteration=iteration)
+            of_sample = agreement.scores()
+            if of_sample is not None:
+                # also those whose own part in the target is not finite
+                of_sample[:, scored.broken] = torch.nan
+                scored = scored._replace(group_scores=of_sample)
         table = self._table(plan, scored, iteration=iteration, part=part or minibatch)
         settings = self.settings
         factors = decide(
@@ -145,10 +156,11 @@ class Selector:
         now = time.perf_counter()
         if scored is not None:
             plan.record(
-                time__target_gradient_seconds=taken - start,
-                time__scoring_seconds=now - taken,
+                # groups are scored while the gradient is taken
+                time__target_gradient_seconds=taken - start - agreement.seconds,
+                time__scoring_seconds=now - taken + agreement.seconds,
                 time__influence_seconds=now - start,
-                **_score_metrics(table, scored, gradients),
+                **_score_metrics(table, scored, gradients, halves_cosine),
             )
         # the log shows what the rule decided, also if monitor_only or on_empty keeps the plan from it
         plan.record(**weight_metrics(factors))
@@ -196,11 +208,29 @@ class Selector:
             )
 
     def take_gradients(
-        self, plan: UpdatePlan, *, module: Any, trainer: Any, iteration: int, part: int | None = None
+        self,
+        plan: UpdatePlan,
+        *,
+        module: Any,
+        trainer: Any,
+        iteration: int,
+        part: int | None = None,
+        along_groups: AlongGroups = lambda directions, num_groups: None,
     ) -> TargetGradients:
-        """Return the gradients that the rows are scored along; arguments as in `change`."""
+        """Return the gradients that the rows are scored along; arguments as in `change` and `TargetGradientCache`."""
         return self.gradients.take(
-            module, lambda: self._target_loss(module, plan, trainer=trainer), iteration=iteration, part=part
+            module,
+            lambda: self._target_loss(module, plan, trainer=trainer),
+            iteration=iteration,
+            part=part,
+            along_groups=along_groups,
+        )
+
+    def _agreement(self, module: Any, plan: UpdatePlan) -> GroupAgreement:
+        if self.scorer.all_groups:  # then all rows are scored along the groups, together with the mean
+            return GroupAgreement(None)
+        return GroupAgreement(
+            lambda directions, num_groups: self.scorer.sampled(module, plan.episodes, directions, num_groups)
         )
 
     def _target_loss(self, module: Any, plan: UpdatePlan, *, trainer: Any) -> TargetLoss:
@@ -278,7 +308,9 @@ def weight_metrics(factors: Tensor) -> dict[str, float]:
     }
 
 
-def _score_metrics(table: RolloutTable, scored: Scored, gradients: TargetGradients) -> dict[str, float]:
+def _score_metrics(
+    table: RolloutTable, scored: Scored, gradients: TargetGradients, halves_cosine: float | None
+) -> dict[str, float]:
     """Return numbers about the scores of all ranks, for `UpdatePlan.record`."""
     # back to the scores' own dtype: float64 was only for the way through the gather
     scores = table.scores.to(scored.scores.dtype)
@@ -287,5 +319,5 @@ def _score_metrics(table: RolloutTable, scored: Scored, gradients: TargetGradien
         "influence__nonfinite_episodes": float(table.force_drop.sum()),
         **{f"influence__score_{name}": value for name, value in score_quantiles(scores).items()},
         **{f"influence__part_{name}": value for name, value in part_fractions(scored.by_parameter).items()},
-        **health_of(gradients, table.group_scores.to(scored.scores.dtype)),
+        **health_of(table.group_scores.to(scored.scores.dtype), halves_cosine=halves_cosine),
     }

@@ -26,7 +26,8 @@ class ScoringSettings:
         max_tokens: tokens of a scoring pass, padding included; `auto` is 16384 on a CPU, and what the memory of a GPU
             allows. Halved if the device's memory is too small.
         health_every_n_iterations: split the demonstrations into groups every n-th iteration, to see how far the groups
-            agree, on a sample of episodes that costs at most 5 % of scoring; 0 for never.
+            agree, on a sample of episodes that costs at most 5 % of scoring; 0 for never. In full fine-tuning one group
+            is scored after the other, which saves memory and costs up to three times that.
         health_groups: number of groups, >= 2.
 
     Raises:

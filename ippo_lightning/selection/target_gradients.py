@@ -1,52 +1,29 @@
-"""The gradient of the target: when it is taken again, how ranks share the work, and how it is scaled."""
+"""The gradient of the target: when it is taken again, and how it is scaled."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, rank, world_size
-from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
-from ippo_lightning.distributed.lockstep import in_step
-from ippo_lightning.errors import UserError
-from ippo_lightning.influence import (
-    TargetGroups,
-    mean_direction,
-    precondition,
-    select_blocks,
-    target_gradient_groups,
-)
+from ippo_lightning.distributed.dtensor import full_tensor
+from ippo_lightning.influence import precondition, select_blocks
 from ippo_lightning.records.digests import batch_digest
 from ippo_lightning.records.pass_size import PassSize
+from ippo_lightning.selection.grouped_gradients import AlongGroups, TargetGradients, fit_at_once, take_gradients
 from ippo_lightning.selection.module_interface import optimizer_of
 from ippo_lightning.selection.own_terms import require_one_rollout
 from ippo_lightning.selection.settings import ScoringSettings
-from ippo_lightning.selection.target_passes import cut, cut_to_fit, halved, measured, weight_of
+from ippo_lightning.selection.target_passes import cut
 from ippo_lightning.selection.targets import OwnTerms, TargetLoss
 
 _EACH_ROW = 2**31
 """So many pieces that each has one row."""
 _MODULUS = 2**56
 """A checkpoint contains 64 bits at most."""
-
-
-class TargetGradients(NamedTuple):
-    """The gradient of the target at some parameters."""
-
-    mean: dict[str, Tensor]
-    """Parameter name to block, over all batches of the target."""
-    groups: list[dict[str, Tensor]]
-    """The same over each group of batches; empty if groups are not needed."""
-    own: OwnTerms | None = None
-    """What each row adds to the target, if that part is left out of its score."""
-    metric: Mapping[str, Tensor] = {}
-    """Parameter name to the factors by which `mean` is scaled, if there is `own`: 1, or those of Adam."""
 
 
 class TargetGradientCache:
@@ -61,7 +38,7 @@ class TargetGradientCache:
         self.settings = settings
         self.needs_groups = needs_groups
         self.raw: TargetGradients | None = None
-        """As last taken, before any scaling."""
+        """As last taken, before any scaling; None if no later iteration or micro-batch reads it."""
         self._prepared: TargetGradients | None = None
         self.size: PassSize | None = None
         """Tokens of a pass; None before the first gradient."""
@@ -71,9 +48,15 @@ class TargetGradientCache:
         """What a checkpoint knows, until the first call: only then are module and target at hand."""
 
     def take(
-        self, pl_module: Any, target: Callable[[], TargetLoss], *, iteration: int, part: int | None = None
+        self,
+        pl_module: Any,
+        target: Callable[[], TargetLoss],
+        *,
+        iteration: int,
+        part: int | None = None,
+        along_groups: AlongGroups = lambda directions, num_groups: None,
     ) -> TargetGradients:
-        """Return the gradients to score along.
+        """Return the gradients to score along; their groups only if each iteration needs them.
 
         Args:
             pl_module: whose parameters are differentiated.
@@ -81,29 +64,29 @@ class TargetGradientCache:
             iteration: counted from 0.
             part: number of the micro-batch in its optimizer step, None without gradient accumulation. The parameters
                 are the same for all micro-batches of a step, and so is the gradient.
+            along_groups: called with the scaled gradients of groups if they are due: with all at once if they take no
+                more memory than the model, else with one after the other.
         """
-        if part and self._prepared is not None:
-            return self._prepared
-        if "mean" in self._loaded:
+        if "mean" in self._loaded and not (part and self._prepared is not None):
             self._continue(pl_module, target)
         settings = self.settings
         wants_groups = self.needs_groups or _is_due(iteration, settings.health_every_n_iterations)
-        is_stale = self.raw is None or _is_due(iteration, settings.refresh_every_n_iterations)
-        # groups cannot be recovered from their mean, so a gradient without them is taken again
-        if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
-            chosen = target()
-            require_one_rollout(chosen, pl_module, part=part)
-            if self.size is None:
-                self.size = self._size_for(chosen)
-            num_groups = settings.health_groups if wants_groups else 1
-            self.raw = take_gradients(pl_module, chosen, num_groups=num_groups, size=self.size)
-            self._batches = _digest_of(chosen) if settings.refresh_every_n_iterations > 1 else 0
-        assert self.raw is not None, "taken just now"
-        # scaled in each iteration, also if the gradient is kept: Adam's state changes with each step
-        groups = [self._scaled(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
-        metric = {} if self.raw.own is None else self._scaled(pl_module, _ones_like(self.raw.mean))
-        self._prepared = TargetGradients(self._scaled(pl_module, self.raw.mean), groups, self.raw.own, metric)
-        return self._prepared
+        if self.needs_groups or part is not None or settings.refresh_every_n_iterations > 1:
+            if not (part and self._prepared is not None):
+                # groups cannot be recovered from their mean, so a gradient without them is taken again
+                is_stale = self.raw is None or _is_due(iteration, settings.refresh_every_n_iterations)
+                if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
+                    self.raw = self._taken(pl_module, target, part=part, with_groups=wants_groups)
+                self._prepared = None
+            return self._along_kept(pl_module, along_groups if wants_groups else None)
+
+        # No later iteration reads them: each is scaled in its place, and a group is gone before the next one is taken.
+        def along(groups: Sequence[dict[str, Tensor]], num_groups: int) -> None:
+            along_groups([self._scaled(pl_module, entry, in_place=True) for entry in groups], num_groups)
+
+        taken = self._taken(pl_module, target, part=part, with_groups=wants_groups, along_groups=along)
+        mean = self._scaled(pl_module, taken.mean, in_place=True)
+        return TargetGradients(mean, [], taken.own, self._metric(pl_module, mean, taken.own))
 
     def release(self) -> None:
         """Free what no later iteration reads; each gradient is as large as the trainable parameters."""
@@ -127,6 +110,42 @@ class TargetGradientCache:
         """Continue from what `state_dict` returned."""
         self.raw, self.size, self._prepared = None, None, None
         self._loaded = dict(state)
+
+    def _taken(
+        self,
+        pl_module: Any,
+        target: Callable[[], TargetLoss],
+        *,
+        part: int | None,
+        with_groups: bool,
+        along_groups: AlongGroups | None = None,
+    ) -> TargetGradients:
+        chosen = target()
+        require_one_rollout(chosen, pl_module, part=part)
+        if self.size is None:
+            self.size = self._size_for(chosen)
+        self._batches = _digest_of(chosen) if self.settings.refresh_every_n_iterations > 1 else 0
+        num_groups = self.settings.health_groups if with_groups else 1
+        return take_gradients(pl_module, chosen, num_groups=num_groups, size=self.size, along_groups=along_groups)
+
+    def _along_kept(self, pl_module: Any, along_groups: AlongGroups | None) -> TargetGradients:
+        """Go through the groups of the kept gradient, and return it scaled."""
+        assert self.raw is not None, "taken by the caller"
+        # scaled in each iteration, also if the gradient is kept: Adam's state changes with each step
+        found, kept = [], self.raw.groups
+        if along_groups is not None and kept:
+            if self.needs_groups or fit_at_once(pl_module, kept[0], num_groups=len(kept)):
+                found = [self._scaled(pl_module, entry) for entry in kept]
+                along_groups(found, len(kept))
+            else:
+                for entry in kept:
+                    along_groups([self._scaled(pl_module, entry)], len(kept))
+        if self._prepared is None:
+            mean = self._scaled(pl_module, self.raw.mean)
+            own = self.raw.own
+            metric = self._metric(pl_module, mean, own)
+            self._prepared = TargetGradients(mean, found if self.needs_groups else [], own, metric)
+        return self._prepared
 
     def _size_for(self, target: TargetLoss) -> PassSize:
         """Return the size of passes: that of the checkpoint, unless another one has been set since."""
@@ -159,73 +178,22 @@ class TargetGradientCache:
         )
         self.raw, self._batches = TargetGradients(mean, groups), mine
 
-    def _scaled(self, pl_module: Any, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _metric(self, pl_module: Any, like: Mapping[str, Tensor], own: OwnTerms | None) -> dict[str, Tensor]:
+        """Return the factors by which a gradient is scaled; none if no row's own part is left out."""
+        if own is None:
+            return {}
+        # expanded: a single number in memory for each parameter
+        ones = {name: block.new_ones(()).expand(block.shape) for name, block in like.items()}
+        return self._scaled(pl_module, ones)
+
+    def _scaled(self, pl_module: Any, direction: Mapping[str, Tensor], *, in_place: bool = False) -> dict[str, Tensor]:
         chosen = dict(direction)
         # selected first, so that blocks that do not count are neither scaled nor part of the usual scale
         if self.settings.include is not None or self.settings.exclude:
             chosen = select_blocks(chosen, include=self.settings.include, exclude=self.settings.exclude)
         if self.settings.adam_aware:
-            chosen = precondition(chosen, model=pl_module, optimizer=optimizer_of(pl_module))
+            chosen = precondition(chosen, model=pl_module, optimizer=optimizer_of(pl_module), in_place=in_place)
         return chosen
-
-
-class _Piece(NamedTuple):
-    """What one pass takes."""
-
-    batch: Any
-    weight: float
-    group: int
-
-
-def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int, size: PassSize) -> TargetGradients:
-    """Take the gradient of each group of batches; ranks share the work if there is enough of it.
-
-    Args:
-        pl_module: whose parameters are differentiated.
-        target: the loss and its batches.
-        num_groups: at most so many; fewer if there is too little to divide.
-        size: tokens of a pass; it becomes smaller if memory runs out.
-    """
-    ranks = world_size()
-    # for each group a part per rank if ranks share the batches; else each rank has parts of its own for each group
-    parts, weights = _divided(target, num_groups if target.is_of_rank else num_groups * ranks)
-    is_shared = ranks > 1 and not target.is_of_rank and len(parts) >= num_groups * ranks
-    if not is_shared and not target.is_of_rank:
-        parts, weights = _divided(target, num_groups)
-    num_groups = min(num_groups, _least(len(parts), like=pl_module) if target.is_of_rank else max(len(parts), 1))
-    # part b is of group b modulo num_groups; within each group, the ranks take turns
-    mine = [number for number in range(len(parts)) if not is_shared or number // num_groups % ranks == rank()]
-    together = is_sharded(pl_module)
-    # cut by tokens only after the groups are dealt out, so that a group's rows do not depend on the size of a pass
-    pieces = [
-        _Piece(piece, weights[number] if piece is parts[number] else weight_of(target, piece), number % num_groups)
-        for number in mine
-        for piece in cut_to_fit(pl_module, target, parts[number], size)
-    ]
-    if together and not _all_have(pieces, module=pl_module):
-        raise UserError("InfluenceFilter.target: a rank has no row of it, and the ranks of a sharded model go together")
-    passes = list(in_step(pieces, module=pl_module))
-    if target.is_of_rank and ranks > 1 and not passes:
-        # no row of this rank is in the target, and the average needs nothing of it
-        taken = TargetGroups([_zeros_like(pl_module)], [0.0])
-    else:
-        taken = target_gradient_groups(
-            pl_module,
-            target.loss,
-            measured(pl_module, target, [piece.batch for piece, _ in passes], size),
-            num_groups=num_groups,
-            # a pass that a rank only repeats for the others counts nothing
-            weights=[piece.weight if is_mine else 0.0 for piece, is_mine in passes],
-            group_of=[piece.group for piece, _ in passes],
-            split=partial(halved, pl_module, target, size),
-        )
-    if together:
-        taken = taken._replace(directions=_full_where_small(pl_module, taken.directions))
-    elif is_shared or (target.is_of_rank and ranks > 1):
-        # without either, each rank has gone through all batches by itself, and the results are equal
-        taken = _averaged(taken)
-    mean = mean_direction(taken.directions, weights=taken.weights)
-    return TargetGradients(mean, taken.directions if num_groups > 1 else [], target.own)
 
 
 def _digest_of(target: TargetLoss) -> int:
@@ -234,65 +202,6 @@ def _digest_of(target: TargetLoss) -> int:
         return 0
     rows = [row for batch in target.batches for row in cut(batch, _EACH_ROW)]
     return sum(map(batch_digest, rows)) % _MODULUS
-
-
-def _all_have(pieces: Sequence[Any], *, module: Any) -> bool:
-    """Return whether each rank has a piece; all ranks call this together."""
-    return all_reduce_max(-len(pieces), device=next(module.parameters()).device) < 0
-
-
-def _zeros_like(module: Any) -> dict[str, Tensor]:
-    return {
-        name: torch.zeros_like(
-            parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False
-        )
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def _least(count: int, *, like: Any) -> int:
-    """Return the smallest count of any rank, at least 1: each rank needs a batch for each group."""
-    device = next(like.parameters()).device
-    return max(-all_reduce_max(-count, device=device), 1)
-
-
-def _full_where_small(pl_module: Any, directions: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Gather gradients that take no more memory than a rank's part of the model: those of adapters, as a rule.
-
-    Full tensors need not be gathered again for each module of each pass. Larger ones stay sharded like the parameters.
-    """
-    held = sum(parameter.numel() * parameter.element_size() for parameter in pl_module.parameters()) / world_size()
-    size = sum(block.numel() * block.element_size() for entry in directions for block in entry.values())
-    return [
-        {name: full_tensor(block) if size <= held else block for name, block in entry.items()} for entry in directions
-    ]
-
-
-def _averaged(taken: TargetGroups) -> TargetGroups:
-    """Average each group's gradient over the ranks, by the weight of what each has seen."""
-    device = next(iter(taken.directions[0].values())).device
-    totals = all_reduce_sum(torch.tensor(taken.weights, dtype=torch.float64, device=device)).tolist()
-    if min(totals) <= 0:
-        raise UserError("InfluenceFilter.target: no row of any rank is in it; expected at least one")
-    # each rank's gradient is a mean already, so it enters the sum with its fraction of the weight
-    directions = [
-        {name: all_reduce_sum(block * (weight / total)) for name, block in direction.items()}
-        for direction, weight, total in zip(taken.directions, taken.weights, totals, strict=True)
-    ]
-    return TargetGroups(directions, totals)
-
-
-def _divided(target: TargetLoss, num_groups: int) -> tuple[list[Any], list[float]]:
-    """Cut batches so that there is one for each group; return them with what each counts."""
-    pieces = math.ceil(num_groups / max(len(target.batches), 1))
-    parts = [part for batch in target.batches for part in cut(batch, pieces)]
-    return parts, [weight_of(target, part) for part in parts]
-
-
-def _ones_like(direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # expanded: a single number in memory for each parameter
-    return {name: block.new_ones(()).expand(block.shape) for name, block in direction.items()}
 
 
 def _is_due(iteration: int, every: int) -> bool:

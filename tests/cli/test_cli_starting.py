@@ -49,9 +49,9 @@ def test_the_files_run_as_they_are(name: str, run: str, project: Path) -> None:
 @pytest.mark.slow
 def test_sft_leads_to_ppo_and_to_ippo_and_both_to_a_report(project: Path) -> None:
     assert main(["fit", "--config", SFT]) == 0
-    start = "--model.init_args.policy.init_args.pretrained=runs/sft/model"
-    assert main(["fit", "--config", EXPERIMENT, start, "--callbacks", "[]", "--loop.run_dir", "runs/ppo"]) == 0
-    assert main(["fit", "--config", EXPERIMENT, start]) == 0
+    start = ["--model.init_args.policy.init_args.pretrained=runs/sft/model", "--loop.max_iterations=12"]
+    assert main(["fit", "--config", EXPERIMENT, *start, "--callbacks", "[]", "--loop.run_dir", "runs/ppo"]) == 0
+    assert main(["fit", "--config", EXPERIMENT, *start]) == 0
     assert main(["report", "runs/ppo", "runs/ippo", "--output", "runs/report"]) == 0
     for run in ("ppo", "ippo"):
         results = json.loads((project / "runs" / run / "results.json").read_text(encoding="utf-8"))

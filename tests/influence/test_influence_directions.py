@@ -197,7 +197,10 @@ def test_the_scaled_score_is_the_effect_of_an_adam_step(build: object) -> None:
         optimizer.zero_grad()
     episode, demonstrations = a_batch(1, seed=9), a_batch(8, seed=10)
     direction = target_gradient(model, mean_error, [demonstrations])
+    overwritten = {name: block.clone() for name, block in direction.items()}
     scaled = precondition(direction, model=model, optimizer=SimpleNamespace(optimizer=optimizer))
+    precondition(overwritten, model=model, optimizer=optimizer, in_place=True)
+    assert all(torch.equal(overwritten[name], scaled[name]) for name in scaled), "to the bit"
     (score,) = influence_scores(model, squared_errors, [episode], scaled)
     gradients = torch.autograd.grad(squared_errors(model, episode).sum(), list(model.parameters()))
     expected = 0.0

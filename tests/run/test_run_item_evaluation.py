@@ -109,7 +109,11 @@ def test_training_goes_on_with_the_same_random_numbers(tmp_path: Path) -> None:
 
 def test_a_corrected_right_answer_is_another_evaluation() -> None:
     module = tiny_module()
-    settings = [settings_of(module, [Prompt("1+1?", {"answer": answer})]) for answer in ("2", "3", "2")]
+    settings = [
+        # with an object as a task may have it, whose text would name its address
+        settings_of(module, [Prompt("1+1?", {"answer": answer, "judge": object()})])
+        for answer in ("2", "3", "2")
+    ]
     assert settings[0] == settings[2] != settings[1]
 
 

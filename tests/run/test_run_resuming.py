@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings
 from ippo_lightning.run.environment import environment, warn_of_environment
 from ippo_lightning.run.resuming import callback_settings, check_data, data_of, load_callbacks, saved_callbacks
-from ippo_lightning.run.stable_text import stable_text
+from ippo_lightning.run.stable_text import plain_text, stable_text
 
 
 def hyperparameters(loop: Any) -> dict[str, Any]:
@@ -155,10 +156,13 @@ def test_the_settings_of_a_filter_tell_two_apart() -> None:
     assert first == third != second
 
 
-def test_a_stable_text_has_no_address_and_no_order_of_a_set() -> None:
+def test_a_stable_text_has_no_address_and_no_order_of_a_set_or_a_mapping() -> None:
     thing = {"function": stable_text, "object": object(), "set": {"b", "a"}, "tensor": torch.ones(2)}
     assert "0x" not in stable_text(thing)
-    assert stable_text(thing) == stable_text(dict(thing))
+    assert stable_text(thing) == stable_text(dict(reversed(thing.items())))
+    assert plain_text(object()) == plain_text(object()) == "object"
+    assert plain_text(stable_text) == "stable_text"
+    assert plain_text(Decimal("1.50")) == "1.50"
 
 
 @pytest.mark.parametrize("rows", [[1, 2, 3], iter([1, 2])], ids=["list", "iterator"])

@@ -16,7 +16,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.influence import ChecksumError, agree_to_drop
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import Episodes, UpdatePlan
-from ippo_lightning.selection import scorer
+from ippo_lightning.selection import grouped_gradients, scorer
 from ippo_lightning.selection.score_health import part_fractions
 
 ROUNDING = 1e-5
@@ -213,9 +213,11 @@ def test_health_shows_in_the_log_when_it_is_due(tmp_path: Path) -> None:
     assert {"influence/part_attention", "influence/part_mlp", "influence/part_embedding"} <= first.keys()
 
 
+@pytest.mark.parametrize(("at_once", "passes"), [(True, 1), (False, 3)], ids=["at once", "one after the other"])
 def test_groups_are_scored_on_a_sample_and_the_scores_are_those_without_groups(
-    module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+    at_once: bool, passes: int, module: PPOModule, episodes: Episodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(grouped_gradients, "fit_at_once", lambda *arguments, **named: at_once)
     monkeypatch.setattr(scorer, "_FEWEST_SAMPLED", 3)
     monkeypatch.setattr(scorer, "_CHECK_COST", 1e-9)  # one check, in the first call
     callback = InfluenceFilter(scoring=ScoringSettings(health_every_n_iterations=2, health_groups=3))
@@ -225,7 +227,7 @@ def test_groups_are_scored_on_a_sample_and_the_scores_are_those_without_groups(
     assert sum(calls) == len(episodes)
     calls.clear()
     sampled = scored(module, episodes, iteration=2, callback=callback)
-    assert sum(calls) == len(episodes) + 3
+    assert sum(calls) == len(episodes) + 3 * passes
     # to the bit, up to the target gradient, whose mean is that of three groups here
     torch.testing.assert_close(scores_of(sampled), scores_of(without), rtol=1e-4, atol=1e-6)
     assert 0 <= sampled.metrics["influence/halves_sign_agreement"] <= 1

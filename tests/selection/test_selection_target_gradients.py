@@ -133,3 +133,23 @@ def test_only_a_gradient_that_a_later_iteration_reads_stays_in_memory(
     cache.release()
     gc.collect()
     assert (taken() is not None) == is_kept
+
+
+def test_of_groups_that_do_not_fit_beside_the_model_only_one_is_in_memory(module: nn.Module) -> None:
+    cache = TargetGradientCache(ScoringSettings(health_groups=2))
+    groups: list[weakref.ref[torch.Tensor]] = []
+    alive = []
+
+    def along(directions: Any, num_groups: int) -> None:
+        groups.extend(weakref.ref(direction["weight"]) for direction in directions)
+        alive.append(sum(group() is not None for group in groups))
+        assert num_groups == 2
+
+    found = cache.take(module, target_of(BATCH), iteration=0, along_groups=along)
+    assert (alive, found.groups) == ([1, 1], [])
+    assert all(group() is None for group in groups)
+    # frozen weights beside it: then both groups take less than the model, and one pass scores along both
+    module.register_parameter("frozen", nn.Parameter(torch.zeros(6), requires_grad=False))
+    groups.clear()
+    cache.take(module, target_of(BATCH), iteration=10, along_groups=along)
+    assert alive == [1, 1, 2]

@@ -15,8 +15,9 @@ from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import Episodes, UpdatePlan
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection import Demonstrations, ReturnOfBuffer, Target, TargetLoss
+from ippo_lightning.selection.grouped_gradients import take_gradients
 from ippo_lightning.selection.settings import ScoringSettings
-from ippo_lightning.selection.target_gradients import TargetGradientCache, take_gradients
+from ippo_lightning.selection.target_gradients import TargetGradientCache
 
 ROUNDING = 1e-5
 
