@@ -169,8 +169,9 @@ class Selector:
         return found
 
     def _table(self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int) -> RolloutTable:
+        own = self.rule.own_columns(plan.episodes)
         if scored is None:
-            return gather_table(plan, needs=self.rule.needs, iteration=iteration, part=part)
+            return gather_table(plan, needs=self.rule.needs, iteration=iteration, part=part, own=own)
         return gather_table(
             plan,
             needs=self.rule.needs,
@@ -180,6 +181,7 @@ class Selector:
             group_scores=scored.group_scores,
             force_keep=self._force_keep(scored.group_scores),
             force_drop=scored.broken,
+            own=own,
         )
 
     def _force_keep(self, group_scores: Tensor) -> Tensor | None:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import return_target
-from ippo_lightning.records import Episodes, UpdatePlan, cut_rows
+from ippo_lightning.records import ControlEpisodes, Episodes, UpdatePlan, cut_rows
 from ippo_lightning.records.pass_size import MaxTokens, PassSize, require_max_tokens
 from ippo_lightning.selection.module_interface import ValidationLoss
 
@@ -116,12 +117,15 @@ class ReturnOfBuffer(Target):
     Args:
         max_tokens: tokens of a pass, padding included, >= 1; `auto` is 16384. A pass that does not fit in the device's
             memory is halved.
+        importance: multiply each action's term by its probability now over that in the rollout, without a gradient of
+            its own: for scores within an update, whose parameters are not those of the rollout.
 
     Raises:
         UserError: a number out of its range.
     """
 
     max_tokens: MaxTokens = "auto"
+    importance: bool = False
 
     def __post_init__(self) -> None:
         require_max_tokens("target.max_tokens", self.max_tokens)
@@ -144,13 +148,63 @@ class ReturnOfBuffer(Target):
         batches = [plan.episodes.select(rows[part]) for part in parts]
         # of this rank: each rank has sampled other rows, while demonstrations are the same on all ranks
         return TargetLoss(
-            _minus_return,
+            _minus_return_of_now if self.importance else _minus_return,
             batches,
             weight=_num_actions,
             is_of_rank=True,
             costs=_episode_costs,
             max_tokens=self.max_tokens,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionLogProb(Target):
+    """Minus log pi(a|s) of one action in one observation: what made this behaviour more probable?
+
+    Source: Hu et al. 2025, arXiv 2505.19281 (IIF), f_action, with the opposite sign.
+
+    Args:
+        observation: its numbers in one list, as the policy sees them (normalised, if the environment's are); of a
+            number from a list, that number alone.
+        action: the number of the action, or its vector.
+
+    Raises:
+        UserError: no number; later, a module without environments, or another shape than that of its observations.
+    """
+
+    observation: Sequence[float]
+    action: Sequence[float]
+
+    def __post_init__(self) -> None:
+        for name in ("observation", "action"):
+            if not len(getattr(self, name)):
+                raise UserError(f"target.{name}: [] is empty; expected at least one number")
+
+    def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
+        """Return the validation loss of the module, and the one action.
+
+        Raises:
+            UserError: the rows are no transitions, or have other shapes.
+        """
+        episodes = plan.episodes
+        if not isinstance(episodes, ControlEpisodes) or not callable(getattr(module, "validation_loss", None)):
+            raise UserError(
+                f"InfluenceFilter.target: ActionLogProb is for environments, not for {type(module).__name__}; "
+                "use ReturnOfBuffer"
+            )
+        batch = {
+            "observations": _like(self.observation, episodes.observations, name="observation"),
+            "actions": _like(self.action, episodes.actions, name="action"),
+        }
+        return TargetLoss(_validation_loss, [batch])
+
+
+def _like(numbers: Sequence[float], column: Tensor, *, name: str) -> Tensor:
+    """Return one row of a column [rows, steps, *shape], without its axis of steps."""
+    shape = column.shape[2:]
+    if len(numbers) != shape.numel():
+        raise UserError(f"target.{name}: got {len(numbers)} numbers; expected {shape.numel()}, shape {list(shape)}")
+    return torch.tensor(numbers, dtype=torch.float64).to(column).reshape(1, *shape)
 
 
 def build_target(
@@ -201,6 +255,12 @@ def _minus_return(module: Any, episodes: Episodes) -> Tensor:
     # through the module's own forward, so that temperature and adapters are those of training
     log_probs = module.score(episodes).log_probs
     return return_target(log_probs=log_probs, advantages=episodes.advantages, mask=episodes.mask)
+
+
+def _minus_return_of_now(module: Any, episodes: Episodes) -> Tensor:
+    log_probs = module.score(episodes).log_probs
+    ratios = (log_probs.detach() - episodes.log_probs).exp()
+    return return_target(log_probs=log_probs, advantages=episodes.advantages * ratios, mask=episodes.mask)
 
 
 def _num_actions(episodes: Episodes) -> float:
