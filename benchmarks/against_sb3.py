@@ -2,7 +2,7 @@ r"""Whether PPO in environments computes what stable-baselines3's PPO computes, 
 
     pip install stable-baselines3==2.9.*                 # beside this package
     python benchmarks/against_sb3.py --check             # advantages and updates of one shared buffer; seconds
-    python benchmarks/against_sb3.py --speed             # seconds of an iteration, turn about in one process
+    python benchmarks/against_sb3.py --speed             # CPU seconds of an iteration, turn about in one process
     python benchmarks/against_sb3.py --curves CartPole-v1 --rounds 25 --seeds 5
 
 Both have stable-baselines3's own settings: 2048 steps of one environment, 10 epochs of minibatches of 64, Adam 3e-4,
@@ -242,7 +242,9 @@ def _difference(mine: Tensor, theirs: np.ndarray) -> float:
 
 
 def speed(rounds: int, environment: str = "CartPole-v1") -> dict[str, float]:
-    """Return the median seconds of an iteration of both, and the ratio, ours by theirs.
+    """Return the median CPU seconds of an iteration of both on one thread, and the ratio, ours by theirs.
+
+    CPU seconds, because the load of the machine would change from one turn to the next.
 
     Args:
         rounds: of both, turn about; one more warms up.
@@ -253,12 +255,12 @@ def speed(rounds: int, environment: str = "CartPole-v1") -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         module = ours(environment, folder, seed=1)
         for number in range(rounds + 1):
-            start = time.perf_counter()
+            start = time.process_time()
             model.learn(2048, reset_num_timesteps=False)
-            middle = time.perf_counter()
+            middle = time.process_time()
             module.training_step({"rollouts": 1}, number)
             taken["sb3"].append(middle - start)
-            taken["ours"].append(time.perf_counter() - middle)
+            taken["ours"].append(time.process_time() - middle)
     medians = {name: statistics.median(values[1:]) for name, values in taken.items()}
     return {**medians, "ratio": medians["ours"] / medians["sb3"]}
 

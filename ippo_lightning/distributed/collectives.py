@@ -22,12 +22,12 @@ _LOST = (
 
 def world_size() -> int:
     """Return the number of ranks, 1 outside a process group."""
-    return dist.get_world_size() if _is_distributed() else 1
+    return dist.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
     """Return this process's rank, 0 outside a process group."""
-    return dist.get_rank() if _is_distributed() else 0
+    return dist.get_rank() if is_distributed() else 0
 
 
 def end_process_group() -> None:
@@ -35,7 +35,7 @@ def end_process_group() -> None:
 
     gloo's threads can abort a process that ends with open connections ("terminate called without an active exception").
     """
-    if not _is_distributed():
+    if not is_distributed():
         return
     # a rank that closes its connections a moment earlier must not make an error of a run that is complete
     with contextlib.suppress(RuntimeError):
@@ -60,7 +60,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     Args:
         values: any shape, the same on every rank; it does not change.
     """
-    return _reduced(values, dist.ReduceOp.SUM) if _is_distributed() else values
+    return _reduced(values, dist.ReduceOp.SUM) if is_distributed() else values
 
 
 def gather_rows(values: Tensor) -> tuple[Tensor, slice]:
@@ -72,7 +72,7 @@ def gather_rows(values: Tensor) -> tuple[Tensor, slice]:
     Returns:
         Shape [rows of all ranks, ...], and a slice of its first axis.
     """
-    if not _is_distributed():
+    if not is_distributed():
         return values, slice(0, len(values))
     counts = torch.zeros(world_size(), dtype=torch.long, device=values.device)
     counts[rank()] = len(values)
@@ -94,7 +94,7 @@ def all_reduce_max(value: int, *, device: torch.device) -> int:
         value: this rank's value.
         device: a device of the process group's backend.
     """
-    return int(_reduced(torch.tensor(value, device=device), dist.ReduceOp.MAX)) if _is_distributed() else value
+    return int(_reduced(torch.tensor(value, device=device), dist.ReduceOp.MAX)) if is_distributed() else value
 
 
 def any_rank(decision: bool, *, device: torch.device) -> bool:
@@ -107,7 +107,8 @@ def any_rank(decision: bool, *, device: torch.device) -> bool:
     return bool(all_reduce_max(int(decision), device=device))
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Return whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
 
 

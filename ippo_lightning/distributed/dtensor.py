@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ippo_lightning.distributed.collectives import all_reduce_sum, rank, world_size
+from ippo_lightning.distributed.collectives import all_reduce_sum, is_distributed, rank, world_size
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -19,6 +19,9 @@ def is_sharded(module: nn.Module) -> bool:
     Args:
         module: any module; for example one sharded by `torch.distributed.fsdp.fully_shard`.
     """
+    # Each small step of a small network calls this, and a walk through the modules takes a tenth of such a step.
+    if not is_distributed():  # shards need ranks to lie on
+        return False
     # After a forward, FSDP2 may leave full parameters in the place of the shards; the module is sharded nevertheless.
     return any(isinstance(part, FSDPModule) for part in module.modules()) or any(
         isinstance(parameter, DTensor) for parameter in module.parameters()

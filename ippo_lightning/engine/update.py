@@ -136,7 +136,7 @@ def run_update(
                 if not any_rank(len(one.rows) > 0, device=device):
                     continue  # no rank has a row left: a step would only move by its momentum
             sums, norm = _step(stages, one.work, one.rows, skipped, settings=settings, divisors=one.divisors)
-            totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
+            totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
             norms.append(norm)
     metrics = _summary(totals, norms)
     metrics["update/nonfinite_episodes"] = float(all_reduce_sum(skipped.sum().double()))
@@ -254,10 +254,12 @@ def _accumulated(
     # gradients are averaged over ranks, so each rank's sum is scaled up by their number
     scale = 1.0 / world_size()
     totals: dict[str, Tensor] = {}
-    costs, size = _costs(episodes, rows), stages.pass_size
+    # Selected first: a small minibatch is one pass, and its costs are not those of all rows of the iteration.
+    whole = episodes.select(rows)
+    costs, size = _costs(whole), stages.pass_size
     for one in stages.passes(costs, max_rows=settings.micro_batch_size, max_tokens=size.tokens):
         minibatch = Minibatch(
-            episodes=episodes.select(rows[one.rows]),
+            episodes=whole if _is_whole(one, whole) else whole.select(one.rows),
             # A repeated pass runs like any other and adds nothing.
             weights=weights[one.rows] * one.is_real,
             value_weights=value_weights[one.rows] * one.is_real,
@@ -271,7 +273,7 @@ def _accumulated(
         with measuring, stages.no_sync(not one.is_last):
             loss, sums = stages.loss_through_wrapper(minibatch)
             stages.backward_loss(loss)
-        totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
+        totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
     # One reduction for all sums, stacked in the same order on every rank.
     names = sorted(totals)
     reduced = all_reduce_sum(torch.stack([totals[name].double() for name in names]))
@@ -280,11 +282,17 @@ def _accumulated(
     return {name: value * scale if name.endswith("_loss") else value for name, value in sums.items()}
 
 
-def _costs(episodes: Episodes, rows: Tensor) -> Tensor:
+def _costs(minibatch: Episodes) -> Tensor:
     """Return what each row takes of a pass, in tokens: its own steps, and the largest of the prompts."""
     # With one number for all prompts, the order of the rows is that of their steps: short responses share a pass.
-    prompts = (episodes.cost()[rows] - episodes.spans[rows]).max()
-    return episodes.spans[rows] + prompts
+    spans = minibatch.spans
+    return spans + (minibatch.cost() - spans).max()
+
+
+def _is_whole(one: Pass, minibatch: Episodes) -> bool:
+    """Return whether a pass has all rows of a minibatch in their order."""
+    in_order = torch.arange(len(minibatch), device=one.rows.device)
+    return len(one.rows) == len(minibatch) and bool((one.rows == in_order).all())
 
 
 def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Pure functions: tensors in, tensors out, keyword-only."""
 
 from ippo_lightning.maths.advantages import (
+    discounted_returns,
     equal_rewards,
     gae,
     group_advantages,
@@ -47,6 +48,7 @@ __all__ = [
     "Moments",
     "capped_ratio_terms",
     "clipped_surrogate",
+    "discounted_returns",
     "effective_sample_size",
     "equal_rewards",
     "gae",

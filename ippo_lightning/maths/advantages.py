@@ -48,8 +48,35 @@ def gae(
         current = delta[:, step] + gamma * gae_lambda * torch.where(done[:, step], 0.0, later)
         # A step where the mask is False passes the trace on unchanged.
         later = torch.where(counts, current, later)
-        columns.append(torch.where(counts, current, torch.zeros_like(current)))
-    return torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)
+        columns.append(current)
+    found = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)
+    return torch.where(mask, found, torch.zeros_like(found))
+
+
+def discounted_returns(*, rewards: Tensor, next_values: Tensor, done: Tensor, group: Tensor, gamma: float) -> Tensor:
+    """Return the discounted return from each transition on.
+
+    G_t = r_t + gamma * G_{t+1}; where the next row belongs to another trajectory, G_t = r_t + gamma * V(s_{t+1})
+
+    Args:
+        rewards: shape [rows], the transitions of each environment side by side and in order.
+        next_values: V(s_{t+1}), shape [rows]; 0 where nothing comes after the step.
+        done: shape [rows], bool, True where the trajectory ends.
+        group: shape [rows], int64, the environment.
+        gamma: discount per step, in [0, 1].
+
+    Returns:
+        Shape [rows], float64.
+    """
+    # Numbers and not tensors of one row: the recursion has as many steps as the rollout.
+    columns = zip(rewards.tolist(), next_values.tolist(), done.tolist(), group.tolist(), strict=True)
+    found: list[float] = []
+    later, environment = 0.0, None
+    for reward, value, ends, number in reversed(list(columns)):
+        later = reward + gamma * (value if ends or number != environment else later)
+        environment = number
+        found.append(later)
+    return torch.tensor(found[::-1], dtype=torch.float64, device=rewards.device)
 
 
 def response_gae(

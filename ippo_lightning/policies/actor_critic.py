@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,8 @@ class ActorCritic(nn.Module):
         else:
             # Convolutions read the channels first.
             numbers = observations.movedim(-1, 1) if spec.is_image else observations
-        floats = numbers.to(next(self.actor.parameters()).dtype)
+        # Of the head, which is at hand: `parameters()` walks through the modules, once per step of an environment.
+        floats = numbers.to(cast(nn.Linear, self.actor[-1]).weight.dtype)
         found: Tensor = self.body(floats / 255 if spec.is_image else floats)
         return found
 

@@ -94,11 +94,12 @@ class Episodes:
     def __post_init__(self) -> None:
         # A field of another shape might broadcast, or index other rows, and the numbers would still look right.
         widths = {axis: getattr(self, name).shape[1] for axis, name in self.mask_of_axis.items()}
+        rows = len(self)
         for name, layout in self.columns().items():
-            shape = tuple(getattr(self, name).shape)
-            expected = (len(self),) if layout.axis is None else (len(self), widths[layout.axis])
+            shape = getattr(self, name).shape
+            expected = (rows,) if layout.axis is None else (rows, widths[layout.axis])
             if (shape[:2] if layout.has_features else shape) != expected:
-                raise ValueError(f"{type(self).__name__}.{name} has shape {shape}, expected {expected}")
+                raise ValueError(f"{type(self).__name__}.{name} has shape {tuple(shape)}, expected {expected}")
         for name in self.object_columns():
             if len(getattr(self, name)) != len(self):
                 found = len(getattr(self, name))
@@ -112,7 +113,9 @@ class Episodes:
     @classmethod
     def object_columns(cls) -> tuple[str, ...]:
         """Return the names of the fields that are tuples of one object per row."""
-        return tuple(entry.name for entry in fields(cls) if entry.metadata.get("objects"))
+        if cls not in _OBJECT_COLUMNS:
+            _OBJECT_COLUMNS[cls] = tuple(entry.name for entry in fields(cls) if entry.metadata.get("objects"))
+        return _OBJECT_COLUMNS[cls]
 
     def __len__(self) -> int:
         return self.mask.shape[0]
@@ -179,17 +182,23 @@ class Episodes:
     def trimmed(self: _Self) -> _Self:
         """Return the same rows without columns that are padding in every row; at least one column stays."""
         changes: dict[str, Tensor] = {}
+        found: dict[tuple[str, str], int] = {}  # once per axis, because each minibatch is trimmed
         for name, layout in self.columns().items():
             if layout.axis is not None:
-                used = self._used_columns(layout.axis, layout.pad)
-                tensor: Tensor = getattr(self, name)
-                # `used` is at least 1: a slice from -0 would keep all columns.
-                changes[name] = tensor[:, -used:] if layout.pad == "left" else tensor[:, :used]
-        return self.evolve(**changes)
+                place = layout.axis, layout.pad
+                if place not in found:
+                    found[place] = self._used_columns(*place)
+                used, tensor = found[place], getattr(self, name)
+                if tensor.shape[1] > used:
+                    # `used` is at least 1: a slice from -0 would keep all columns.
+                    changes[name] = tensor[:, -used:] if layout.pad == "left" else tensor[:, :used]
+        return self.evolve(**changes) if changes else self
 
     def _used_columns(self, axis: str, pad: str) -> int:
         """Return how many columns of an axis lie between its unpadded end and the last one in use."""
         mask: Tensor = getattr(self, self.mask_of_axis[axis])
+        if mask.shape[1] <= 1:  # a transition
+            return 1
         in_use = mask.any(dim=0).nonzero().flatten()
         # One column stays, because many operations (a maximum, a forward) fail on an axis of size 0.
         if not len(in_use):
@@ -229,6 +238,7 @@ class Episodes:
 
 
 _COLUMNS: dict[type, dict[str, Column]] = {}
+_OBJECT_COLUMNS: dict[type, tuple[str, ...]] = {}
 
 
 def _columns_of(record: type[Episodes]) -> dict[str, Column]:

@@ -74,6 +74,11 @@ def cut_rows(
     """
     # A stable sort: rows of equal cost keep their order, so the same rows give the same parts again.
     order = costs.argsort(stable=True) if sort else torch.arange(len(costs), device=costs.device)
+    # A minibatch of short rows is one part as a rule, and need not be gone through row by row.
+    limits = [limit for limit in (max_rows, first_rows) if limit is not None]
+    is_short = 0 < len(order) <= min(limits, default=len(order))
+    if is_short and (max_tokens is None or len(order) * int(costs.max()) <= max_tokens):
+        return [order]
     parts: list[list[int]] = []
     largest = 0
     for position, cost in zip(order.tolist(), costs[order].tolist(), strict=True):

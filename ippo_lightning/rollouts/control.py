@@ -97,7 +97,7 @@ class ControlRollouts:
         if self.settings.autoreset == "same_step":
             # What is returned is the beginning of the next episode; the end of this one is in the infos. Where the
             # environment ended by itself, nothing comes after it, and what it showed last has no value.
-            for index in np.flatnonzero(truncated & ~terminated):
+            for index in np.flatnonzero(truncated & ~terminated) if truncated.any() else ():
                 last = self.spaces.of_environment(np.asarray(infos["final_obs"][index])[None])
                 cut.append((int(index), self._normalised(last)[0]))
         else:
@@ -129,7 +129,7 @@ class ControlRollouts:
     def _count(self, rewards: np.ndarray, done: np.ndarray, counts: np.ndarray) -> None:
         self._returns = self._returns + rewards
         self._lengths = self._lengths + counts
-        for index in np.flatnonzero(done):
+        for index in np.flatnonzero(done) if done.any() else ():
             self.recent.append((float(self._returns[index]), int(self._lengths[index])))
             self.finished += 1
             self._returns[index], self._lengths[index] = 0.0, 0

@@ -4,14 +4,18 @@ from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.group_rules import ByLength, DropEqualRewards, MaxRewardVariance
 from ippo_lightning.selection.negatives import DropNegatives, DropRandom
 from ippo_lightning.selection.rollout_targets import AverageReward, LeaveOneOutMean, ReturnOfBuffer
+from ippo_lightning.selection.round_scores import RoundScores
 from ippo_lightning.selection.rules import AboveMeanReward, AdvantageSign, Influence, Random, SelectionRule
 from ippo_lightning.selection.sequence_return import SequenceReturn
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.table import RolloutTable
-from ippo_lightning.selection.targets import Demonstrations, OwnTerms, Target, TargetLoss
+from ippo_lightning.selection.targets import ActionLogProb, Demonstrations, OwnTerms, Target, TargetLoss
+from ippo_lightning.selection.transitions import AdvantageHeuristic, TDPriority
 
 __all__ = [
     "AboveMeanReward",
+    "ActionLogProb",
+    "AdvantageHeuristic",
     "AdvantageSign",
     "AverageReward",
     "BufferView",
@@ -27,9 +31,11 @@ __all__ = [
     "Random",
     "ReturnOfBuffer",
     "RolloutTable",
+    "RoundScores",
     "ScoringSettings",
     "SelectionRule",
     "SequenceReturn",
+    "TDPriority",
     "Target",
     "TargetLoss",
 ]

@@ -39,6 +39,8 @@ class ReturnOfBuffer(Target):
         leave_out_self: score each row against the target of the other rows.
         max_tokens: tokens of a pass, padding included, >= 1; `auto` is 16384. A pass that does not fit in the device's
             memory is halved.
+        importance: multiply each action's term by its probability now over that in the rollout, without a gradient of
+            its own: for scores within an update, whose parameters are not those of the rollout.
 
     Raises:
         UserError: a number out of its range.
@@ -46,6 +48,7 @@ class ReturnOfBuffer(Target):
 
     leave_out_self: bool = False
     max_tokens: MaxTokens = "auto"
+    importance: bool = False
 
     def __post_init__(self) -> None:
         require_max_tokens("target.max_tokens", self.max_tokens)
@@ -62,9 +65,10 @@ class ReturnOfBuffer(Target):
             UserError: the module has no method `score`, or the buffer is no record of episodes.
         """
         require_episodes(self, module, plan.episodes)
-        own = OwnTerms(plan.episodes.lengths * _in_target(plan).double(), _minus_return_of_rows)
+        of_rows = partial(_minus_return_of_rows, importance=self.importance)
+        own = OwnTerms(plan.episodes.lengths * _in_target(plan).double(), of_rows)
         return TargetLoss(
-            _minus_return,
+            partial(_minus_return, importance=self.importance),
             _kept_batches(plan, self.max_tokens),
             weight=_num_actions,
             # each rank has sampled other rows, while demonstrations are the same on all ranks
@@ -267,14 +271,24 @@ def _kept_batches(plan: UpdatePlan, max_tokens: MaxTokens) -> list[Any]:
     return batches_of(plan.episodes, _in_target(plan).nonzero().flatten(), max_tokens)
 
 
-def _minus_return(module: Any, episodes: Episodes) -> Tensor:
+def _minus_return(module: Any, episodes: Episodes, *, importance: bool) -> Tensor:
     # through the module's own forward, so that temperature and adapters are those of training
     log_probs = module.score(episodes).log_probs
-    return return_target(log_probs=log_probs, advantages=episodes.advantages, mask=episodes.mask)
+    factors = _factors(log_probs, episodes, importance=importance)
+    return return_target(log_probs=log_probs, advantages=factors, mask=episodes.mask)
 
 
-def _minus_return_of_rows(module: Any, episodes: Episodes) -> Tensor:
-    return -masked_row_sum(values=module.score(episodes).log_probs * episodes.advantages, mask=episodes.mask)
+def _minus_return_of_rows(module: Any, episodes: Episodes, *, importance: bool) -> Tensor:
+    log_probs = module.score(episodes).log_probs
+    factors = _factors(log_probs, episodes, importance=importance)
+    return -masked_row_sum(values=log_probs * factors, mask=episodes.mask)
+
+
+def _factors(log_probs: Tensor, episodes: Episodes, *, importance: bool) -> Tensor:
+    """Return what multiplies the log-probability of each action, shape [rows, steps], without a graph."""
+    if not importance:
+        return episodes.advantages
+    return episodes.advantages * (log_probs.detach() - episodes.log_probs).exp()
 
 
 def _normalised(episodes: Episodes, *, mean: Tensor, scale: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +20,7 @@ from ippo_lightning.maths import (
     normalise_weights,
     score_power,
 )
+from ippo_lightning.records import Episodes
 from ippo_lightning.selection.table import NEEDS, RolloutTable
 from ippo_lightning.selection.whole_groups import WholeGroups, by_group
 
@@ -42,6 +44,16 @@ class SelectionRule(ABC):
         Without "scores" there is no scoring, and no demonstrations are necessary.
         """
         return frozenset()
+
+    def own_columns(self, episodes: Episodes) -> Mapping[str, Tensor]:
+        """Return columns of the rule's own, name to shape [rows], which `table.own(name)` then has of all ranks.
+
+        For what needs the neighbours of a row: the table itself lacks rows that another callback has dropped.
+
+        Args:
+            episodes: all rows of this rank, in the order of the rollout.
+        """
+        return {}
 
     @property
     def name(self) -> str:

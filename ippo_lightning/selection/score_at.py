@@ -33,6 +33,9 @@ def scoring_at(score_at: ScoreAt, scoring: ScoringSettings, rule: SelectionRule)
     if "groups" in rule.needs:
         found = f"and {rule.name} reads groups, which are whole only at the end of a rollout"
         raise UserError(f"InfluenceFilter.score_at: minibatch, {found}; use rollout_end")
+    if type(rule).own_columns is not SelectionRule.own_columns:
+        found = f"and {rule.name} reads the rows of a rollout in their order"
+        raise UserError(f"InfluenceFilter.score_at: minibatch, {found}; use rollout_end")
     if scoring.method == "finite_difference":
         found = "and finite_difference reads losses at the parameters that sampled"
         raise UserError(f"InfluenceFilter.score_at: minibatch, {found}; use another scoring.method")

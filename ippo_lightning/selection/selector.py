@@ -242,8 +242,9 @@ class Selector:
 
     def _table(self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int) -> RolloutTable:
         needs = self.rule.needs if self.settings.whole_groups is None else self.rule.needs | {"groups"}
+        own = self.rule.own_columns(plan.episodes)
         if scored is None:
-            return gather_table(plan, needs=needs, iteration=iteration, part=part)
+            return gather_table(plan, needs=needs, iteration=iteration, part=part, own=own)
         return gather_table(
             plan,
             needs=needs,
@@ -253,6 +254,7 @@ class Selector:
             group_scores=scored.group_scores,
             force_keep=self._force_keep(scored.group_scores),
             force_drop=scored.broken,
+            own=own,
         )
 
     def _force_keep(self, group_scores: Tensor) -> Tensor | None:

@@ -83,6 +83,14 @@ class RolloutTable:
         """[rows] int64, equal for the responses to one prompt; unique over ranks."""
         return self._column("groups").long()
 
+    def own(self, name: str) -> Tensor:
+        """Return a column of `SelectionRule.own_columns`, shape [rows], float64.
+
+        Args:
+            name: as in that method's result.
+        """
+        return self._column(name)
+
     def has(self, name: str) -> bool:
         """Return whether a column is there."""
         return name in self.columns
@@ -119,6 +127,7 @@ def gather_table(
     group_scores: Tensor | None = None,
     force_keep: Tensor | None = None,
     force_drop: Tensor | None = None,
+    own: Mapping[str, Tensor] | None = None,
 ) -> RolloutTable:
     """Gather the columns that a rule needs over all ranks, in one collective.
 
@@ -131,6 +140,7 @@ def gather_table(
         group_scores: of this rank, shape [groups, rows].
         force_keep: of this rank, shape [rows], bool.
         force_drop: of this rank, shape [rows], bool.
+        own: columns of the rule's own, of this rank, shape [rows] each; the same names on each rank.
 
     Raises:
         FloatingPointError: a column has NaN or infinity in a row that may still be kept.
@@ -142,6 +152,7 @@ def gather_table(
         "force_drop": zeros if force_drop is None else force_drop,
         **({} if scores is None else {"scores": scores}),
         **{name: _READ[name](plan.episodes) for name in sorted(needs & _READ.keys())},
+        **(own or {}),
     }
     # columns are sorted above, so that each rank stacks them in the same order
     if "groups" in needs:
@@ -156,7 +167,7 @@ def gather_table(
     # not strict, because the scores of groups are the last columns and have no names
     everyone = dict(zip(local, rows.unbind(dim=1), strict=False))
     is_open = (everyone["kept"] > 0) & (everyone["force_drop"] <= 0)  # the rule sees no other row
-    for name in sorted(needs & _READ.keys()):
+    for name in sorted((needs & _READ.keys()) | (own or {}).keys()):
         # NaN compares as False, so a rule would drop such rows without a word; after the gather all ranks raise alike
         broken = (is_open & ~everyone[name].isfinite()).nonzero().flatten()
         if len(broken):
@@ -164,7 +175,7 @@ def gather_table(
     if "groups" in needs:
         everyone["groups"] = _unique(everyone["groups"], everyone.pop("rank"))
     return RolloutTable(
-        columns={name: column for name, column in everyone.items() if name in NEEDS},
+        columns={name: column for name, column in everyone.items() if name in NEEDS | (own or {}).keys()},
         kept=everyone["kept"] > 0,
         force_keep=everyone["force_keep"] > 0,
         force_drop=everyone["force_drop"] > 0,

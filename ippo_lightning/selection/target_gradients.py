@@ -179,21 +179,32 @@ class TargetGradientCache:
         self.raw, self._batches = TargetGradients(mean, groups), mine
 
     def _metric(self, pl_module: Any, like: Mapping[str, Tensor], own: OwnTerms | None) -> dict[str, Tensor]:
-        """Return the factors by which a gradient is scaled; none if no row's own part is left out."""
+        """Return the factors by which a gradient was scaled; none if no row's own part is left out.
+
+        Args:
+            pl_module: whose gradient it is.
+            like: the scaled gradient, of the selected blocks.
+            own: of the target.
+        """
         if own is None:
             return {}
         # expanded: a single number in memory for each parameter
         ones = {name: block.new_ones(()).expand(block.shape) for name, block in like.items()}
-        return self._scaled(pl_module, ones)
+        return self._preconditioned(pl_module, ones)
 
     def _scaled(self, pl_module: Any, direction: Mapping[str, Tensor], *, in_place: bool = False) -> dict[str, Tensor]:
         chosen = dict(direction)
         # selected first, so that blocks that do not count are neither scaled nor part of the usual scale
         if self.settings.include is not None or self.settings.exclude:
             chosen = select_blocks(chosen, include=self.settings.include, exclude=self.settings.exclude)
-        if self.settings.adam_aware:
-            chosen = precondition(chosen, model=pl_module, optimizer=optimizer_of(pl_module), in_place=in_place)
-        return chosen
+        return self._preconditioned(pl_module, chosen, in_place=in_place)
+
+    def _preconditioned(
+        self, pl_module: Any, direction: dict[str, Tensor], *, in_place: bool = False
+    ) -> dict[str, Tensor]:
+        if not self.settings.adam_aware:
+            return direction
+        return precondition(direction, model=pl_module, optimizer=optimizer_of(pl_module), in_place=in_place)
 
 
 def _digest_of(target: TargetLoss) -> int:

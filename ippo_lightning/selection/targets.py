@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.records import UpdatePlan
+from ippo_lightning.records import ControlEpisodes, UpdatePlan
 from ippo_lightning.records.pass_size import MaxTokens, require_max_tokens
 from ippo_lightning.selection.module_interface import ValidationLoss
 
@@ -123,6 +124,56 @@ class Demonstrations(Target):
         batches: Iterable[Any] = loader()
         # as a list, because groups and ranks divide the batches by their number
         return _not_empty(list(batches), field=f"{type(datamodule).__name__}.influence_dataloader()")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionLogProb(Target):
+    """Minus log pi(a|s) of one action in one observation: what made this behaviour more probable?
+
+    Source: Hu et al. 2025, arXiv 2505.19281 (IIF), f_action, with the opposite sign.
+
+    Args:
+        observation: its numbers in one list, as the policy sees them (normalised, if the environment's are); of a
+            number from a list, that number alone.
+        action: the number of the action, or its vector.
+
+    Raises:
+        UserError: no number; later, a module without environments, or another shape than that of its observations.
+    """
+
+    observation: Sequence[float]
+    action: Sequence[float]
+
+    def __post_init__(self) -> None:
+        for name in ("observation", "action"):
+            if not len(getattr(self, name)):
+                raise UserError(f"target.{name}: [] is empty; expected at least one number")
+
+    def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
+        """Return the validation loss of the module, and the one action.
+
+        Raises:
+            UserError: the rows are no transitions, or have other shapes.
+        """
+        episodes = plan.episodes
+        if not isinstance(episodes, ControlEpisodes) or not callable(getattr(module, "validation_loss", None)):
+            raise UserError(
+                f"InfluenceFilter.target: ActionLogProb is for environments, not for {type(module).__name__}; "
+                "use ReturnOfBuffer"
+            )
+        batch = {
+            "observations": _like(self.observation, episodes.observations, name="observation"),
+            "actions": _like(self.action, episodes.actions, name="action"),
+        }
+        return TargetLoss(_validation_loss, [batch])
+
+
+def _like(numbers: Sequence[float], column: Tensor, *, name: str) -> Tensor:
+    """Return one row of a column [rows, steps, *shape], without its axis of steps."""
+    shape = column.shape[2:]
+    if len(numbers) != shape.numel():
+        raise UserError(f"target.{name}: got {len(numbers)} numbers; expected {shape.numel()}, shape {list(shape)}")
+    return torch.tensor(numbers, dtype=torch.float64).to(column).reshape(1, *shape)
 
 
 def build_target(

@@ -13,6 +13,8 @@ from ippo_lightning.cli.parsers import experiment_parser
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.errors import UserError
 
+FILTERS = ("iif", "random_drop", "advantage_heuristic", "td_priority")
+
 
 @pytest.fixture(scope="module")
 def parser() -> ArgumentParser:
@@ -20,7 +22,7 @@ def parser() -> ArgumentParser:
 
 
 @pytest.mark.parametrize("task", CONTROL_TASKS)
-@pytest.mark.parametrize("method", ["", "ppo", "iif", "random_drop"])
+@pytest.mark.parametrize("method", ["", "ppo", *FILTERS])
 def test_a_task_in_an_environment_takes_the_base_of_its_module(parser: ArgumentParser, task: str, method: str) -> None:
     settings = parsed(parser, ["--task", task, *(["--method", method] if method else [])])
     assert settings["model"]["class_path"].endswith(".ControlPPOModule")
@@ -31,7 +33,7 @@ def test_a_task_in_an_environment_takes_the_base_of_its_module(parser: ArgumentP
     assert given["update"]["max_grad_norm"] == 0.5
     kind = "adamw" if task in ("bipedalwalker", "cartpole") else "sgd"
     assert (given["optimizer"]["kind"], given["num_steps"]) == (kind, 2048)
-    assert len(settings["callbacks"] or []) == (method in ("iif", "random_drop"))
+    assert len(settings["callbacks"] or []) == (method in FILTERS)
 
 
 @pytest.mark.parametrize("model", CONTROL_MODELS)

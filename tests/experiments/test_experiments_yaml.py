@@ -158,8 +158,9 @@ def read(path: Path) -> Any:
 def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     assert axis_names("base") == ["control", "ppo", "sft"]
     assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS))
-    filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward", "iif", "random_drop"}
-    assert {"ppo", *filters} | ALGORITHMS.keys() == set(METHODS)
+    filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
+    of_control = {"iif", "random_drop", "advantage_heuristic", "td_priority"}
+    assert {"ppo", *filters, *of_control} | ALGORITHMS.keys() == set(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,12 @@ def minus_return(module: Any, episodes: Any, rows: list[int]) -> Tensor:
     return -terms[rows].sum() / episodes.mask[rows].sum()
 
 
+def minus_return_of_now(module: Any, episodes: Any, rows: list[int]) -> Tensor:
+    """The same, each action times its probability now over that in the rollout."""
+    ratios = (module.score(episodes).log_probs.detach() - episodes.log_probs).exp()
+    return minus_return(module, episodes.evolve(advantages=episodes.advantages * ratios), rows)
+
+
 def minus_reward(module: Any, episodes: Any, rows: list[int]) -> Tensor:
     """- mean of z * log pi(y|x) over the rows; z over the rows that are not dropped."""
     rewards = episodes.outcome_rewards
@@ -56,6 +62,7 @@ def mean_loss(module: Any, episodes: Any, rows: list[int]) -> Tensor:
 TARGETS: dict[str, tuple[AnyTarget, Callable[..., Tensor]]] = {
     "return": (ReturnOfBuffer(leave_out_self=True, max_tokens=15), minus_return),
     "return with self": (ReturnOfBuffer(), minus_return),
+    "return of now": (ReturnOfBuffer(leave_out_self=True, importance=True), minus_return_of_now),
     "reward": (AverageReward(leave_out_self=True), minus_reward),
     "reward with self": (AverageReward(max_tokens=15), minus_reward),
     "mean of the others": (LeaveOneOutMean(), mean_loss),

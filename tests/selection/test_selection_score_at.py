@@ -14,7 +14,13 @@ from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.records import UpdatePlan
-from ippo_lightning.selection import LeaveOneOutMean, MaxRewardVariance, RolloutTable, SelectionRule
+from ippo_lightning.selection import (
+    AdvantageHeuristic,
+    LeaveOneOutMean,
+    MaxRewardVariance,
+    RolloutTable,
+    SelectionRule,
+)
 
 ROUNDING = 1e-4
 """float32 scores after a step, as a fraction of the largest."""
@@ -94,6 +100,10 @@ def test_iterations_that_are_not_due_are_plain(tmp_path: Path) -> None:
         (
             {"rule": MaxRewardVariance()},
             r"minibatch, and MaxRewardVariance reads groups, .*; use rollout_end",
+        ),
+        (
+            {"rule": AdvantageHeuristic()},
+            "minibatch, and AdvantageHeuristic reads the rows .* in their order; use roll",
         ),
         ({"scoring": ScoringSettings(method="finite_difference")}, "and finite_difference reads losses at the param"),
         ({"scoring": ScoringSettings(refresh_every_n_iterations=2)}, "refresh_every_n_iterations is 2; set it to 1"),

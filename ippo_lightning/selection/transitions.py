@@ -1,0 +1,169 @@
+"""Rules for transitions of environments that read no scores: the baselines beside the filter of IIF."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.errors import UserError, require_choice, require_range
+from ippo_lightning.maths import discounted_returns
+from ippo_lightning.records import ControlEpisodes, Episodes
+from ippo_lightning.selection.rules import SelectionRule
+from ippo_lightning.selection.table import RolloutTable
+
+Heuristic = Literal["sign", "size"]
+Baseline = Literal["critic", "states"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageHeuristic(SelectionRule):
+    """Drop transitions whose advantage disagrees with a Monte-Carlo estimate, the largest differences first.
+
+    The estimate is the discounted return from the step on, minus a baseline. A return that the end of the rollout or a
+    limit cuts goes on with the critic's value; the released code of the paper takes 0 at the end of a rollout.
+    Source: Hu et al. 2025, arXiv 2505.19281 (IIF), the two advantage heuristics among its baselines.
+
+    Args:
+        by: `sign` drops where advantage and estimate have different signs, `size` where they differ most.
+        fraction: at most this fraction of all transitions is dropped, in [0, 1], rounded down; null for all with
+            different signs, and a quarter by `size`.
+        baseline: `critic` subtracts the critic's value and fits every environment. `states` is the paper's: the mean
+            return of all transitions of this rollout with the same observation and action, minus that of all with the
+            same observation. It is 0 for an observation that occurs once.
+        gamma: discount per step, in [0, 1]; that of the run's advantages.
+
+    Raises:
+        UserError: an argument out of its range; later, rows that are no transitions.
+    """
+
+    by: Heuristic = "sign"
+    fraction: float | None = None
+    baseline: Baseline = "critic"
+    gamma: float = 0.99
+
+    def __post_init__(self) -> None:
+        require_choice("rule.by", self.by, get_args(Heuristic))
+        require_choice("rule.baseline", self.baseline, get_args(Baseline))
+        require_range("rule.gamma", self.gamma, at_least=0, at_most=1)
+        if self.fraction is not None:
+            require_range("rule.fraction", self.fraction, at_least=0, at_most=1)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Advantages, and the critic's values."""
+        return frozenset({"advantages", "values"})
+
+    def own_columns(self, episodes: Episodes) -> Mapping[str, Tensor]:
+        """Return the discounted return of each transition, and for `states` numbers of observation and action."""
+        rows = _transitions(episodes, rule=type(self).__name__)
+        returns = discounted_returns(
+            rewards=rows.rewards[:, 0],
+            next_values=rows.next_values[:, 0],
+            done=rows.done[:, 0],
+            group=rows.group,
+            gamma=self.gamma,
+        )
+        if self.baseline == "critic":
+            return {"monte_carlo_returns": returns}
+        return {
+            "monte_carlo_returns": returns,
+            "states": _numbers_of(rows.observations),
+            "actions": _numbers_of(rows.observations, rows.actions),
+        }
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        """Return all rows but those that disagree; of equal differences, the first rows are dropped."""
+        estimates, difference = self._estimates(table), -self.ranking(table)
+        wrong = table.advantages * estimates < 0 if self.by == "sign" else torch.ones_like(estimates, dtype=torch.bool)
+        fraction = (1.0 if self.by == "sign" else 0.25) if self.fraction is None else self.fraction
+        most = min(math.floor(fraction * len(table)), int(wrong.sum()))
+        order = torch.where(wrong, difference, -1.0).argsort(descending=True, stable=True)
+        keep = torch.ones_like(wrong)
+        keep[order[:most]] = False
+        return keep
+
+    def ranking(self, table: RolloutTable) -> Tensor:
+        """Return minus the absolute difference of both advantages."""
+        return -(table.advantages - self._estimates(table)).abs()
+
+    def _estimates(self, table: RolloutTable) -> Tensor:
+        returns = table.own("monte_carlo_returns")
+        if self.baseline == "critic":
+            return returns - table.values
+        return _means(returns, table.own("actions")) - _means(returns, table.own("states"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TDPriority(SelectionRule):
+    """Weigh transitions by the rank of their TD error, and drop none.
+
+    weight = (1 / rank)^power; rank 1 has the largest abs(r + gamma * V(s') - V(s)). It is the expectation of drawing
+    rows with these probabilities.
+    Source: Schaul et al. 2016, arXiv 1511.05952, rank-based prioritisation; a baseline of Hu et al. 2025 (IIF).
+
+    Args:
+        power: >= 0; 0 gives all the same weight.
+        gamma: discount per step, in [0, 1]; that of the run's advantages.
+
+    Raises:
+        UserError: a number out of its range; later, rows that are no transitions.
+    """
+
+    power: float = 0.6
+    gamma: float = 0.99
+
+    def __post_init__(self) -> None:
+        require_range("rule.power", self.power, at_least=0, below=math.inf)
+        require_range("rule.gamma", self.gamma, at_least=0, at_most=1)
+
+    def own_columns(self, episodes: Episodes) -> Mapping[str, Tensor]:
+        """Return the absolute TD errors."""
+        rows = _transitions(episodes, rule=type(self).__name__)
+        # The value after an environment's own end is stored as 0.
+        errors = rows.rewards.double() + self.gamma * rows.next_values.double() - rows.values.double()
+        return {"td_errors": errors[:, 0].abs()}
+
+    def keep(self, table: RolloutTable) -> Tensor:
+        """Return all rows."""
+        return torch.ones(len(table), dtype=torch.bool, device=table.kept.device)
+
+    def weights(self, table: RolloutTable, keep: Tensor) -> Tensor:
+        """Return the weight of each rank; of equal errors, the first row has the better rank."""
+        errors = table.own("td_errors")
+        weights = torch.empty_like(errors)
+        ranks = torch.arange(1, len(table) + 1, dtype=errors.dtype, device=errors.device)
+        weights[errors.argsort(descending=True, stable=True)] = ranks**-self.power
+        return weights
+
+
+def _transitions(episodes: object, *, rule: str) -> ControlEpisodes:
+    if not isinstance(episodes, ControlEpisodes) or episodes.mask.shape[1] != 1:
+        raise UserError(
+            f"InfluenceFilter.rule: {rule} is for transitions of environments, as ControlPPOModule has them"
+        )
+    return episodes
+
+
+def _numbers_of(*columns: Tensor) -> Tensor:
+    """Return one number per row, equal where all columns are, on each rank; 48 bits, which float64 represents."""
+    parts = [column.flatten(start_dim=1).cpu().numpy() for column in columns]
+    digests = [
+        hashlib.blake2b(b"".join(part[row].tobytes() for part in parts), digest_size=6).digest()
+        for row in range(len(parts[0]))
+    ]
+    found = torch.tensor([int.from_bytes(digest, "big") for digest in digests], dtype=torch.float64)
+    return found.to(columns[0].device)
+
+
+def _means(values: Tensor, groups: Tensor) -> Tensor:
+    """Return for each row the mean over the rows of its group, shape [rows]."""
+    names, places = groups.unique(return_inverse=True)
+    sums = values.new_zeros(len(names)).index_add(0, places, values)
+    counts = values.new_zeros(len(names)).index_add(0, places, torch.ones_like(values))
+    return (sums / counts)[places]
