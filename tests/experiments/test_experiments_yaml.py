@@ -42,8 +42,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
     "gspo": {"loss": {"low": 3e-4, "high": 4e-4, "ratio": "sequence_mean"}, "kl": 0.0, "update": {}},
 }
-FILTERS = [method for method in METHODS if method not in ALGORITHMS]
 """Methods that change the module and not the callbacks, and the numbers of their recipes."""
+FILTERS = [method for method in METHODS if method not in ALGORITHMS]
 MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml") if path.stem not in CONTROL_MODELS)
 CONTINUED = "#   "
 
