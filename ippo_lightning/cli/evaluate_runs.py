@@ -20,7 +20,7 @@ from ippo_lightning.cli.evaluation_table import Column, print_evaluations
 from ippo_lightning.cli.run_words import fabric_words
 from ippo_lightning.cli.settings import EvaluateSettings
 from ippo_lightning.cli.settings_digest import digest_of
-from ippo_lightning.cli.trust import CODE, REMOTE_CODE
+from ippo_lightning.cli.trust import CODE, REMOTE_CODE, without_trust
 from ippo_lightning.distributed.collectives import end_process_group, rank
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import SamplingSettings
@@ -80,6 +80,7 @@ def run_command(given: Namespace, words: Sequence[str]) -> None:
         UserError: see `evaluate_all`.
     """
     runs = [Path(run) for run in given.pop("runs")]
+    remote_code = without_trust(words)[1].remote_code
     for name in (CODE, REMOTE_CODE):
         given.pop(name)
 
@@ -88,22 +89,25 @@ def run_command(given: Namespace, words: Sequence[str]) -> None:
         change(experiment[experiment.subcommand])
         return build_loop(parser, experiment)
 
-    evaluate_all(runs, EvaluateSettings(**given.as_dict()), build)
+    evaluate_all(runs, EvaluateSettings(**given.as_dict()), build, remote_code=remote_code)
     end_process_group()
 
 
-def evaluate_all(runs: Sequence[Path], settings: EvaluateSettings, build: BuildLoop) -> None:
+def evaluate_all(
+    runs: Sequence[Path], settings: EvaluateSettings, build: BuildLoop, *, remote_code: bool = False
+) -> None:
     """Evaluate runs one after the other, write the results and print one table.
 
     Args:
         runs: folders of runs.
         settings: see `EvaluateSettings`.
         build: makes the loop of a run.
+        remote_code: run code that comes with a model that the settings name.
 
     Raises:
         UserError: a folder is no run, or has no model; a setting is wrong; or the results have no place.
     """
-    jobs = _jobs(runs, settings)
+    jobs = _jobs(runs, settings, remote_code=remote_code)
     columns = []
     for job in jobs:
         column = _evaluate(job, settings, build)
@@ -127,15 +131,19 @@ def evaluate_all(runs: Sequence[Path], settings: EvaluateSettings, build: BuildL
 
 @dataclass(frozen=True)
 class _Job:
-    """One run: its folder, its name in the table, its model, and where the results go if the user has said so."""
+    """One run: its folder, its name in the table, its model, where the results go if the user has said so.
+
+    `remote_code` allows code that comes with a model which is not of the run.
+    """
 
     run: Path
     name: str
     model: EvaluatedModel
     output: Path | None
+    remote_code: bool
 
 
-def _jobs(runs: Sequence[Path], settings: EvaluateSettings) -> list[_Job]:
+def _jobs(runs: Sequence[Path], settings: EvaluateSettings, *, remote_code: bool) -> list[_Job]:
     # All runs are checked before the first one takes hours.
     models = [(run, name, model_of(run, settings)) for run, name in zip(runs, labels(runs), strict=True)]
     if settings.baseline is not None:
@@ -151,7 +159,7 @@ def _jobs(runs: Sequence[Path], settings: EvaluateSettings) -> list[_Job]:
         if settings.output is not None:
             output = Path(settings.output) / name if len(models) > 1 else Path(settings.output)
             refuse_run_folder("output", output)
-        jobs.append(_Job(run, name, model, output))
+        jobs.append(_Job(run, name, model, output, remote_code))
     return jobs
 
 
@@ -258,7 +266,7 @@ def _loop_of(job: _Job, build: BuildLoop) -> tuple[FabricLoop, str]:
         # A rank that is a few batches behind the others is not lost.
         experiment.loop.rank_timeout = max(experiment.loop.rank_timeout, _RANK_TIMEOUT)
         if job.model.pretrained is not None:
-            use_model(experiment, job.model)
+            use_model(experiment, job.model, remote_code=job.remote_code)
 
     try:
         return build(job.run, change), digest

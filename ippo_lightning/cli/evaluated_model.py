@@ -29,8 +29,10 @@ _OF_ANOTHER_MODEL = {
     "quantization": None,
     "compute_dtype": None,
     "reference": "none",
+    "trust_remote_code": False,
 }
-"""What another model does not share with that of the run; it needs no reference, because nothing is trained."""
+"""What another model does not share with that of the run; it needs no reference, because nothing is trained, and code
+that came with the model of the run was allowed for that model alone."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class EvaluatedModel:
         pretrained: in place of the model that the run began with; None to leave that.
         option: by which the user has named it, for messages.
         settings: of the policy, from a file of the model axis.
+        is_of_run: the run has trained it.
     """
 
     checkpoint: str | None
     pretrained: str | None = None
     option: str = "model"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    is_of_run: bool = False
 
 
 def model_of(run: Path, settings: EvaluateSettings) -> EvaluatedModel:
@@ -71,7 +75,7 @@ def model_of(run: Path, settings: EvaluateSettings) -> EvaluatedModel:
         return EvaluatedModel(settings.checkpoint)
     merged = folder.model / "merged"  # of a run that trained an adapter
     if folder.model.is_dir():
-        return EvaluatedModel(None, str(merged if merged.is_dir() else folder.model))
+        return EvaluatedModel(None, str(merged if merged.is_dir() else folder.model), is_of_run=True)
     raise UserError(
         f"run: {run} has neither a checkpoint nor a final model; wait for its first checkpoint, or measure the model "
         f"that it began with: --model {START}"
@@ -124,13 +128,14 @@ def _model_of_file(name: str, *, option: str) -> EvaluatedModel:
     return EvaluatedModel(None, str(pretrained), option, settings)
 
 
-def use_model(experiment: Namespace, model: EvaluatedModel) -> None:
+def use_model(experiment: Namespace, model: EvaluatedModel, *, remote_code: bool = False) -> None:
     """Let the policy of a parsed experiment be another model, with its own tokenizer.
 
     Args:
         experiment: changed in place. Prompts and system prompt stay, and chat template and data type if the model has
             none of its own.
         model: with a name.
+        remote_code: run code that comes with a model that is not of the run (`--trust_remote_code`).
 
     Raises:
         UserError: the policy is not one that loads a model by its name.
@@ -140,10 +145,13 @@ def use_model(experiment: Namespace, model: EvaluatedModel) -> None:
     arguments = policy.get("init_args") if policy is not None else None
     if arguments is None or "pretrained" not in arguments:
         raise UserError(f"model: {pretrained} cannot replace the policy of the run, which is no CausalLMPolicy")
+    own_code = arguments.get("trust_remote_code", False)
     arguments["pretrained"] = pretrained
     for name, value in _OF_ANOTHER_MODEL.items():
         if name in arguments:
             arguments[name] = value
+    if "trust_remote_code" in arguments:
+        arguments["trust_remote_code"] = own_code if model.is_of_run else remote_code
     for name, value in model.settings.items():
         if name not in arguments:
             raise UserError(f"{model.option}: {name} is no argument of the policy of the run; expected a fitting file")

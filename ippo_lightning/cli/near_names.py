@@ -22,8 +22,10 @@ def meant(name: str, known: Collection[str]) -> str:
     if not known:
         return ""
     listed = ", ".join(nearest_first(name, known))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=_CUTOFF)
-    return f"; did you mean '{near[0]}'? There are {listed}" if near else f"; expected one of {listed}"
+    begins = [other for other in known if other.lower().startswith(name.lower())]
+    # of several that begin with it, none is likelier than the others
+    near = begins if begins else difflib.get_close_matches(name, known, n=1, cutoff=_CUTOFF)
+    return f"; did you mean '{near[0]}'? There are {listed}" if len(near) == 1 else f"; expected one of {listed}"
 
 
 def nearest_first(name: str, known: Collection[str]) -> list[str]:

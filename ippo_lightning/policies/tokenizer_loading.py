@@ -58,7 +58,7 @@ def require_folder(name: str, *, field: str) -> None:
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not Path(name).exists():
         raise UserError(
-            f"{field}: no folder {name!r}; give a saved model or a Hub name; if a run writes it, make that run first"
+            f"{field}: no folder '{name}'; give a saved model or a Hub name; if a run writes it, make that run first"
         )
 
 

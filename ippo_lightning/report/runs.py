@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.report.display import number
+from ippo_lightning.report.display import counted, number
 from ippo_lightning.report.json_lines import read_rows
 from ippo_lightning.report.prompt_outcomes import read_outcomes
 from ippo_lightning.report.records import EpisodeRow, Origin, Run
@@ -86,11 +86,13 @@ def read_run(folder: Path | str) -> Run:
 
 def why_unfinished(run: Run) -> str:
     """Return how far a run without final results got, in words."""
+    # as the progress of a run counts them, from 1
+    done = counted(run.history[-1]["iteration"] + 1, "iteration") if run.history else ""
     if run.reached_its_end:
-        return f"ended after iteration {run.history[-1]['iteration']} without a final test"
+        return f"ended after {done} without a final test"
     if run.history:
         saved = f" (newest checkpoint: {short_text(run.newest_checkpoint)})" if run.newest_checkpoint else ""
-        return f"stopped after iteration {run.history[-1]['iteration']}, no final results{saved}"
+        return f"stopped after {done}, no final results{saved}"
     return "no final results" if run.config or run.evaluations else "nothing recorded"
 
 

@@ -96,7 +96,7 @@ def load_classifier(
 def _check_folder(pretrained: str) -> None:
     # The Hub's error for a path would not mention folders.
     if pretrained.startswith((".", "/", "~")) and not Path(pretrained).is_dir():
-        raise UserError(f"reward.pretrained: no folder {pretrained!r}; give a saved model or a Hub id")
+        raise UserError(f"reward.pretrained: no folder '{pretrained}'; give a saved model or a Hub id")
 
 
 def _one_line(error: Exception) -> str:

@@ -190,7 +190,7 @@ WORDS: dict[str, tuple[list[str], str]] = {
     "a command with a slip": (["exprot", "RUN"], "did you mean 'export'?"),
     "a model by the beginning of its name": (
         ["fit", "--task", "arithmetic", "--model", "qwen"],
-        "expected one of qwen2.5-3b, qwen3-0.6b, qwen3-1.7b, arithmetic_llama",
+        "expected one of qwen3-4b, qwen2.5-3b, qwen3-0.6b, qwen3-1.7b, arithmetic_llama",
     ),
     "a model of the Hub": (
         ["fit", "--task", "arithmetic", "--model", "Qwen/Qwen3-0.6B"],

@@ -42,6 +42,7 @@ def test_fit_leaves_a_whole_run_behind(experiment: dict[str, Any], tmp_path: Pat
     assert AutoModelForCausalLM.from_pretrained(run / "model").config.model_type == "llama"
 
 
+@pytest.mark.slow
 def test_the_same_yaml_and_seed_give_bit_equal_parameters(experiment: dict[str, Any], tmp_path: Path) -> None:
     for name in ("first", "second", "other"):
         change(experiment, "loop.run_dir", str(tmp_path / name))

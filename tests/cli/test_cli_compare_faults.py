@@ -203,7 +203,7 @@ def assert_comparison_survives(place: Place, folder: Path, *, kind: str, at: int
         # between the start of a run and the note of its process
         pytest.param("terminate", "after the start of compare/ppo/seed_3/log.txt", marks=pytest.mark.slow),
         # both runs have ended, and no checkpoint will give back what they lose
-        ("power failure", "open compare/report.html.partial"),
+        pytest.param("power failure", "open compare/report.html.partial", marks=pytest.mark.slow),
     ],
 )
 def test_a_comparison_that_is_ended_is_completed_by_the_same_command(

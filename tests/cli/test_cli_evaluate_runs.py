@@ -250,7 +250,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no such baseline": (["--baseline", "./nowhere"], "baseline: ./nowhere does not exist; expected a folder"),
     "no such file": (
         ["--model", "quen3-4b.yaml"],
-        "model: 'quen3-4b.yaml' is not a file in experiments/models",
+        "model: 'quen3-4b.yaml' is not a file; did you mean 'qwen3-4b'?",
     ),
     "an overlay": (["--baseline", "lora"], "lora.yaml names no pretrained model to measure"),
     "no such Hub id": (["--model", "nobody/nothing"], "model: cannot load 'nobody/nothing'"),

@@ -68,7 +68,10 @@ def test_the_module_that_breaks_in_half_precision_is_finite_in_full(broken_run: 
     assert "device or precision makes the difference" in text
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true", "16-mixed"])
+@pytest.mark.parametrize(
+    "precision",
+    ["bf16-mixed", *(pytest.param(each, marks=pytest.mark.slow) for each in ("64-true", "bf16-true", "16-mixed"))],
+)
 def test_other_precisions(broken_run: Path, capsys: Any, precision: str) -> None:
     text = " ".join(replayed(broken_run, capsys, "--precision", precision, "--all", "true"))
     # float16 ends at 65504, so the weight is infinite there too

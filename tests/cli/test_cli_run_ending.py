@@ -22,7 +22,9 @@ def ending(text: str) -> tuple[list[str], list[str]]:
     return [line for line in before.splitlines() if ": " in line and "│" not in line], after.splitlines()
 
 
-@pytest.mark.parametrize("kind", ["full", "adapter", "no model"])
+@pytest.mark.parametrize(
+    "kind", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("adapter", "no model"))]
+)
 def test_the_last_lines_name_the_model_and_commands_that_run(
     kind: str,
     experiment: dict[str, Any],

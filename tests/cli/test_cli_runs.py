@@ -293,7 +293,7 @@ def test_a_run_under_way_has_a_page_too(run: Path) -> None:
     (run / "results.json").unlink()
     assert main(["report", str(run)]) == 0
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
-    assert "stopped after iteration 3" in page
+    assert "ended after 4 iterations without a final test" in page
     assert "Episodes kept for the update" in page
 
 

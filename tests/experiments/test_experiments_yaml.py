@@ -43,6 +43,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "gspo": {"loss": {"low": 3e-4, "high": 4e-4, "ratio": "sequence_mean"}, "kl": 0.0, "update": {}},
 }
 """Methods that change the module and not the callbacks, and the numbers of their recipes."""
+FILTERS = [method for method in METHODS if method not in ALGORITHMS]
 MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml") if path.stem not in CONTROL_MODELS)
 CONTINUED = "#   "
 
@@ -166,7 +167,8 @@ def test_the_axes_have_the_names_that_the_pages_promise() -> None:
 @pytest.mark.parametrize(
     ("task", "method"),
     [
-        *itertools.product(COMBINED, [method for method in METHODS if method not in ALGORITHMS]),
+        *itertools.product(["arithmetic"], FILTERS),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in itertools.product(COMBINED[1:], FILTERS)),
         *itertools.product(QUESTIONS, ["ippo"]),
     ],
 )
@@ -184,7 +186,7 @@ def test_a_method_adds_callbacks_to_a_task_and_changes_nothing_else(
     assert plain == changed
 
 
-@pytest.mark.parametrize("task", ["arithmetic", "word_problems"])
+@pytest.mark.parametrize("task", ["arithmetic", pytest.param("word_problems", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ALGORITHMS)
 def test_an_algorithm_has_the_numbers_of_its_recipe_and_takes_a_filter(
     parser: ArgumentParser, task: str, method: str
@@ -211,7 +213,7 @@ def test_an_algorithm_has_the_numbers_of_its_recipe_and_takes_a_filter(
         assert settings["optimizer"] == base["optimizer"]
 
 
-@pytest.mark.parametrize("base", ["ppo", "sft"])
+@pytest.mark.parametrize("base", ["ppo", pytest.param("sft", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("task", "model"), [*itertools.product(["arithmetic"], MODELS), *itertools.product(TASKS, ["gemma-2-2b"])]
 )

@@ -93,7 +93,7 @@ def heads_logits(policy: CausalLMPolicy) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 7])
+@pytest.mark.parametrize("tokens", [2, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 7))])
 @pytest.mark.parametrize("name", HEADS)
 def test_blocks_change_no_number_and_no_gradient(
     build: Callable[[str], CausalLMPolicy],

@@ -19,7 +19,7 @@ def test_runs_that_did_not_finish_are_named_and_left_out(folders):
     folders.list_methods({"ppo": {"title": "PPO", "seeds": [1, 2, 3]}})
     comparison = read_comparison(folders.root)
     assert comparison.unfinished == (
-        "PPO, seed 2: stopped after iteration 3, no final results",
+        "PPO, seed 2: stopped after 4 iterations, no final results",
         "PPO, seed 3: nothing recorded",
     )
     assert [run.seed for run in comparison.methods["ppo"].finished] == [1]

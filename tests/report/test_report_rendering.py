@@ -75,9 +75,9 @@ def test_a_run_that_ended_without_a_test_did_not_stop(run):
     rows = [{"iteration": i, "max_iterations": 3, "rollout/reward_mean": 0.5} for i in range(3)]
     (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shown = page(run, root=run / "report")
-    assert "ppo: ended after iteration 2 without a final test" in shown
+    assert "ppo: ended after 3 iterations without a final test" in shown
     (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
-    assert "ppo: stopped after iteration 1, no final results" in page(run, root=run / "report")
+    assert "ppo: stopped after 2 iterations, no final results" in page(run, root=run / "report")
 
 
 def test_a_run_shows_the_command_the_machine_and_the_versions_that_it_began_with(run):

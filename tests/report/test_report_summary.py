@@ -70,7 +70,7 @@ def test_a_seed_that_only_one_method_finished_is_not_compared(folders):
     results = summarise(read_comparison(folders.root))
     assert results["differences"]["ippo - ppo"]["exact_match"]["seeds"] == [1, 3]
     assert results["methods"]["ppo"]["seeds"] == [1, 3]
-    assert results["unfinished"] == ["PPO, seed 2: stopped after iteration 1, no final results"]
+    assert results["unfinished"] == ["PPO, seed 2: stopped after 2 iterations, no final results"]
 
 
 def test_without_a_baseline_there_are_no_differences(folders):

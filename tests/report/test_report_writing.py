@@ -155,7 +155,7 @@ def test_unfinished_runs_and_broken_lines_are_named(small):
     path = small / "ppo" / "seed_1" / "history.jsonl"
     path.write_text("broken\n" + path.read_text())
     shown = " ".join("".join(written_report(small).text).split())
-    assert "Random half, seed 2: stopped after iteration 2" in shown
+    assert "Random half, seed 2: stopped after 3 iterations" in shown
     assert "ppo/seed_1: 1 unreadable line left out." in shown
 
 

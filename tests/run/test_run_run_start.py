@@ -141,7 +141,7 @@ def test_the_results_of_an_earlier_end_are_not_those_of_a_longer_run(run: Path) 
     tiny_loop(run, tiny_module(), max_iterations=4, resume=True, callbacks=[EpisodeLog()]).fit()
     assert not (run / "results.json").exists()
     assert (run / "results_0000002.json").read_bytes() == earlier
-    assert why_unfinished(read_run(run)) == "ended after iteration 3 without a final test"
+    assert why_unfinished(read_run(run)) == "ended after 4 iterations without a final test"
 
 
 def test_a_run_writes_with_what_it_began_and_keeps_it_when_it_goes_on(run: Path) -> None:
