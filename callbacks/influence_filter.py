@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from lightning import Callback
 
-from ippo_lightning.errors import require_choice, require_range
+from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.records import Episodes, UpdatePlan
 from ippo_lightning.selection import BufferView, ScoringSettings, SelectionRule, Target
 from ippo_lightning.selection.accumulation import Accumulation
@@ -21,7 +21,9 @@ from ippo_lightning.selection.module_interface import (
     ValidationLoss,
     trainer_of,
 )
+from ippo_lightning.selection.rollout_targets import with_episode_losses
 from ippo_lightning.selection.rules import RuleName, build_rule
+from ippo_lightning.selection.score_at import MinibatchScores, ScoreAt, scoring_at
 from ippo_lightning.selection.selector import OnEmpty, Selector, SelectorSettings
 from ippo_lightning.selection.targets import build_target
 
@@ -54,7 +56,10 @@ class InfluenceFilter(Callback):
         drop_when: an episode is dropped if its score along the `mean` gradient of the target is too low, or only if
             the scores along the gradients of `all` groups of demonstrations (`scoring.health_groups`) are.
         scoring: how scores are made; see `ScoringSettings`.
-        target: what scores are about: `Demonstrations` by default, `ReturnOfBuffer`, or a `Target` by class_path.
+        score_at: where scores are made: once at `rollout_end`, or again before the step of each `minibatch`, at its
+            parameters and for this step only. A target from the rollout is then one from the minibatch.
+        target: what scores are about: `Demonstrations` by default; without demonstrations `ReturnOfBuffer`,
+            `AverageReward`, `SequenceReturn` or `LeaveOneOutMean`; or a `Target` by class_path.
         demonstrations: batches for `validation_loss`, the same on each rank; null for those of the data module's
             `influence_dataloader()`.
         seed: of `random`; null for 0.
@@ -91,6 +96,7 @@ class InfluenceFilter(Callback):
         episode_losses: EpisodeLosses | None = None,
         validation_loss: ValidationLoss | None = None,
         buffer: Buffer | None = None,
+        score_at: ScoreAt = "rollout_end",
     ) -> None:
         super().__init__()
         require_range("InfluenceFilter.warmup_iterations", warmup_iterations, at_least=0, integer=True)
@@ -99,9 +105,13 @@ class InfluenceFilter(Callback):
         self.warmup_iterations = warmup_iterations
         self.every_n_iterations = every_n_iterations
         interface = ModuleInterface(episode_losses=episode_losses, buffer=buffer)
+        chosen = build_rule(rule, threshold=threshold, power=power, seed=seed)
+        self.score_at = score_at
         self.selector = Selector(
-            rule=build_rule(rule, threshold=threshold, power=power, seed=seed),
-            target=build_target(target, demonstrations=demonstrations, validation_loss=validation_loss),
+            rule=chosen,
+            target=with_episode_losses(
+                build_target(target, demonstrations=demonstrations, validation_loss=validation_loss), episode_losses
+            ),
             settings=SelectorSettings(
                 max_weight=max_weight,
                 min_keep=min_keep,
@@ -110,13 +120,14 @@ class InfluenceFilter(Callback):
                 drop_when=drop_when,
                 skips_nonfinite=on_nonfinite == "skip",
             ),
-            scoring=scoring or ScoringSettings(),
+            scoring=scoring_at(score_at, scoring or ScoringSettings(), chosen),
             interface=interface,
         )
         self.token = object()
         """Says which of several filters wrote a buffer's weights."""
         self.watch = BufferWatch(interface)
         self.accumulation = Accumulation()
+        self.minibatches = MinibatchScores(self.selector)
         self.iteration = 0
         self.has_acted: bool | None = None
         """None before the first batch."""
@@ -131,7 +142,22 @@ class InfluenceFilter(Callback):
         """Score and select; called by modules that make a plan of their update."""
         self.watch.is_off = True  # such a module has no use for the hooks around a training batch
         # The numbers are not logged here: the engine logs those of the plan.
-        self._change(trainer, pl_module, plan)
+        if not self.changes_minibatches:
+            self._change(trainer, pl_module, plan)
+            return
+        self.has_acted = self.has_acted or False
+        self.iteration += 1
+        self.minibatches.begin(plan if self.is_due(self.iteration - 1) else None)
+
+    @property
+    def changes_minibatches(self) -> bool:
+        """Whether each minibatch is filtered by itself; the engine then calls `on_minibatch_start`."""
+        return self.score_at == "minibatch"
+
+    def on_minibatch_start(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
+        """Score and select the rows of one optimizer step, at its parameters."""
+        self.has_acted = True
+        self.minibatches.change(plan, module=pl_module, trainer=trainer, iteration=self.iteration - 1)
 
     def apply(self, pl_module: Any, buffer: Any, trainer: Any = None) -> UpdatePlan:
         """Filter what was just rolled out; call it between rollout and update, with or without a `Trainer`.
@@ -196,6 +222,11 @@ class InfluenceFilter(Callback):
 
     def _change(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> dict[str, float]:
         """Change the plan if it is due; return the numbers for the log, of all micro-batches of an optimizer step."""
+        if self.changes_minibatches:
+            raise UserError(
+                "InfluenceFilter.score_at: minibatch needs a module whose update calls on_minibatch_start; use "
+                "rollout_end"
+            )
         self.has_acted = True
         part = self.accumulation.next_part(trainer, pl_module)
         if not part:  # counted before the filter runs: later micro-batches belong to the same iteration

@@ -13,7 +13,7 @@ def call_hook(callbacks: Iterable[object], name: str, *arguments: object) -> Non
 
     Args:
         callbacks: Lightning callbacks, or any objects.
-        name: `on_rollout_start`, `on_rollout_end` or `on_update_end`.
+        name: `on_rollout_start`, `on_rollout_end`, `on_minibatch_start` or `on_update_end`.
         arguments: passed unchanged: the trainer, the module, and what the hook is about.
     """
     for callback in callbacks:

@@ -10,6 +10,7 @@ import torch
 
 from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.engine.hooks import call_hook
+from ippo_lightning.engine.minibatch_plans import minibatch_hook
 from ippo_lightning.engine.nonfinite import without_broken
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.engine.update import UpdateStages, run_update
@@ -56,7 +57,8 @@ def run_iteration(
         batch: what `stages.plan_rollout` takes.
         settings: of the update.
         iteration: counted from 0, for the records.
-        callbacks: their `on_rollout_start`, `on_rollout_end` and `on_update_end` are called, if they have them.
+        callbacks: their `on_rollout_start`, `on_rollout_end`, `on_minibatch_start` and `on_update_end` are called, if
+            they have them.
         trainer: what callbacks get as their trainer: a `lightning.Trainer` or a `FabricLoop`.
 
     Returns:
@@ -92,7 +94,8 @@ def run_iteration(
     _timed(seconds, "plan", lambda: call_hook(callbacks, "on_rollout_end", trainer, stages, plan))
     plan.sealed = True
     # 6. epochs of minibatches
-    outcome = _timed(seconds, "update", lambda: run_update(stages, plan, settings))
+    on_minibatch = minibatch_hook(callbacks, trainer, stages)
+    outcome = _timed(seconds, "update", lambda: run_update(stages, plan, settings, on_minibatch=on_minibatch))
     collected = rollout_metrics(episodes)
     metrics = {
         **collected,

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, any_rank, world_size
+from ippo_lightning.engine.denominators import Divisors, counted, counts_per_step, row_sizes
 from ippo_lightning.engine.load_balancing import Work, rebalance
+from ippo_lightning.engine.minibatch_plans import MinibatchHook, Step, planned_step
 from ippo_lightning.engine.nonfinite import name_broken
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.records import Episodes, Minibatch, Pass, UpdatePlan
@@ -82,15 +84,6 @@ class UpdateStages(Protocol):
         """
 
 
-class Divisors(NamedTuple):
-    """What divides the losses of each optimizer step, besides the number of ranks."""
-
-    shrink: float
-    """What the policy denominator is multiplied by."""
-    counts: tuple[float, float] | None
-    """Policy and value denominators that are the same in each step; None for the size of the step's own rows."""
-
-
 class UpdateOutcome(NamedTuple):
     """What an update did, over all ranks."""
 
@@ -100,13 +93,16 @@ class UpdateOutcome(NamedTuple):
     metrics: dict[str, float]
 
 
-def run_update(stages: UpdateStages, plan: UpdatePlan, settings: UpdateSettings) -> UpdateOutcome:
+def run_update(
+    stages: UpdateStages, plan: UpdatePlan, settings: UpdateSettings, *, on_minibatch: MinibatchHook | None = None
+) -> UpdateOutcome:
     """Train on the plan's rows for `num_epochs`; do nothing if no rank has a row to train on.
 
     Args:
         stages: usually a `PPOModule`.
         plan: sealed; its weights multiply the policy losses.
         settings: of the update.
+        on_minibatch: decides about the rows of each step before it; None to train on all of them.
 
     Returns:
         Kept fraction, optimizer steps, and metrics summed over ranks.
@@ -128,13 +124,18 @@ def run_update(stages: UpdateStages, plan: UpdatePlan, settings: UpdateSettings)
     num_minibatches = _num_minibatches(len(trained), of=len(plan.weights), settings=settings, device=device)
     # "all" divides by what was there before filtering, so the step shrinks with the kept fraction
     shrink = total / kept if settings.denominator == "all" and kept else 1.0
-    divisors = Divisors(shrink, _counts_per_step(work, settings, num_minibatches))
+    divisors = Divisors(shrink, counts_per_step(work, settings, num_minibatches))
     totals: dict[str, Tensor] = {}
     norms: list[float] = []
     skipped = torch.zeros(len(work.weights), dtype=torch.bool, device=device)
     for _ in range(settings.num_epochs if num_minibatches else 0):
         for rows in _shuffled(trained, num_minibatches):
-            sums, norm = _step(stages, work, rows, skipped, settings=settings, divisors=divisors)
+            one = Step(work, rows[~skipped[rows]], divisors)
+            if on_minibatch is not None:
+                one = planned_step(one, on_minibatch, settings=settings)
+                if not any_rank(len(one.rows) > 0, device=device):
+                    continue  # no rank has a row left: a step would only move by its momentum
+            sums, norm = _step(stages, one.work, one.rows, skipped, settings=settings, divisors=one.divisors)
             totals = {name: totals.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
             norms.append(norm)
     metrics = _summary(totals, norms)
@@ -210,8 +211,8 @@ def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: Up
             episodes=episodes.select(place),
             weights=weights[one.rows],
             value_weights=torch.ones_like(weights[one.rows]),
-            policy_denominator=float(_sizes(episodes, place, settings)),
-            value_denominator=float(_sizes(episodes, place, settings)),
+            policy_denominator=float(row_sizes(episodes, place, settings)),
+            value_denominator=float(row_sizes(episodes, place, settings)),
         )
         # Not averaged over ranks: the NaN of one rank would reach all others, and their rows would look broken, too.
         with stages.no_sync(True):
@@ -247,9 +248,9 @@ def _accumulated(
     value_weights = torch.full_like(weights, is_own)
     # Before the first backward, over the whole minibatch and all ranks: the parts then add up to the same loss, however
     # the minibatch is cut into micro-batches and ranks.
-    sizes = _sizes(episodes, rows, settings).double()
+    sizes = row_sizes(episodes, rows, settings).double()
     # Rows are counted and weights are not summed: the sum would cancel any factor that a minibatch has in common.
-    policy_count, value_count = divisors.counts or _counted(sizes, weights, value_weights)
+    policy_count, value_count = divisors.counts or counted(sizes, weights, value_weights)
     # gradients are averaged over ranks, so each rank's sum is scaled up by their number
     scale = 1.0 / world_size()
     totals: dict[str, Tensor] = {}
@@ -291,29 +292,6 @@ def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]
     if len(rows):
         return work.episodes, rows, work.weights[rows]
     return work.placeholder, rows.new_zeros(1), work.weights.new_zeros(1)
-
-
-def _counts_per_step(work: Work, settings: UpdateSettings, num_minibatches: int) -> tuple[float, float] | None:
-    """Return the mean denominators of a step, if each token of the iteration is to count the same; else None."""
-    if settings.loss_reduction != "rollout_token_mean" or not num_minibatches:
-        return None
-    sizes = work.episodes.lengths.double()
-    policy_count, value_count = _counted(sizes, work.weights, torch.ones_like(work.weights))
-    return policy_count / num_minibatches, value_count / num_minibatches
-
-
-def _counted(sizes: Tensor, weights: Tensor, value_weights: Tensor) -> tuple[float, float]:
-    """Return the size of the rows of all ranks whose policy loss counts, and of those whose value loss does."""
-    counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
-    policy_count, value_count = all_reduce_sum(counted).tolist()
-    return policy_count, value_count
-
-
-def _sizes(episodes: Episodes, rows: Tensor, settings: UpdateSettings) -> Tensor:
-    """Return how much each row counts in the denominator: one, or its steps."""
-    if settings.loss_reduction in ("episode_mean", "fixed_length"):
-        return torch.ones(len(rows), device=rows.device)
-    return episodes.lengths[rows]
 
 
 def _summary(totals: Mapping[str, Tensor], norms: list[float]) -> dict[str, float]:

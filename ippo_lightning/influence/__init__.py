@@ -18,6 +18,7 @@ from ippo_lightning.influence.health import (
 )
 from ippo_lightning.influence.options import Method, Normalisation, TokenMethod
 from ippo_lightning.influence.refusals import ChecksumError, CoverageError, NonFiniteScoreError
+from ippo_lightning.influence.row_products import row_products
 from ippo_lightning.influence.scores import EpisodeScores, influence_scores, score_episodes, token_scores
 from ippo_lightning.influence.target_gradient import TargetGroups, target_gradient, target_gradient_groups
 from ippo_lightning.influence.targets import action_target, return_target, sequence_target
@@ -41,6 +42,7 @@ __all__ = [
     "mean_direction",
     "precondition",
     "return_target",
+    "row_products",
     "score_episodes",
     "score_intervals",
     "score_quantiles",

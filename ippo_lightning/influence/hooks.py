@@ -265,7 +265,7 @@ class GradientNorms:
             first_row: see `Tally.add`.
         """
         for part in entry.parts:
-            formed = _episode_gradients(entry, part, inputs, gradient)
+            formed = episode_gradients(entry, part, inputs, gradient)
             if self._num_uses[part.name] == 1 and first_row is None:
                 self._squares += _squares(formed).to(device=self._squares.device)
             else:
@@ -282,8 +282,15 @@ def _squares(gradients: Tensor) -> Tensor:
     return gradients.flatten(start_dim=1).square().sum(dim=1)
 
 
-def _episode_gradients(entry: HookedModule, part: HookedParameter, inputs: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradients of one parameter, shape [rows, *parameter]."""
+def episode_gradients(entry: HookedModule, part: HookedParameter, inputs: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradients of one parameter, shape [rows, *parameter].
+
+    Args:
+        entry: the module.
+        part: the parameter.
+        inputs: the module's input.
+        gradient: the gradient at the module's output.
+    """
     # A contraction is linear in its block, so its derivative with respect to the block is the gradient itself. This
     # reuses the contractions, whatever the kind of module.
     block = next(block for block in part.blocks if block is not None)

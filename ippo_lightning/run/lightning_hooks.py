@@ -36,6 +36,7 @@ HOOKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "on_train_batch_start": _BATCH,
         "on_rollout_start": ("plan",),
         "on_rollout_end": ("plan",),
+        "on_minibatch_start": ("plan",),
         "on_before_backward": ("loss",),
         "on_after_backward": (),
         "on_before_optimizer_step": ("optimizer",),

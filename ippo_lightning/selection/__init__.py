@@ -1,25 +1,35 @@
 """From the plan of an update to weights: what is scored, against which target, and which rule decides."""
 
 from ippo_lightning.selection.buffer_view import BufferView
+from ippo_lightning.selection.group_rules import ByLength, DropEqualRewards, MaxRewardVariance
 from ippo_lightning.selection.negatives import DropNegatives, DropRandom
+from ippo_lightning.selection.rollout_targets import AverageReward, LeaveOneOutMean, ReturnOfBuffer
 from ippo_lightning.selection.rules import AboveMeanReward, AdvantageSign, Influence, Random, SelectionRule
+from ippo_lightning.selection.sequence_return import SequenceReturn
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.table import RolloutTable
-from ippo_lightning.selection.targets import Demonstrations, ReturnOfBuffer, Target, TargetLoss
+from ippo_lightning.selection.targets import Demonstrations, OwnTerms, Target, TargetLoss
 
 __all__ = [
     "AboveMeanReward",
     "AdvantageSign",
+    "AverageReward",
     "BufferView",
+    "ByLength",
     "Demonstrations",
+    "DropEqualRewards",
     "DropNegatives",
     "DropRandom",
     "Influence",
+    "LeaveOneOutMean",
+    "MaxRewardVariance",
+    "OwnTerms",
     "Random",
     "ReturnOfBuffer",
     "RolloutTable",
     "ScoringSettings",
     "SelectionRule",
+    "SequenceReturn",
     "Target",
     "TargetLoss",
 ]

@@ -34,7 +34,9 @@ class SelectionRule(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Columns that the rule reads: "scores", "rewards", "advantages", "groups", "values". Others are not computed.
+        """Columns that the rule reads; others are not computed.
+
+        Names: "scores", "rewards", "advantages", "groups", "values", "lengths".
 
         Without "scores" there is no scoring, and no demonstrations are necessary.
         """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import all_reduce_max, any_rank
+from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, any_rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.influence import EpisodeScores, NonFiniteScoreError, score_episodes
 from ippo_lightning.records import Episodes, passes
@@ -18,6 +19,7 @@ from ippo_lightning.records.out_of_memory import MEMORY_ERRORS, is_out_of_memory
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.module_interface import ModuleInterface
+from ippo_lightning.selection.own_terms import ScoresOfPasses, lengths_of, own_products, without_own
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.target_gradients import TargetGradients
 
@@ -111,14 +113,19 @@ class Scorer:
         directions = [gradients.mean, *(gradients.groups if self.all_groups else [])]
         # A pass through a sharded model gathers all parameters: there the first pass is checked, instead of two rows in
         # a pass of their own.
+        along = partial(self._scored, pl_module, episodes, directions=directions)
         scores, parts, broken = self._finite_scores(
-            pl_module, episodes, every, directions, checks_first=is_checked and together
+            pl_module, episodes, every, along, checks_first=is_checked and together
         )
+        if gradients.own is not None:
+            scores, parts, lost = self._without_own(pl_module, episodes, every[~broken], gradients, (scores, parts))
+            broken |= lost
         self._has_checked |= is_checked and together
         groups = scores[1:]
         if gradients.groups and not self.all_groups:
             sample = self._sample(every[~broken], size=size, num_groups=len(gradients.groups))
-            found, _, _ = self._finite_scores(pl_module, episodes, sample, gradients.groups)
+            along = partial(self._scored, pl_module, episodes, directions=gradients.groups)
+            found, _, _ = self._finite_scores(pl_module, episodes, sample, along)
             groups = torch.full_like(found, torch.nan)
             groups[:, sample] = found[:, sample]
         return Scored(scores[0], groups, {name: part[0] for name, part in parts.items()}, broken.to(scores.device))
@@ -135,7 +142,8 @@ class Scorer:
         middle = max(len(order) - _CHECKED, 0) // 2
         rows = order[middle : middle + _CHECKED]
         try:
-            self._scored(pl_module, episodes, [rows] if len(rows) else [], [gradients.mean], checksum_batches=1)
+            along = [gradients.mean]
+            self._scored(pl_module, episodes, [rows] if len(rows) else [], directions=along, checksum_batches=1)
             self._has_checked = True
         except NonFiniteScoreError:
             return  # the scores of all rows name them
@@ -160,7 +168,7 @@ class Scorer:
         pl_module: Any,
         episodes: Episodes | BufferView,
         rows: Tensor,
-        directions: Sequence[dict[str, Tensor]],
+        scored: ScoresOfPasses,
         *,
         checks_first: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -176,7 +184,7 @@ class Scorer:
         while True:
             lost = torch.empty(0, dtype=torch.long)
             try:
-                places, result = self._pass_by_pass(pl_module, episodes, rows, directions, checks_first)
+                places, result = self._pass_by_pass(pl_module, episodes, rows, scored, checks_first)
             except _LostRowsError as error:
                 lost = error.rows
             # sharded ranks repeat the scoring together, also those whose own rows are all right
@@ -199,7 +207,7 @@ class Scorer:
         pl_module: Any,
         episodes: Episodes | BufferView,
         rows: Tensor,
-        directions: Sequence[dict[str, Tensor]],
+        scored: ScoresOfPasses,
         checks_first: bool,
     ) -> tuple[Tensor, EpisodeScores]:
         """Score rows in passes that fit; return the rows in the order of their scores, and the scores."""
@@ -221,7 +229,7 @@ class Scorer:
             try:
                 with self.size.measuring(episodes.device, tokens=tokens):
                     checked = int(checks_first and not done)
-                    found = self._scored(pl_module, episodes, chosen, directions, checksum_batches=checked)
+                    found = scored(chosen, checksum_batches=checked)
             except NonFiniteScoreError as error:
                 # unique, because a repeated pass names its rows a second time
                 raise _LostRowsError(torch.cat(chosen)[list(error.positions)].unique().cpu()) from error
@@ -239,6 +247,29 @@ class Scorer:
             rest = rest[~torch.isin(rest, real)]
         return places, _joined(done)
 
+    def _without_own(
+        self,
+        pl_module: Any,
+        episodes: Episodes | BufferView,
+        rows: Tensor,
+        gradients: TargetGradients,
+        found: tuple[Tensor, dict[str, Tensor]],
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return scores [1, rows] and their parts without the rows' own part in the target; and the broken rows."""
+        own, (scores, parts) = gradients.own, found
+        assert own is not None, "the caller has looked"
+        rows = rows[own.weights.to(rows.device)[rows] > 0]
+        of_passes = partial(
+            own_products, pl_module, episodes, own, gradients.metric, settings=self.settings, interface=self.interface
+        )
+        products, product_parts, broken = self._finite_scores(pl_module, episodes, rows, of_passes)
+        # together, before any rank goes on alone
+        left_of = partial(without_own, weights=own.weights, total=all_reduce_sum(own.weights.sum()))
+        left = {name: left_of(part, product_parts.get(name, 0 * part)) for name, part in parts.items()}
+        scores = left_of(scores, products)
+        scores[:, broken.to(scores.device)] = 0.0
+        return scores, left, broken
+
     def _leave_out(self, episodes: Episodes | BufferView, lost: Tensor, *, is_all: bool) -> None:
         """Warn of the rows without a finite score, or raise if they may not be skipped."""
         named = "NaN or infinity in the score of an episode of another rank"
@@ -255,8 +286,8 @@ class Scorer:
         pl_module: Any,
         episodes: Episodes | BufferView,
         chosen: Sequence[Tensor],
-        directions: Sequence[dict[str, Tensor]],
         *,
+        directions: Sequence[dict[str, Tensor]],
         checksum_batches: int,
     ) -> EpisodeScores:
         stored = None
@@ -280,7 +311,7 @@ class Scorer:
             directions,
             method=self.settings.method,
             normalise=self.settings.normalise,
-            lengths=(lambda rows: _lengths_of(episodes.select(rows))) if self.settings.normalise == "length" else None,
+            lengths=(lambda rows: lengths_of(episodes.select(rows))) if self.settings.normalise == "length" else None,
             known_losses=None if stored is None else lambda rows: stored(episodes.select(rows)),
             checksum_batches=checksum_batches,
             split=None if is_sharded(pl_module) else halves,
@@ -305,7 +336,3 @@ def _joined(results: Sequence[EpisodeScores]) -> EpisodeScores:
         for name in names
     }
     return EpisodeScores(torch.cat([result.scores for result in results], dim=1), parts)
-
-
-def _lengths_of(part: Any) -> Tensor:
-    return part.lengths if isinstance(part, Episodes) else BufferView(part).lengths

@@ -16,6 +16,7 @@ from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.module_interface import ModuleInterface
+from ippo_lightning.selection.own_terms import require_own_terms
 from ippo_lightning.selection.rules import Influence, Random, SelectionRule, decide
 from ippo_lightning.selection.score_health import health_of, part_fractions
 from ippo_lightning.selection.scorer import Scored, Scorer
@@ -62,7 +63,8 @@ class Selector:
         interface: gives the project's losses.
 
     Raises:
-        UserError: `drop_when: all` with a rule that reads no scores.
+        UserError: `drop_when: all` with a rule that reads no scores, or a target that leaves a row's own part out with
+            settings that do not allow it.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class Selector:
         by_groups = settings.drop_when == "all"
         if by_groups and "scores" not in rule.needs:
             raise UserError(f"InfluenceFilter.drop_when: all needs a rule that reads scores; {rule.name} reads none")
+        if "scores" in rule.needs:
+            require_own_terms(target, scoring, by_groups=by_groups)
         self.rule = rule
         self.target = target
         self.settings = settings
@@ -86,7 +90,16 @@ class Selector:
             scoring, interface=interface, skips_nonfinite=settings.skips_nonfinite, all_groups=by_groups
         )
 
-    def change(self, plan: UpdatePlan, *, module: Any, trainer: Any, iteration: int, part: int | None = None) -> Tensor:
+    def change(
+        self,
+        plan: UpdatePlan,
+        *,
+        module: Any,
+        trainer: Any,
+        iteration: int,
+        part: int | None = None,
+        minibatch: int = 0,
+    ) -> Tensor:
         """Drop and weigh the rows of a plan, and write what the log shows.
 
         Args:
@@ -95,6 +108,7 @@ class Selector:
             trainer: a `lightning.Trainer` or `FabricLoop`, None outside of both.
             iteration: counted from 0.
             part: number of the micro-batch in its optimizer step, None without gradient accumulation.
+            minibatch: number of the optimizer step in its iteration, if each is filtered; a random rule draws by it.
 
         Returns:
             The factors of all ranks' weights, as the rule decided them, shape [rows].
@@ -107,7 +121,7 @@ class Selector:
             gradients = self.take_gradients(plan, module=module, trainer=trainer, iteration=iteration, part=part)
             taken = time.perf_counter()
             scored = self.scorer.score(module, plan.episodes, gradients, iteration=iteration)
-        table = self._table(plan, scored, iteration=iteration, part=part or 0)
+        table = self._table(plan, scored, iteration=iteration, part=part or minibatch)
         factors = decide(self.rule, table, min_keep=self.settings.min_keep, max_weight=self.settings.max_weight)
         # decided in float64, applied in the scores' dtype, which the plan and the log have
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)

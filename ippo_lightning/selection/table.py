@@ -20,6 +20,7 @@ _READ: Mapping[str, Callable[[Any], Tensor]] = {
     "advantages": lambda episodes: masked_row_mean(values=episodes.advantages, mask=episodes.mask),
     "values": lambda episodes: masked_row_mean(values=episodes.values, mask=episodes.mask),
     "groups": lambda episodes: episodes.group,
+    "lengths": lambda episodes: episodes.lengths,
 }
 NEEDS = frozenset({"scores", *_READ})
 """What a rule may need: the names of a table's columns."""
@@ -71,6 +72,11 @@ class RolloutTable:
     def values(self) -> Tensor:
         """[rows] mean value over the steps that count."""
         return self._column("values")
+
+    @property
+    def lengths(self) -> Tensor:
+        """[rows] number of steps that count."""
+        return self._column("lengths")
 
     @property
     def groups(self) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, rank, world_size
 from ippo_lightning.distributed.dtensor import full_tensor, is_sharded
 from ippo_lightning.distributed.lockstep import in_step
+from ippo_lightning.errors import UserError
 from ippo_lightning.influence import (
     TargetGroups,
     mean_direction,
@@ -24,9 +25,10 @@ from ippo_lightning.influence import (
 from ippo_lightning.records.digests import batch_digest
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.module_interface import optimizer_of
+from ippo_lightning.selection.own_terms import require_one_rollout
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.target_passes import cut, cut_to_fit, halved, measured, weight_of
-from ippo_lightning.selection.targets import TargetLoss
+from ippo_lightning.selection.targets import OwnTerms, TargetLoss
 
 _EACH_ROW = 2**31
 """So many pieces that each has one row."""
@@ -41,6 +43,10 @@ class TargetGradients(NamedTuple):
     """Parameter name to block, over all batches of the target."""
     groups: list[dict[str, Tensor]]
     """The same over each group of batches; empty if groups are not needed."""
+    own: OwnTerms | None = None
+    """What each row adds to the target, if that part is left out of its score."""
+    metric: Mapping[str, Tensor] = {}
+    """Parameter name to the factors by which `mean` is scaled, if there is `own`: 1, or those of Adam."""
 
 
 class TargetGradientCache:
@@ -86,6 +92,7 @@ class TargetGradientCache:
         # groups cannot be recovered from their mean, so a gradient without them is taken again
         if is_stale or (wants_groups and not (self.raw and self.raw.groups)):
             chosen = target()
+            require_one_rollout(chosen, pl_module, part=part)
             if self.size is None:
                 self.size = self._size_for(chosen)
             num_groups = settings.health_groups if wants_groups else 1
@@ -94,7 +101,8 @@ class TargetGradientCache:
         assert self.raw is not None, "taken just now"
         # scaled in each iteration, also if the gradient is kept: Adam's state changes with each step
         groups = [self._scaled(pl_module, entry) for entry in self.raw.groups] if wants_groups else []
-        self._prepared = TargetGradients(self._scaled(pl_module, self.raw.mean), groups)
+        metric = {} if self.raw.own is None else self._scaled(pl_module, _ones_like(self.raw.mean))
+        self._prepared = TargetGradients(self._scaled(pl_module, self.raw.mean), groups, self.raw.own, metric)
         return self._prepared
 
     def release(self) -> None:
@@ -194,24 +202,30 @@ def take_gradients(pl_module: Any, target: TargetLoss, *, num_groups: int, size:
         for number in mine
         for piece in cut_to_fit(pl_module, target, parts[number], size)
     ]
+    if together and not _all_have(pieces, module=pl_module):
+        raise UserError("InfluenceFilter.target: a rank has no row of it, and the ranks of a sharded model go together")
     passes = list(in_step(pieces, module=pl_module))
-    taken = target_gradient_groups(
-        pl_module,
-        target.loss,
-        measured(pl_module, target, [piece.batch for piece, _ in passes], size),
-        num_groups=num_groups,
-        # a pass that a rank only repeats for the others counts nothing
-        weights=[piece.weight if is_mine else 0.0 for piece, is_mine in passes],
-        group_of=[piece.group for piece, _ in passes],
-        split=partial(halved, pl_module, target, size),
-    )
+    if target.is_of_rank and ranks > 1 and not passes:
+        # no row of this rank is in the target, and the average needs nothing of it
+        taken = TargetGroups([_zeros_like(pl_module)], [0.0])
+    else:
+        taken = target_gradient_groups(
+            pl_module,
+            target.loss,
+            measured(pl_module, target, [piece.batch for piece, _ in passes], size),
+            num_groups=num_groups,
+            # a pass that a rank only repeats for the others counts nothing
+            weights=[piece.weight if is_mine else 0.0 for piece, is_mine in passes],
+            group_of=[piece.group for piece, _ in passes],
+            split=partial(halved, pl_module, target, size),
+        )
     if together:
         taken = taken._replace(directions=_full_where_small(pl_module, taken.directions))
     elif is_shared or (target.is_of_rank and ranks > 1):
         # without either, each rank has gone through all batches by itself, and the results are equal
         taken = _averaged(taken)
     mean = mean_direction(taken.directions, weights=taken.weights)
-    return TargetGradients(mean, taken.directions if num_groups > 1 else [])
+    return TargetGradients(mean, taken.directions if num_groups > 1 else [], target.own)
 
 
 def _digest_of(target: TargetLoss) -> int:
@@ -220,6 +234,21 @@ def _digest_of(target: TargetLoss) -> int:
         return 0
     rows = [row for batch in target.batches for row in cut(batch, _EACH_ROW)]
     return sum(map(batch_digest, rows)) % _MODULUS
+
+
+def _all_have(pieces: Sequence[Any], *, module: Any) -> bool:
+    """Return whether each rank has a piece; all ranks call this together."""
+    return all_reduce_max(-len(pieces), device=next(module.parameters()).device) < 0
+
+
+def _zeros_like(module: Any) -> dict[str, Tensor]:
+    return {
+        name: torch.zeros_like(
+            parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False
+        )
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def _least(count: int, *, like: Any) -> int:
@@ -244,6 +273,8 @@ def _averaged(taken: TargetGroups) -> TargetGroups:
     """Average each group's gradient over the ranks, by the weight of what each has seen."""
     device = next(iter(taken.directions[0].values())).device
     totals = all_reduce_sum(torch.tensor(taken.weights, dtype=torch.float64, device=device)).tolist()
+    if min(totals) <= 0:
+        raise UserError("InfluenceFilter.target: no row of any rank is in it; expected at least one")
     # each rank's gradient is a mean already, so it enters the sum with its fraction of the weight
     directions = [
         {name: all_reduce_sum(block * (weight / total)) for name, block in direction.items()}
@@ -257,6 +288,11 @@ def _divided(target: TargetLoss, num_groups: int) -> tuple[list[Any], list[float
     pieces = math.ceil(num_groups / max(len(target.batches), 1))
     parts = [part for batch in target.batches for part in cut(batch, pieces)]
     return parts, [weight_of(target, part) for part in parts]
+
+
+def _ones_like(direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # expanded: a single number in memory for each parameter
+    return {name: block.new_ones(()).expand(block.shape) for name, block in direction.items()}
 
 
 def _is_due(iteration: int, every: int) -> bool:

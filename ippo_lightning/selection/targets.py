@@ -10,10 +10,22 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.influence import return_target
-from ippo_lightning.records import Episodes, UpdatePlan, cut_rows
-from ippo_lightning.records.pass_size import MaxTokens, PassSize, require_max_tokens
+from ippo_lightning.records import UpdatePlan
+from ippo_lightning.records.pass_size import MaxTokens, require_max_tokens
 from ippo_lightning.selection.module_interface import ValidationLoss
+
+
+class OwnTerms(NamedTuple):
+    """What the rows of a rollout add to a target that is made from them, so that a row's own part can be left out.
+
+    The target's loss is the sum of the losses of all ranks' rows, divided by the sum of their weights.
+    """
+
+    weights: Tensor
+    """[rows] float64, of this rank's rows; 0 for a row that is not in the target."""
+    losses: Callable[[Any, Any], Tensor] | None = None
+    """Called with the module and rows; returns the part of each, shape [rows], with its graph. None if these are the
+    losses that are scored."""
 
 
 class TargetLoss(NamedTuple):
@@ -32,10 +44,17 @@ class TargetLoss(NamedTuple):
     only the batches themselves bound a pass."""
     max_tokens: MaxTokens = "auto"
     """Tokens of a pass, padding included."""
+    own: OwnTerms | None = None
+    """What each row adds, if a row is scored against the target of the other rows; None if nothing is left out."""
 
 
 class Target(ABC):
     """What a score is about: a positive one means that a small step on the row lowers the target's loss."""
+
+    @property
+    def leaves_out_self(self) -> bool:
+        """Whether a row is scored against the target of the other rows: then `loss` returns `own`, too."""
+        return False
 
     @abstractmethod
     def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
@@ -106,53 +125,6 @@ class Demonstrations(Target):
         return _not_empty(list(batches), field=f"{type(datamodule).__name__}.influence_dataloader()")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReturnOfBuffer(Target):
-    """The policy gradient of the buffer itself, which needs no demonstrations; for modules with `score(episodes)`.
-
-    loss = - mean over the actions of all ranks of A * log pi(a|s), over the rows that the plan still keeps.
-    Source: Hu et al. 2025, arXiv 2505.19281 (IIF), section 3, with the opposite sign.
-
-    Args:
-        max_tokens: tokens of a pass, padding included, >= 1; `auto` is 16384. A pass that does not fit in the device's
-            memory is halved.
-
-    Raises:
-        UserError: a number out of its range.
-    """
-
-    max_tokens: MaxTokens = "auto"
-
-    def __post_init__(self) -> None:
-        require_max_tokens("target.max_tokens", self.max_tokens)
-
-    def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
-        """Return minus the mean of A * log pi, and the kept rows of this rank in batches.
-
-        Raises:
-            UserError: the module has no method `score`, or the buffer is no record of episodes.
-        """
-        if not callable(getattr(module, "score", None)) or not isinstance(plan.episodes, Episodes):
-            raise UserError(
-                f"InfluenceFilter.target: ReturnOfBuffer needs the method score(episodes) of {type(module).__name__}, "
-                f"and Episodes, not a {type(plan.episodes).__name__}"
-            )
-        # a row without a step that counts has no action, and a batch of such rows has no mean
-        rows = (plan.keep & (plan.episodes.lengths > 0)).nonzero().flatten()
-        max_tokens = PassSize(self.max_tokens, field="target.max_tokens").tokens
-        parts = cut_rows(plan.episodes.cost()[rows], max_tokens=max_tokens)
-        batches = [plan.episodes.select(rows[part]) for part in parts]
-        # of this rank: each rank has sampled other rows, while demonstrations are the same on all ranks
-        return TargetLoss(
-            _minus_return,
-            batches,
-            weight=_num_actions,
-            is_of_rank=True,
-            costs=_episode_costs,
-            max_tokens=self.max_tokens,
-        )
-
-
 def build_target(
     target: Target | None, *, demonstrations: Sequence[Any] | None, validation_loss: ValidationLoss | None
 ) -> Target:
@@ -191,18 +163,3 @@ def _validation_loss(module: Any, batch: Any) -> Tensor:
 def _demonstration_costs(module: Any, batch: Any) -> Tensor:
     costs: Tensor = module.demonstration_costs(batch)
     return costs
-
-
-def _episode_costs(_module: Any, episodes: Episodes) -> Tensor:
-    return episodes.cost()
-
-
-def _minus_return(module: Any, episodes: Episodes) -> Tensor:
-    # through the module's own forward, so that temperature and adapters are those of training
-    log_probs = module.score(episodes).log_probs
-    return return_target(log_probs=log_probs, advantages=episodes.advantages, mask=episodes.mask)
-
-
-def _num_actions(episodes: Episodes) -> float:
-    # weighted so, the mean over batches is the mean over all actions
-    return float(episodes.num_steps)

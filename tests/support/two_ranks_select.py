@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.policies import PolicyOutput
 from ippo_lightning.records import ControlEpisodes, UpdatePlan
-from ippo_lightning.selection import Random, ReturnOfBuffer, RolloutTable, SelectionRule
+from ippo_lightning.selection import (
+    AverageReward,
+    ByLength,
+    LeaveOneOutMean,
+    MaxRewardVariance,
+    Random,
+    ReturnOfBuffer,
+    RolloutTable,
+    SelectionRule,
+)
 
 COUNT, STEPS = 12, 5
 HALVES = (list(range(7)), list(range(7, COUNT)))
@@ -29,6 +38,13 @@ class BestOfGroup(SelectionRule):
 RULES: dict[str, dict[str, Any]] = {
     "influence": {"target": ReturnOfBuffer(max_tokens=15), "max_weight": 1.5},
     "influence from groups": {"target": ReturnOfBuffer(), "scoring": ScoringSettings(health_groups=2)},
+    "return of the others": {"target": ReturnOfBuffer(leave_out_self=True)},
+    "reward of all": {"target": AverageReward()},
+    "reward of the others": {"target": AverageReward(leave_out_self=True, max_tokens=15)},
+    "mean of the others": {"target": LeaveOneOutMean(), "scoring": ScoringSettings(normalise="length")},
+    "target of one rank": {"target": LeaveOneOutMean()},
+    "variance": {"rule": MaxRewardVariance(num_kept=2)},
+    "length": {"rule": ByLength(fraction=0.6)},
     "random": {"rule": Random(fraction=0.5)},
     "reward": {"rule": "reward", "min_keep": 8},
     "advantage_sign": {"rule": "advantage_sign"},
@@ -84,11 +100,16 @@ def rollout(rows: list[int]) -> ControlEpisodes:
 
 
 def weights_of(rows: list[int]) -> dict[str, Tensor]:
-    """Return the weights that each rule gives to rows, of which another callback has dropped every fourth."""
+    """Return the weights that each rule gives to rows, of which another callback has dropped every fourth.
+
+    In one case it has dropped all rows of the second rank.
+    """
     found = {}
     for name, settings in RULES.items():
         plan = UpdatePlan(episodes=rollout(rows))
-        plan.drop(torch.tensor([row % 4 == 0 for row in rows]), reason="another")
+        is_of_first = name == "target of one rank"
+        dropped = [row in HALVES[1] if is_of_first else row % 4 == 0 for row in rows]
+        plan.drop(torch.tensor(dropped), reason="another")
         InfluenceFilter(**settings).on_rollout_end(None, Policy(), plan)
         found[name] = plan.weights
     return found
