@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,26 @@ import yaml
 
 from ippo_lightning.cli.main import main
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+WITH_ARGUMENTS = {"train_reward_model"}
+"""Run by tests of their own."""
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = [path for path in sorted(FOLDER.glob("*.py")) if path.stem not in WITH_ARGUMENTS]
 
 
 SAYS = {
     "noisy_labels": lambda said: numbers(said, "filtered") > numbers(said, "plain") + 5,
     "own_rule": lambda said: 25 <= numbers(said, "kept") < 100,
     "own_loop": lambda said: numbers(said, "iteration 39") > 3 * numbers(said, "iteration 7"),
+    "filter_for_stable_baselines3": lambda said: 50 <= numbers(said, "rollout 1: return [0-9]+, kept") < 100,
     "reinforce_gymnasium": lambda said: "filtered: return" in said,
 }
 """Example to what must be true of its words, where they promise something."""
+MARKS = {
+    "noisy_labels": pytest.mark.slow,
+    "filter_for_stable_baselines3": pytest.mark.skipif(
+        find_spec("stable_baselines3") is None, reason="needs stable-baselines3"
+    ),
+}
 
 
 def numbers(said: str, line: str) -> float:
@@ -34,7 +45,7 @@ def numbers(said: str, line: str) -> float:
 
 @pytest.mark.parametrize(
     "example",
-    [pytest.param(path, marks=pytest.mark.slow if path.stem == "noisy_labels" else ()) for path in EXAMPLES],
+    [pytest.param(path, marks=MARKS.get(path.stem, ())) for path in EXAMPLES],
     ids=lambda path: path.stem,
 )
 def test_the_example_runs_and_prints_what_it_promises(

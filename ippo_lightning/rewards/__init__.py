@@ -2,7 +2,7 @@
 
 from ippo_lightning.rewards.call import CalledReward, call_in_parts, call_reward
 from ippo_lightning.rewards.combined import CombinedReward
-from ippo_lightning.rewards.grade import GradeReward, TaskGrade, grade_reward
+from ippo_lightning.rewards.grade import GradeReward, RewardGrader, TaskGrade, grade_reward
 from ippo_lightning.rewards.held import HeldGrader, HeldReward
 from ippo_lightning.rewards.protocol import Reward
 from ippo_lightning.rewards.reward_model import RewardModel
@@ -19,6 +19,7 @@ __all__ = [
     "MissingEOSPenalty",
     "OverlongPenalty",
     "Reward",
+    "RewardGrader",
     "RewardModel",
     "TaskGrade",
     "call_in_parts",

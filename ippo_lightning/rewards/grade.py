@@ -1,13 +1,15 @@
-"""The default reward: the grade of a response."""
+"""The default reward, which is the grade of a response, and the other way round: a grade from a reward."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from ippo_lightning.errors import UserError
+from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import Example
-from ippo_lightning.rewards.held import HeldGrader
-from ippo_lightning.tasks import Grader, callable_name
+from ippo_lightning.rewards.held import HeldGrader, HeldReward
+from ippo_lightning.rewards.protocol import Reward
+from ippo_lightning.tasks import Grade, Grader, callable_name
 
 
 class GradeReward:
@@ -76,6 +78,44 @@ class TaskGrade:
         if grader is None:
             raise UserError("reward: TaskGrade is the grade of the run, which has no grader; set model.grader")
         return GradeReward(grader)(prompts, responses, examples)
+
+
+class RewardGrader:
+    """Any reward as a grader: a response is right if its reward is above a limit.
+
+    A run that is rewarded by one model can so be judged by another one. It is called for one response at a time.
+
+    Args:
+        reward: such as a `RewardModel`.
+        limit: in units of the reward; the response is right above it.
+
+    Raises:
+        UserError: the reward cannot be called, or the limit is not finite.
+
+    Example:
+        >>> grader = RewardGrader(lambda prompts, responses, examples: [len(text) for text in responses], limit=3)
+        >>> grader("", "four", {})
+        Grade(correct=True, label=None, answer=None)
+    """
+
+    def __init__(self, reward: Reward, *, limit: float = 0.0) -> None:
+        require_range("grader.limit", limit, above=-math.inf, below=math.inf)
+        self.reward = reward if isinstance(reward, HeldReward) else HeldReward(reward)
+        self.limit = limit
+        self.__qualname__ = f"RewardGrader({callable_name(reward)})"  # the name in messages
+
+    def __call__(self, prompt: str, response: str, example: Example) -> Grade:
+        """Return whether the reward of the response is above the limit.
+
+        Args:
+            prompt: what the policy read.
+            response: what it wrote.
+            example: what the task knows about the prompt.
+
+        Raises:
+            UserError: see `ippo_lightning.rewards.call_reward`.
+        """
+        return Grade(float(self.reward([prompt], [response], [example])) > self.limit)
 
 
 def grade_reward(grader: Grader) -> GradeReward:

@@ -23,6 +23,7 @@ from ippo_lightning.tasks.names import callable_name
 from ippo_lightning.tasks.protocol import Grader, NeedsPreparation, Row, Split, Task, TaskLike
 from ippo_lightning.tasks.questions.sources import Columns, Source
 from ippo_lightning.tasks.questions.task import QuestionTask
+from ippo_lightning.tasks.sentiment import SentimentGrader
 from ippo_lightning.tasks.steps import label_steps
 from ippo_lightning.tasks.word_problems.grading import grade_word_problem
 from ippo_lightning.tasks.word_problems.task import WordProblemsTask
@@ -46,6 +47,7 @@ __all__ = [
     "NeedsPreparation",
     "QuestionTask",
     "Row",
+    "SentimentGrader",
     "Source",
     "Split",
     "Step",

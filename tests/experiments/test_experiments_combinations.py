@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from experiment_files import CONTROL_MODELS, CONTROL_TASKS
+from experiment_files import CONTROL_MODELS, CONTROL_TASKS, REWARD_TASKS
 from jsonargparse import ArgumentParser
 
 from ippo_lightning.cli.axis_values import is_overlay
@@ -24,7 +24,7 @@ from ippo_lightning.cli.quick_check import check_command
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
-TASKS = [name for name in axis_names("task") if name not in CONTROL_TASKS]
+TASKS = [name for name in axis_names("task") if name not in (*CONTROL_TASKS, *REWARD_TASKS)]
 METHODS = axis_names("method")
 FILTERS = [name for name in METHODS if "callbacks+" in (EXPERIMENTS / "methods" / f"{name}.yaml").read_text()]
 WHOLE = [

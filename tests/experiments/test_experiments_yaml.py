@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from experiment_files import CONTROL_MODELS, CONTROL_TASKS, parsed
+from experiment_files import CONTROL_MODELS, CONTROL_TASKS, REWARD_METHODS, REWARD_TASKS, parsed
 from jsonargparse import ArgumentParser
 
 from ippo_lightning.cli.columns import columns_of
@@ -30,7 +30,7 @@ COMBINED = ("arithmetic", "gsm8k", "word_problems")
 QUESTIONS = ("asdiv", "college_math", "ecqa", "math", "olympiadbench", "own_data", "svamp")
 """Tasks that differ in their data only, so one method and one model of each are enough."""
 TASKS = (*COMBINED, *QUESTIONS)
-METHODS = sorted(path.stem for path in (EXPERIMENTS / "methods").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (EXPERIMENTS / "methods").glob("*.yaml") if path.stem not in REWARD_METHODS)
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"loss": None, "kl": 0.0, "update": {}},
     "dr_grpo": {"loss": None, "kl": 0.0, "update": {"loss_reduction": "fixed_length"}},
@@ -107,7 +107,8 @@ def test_a_file_contains_values_and_nothing_of_one_machine(file: str) -> None:
     content = yaml.safe_load(text)
     assert "run_dir" not in content.get("loop", {}), "the folder of a run is derived"
     given = {"reward", "grader"} & set(content.get("model", {}).get("init_args", {}))
-    assert bool(given) == file.startswith("rewards/"), "elsewhere they come from the task"
+    with_models = {f"tasks/{name}.yaml" for name in REWARD_TASKS}
+    assert bool(given) == (file.startswith("rewards/") or file in with_models), "elsewhere they come from the task"
 
 
 def defaults_in(given: Any, default: Any, place: str = "") -> list[str]:
@@ -158,7 +159,7 @@ def read(path: Path) -> Any:
 
 def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     assert axis_names("base") == ["control", "ppo", "sft"]
-    assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS))
+    assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS, *REWARD_TASKS))
     filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
     of_control = {"iif", "random_drop", "advantage_heuristic", "td_priority"}
     assert {"ppo", *filters, *of_control} | ALGORITHMS.keys() == set(METHODS)

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.rewards import HeldGrader, call_reward, grade_reward
+from ippo_lightning.rewards import HeldGrader, RewardGrader, call_reward, grade_reward
 from ippo_lightning.tasks import ArithmeticTask, Grade, grade_arithmetic, grade_gsm8k
 
 
@@ -50,6 +50,22 @@ def test_a_grader_that_raises_is_named_once() -> None:
 
     with pytest.raises(UserError, match=r"^model\.grader: \S*broken raised KeyError: 'answer' in .*test_rewards_grade"):
         call_reward(grade_reward(HeldGrader(broken)), prompts=["a"], responses=["b"], examples=[{}])
+
+
+@pytest.mark.parametrize(("limit", "correct"), [(3.5, True), (4.0, False), (-1.0, True)])
+def test_a_reward_above_the_limit_is_a_right_response(limit: float, correct: bool) -> None:
+    grader = RewardGrader(lambda prompts, responses, examples: [float(len(responses[0]))], limit=limit)
+    assert HeldGrader(grader)("a", "four", {}) == Grade(correct)
+
+
+def test_a_reward_that_fails_as_a_grader_is_named() -> None:
+    def broken(prompts, responses, examples):
+        return [float("nan")]
+
+    with pytest.raises(UserError, match="broken"):
+        RewardGrader(broken)("a", "b", {})
+    with pytest.raises(UserError, match=r"^grader\.limit: nan"):
+        RewardGrader(broken, limit=float("nan"))
 
 
 @pytest.mark.parametrize("wrapped", [lambda judge: judge, functools.partial], ids=["module", "partial"])

@@ -24,6 +24,10 @@ TINY = {
 """A language model that runs in milliseconds."""
 CONTROL_TASKS = ("acrobot", "bipedalwalker", "cartpole", "frozenlake", "highway", "lunarlander", "minigrid")
 """Tasks of environments, which have a base of their own."""
+REWARD_TASKS = ("detox", "sentiment")
+"""Tasks without right answers, which name a reward model and a judge."""
+REWARD_METHODS = ("iif_text",)
+"""Methods for such tasks."""
 CONTROL_MODELS = ("minigrid_cnn", "mlp")
 """Their networks."""
 

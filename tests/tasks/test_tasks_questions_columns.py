@@ -44,6 +44,24 @@ def test_a_column_is_a_name_a_path_or_a_text_with_names(column: str, text: str) 
     assert read_columns(ROW, Columns(prompt="ask", response=column, answer=column), "here").response == text
 
 
+@pytest.mark.parametrize(("count", "text"), [(1, "Ann"), (2, "Ann has"), (3, "Ann has 3."), (9, "Ann has 3.")])
+def test_the_first_words_of_a_text_are_the_question(count: int, text: str) -> None:
+    assert read_columns(ROW, Columns(prompt="story", first_words=count), "here").question == text
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"prompt": "story", "first_words": 0}, "columns.first_words: 0"),
+        ({"messages": "m", "first_words": 3}, "columns.first_words: given without columns.prompt"),
+    ],
+)
+def test_first_words_that_cannot_be_taken_are_an_error(columns: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Columns(**columns)
+    assert str(caught.value).startswith(said)
+
+
 @pytest.mark.parametrize(("value", "text"), [(7, "7"), (7.5, "7.5"), (-7.0, "-7"), (10**20, "1" + 20 * "0")])
 def test_numbers_are_text_without_a_needless_point(value: float, text: str) -> None:
     assert read_columns({"q": "?", "a": value}, Columns(prompt="q", answer="a"), "here").answer == text

@@ -52,6 +52,9 @@ def read_columns(row: Mapping[str, Any], columns: Columns, place: str) -> Cells:
     if columns.response is not None:
         response = _text(row, columns.response, place)
     question = messages[-1]["content"] if columns.prompt is None else _text(row, columns.prompt, place)
+    if columns.first_words is not None:
+        # here, before questions are compared: two texts with the same beginning are one prompt
+        question = " ".join(question.split(maxsplit=columns.first_words)[: columns.first_words])
     if columns.system is not None and (not messages or messages[0]["role"] != "system"):
         turns = messages or ({"role": "user", "content": question},)
         messages = ({"role": "system", "content": _text(row, columns.system, place)}, *turns)

@@ -29,9 +29,10 @@ class Columns:
             JSON text. A last turn of the assistant is the response.
         system: the system message of the row. The policy then reads messages, and needs `chat_template`.
         keep: columns that rewards and graders get in `example`, under their own names.
+        first_words: the question is this many first words of `prompt`, which the policy continues; null for all of it.
 
     Raises:
-        UserError: there is neither a prompt nor messages.
+        UserError: there is neither a prompt nor messages, or `first_words` is below 1 or has no prompt to cut.
     """
 
     prompt: str | None = None
@@ -40,10 +41,15 @@ class Columns:
     messages: str | None = None
     system: str | None = None
     keep: list[str] = field(default_factory=list)
+    first_words: int | None = None
 
     def __post_init__(self) -> None:
         if self.prompt is None and self.messages is None:
             raise UserError("columns.prompt: null, and columns.messages: null; expected the name of a column for one")
+        if self.first_words is not None:
+            require_range("columns.first_words", self.first_words, at_least=1, integer=True)
+            if self.prompt is None:
+                raise UserError("columns.first_words: given without columns.prompt; leave it out, or name a prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
