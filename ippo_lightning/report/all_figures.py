@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from ippo_lightning.report.curves import CURVES, PART_FIGURES, part_curves, plot_curve
+from ippo_lightning.report.curves import CURVES, PART_FIGURE, part_curves, plot_curve
 from ippo_lightning.report.histogram import plot_score_histogram
 from ippo_lightning.report.plots import plot_results, plot_score_quantiles, plot_time_parts
 from ippo_lightning.report.records import Comparison
@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 _DRAWN: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
     "results": (
         plot_results,
-        "Final test results. Large dot: mean; small dots: seeds; bar: 95 % bootstrap interval over seeds, or over the "
+        "Final test results. Large dot: mean; small dots: seeds; bar: 95 % interval over seeds, or over the "
         "test prompts of a single run; dotted: a method that was not trained here.",
     ),
     "time_parts": (
@@ -41,12 +41,13 @@ ALL_FIGURES = (*CURVES, *_DRAWN)
 """Names of all figures. Those whose data no run recorded are not drawn."""
 
 
-def draw_figures(comparison: Comparison, folder: Path) -> dict[str, Figure]:
+def draw_figures(comparison: Comparison, folder: Path, *, earlier: Collection[str] = ()) -> dict[str, Figure]:
     """Draw what the runs have data for, and remove what an earlier report has left.
 
     Args:
         comparison: the runs.
-        folder: of the PNG files.
+        folder: of the PNG files. It may contain files of the user, which stay.
+        earlier: names of the figures that the earlier report lists.
 
     Returns:
         The figures by name, in the order of `ALL_FIGURES`, the parts of a reward behind the curves.
@@ -54,8 +55,9 @@ def draw_figures(comparison: Comparison, folder: Path) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     parts = part_curves(comparison)
     curves = {**CURVES, **parts}
-    for path in (path for kind in ("", "validation_") for path in folder.glob(f"{kind}{PART_FIGURES}*.png")):
-        path.unlink()  # of an earlier report, perhaps of parts that there are no more
+    # A part may be gone. The names come from a file, which must not remove others.
+    for name in filter(PART_FIGURE.fullmatch, {*earlier} - parts.keys()):
+        (folder / f"{name}.png").unlink(missing_ok=True)
     names = [name for name in ALL_FIGURES if name in CURVES], [name for name in ALL_FIGURES if name in _DRAWN]
     for name in (*names[0], *parts, *names[1]):
         path = folder / f"{name}.png"

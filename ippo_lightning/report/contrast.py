@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,8 +14,17 @@ from ippo_lightning.report.display import percent, points
 from ippo_lightning.report.records import EpisodeRow
 
 _FEWEST = 10
-"""Episodes of a group that a sentence names; the fraction of fewer is chance."""
+"""Prompts, and iterations, of a group that a sentence names; the error of fewer is too uncertain itself."""
 _LEVEL = 0.95
+_ROUNDING = 1e-9
+NONE_SHOWN = "No difference between labels or signs is shown"
+
+Unit = Callable[[EpisodeRow], object]
+_UNITS: tuple[Unit, ...] = (
+    lambda episode: episode.prompt_key or episode.prompt or id(episode),
+    lambda episode: episode.iteration,
+)
+"""What an update decides on as a whole: the responses to one prompt, and the episodes along its one direction."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +55,37 @@ class Contrast:
 def kept_contrast(groups: Mapping[str, Sequence[EpisodeRow]]) -> Contrast | None:
     """Return the two groups that surely differ most: those with the largest lower bound of their difference.
 
-    The interval is that of a difference of two ratios with prompts as units, because an update keeps or drops the
-    responses to one prompt together. One kept and one dropped episode are added to each group (Agresti and Caffo 2000),
-    so that a group of which all or nothing was kept is not taken for certain. The level is that of all pairs of groups
-    together (Bonferroni): the pair is chosen because it differs most.
+    The interval is that of a difference of two ratios whose errors have two kinds of units, prompts and iterations: an
+    update keeps or drops the responses to one prompt together, and its direction is common to all its episodes. The
+    variance is the two-way one of Cameron, Gelbach and Miller (2011), or that of one kind if it is larger. One kept and
+    one dropped unit are added to each group (Agresti and Caffo 2000), so that a group of which all or nothing was kept
+    is not taken for certain. The level is that of all pairs of groups together (Bonferroni): the pair is chosen because
+    it differs most.
 
     Args:
         groups: by title; each episode has a recorded weight.
 
     Returns:
-        The comparison; None without two groups of at least 10 episodes.
+        The comparison; None without two groups of at least 10 prompts and 10 iterations. Units that differ in size
+        count for fewer.
     """
-    large = [_kept(title, members) for title, members in groups.items() if len(members) >= _FEWEST]
+    found = [_kept(title, members) for title, members in groups.items() if members]
+    large = [group for group in found if group.units >= _FEWEST - _ROUNDING]
     pairs = [sorted(pair, key=lambda group: group.adjusted) for pair in combinations(large, 2)]
-    found = [_contrast(more, less, num_pairs=len(pairs)) for less, more in pairs]
-    return max(found, key=lambda contrast: contrast.interval[0], default=None)
+    contrasts = [_contrast(more, less, num_pairs=len(pairs)) for less, more in pairs]
+    return max(contrasts, key=lambda contrast: contrast.interval[0], default=None)
 
 
-def contrast_words(contrast: Contrast) -> list[str]:
+def contrast_words(contrast: Contrast | None) -> list[str]:
     """Return the comparison in sentences; without a difference beyond chance, that none is shown.
 
     Args:
         contrast: from `kept_contrast`.
     """
+    if contrast is None:
+        return [f"{NONE_SHOWN}: that takes two groups of at least {_FEWEST} prompts and {_FEWEST} iterations."]
     if not contrast.is_shown:
-        return ["No difference between labels or signs is shown: none is larger than chance makes it."]
+        return [f"{NONE_SHOWN}: none is larger than chance makes it."]
     more, less = (
         f"{percent(group.kept)} % of {group.title} (n = {group.count:,})" for group in (contrast.more, contrast.less)
     )
@@ -84,31 +99,52 @@ def contrast_words(contrast: Contrast) -> list[str]:
 @dataclass(frozen=True)
 class _Kept:
     group: KeptGroup
+    members: Sequence[EpisodeRow]
+    units: float
+    """Prompts or iterations, whichever are fewer, as many of equal size as tell as much."""
     adjusted: float
-    """Fraction with the added episodes."""
-    residuals: Mapping[object, float]
-    """By prompt, what it adds to the error of the fraction: the linear part of a ratio."""
-    added: float
-    """The same of the added episodes, squared and summed up; each is a prompt of its own."""
+    """Fraction with the added units."""
+    size: float
+    """Episodes, with those of the added units."""
+
+    def residuals(self, unit: Unit) -> dict[object, float]:
+        """Return, by unit, what it adds to the error of the fraction: the linear part of a ratio."""
+        found: dict[object, float] = defaultdict(float)
+        for episode in self.members:
+            found[unit(episode)] += (bool(episode.kept) - self.adjusted) / self.size
+        return found
+
+    @property
+    def added(self) -> float:
+        """The same of the added units, squared and summed up."""
+        of_each = (self.size - len(self.members)) / 2 / self.size
+        return of_each**2 * (self.adjusted**2 + (1 - self.adjusted) ** 2)
 
 
 def _kept(title: str, members: Sequence[EpisodeRow]) -> _Kept:
-    kept = sum(bool(episode.kept) for episode in members)
-    size = len(members) + 2
-    adjusted = (kept + 1) / size
-    residuals: dict[object, float] = defaultdict(float)
-    for episode in members:
-        residuals[episode.prompt or id(episode)] += (bool(episode.kept) - adjusted) / size
-    added = (adjusted**2 + (1 - adjusted) ** 2) / size**2
-    return _Kept(KeptGroup(title, len(members), kept / len(members)), adjusted, residuals, added)
+    kept, count = sum(bool(episode.kept) for episode in members), len(members)
+    # Kish's effective number: of ten prompts of which one has nearly all episodes, there is little more than one.
+    units = min(count**2 / sum(n**2 for n in Counter(map(unit, members)).values()) for unit in _UNITS)
+    added = count / units
+    size = count + 2 * added
+    return _Kept(KeptGroup(title, count, kept / count), members, units, (kept + added) / size, size)
 
 
 def _contrast(more: _Kept, less: _Kept, *, num_pairs: int) -> Contrast:
-    prompts = {*more.residuals, *less.residuals}
-    parts = [more.residuals.get(prompt, 0.0) - less.residuals.get(prompt, 0.0) for prompt in prompts]
-    count = len(prompts) + 4  # with the added episodes
-    error = math.sqrt(count / (count - 1) * (math.fsum(part**2 for part in parts) + more.added + less.added))
-    # Of few prompts, the error itself is uncertain.
-    width = error * float(stats.t.ppf(1 - (1 - _LEVEL) / (2 * num_pairs), df=max(len(prompts) - 1, 1)))
+    by_prompt, by_iteration = (_variance(more, less, unit) for unit in _UNITS)
+    by_both = _variance(more, less, lambda episode: tuple(unit(episode) for unit in _UNITS))
+    # The sum counts what is common to a prompt and an iteration twice. By chance it may be less than one of both.
+    variance = max(by_prompt, by_iteration, by_prompt + by_iteration - by_both) + more.added + less.added
+    # Of few units, the error itself is uncertain.
+    degrees = min(more.units, less.units) - 1
+    width = math.sqrt(variance) * float(stats.t.ppf(1 - (1 - _LEVEL) / (2 * num_pairs), df=degrees))
     center = more.adjusted - less.adjusted
     return Contrast(more.group, less.group, (center - width, center + width))
+
+
+def _variance(more: _Kept, less: _Kept, unit: Unit) -> float:
+    """Return the variance of the difference if only the episodes of one unit have errors in common."""
+    mine, other = more.residuals(unit), less.residuals(unit)
+    units = {*mine, *other}
+    parts = [mine.get(one, 0.0) - other.get(one, 0.0) for one in units]
+    return len(units) / (len(units) - 1) * math.fsum(part**2 for part in parts)

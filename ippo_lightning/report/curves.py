@@ -48,6 +48,9 @@ def _validation(metric: str) -> Callable[[Run], Mapping[int, float]]:
 
 
 PART_FIGURES = "reward_part_"
+_PART_NAME = "[A-Za-z0-9_.-]{1,40}"
+PART_FIGURE = re.compile(rf"(?:validation_)?{PART_FIGURES}{_PART_NAME}")
+"""Name of the figure of a part."""
 CURVES: Mapping[str, Curve] = {
     "reward": Curve(
         "Mean reward of the sampled episodes",
@@ -144,7 +147,7 @@ CURVES: Mapping[str, Curve] = {
 """By the name of the figure, in the order of the report."""
 
 
-_PART = re.compile(r"(?:rollout/)?reward/([A-Za-z0-9_.-]{1,40})")
+_PART = re.compile(rf"(?:rollout/)?reward/({_PART_NAME})")
 _MOST_PARTS = 32
 
 

@@ -115,7 +115,8 @@ def kept_words(table: KeptTable) -> list[str]:
             f"It used {percent(total[POSITIVE].kept)} % of those with a positive advantage, which it makes more likely,"
             f" and {percent(total[NEGATIVE].kept)} % of those with a negative advantage, which it makes less likely."
         )
-    return [*sentences, *(contrast_words(table.contrast) if table.contrast else [])]
+    # Without labels, both signs are compared above and there is no more to tell.
+    return [*sentences, *(contrast_words(table.contrast) if len(table.rows) > 1 else [])]
 
 
 def _groups(episodes: Sequence[EpisodeRow]) -> dict[tuple[Kind, str], list[EpisodeRow]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 from ippo_lightning.report.display import number
@@ -12,6 +13,7 @@ from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.run_folder import JsonObject
 
 _LOG = logging.getLogger(__name__)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _LARGEST_FILE = 64 * 1024 * 1024
 _MOST_SAMPLES = 100_000
 """Samples per prompt; binomial coefficients of larger numbers, which only a changed file has, take long."""
@@ -61,7 +63,11 @@ def _read(path: Path) -> PromptOutcomes | None:
         return None
     if not all(0 < n <= _MOST_SAMPLES and n >= c >= j >= u for n, c, j, u in zip(*columns[:4], strict=True)):
         return None
-    return PromptOutcomes(int(k), samples, correct, judged, unfaithful, tuple(number(vote) for vote in votes))
+    digest = content.get("prompts_sha256")
+    return PromptOutcomes(
+        int(k), samples, correct, judged, unfaithful, tuple(number(vote) for vote in votes),
+        prompts_sha256=digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else "",
+    )  # fmt: skip
 
 
 def _counts(column: object) -> tuple[int, ...] | None:

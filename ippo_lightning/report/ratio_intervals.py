@@ -13,6 +13,9 @@ from scipy import stats
 
 RESAMPLES, LEVEL, SEED = 9999, 0.95, 0
 _ENTRIES = 4_000_000  # of the resamples that are in memory at the same time
+_FEW = 3
+"""Prompts. If so many differ from all others, exp(-3) of the resamples contain none of them. That is more than 2.5 %,
+so an end of the bootstrap is the number of the others."""
 _ROUNDING = 1e-12
 """Two sums of the same floats in another order differ by less, relative to their size."""
 
@@ -45,8 +48,9 @@ def ratio_interval(first: Ratio, minus: Ratio | None = None) -> list[float] | No
     """Return the 95 % interval of a ratio over prompts, or of the difference of two over the same prompts.
 
     It is the percentile bootstrap: prompts are drawn with replacement, each with all its samples, because samples of
-    one prompt are not independent. If all resamples have the same number, such as 1 if all responses are right, the
-    bootstrap would give an interval without width, and `_of_equal_prompts` takes its place.
+    one prompt are not independent. If all prompts have the same number, such as 1 if all responses are right, the
+    bootstrap would give an interval without width, and that of `_of_equal_prompts` takes its place. If all but at most
+    three do, the interval contains both. So more right responses never give a lower end of either side.
 
     Args:
         first: of the prompts.
@@ -62,14 +66,40 @@ def ratio_interval(first: Ratio, minus: Ratio | None = None) -> list[float] | No
         return None
     drawn = _resampled(terms)
     known = drawn[~np.isnan(drawn)]
+    is_bounded = all(term.is_fraction for term in terms)
     if np.ptp(known) <= _ROUNDING * max(1.0, float(np.abs(known).max())):
-        is_bounded = all(term.is_fraction for term in terms)
-        return _of_equal_prompts(float(known[0]), counted, 0.0 if minus is None else -1.0) if is_bounded else None
+        low = high = float(known[0])
+        if not is_bounded:
+            return None
     # An end lies at 2.5 % of the resamples. More without a number, of which each may belong beyond it, leave it open.
-    if len(known) < len(drawn) * (1 + LEVEL) / 2:
+    elif len(known) < len(drawn) * (1 + LEVEL) / 2:
         return None
-    low, high = np.percentile(known, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)])
-    return [float(low), float(high)]
+    else:
+        low, high = (float(end) for end in np.percentile(known, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)]))
+    if is_bounded:
+        lowest = 0.0 if minus is None else -1.0
+        upper, lower = _almost_ends(_of_each_prompt(terms), otherwise=float(known[0]))
+        low = min(low, _of_equal_prompts(upper, counted, lowest)[0])
+        high = max(high, _of_equal_prompts(lower, counted, lowest)[1])
+    return [low, high]
+
+
+def _of_each_prompt(terms: Sequence[Ratio]) -> Array:
+    """Return the number of each prompt that counts in all terms."""
+    counts = np.all([term.whole > 0 for term in terms], axis=0)
+    values = [term.part[counts] / term.whole[counts] for term in terms]
+    return values[0] if len(values) == 1 else values[0] - values[1]
+
+
+def _almost_ends(values: Array, *, otherwise: float) -> tuple[float, float]:
+    """Return the largest and the smallest number without the three prompts at that end, or without fewer than half.
+
+    If at most so many prompts differ from all others, both are the number of the others. No case is decided here:
+    each is a rank, which never falls where the number of a prompt rises, and so the ends of the interval never do.
+    """
+    left_out = min(_FEW, (len(values) - 1) // 2)
+    ordered = np.sort(values)
+    return (float(ordered[-1 - left_out]), float(ordered[left_out])) if len(values) else (otherwise, otherwise)
 
 
 def _of_equal_prompts(value: float, prompts: int, lowest: float) -> list[float]:

@@ -27,6 +27,8 @@ class EpisodeRow:
     """Weight of the episode's policy loss; zero means that the update did not use it."""
     changes: tuple[tuple[str, float], ...] | None = None
     """Who changed the weight, and by which factor, oldest first; None if the run did not record it."""
+    prompt_key: str = ""
+    """Tells prompts apart that begin alike: `prompt` is cut. Empty without a prompt."""
 
     @property
     def kept(self) -> bool | None:
@@ -49,6 +51,8 @@ class PromptOutcomes:
     """Right responses whose reasoning is wrong, is missing or belongs to another problem."""
     majority_vote: tuple[float | None, ...]
     """Chance that the most frequent answer is right; None for a prompt without a reference."""
+    prompts_sha256: str = ""
+    """Of the prompts in their order; empty for a run of an earlier version."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -171,9 +172,11 @@ def _latest(rows: list[JsonObject]) -> tuple[JsonObject, ...]:
 
 
 def _episode(row: JsonObject) -> EpisodeRow:
+    prompt = _text(row.get("prompt"))
     return EpisodeRow(
         iteration=row["iteration"],
-        prompt=cut(_text(row.get("prompt")), LONGEST_TEXT),
+        prompt=cut(prompt, LONGEST_TEXT),
+        prompt_key=hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest() if prompt else "",
         response=cut(_text(row.get("response")), LONGEST_TEXT),
         label=_label(row),
         reward=number(row.get("reward")),

@@ -142,7 +142,7 @@ def _markdown_caption(results: Results) -> str:
     several = any(len(summary["seeds"]) > 1 for summary in results["methods"].values())
     over = intervals_over(results)
     parts = ["means over seeds"] if several else []
-    parts += [f"in brackets the 95 % bootstrap interval over {over}"] if over else []
+    parts += [f"in brackets the 95 % interval over {over}"] if over else []
     parts += ["seconds: median over the iterations"]
     return f"{'; '.join(parts).capitalize()}."
 
@@ -171,7 +171,7 @@ def _caption(results: Results) -> str:
         seeds = f"One seed per method: {f'95 % intervals over {over}' if over else 'no intervals'}."
     else:
         span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        seeds = f"Mean over {span} seeds; below it the 95 % bootstrap interval{f' over {over}' if over else ''}."
+        seeds = f"Mean over {span} seeds; below it the 95 % interval{f' over {over}' if over else ''}."
     unfinished = len(results.get("unfinished", ()))
     parts = [seeds, *([f"Not finished and left out: {counted(unfinished, 'run')}."] if unfinished else [])]
     # One line for all: rich wraps it to the width of the table.
@@ -194,7 +194,8 @@ def _markdown_differences(results: Results) -> list[str]:
         cells = [_inline_difference(metric, difference[metric]) for metric in metrics]
         num_seeds = max(len(difference[metric]["seeds"]) for metric in metrics)
         lines.append(f"| {_escaped(pair)} | {num_seeds} | {' | '.join(cells)} |")
-    return [*lines, *filter(None, ["", pairs_over(results)])] if pairs_over(results) else lines
+    # A blank line between them, or markdown would make a row of the sentence.
+    return [*lines, "", pairs_over(results)] if pairs_over(results) else lines
 
 
 def pairs_over(results: Results) -> str:

@@ -88,15 +88,25 @@ def write_files(comparison: Comparison) -> Path:
     results = summarise(comparison)
     folder = comparison.root
     folder.mkdir(parents=True, exist_ok=True)
+    figures = draw_figures(comparison, folder / FIGURES, earlier=_figures_of(folder / RESULTS))
     # allow_nan=False, because NaN is no JSON and other readers would refuse the file.
-    _write(folder / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    _write(folder / RESULTS, json.dumps({**results, "figures": list(figures)}, indent=2, allow_nan=False) + "\n")
     _write(folder / TABLE, _table_text(results))
     _write(folder / RESULTS_MARKDOWN, results_markdown(results) + published_markdown(comparison, results))
-    figures = draw_figures(comparison, folder / FIGURES)
     skipped = [name for name in ALL_FIGURES if name not in figures]
     path = folder / REPORT
     _write(path, render_html(comparison, results, figures, skipped=skipped))
     return path
+
+
+def _figures_of(path: Path) -> list[str]:
+    """Return the names of the figures that the results of an earlier report list; none if that cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    except (ValueError, RecursionError):
+        return []
+    listed = content.get("figures") if isinstance(content, dict) else None
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
 
 
 def _table_text(results: Results) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.distributed.collectives import all_reduce_sum, gather_rows
 from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.counts import PromptCounts
+from ippo_lightning.records import Batch
 from ippo_lightning.run.loaders import LoaderStream, loader_of
+from ippo_lightning.run.stable_text import plain_text
 
 if TYPE_CHECKING:
     from ippo_lightning.run.iteration_loop import IterationLoop
@@ -32,6 +37,10 @@ def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[st
     batches = LoaderStream(0).run(lambda: list(loader))
     if not batches:
         raise UserError(f"data: the {split} split has 0 batches; expected at least 1 prompt")
+    # Of graded responses only: rewards have no counts, and a subclass may have metrics of its own.
+    counts = getattr(module.evaluation_metrics, "prompt_counts", None) if split == "test" else None
+    # Before the test: a grader may write into an example.
+    known = {"prompts_sha256": _digest_of(batches)} if isinstance(counts, PromptCounts) else {}
     prompts = 0
     module.evaluation_metrics.reset()
     with torch.no_grad():
@@ -49,8 +58,18 @@ def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[st
             prompts += module.num_evaluated(batch)
         loop.call_hook(f"on_{split}_epoch_end")
     metrics: dict[str, float] = module.evaluation_metrics.compute()
-    # Of graded responses only: rewards have no counts, and a subclass may have metrics of its own.
-    counts = getattr(module.evaluation_metrics, "prompt_counts", None)
-    loop.prompt_counts = counts.compute() if isinstance(counts, PromptCounts) and split == "test" else {}
+    loop.prompt_counts = {**known, **counts.compute()} if isinstance(counts, PromptCounts) else {}
     module.evaluation_metrics.reset()
     return metrics, int(all_reduce_sum(torch.tensor(prompts)))
+
+
+def _digest_of(batches: Sequence[Batch]) -> str:
+    """Return a SHA-256 of the prompts of all ranks in their order, with what the data know about them."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for prompt, example in zip(batch["prompts"], batch["examples"], strict=True):
+            # With the example: after a right answer was corrected, it is another test.
+            known = json.dumps(example, sort_keys=True, default=plain_text)
+            digest.update(repr((prompt, known)).encode(errors="surrogatepass"))
+    of_ranks, _ = gather_rows(torch.tensor([list(digest.digest())]))
+    return hashlib.sha256(bytes(of_ranks.flatten().tolist())).hexdigest()

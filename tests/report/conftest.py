@@ -166,7 +166,7 @@ def folders(tmp_path: Path) -> FolderMaker:
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a report draw nothing: figures take nearly all of its time, and most tests read its words only."""
     stub = Figure("reward", "A caption.", "an alternative text", "data:image/png;base64,")
-    monkeypatch.setattr("ippo_lightning.report.writing.draw_figures", lambda *_: {"reward": stub})
+    monkeypatch.setattr("ippo_lightning.report.writing.draw_figures", lambda *_, **__: {"reward": stub})
 
 
 @pytest.fixture

@@ -6,15 +6,18 @@ from ippo_lightning.report import read_comparison
 from ippo_lightning.report.all_figures import ALL_FIGURES, draw_figures
 
 
-def test_figures_with_data_are_drawn_and_others_are_removed(folders, tmp_path):
+def test_figures_with_data_are_drawn_and_others_of_a_report_are_removed(folders, tmp_path):
     comparison = read_comparison(folders.comparison(seeds=1, iterations=3, episodes=4, methods=("ppo",)))
     for run in comparison.methods["ppo"].runs:
         run.history[0]["rollout/reward/right"] = 0.5
         run.evaluations[-1]["reward/right"] = 0.6
-    for name in ("kl", "reward", "reward_part_gone"):
-        (tmp_path / f"{name}.png").write_bytes(b"of an earlier report")
-    figures = draw_figures(comparison, tmp_path)
-    assert set(figures) == {path.stem for path in tmp_path.glob("*.png")}
+    for name in ("kl", "reward", "reward_part_gone", "reward_part_notes"):
+        (tmp_path / f"{name}.png").write_bytes(b"of an earlier report, or the user's notes")
+    (tmp_path.parent / "reward_part_x.png").write_bytes(b"of the user")
+    listed = ("reward", "reward_part_gone", "notes", "../reward_part_x", "reward_part_/../../reward_part_x")
+    figures = draw_figures(comparison, tmp_path, earlier=listed)
+    assert {*figures, "reward_part_notes"} == {path.stem for path in tmp_path.glob("*.png")}
+    assert (tmp_path.parent / "reward_part_x.png").exists()
     assert "reward" in figures
     assert "kl" not in figures  # no run recorded it
     parts = {"reward_part_right", "validation_reward_part_right"}

@@ -13,9 +13,9 @@ from ippo_lightning.report.records import EpisodeRow, Method, Run
 PROMPTS = (f"prompt {number}" for number in itertools.count())
 
 
-def episode(label="faithful", *, advantage=1.0, weight=1.0, score=None):
+def episode(label="faithful", *, advantage=1.0, weight=1.0, score=None, iteration=0):
     return EpisodeRow(
-        iteration=0,
+        iteration=iteration,
         prompt=next(PROMPTS),
         response="r",
         label=label,
@@ -33,10 +33,10 @@ def method(*episodes):
 # Faithful: of 40 with a positive advantage 30 are kept, of 10 with a negative one none. Wrong: of 50 with a negative
 # advantage 25. So 75 % of the faithful with a positive advantage, and 60 % of all faithful; 55 % of everything.
 ROWS = (
-    *(episode(weight=1.0) for _ in range(30)),
-    *(episode(weight=0.0) for _ in range(10)),
-    *(episode(weight=0.0, advantage=-1.0) for _ in range(10)),
-    *(episode("wrong_answer", weight=float(i % 2), advantage=-2.0) for i in range(50)),
+    *(episode(weight=1.0, iteration=i % 10) for i in range(30)),
+    *(episode(weight=0.0, iteration=i) for i in range(10)),
+    *(episode(weight=0.0, advantage=-1.0, iteration=i) for i in range(10)),
+    *(episode("wrong_answer", weight=float(i % 2), advantage=-2.0, iteration=i // 5) for i in range(50)),
 )
 
 
@@ -111,6 +111,13 @@ def test_without_labels_one_row_is_enough():
     table = kept_table(method(episode(""), episode("", weight=0.0)))
     assert table is not None
     assert [row.kind for row in table.rows] == ["all"]
+    assert not any("labels" in sentence for sentence in kept_words(table))
+
+
+def test_one_iteration_shows_no_difference():
+    table = kept_table(method(*(episode(one, weight=float(one == "a")) for one in "ab" for _ in range(50))))
+    assert table is not None
+    assert kept_words(table)[-1].startswith("No difference between labels or signs is shown: that takes two groups")
 
 
 @pytest.mark.parametrize("rows", [(), (episode(),), (episode(weight=None),)])

@@ -50,9 +50,9 @@ def test_a_single_run_has_an_interval_over_its_prompts(run):
         "majority_vote": [1, 0],
     }
     (run / "test_prompts.json").write_text(json.dumps(counts))
-    # Of two prompts with 1 and 1/2, resamples have the means 1/2, 3/4 and 1.
+    # Of two prompts with 1 and 1/2, resamples have the means 1/2, 3/4 and 1; if both were 1, it would begin at 34.2 %.
     assert sentences(run)[0] == (
-        "The fraction of right responses to the test prompts is 75.0 % (95 % interval over prompts 50.0 to 100.0 %)."
+        "The fraction of right responses to the test prompts is 75.0 % (95 % interval over prompts 34.2 to 100.0 %)."
     )
 
 

@@ -138,7 +138,7 @@ def test_a_single_run_has_a_bar_over_its_prompts(folders, tmp_path, monkeypatch)
     (folder / "test_prompts.json").write_text(json.dumps({"k": 1, **counts}))
     drawn = noted(monkeypatch, "plot")
     report.plot_results(report.gather_runs([folder], root=tmp_path), tmp_path / "results.png")
-    assert drawn[0][0] == [0.5, 1.0]
+    assert drawn[0][0] == pytest.approx([0.3424, 1.0], abs=1e-4)  # the lower end as if both were all right
 
 
 def test_the_time_of_a_stage_is_a_median(folders, tmp_path):

@@ -95,14 +95,18 @@ def test_a_paired_interval_is_that_of_an_evaluation_of_both_runs():
         ("exact_match", (OUTCOMES.correct, OUTCOMES.samples), (other.correct, other.samples)),
         ("unfaithful_fraction", (OUTCOMES.unfaithful, OUTCOMES.judged), (other.unfaithful, other.judged)),
     ):
-        one, two = (Ratio(*(np.array(column, dtype=float) for column in columns)) for columns in (first, second))
+        one, two = (
+            Ratio(*(np.array(column, dtype=float) for column in columns), is_fraction=True)
+            for columns in (first, second)
+        )
         found = differences({"it": one}, {"it": two}, pairs=[(i, i) for i in range(5)])["it"]
         assert paired_interval(OUTCOMES, other, metric) == pytest.approx(found["interval"], rel=1e-12)
 
 
 def test_what_is_hard_in_both_runs_cancels():
-    easy_and_hard = PromptOutcomes(1, (4,) * 6, (4, 4, 4, 1, 1, 1), (0,) * 6, (0,) * 6, (None,) * 6)
-    lower = PromptOutcomes(1, (4,) * 6, (3, 3, 3, 0, 0, 1), (0,) * 6, (0,) * 6, (None,) * 6)
+    none = (0,) * 60
+    easy_and_hard = PromptOutcomes(1, (4,) * 60, (4, 4, 4, 1, 1, 1) * 10, none, none, (None,) * 60)
+    lower = PromptOutcomes(1, (4,) * 60, (3, 3, 3, 0, 0, 1) * 10, none, none, (None,) * 60)
     low, high = paired_interval(easy_and_hard, lower, "exact_match") or (-1, 1)
-    # One response of four at five prompts, none at the sixth; each number alone is uncertain by more than a half.
-    assert -0.25 <= low < high < -0.1
+    # One response of four at five prompts, none at the sixth. Each number alone is uncertain by 0.09.
+    assert -0.3 < low < -0.2 < high < -0.15

@@ -89,8 +89,41 @@ def test_an_end_that_resamples_without_a_number_leave_open_is_not_given() -> Non
 
 
 def test_where_prompts_differ_the_interval_is_that_of_the_bootstrap() -> None:
-    """One of 60 is wrong: the binomial distribution of the wrong ones among 60 draws, counted out."""
-    found = ratio_interval(fraction([0.0] + [1.0] * 59))
-    below = [math.comb(60, k) * (1 / 60) ** k * (59 / 60) ** (60 - k) for k in range(6)]
-    most = next(k for k in range(6) if sum(below[: k + 1]) >= 0.975)
-    assert found == pytest.approx([1 - most / 60, 1.0], abs=1e-12)
+    """Six of 60 are wrong: the binomial distribution of the wrong ones among 60 draws, counted out."""
+    found = ratio_interval(fraction([0.0] * 6 + [1.0] * 54))
+    below = [math.comb(60, k) * 0.1**k * 0.9 ** (60 - k) for k in range(20)]
+    most, least = (next(k for k in range(20) if sum(below[: k + 1]) >= level) for level in (0.975, 0.025))
+    assert found == pytest.approx([1 - most / 60, 1 - least / 60], abs=1e-12)
+
+
+def falls_nowhere(found: list[list[float] | None]) -> bool:
+    ends = np.array(found, dtype=float)
+    return bool((np.diff(ends, axis=0) >= -1e-12).all())
+
+
+@pytest.mark.parametrize("prompts", [10, 60, 128])
+def test_more_right_responses_never_give_a_lower_end(prompts: int) -> None:
+    # Of many prompts not every number in the middle, which would take seconds.
+    numbers = sorted({*range(6), *range(0, prompts, 1 + prompts // 12), *range(prompts - 5, prompts + 1)})
+    given = [fraction([1.0] * right + [0.0] * (prompts - right)) for right in numbers]
+    assert falls_nowhere([ratio_interval(one) for one in given])
+    assert falls_nowhere([ratio_interval(one, minus=given[-1]) for one in given])
+
+
+def test_one_response_more_of_several_samples_never_gives_a_lower_end() -> None:
+    """Each of 12 prompts with 4 samples in turn gets one response more."""
+    turns = [place for _ in range(4) for place in range(12)]
+    right = [np.bincount(turns[:count], minlength=12).tolist() for count in range(49)]
+    given = [fraction([float(one) for one in column], [4.0] * 12) for column in right]
+    assert falls_nowhere([ratio_interval(one) for one in given])
+    assert falls_nowhere([ratio_interval(one, minus=given[24]) for one in given])
+
+
+def test_few_prompts_that_differ_do_not_make_a_difference_certain() -> None:
+    """Tango's interval of one lost prompt of 60 is [-0.089, +0.046]; the bootstrap alone ends at 0."""
+    right = fraction([1.0] * 60)
+    for lost in (1, 2, 3):
+        low, high = ratio_interval(fraction([0.0] * lost + [1.0] * (60 - lost)), minus=right) or (0.0, 0.0)
+        assert high == pytest.approx(tango(0, 0, 60)[1], abs=1e-9)
+        assert low <= tango(0, 0, 60)[0] + 1e-9
+    assert ratio_interval(fraction([0.0] + [1.0] * 59)) == pytest.approx(WILSON[60, 60], abs=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ippo_lightning.report import read_comparison, results_markdown, results_table, summarise
-from ippo_lightning.report.tables import intervals_over
+from ippo_lightning.report.tables import intervals_over, pairs_over
 
 
 def printed(results, width=80):
@@ -71,6 +71,16 @@ def test_markdown_rows_have_as_many_cells_as_the_heading(folders):
     assert {line.count("|") for line in rows[6:]} == {5}
     assert len(rows) == 6 + 5
     assert "ippo compare --config" in text
+    assert "bootstrap" not in text  # near 0 and 1 it is another interval
+
+
+def test_the_sentence_behind_the_differences_is_no_row_of_their_table(folders):
+    results = summarise(read_comparison(folders.comparison(seeds=1, iterations=3)))
+    assert not pairs_over(results)
+    for found in results["differences"].values():
+        found["exact_match"] |= {"interval": [0.0, 0.1], "interval_over": "prompts"}
+    before, _, _ = results_markdown(results).partition(pairs_over(results))
+    assert before.endswith("|\n\n")
 
 
 def test_a_comparison_in_which_nothing_finished_still_has_a_table(folders):

@@ -72,8 +72,25 @@ def test_everything_is_written(written):
         "comparison.json", "report.html", "results.json", "results.md", "table.txt",
     }  # fmt: skip
     assert len(list((written / "figures").glob("*.png"))) == 10
-    assert json.loads((written / "results.json").read_text())["methods"]["ippo"]["title"] == "I-PPO"
+    results = json.loads((written / "results.json").read_text())
+    assert results["methods"]["ippo"]["title"] == "I-PPO"
+    assert {path.stem for path in (written / "figures").iterdir()} == set(results["figures"])
     assert max(len(line) for line in (written / "table.txt").read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("listed", ["{", '{"methods": {}, "figures": [3]}'])
+def test_figures_of_the_user_stay(drawn, listed):
+    notes, gone = (drawn / "figures" / f"reward_part_{name}.png" for name in ("notes", "gone"))
+    notes.parent.mkdir()
+    for path in (notes, gone):
+        path.write_bytes(b"a picture")
+    (drawn / "results.json").write_text(listed)
+    write_report(drawn)
+    assert notes.exists()
+    results = json.loads((drawn / "results.json").read_text())
+    (drawn / "results.json").write_text(json.dumps(results | {"figures": ["reward_part_gone", *results["figures"]]}))
+    write_report(drawn)
+    assert (notes.exists(), gone.exists()) == (True, False)
 
 
 def test_the_report_needs_no_other_file(written, html):

@@ -178,6 +178,7 @@ def test_a_run_leaves_the_counts_of_each_test_prompt_beside_its_results(run: Pat
     outcomes = read_run(run).prompt_outcomes
     assert outcomes is not None
     assert len(outcomes.samples) == results["num_prompts"]
+    assert len(outcomes.prompts_sha256) == 64
     assert set(outcomes.samples) == {results["samples_per_prompt"]}
     assert sum(outcomes.correct) / sum(outcomes.samples) == pytest.approx(results["exact_match"])
     # One line: the file of a thousand prompts is still small.
