@@ -232,6 +232,12 @@ class TextModule(EvaluatedModule):
         reward = self.evaluation_reward
         return reward is not None and (self.grader is None or reward.is_measured(self.grader))
 
+    @property
+    def reward_is_grade(self) -> bool:
+        """Whether the reward is 1.0 for a right response by the grader, and 0.0 for a wrong one."""
+        reward, grader = self.evaluation_reward, self.grader
+        return reward is not None and grader is not None and reward.is_grade_of(grader)
+
     def reward_responses(self, batch: Batch, sampled: SampledResponses) -> dict[str, Tensor]:
         """Return the reward of each response of an evaluation and its named parts, shape [prompts * samples] each.
 

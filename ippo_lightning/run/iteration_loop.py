@@ -38,6 +38,8 @@ class IterationLoop(TrainerAttributes, ABC):
     _is_in_epoch = False
     _checkpointed_at: int | None = None
     _equal_rewards: EqualRewards
+    _exact_match: float | None = None
+    """Of the newest evaluation, over all ranks; None without one."""
     _trained: frozenset[str]
     """Names of the parameters that train."""
     _loader: Iterable[Batch]
@@ -125,7 +127,12 @@ class IterationLoop(TrainerAttributes, ABC):
 
     def _note_equal_rewards(self, bar: ProgressBar) -> None:
         episodes = getattr(getattr(self.module, "last_stats", None), "episodes", None)
-        line = self._equal_rewards.line(episodes, iteration=self.module.iteration)
+        line = self._equal_rewards.line(
+            episodes,
+            iteration=self.module.iteration,
+            is_grade=getattr(self.module, "reward_is_grade", False),
+            exact_match=self._exact_match,
+        )
         if line is not None and self.is_global_zero:
             bar.say(line)
 
@@ -164,6 +171,7 @@ class IterationLoop(TrainerAttributes, ABC):
 
     def _validate(self, bar: ProgressBar) -> None:
         metrics = self.evaluate("validation")
+        self._exact_match = metrics.get("exact_match")
         row = {"iteration": self.module.iteration, "split": "validation", **metrics}
         if self.is_global_zero:
             self.folder.append(EVALUATIONS, row)

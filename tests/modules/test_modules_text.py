@@ -122,6 +122,30 @@ def test_the_reward_that_is_trained_on_is_measured_beside_the_grades(tmp_path: P
     assert torch.equal(found["measured weights"], found["left_out weights"])
 
 
+class PlusMinus(TaskGrade):
+    """1 and -1, which are not the exact match."""
+
+    def __call__(self, *texts: Any, grader: Any = None) -> list[float]:
+        return [2 * value - 1 for value in super().__call__(*texts, grader=grader)]
+
+
+class HalfGrade(GradeReward):
+    def __call__(self, *texts: Any) -> list[float]:
+        return [value / 2 for value in super().__call__(*texts)]
+
+
+class Doubled(CombinedReward):
+    def __call__(self, *texts: Any, grader: Any = None) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {name: 2 * values for name, values in super().__call__(*texts, grader=grader).items()}
+
+
+def left_out(prompts: Any, responses: Any, examples: Any) -> list[float]:
+    return length_reward(prompts, responses, examples)
+
+
+left_out.in_evaluation = False  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("reward", "is_measured"),
     [
@@ -134,8 +158,16 @@ def test_the_reward_that_is_trained_on_is_measured_beside_the_grades(tmp_path: P
         (GradeReward(lambda prompt, response, example: True), True),
         (length_reward, True),
         (CombinedReward({"right": TaskGrade(), "cut": MissingEOSPenalty()}), False),
+        (PlusMinus(), True),
+        (HalfGrade(grade_arithmetic), True),
+        (CombinedReward({"right": PlusMinus()}), True),
+        (Doubled({"right": TaskGrade()}), True),
+        (CombinedReward({"long": length_reward, "late": left_out}), False),
     ],
-    ids=["default", "grade", "task", "sum of one", "weighted", "sum", "another grader", "own", "rollout"],
+    ids=[
+        *("default", "grade", "task", "sum of one", "weighted", "sum", "another grader", "own", "rollout"),
+        *("own task grade", "own grade", "sum of an own grade", "own sum", "sum with one left out"),
+    ],
 )
 def test_what_is_exact_match_or_needs_a_rollout_is_not_measured(reward: Any, is_measured: bool) -> None:
     module, data = tiny_module(reward=reward), tiny_data()
