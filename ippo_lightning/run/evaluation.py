@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,12 +12,26 @@ from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.counts import PromptCounts
+from ippo_lightning.modules.measured_reward import MeasuredRewardError
 from ippo_lightning.run.loaders import LoaderStream, loader_of
 
 if TYPE_CHECKING:
     from ippo_lightning.run.iteration_loop import IterationLoop
 
 EvaluationSplit = Literal["validation", "test"]
+
+
+@contextmanager
+def split_named(split: EvaluationSplit) -> Iterator[None]:
+    """Name the split in the error of a reward that the block measures.
+
+    Args:
+        split: whose prompts are evaluated.
+    """
+    try:
+        yield
+    except MeasuredRewardError as error:
+        raise error.of_split(split) from error.__cause__
 
 
 def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[str, float], int]:
@@ -43,7 +59,7 @@ def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[st
                     module.sample(batch)
                 continue
             loop.call_hook(f"on_{split}_batch_start", batch, index)
-            with loop.fabric.autocast():
+            with loop.fabric.autocast(), split_named(split):
                 outputs: Any = module.validation_step(batch, index)  # type: ignore[func-returns-value]  # a subclass may
             loop.call_hook(f"on_{split}_batch_end", outputs, batch, index)
             prompts += module.num_evaluated(batch)
