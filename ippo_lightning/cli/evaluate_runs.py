@@ -26,6 +26,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.policies import SamplingSettings
 from ippo_lightning.report.ratio_intervals import LEVEL, RESAMPLES, SEED
 from ippo_lightning.run.checkpoints import weights_fingerprint
+from ippo_lightning.run.evaluation import split_named
 from ippo_lightning.run.evaluation_folder import EvaluationFolder, evaluation_name
 from ippo_lightning.run.evaluation_numbers import (
     by_prompt,
@@ -228,7 +229,8 @@ def _evaluate(job: _Job, settings: EvaluateSettings, build: BuildLoop) -> Column
     folder = EvaluationFolder(job.output or own_place, sizes=sizes)
     _begin(folder, described, loop)
     try:
-        items = evaluate_items(loop, folder, prompts, batch_size=batch_size)
+        with split_named(settings.split):
+            items = evaluate_items(loop, folder, prompts, batch_size=batch_size)
     finally:
         folder.release()
     if items is None:

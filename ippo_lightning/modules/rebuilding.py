@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules.hyperparameters import described_arguments, rebuilt_arguments
+from ippo_lightning.modules.loading_errors import one_line_for
 from ippo_lightning.policies import CausalLMPolicy
 from ippo_lightning.policies.quantized import restore_quantized
 
@@ -27,7 +27,6 @@ _TOKENIZER = "tokenizer"
 _HYPERPARAMETERS = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
 _OF_EARLIER_LIGHTNING = ("hparams", "module_arguments")
 _MOST_FILES = 32
-_MOST_CHARACTERS = 200  # of a reason
 
 
 class RebuildableModule(LightningModule):
@@ -61,9 +60,10 @@ class RebuildableModule(LightningModule):
 
         Raises:
             UserError: the checkpoint cannot be read, is damaged or of something else, does not describe an argument, or
-                names code outside this library.
+                names code outside this library; or this machine has no such `map_location`. What your own code raises,
+                a constructor or a hook of a subclass for example, passes unchanged.
         """
-        with _one_line_for(checkpoint_path):
+        with one_line_for(checkpoint_path, kind=cls, map_location=map_location):
             if hparams_file is None:
                 arguments = _arguments(cls, checkpoint_path, arguments)
             # older versions of Lightning have no such option
@@ -106,22 +106,6 @@ def _arguments(cls: type, source: Any, given: dict[str, Any]) -> dict[str, Any]:
     files = added.get(_TOKENIZER)
     tokenizer = None if files is None or "policy" in given else _tokenizer_of(files, source)
     return rebuilt_arguments(saved, given=given, tokenizer=tokenizer, call=f"{cls.__name__}.load_from_checkpoint")
-
-
-@contextmanager
-def _one_line_for(source: Any) -> Iterator[None]:
-    """Make one line of whatever a damaged checkpoint raises, in torch, in Lightning, or in what is built from it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint: {source} does not exist; expected a checkpoint of Trainer") from error
-    except Exception as error:  # the cause stays attached
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_MOST_CHARACTERS]
-        raise UserError(
-            f"checkpoint: {source} cannot be loaded ({reason}); it is damaged, or of another module or version"
-        ) from error
 
 
 _GIVE_ALL = "give its arguments, at least policy=..."

@@ -13,9 +13,10 @@ from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import masked_row_mean
-from ippo_lightning.metrics import ReasoningMetrics, RewardMetrics, named_rewards, reference_answers
+from ippo_lightning.metrics import ReasoningMetrics, RewardMetrics, reference_answers
 from ippo_lightning.metrics.rewards import REWARD
 from ippo_lightning.modules.evaluated import EvaluatedModule
+from ippo_lightning.modules.measured_reward import measured_reward
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.row_checks import ResponseRoom, check_rows_fit
 from ippo_lightning.modules.standard_parts import TEXT_PARTS
@@ -43,6 +44,8 @@ class TextModule(EvaluatedModule):
     sampling: SamplingSettings | None = None
     """How episodes are sampled for training; None if a module trains on demonstrations."""
     _reward: HeldReward | None = None
+    _training_rows: int | None = None
+    """Episodes of a batch of training on this rank; None if it is not known."""
 
     def __init__(
         self,
@@ -88,6 +91,9 @@ class TextModule(EvaluatedModule):
         Raises:
             UserError: the grader raised, or returned something that is no grade; or a row does not fit the model.
         """
+        prompts = getattr(datamodule, "batch_size", None)  # that of another library may have none, or another thing
+        if self.sampling is not None and isinstance(prompts, int):
+            self._training_rows = max(prompts, 1) * self.sampling.num_responses
         task = getattr(datamodule, "task", None)
         grade = getattr(task, "grade", None)
         if self._grader is None and callable(grade) and getattr(task, "can_grade", True):
@@ -232,6 +238,12 @@ class TextModule(EvaluatedModule):
         reward = self.evaluation_reward
         return reward is not None and (self.grader is None or reward.is_measured(self.grader))
 
+    @property
+    def reward_is_grade(self) -> bool:
+        """Whether the reward is 1.0 for a right response by the grader, and 0.0 for a wrong one."""
+        reward, grader = self.evaluation_reward, self.grader
+        return reward is not None and grader is not None and reward.is_grade_of(grader)
+
     def reward_responses(self, batch: Batch, sampled: SampledResponses) -> dict[str, Tensor]:
         """Return the reward of each response of an evaluation and its named parts, shape [prompts * samples] each.
 
@@ -243,16 +255,14 @@ class TextModule(EvaluatedModule):
             By name, see `ippo_lightning.metrics.named_rewards`; empty if an evaluation does not call the reward.
 
         Raises:
-            UserError: see `ippo_lightning.rewards.call_reward`.
+            MeasuredRewardError: see `ippo_lightning.rewards.call_reward`.
         """
         reward = self.evaluation_reward
         if reward is None or not self.measures_reward:
             return {}
         triples = zip(batch["prompts"], sampled.texts, batch["examples"], strict=True)
         rows = [(prompt, text, example) for prompt, group, example in triples for text in group]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        rewards = reward(*columns, allow_nonfinite=True, grader=self.grader)
-        return named_rewards(rewards, reward.take_parts())
+        return measured_reward(reward, rows, most_rows=self._training_rows, grader=self.grader)
 
     def _add_rewards(self, rewards: dict[str, Tensor], sampled: SampledResponses) -> None:
         if not isinstance(self.evaluation_metrics, RewardMetrics):  # a module without `use_data`

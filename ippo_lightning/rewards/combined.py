@@ -58,7 +58,7 @@ class CombinedReward:
     def is_grade_of(self, grader: HeldGrader) -> bool:
         """Return whether the sum is the exact match of a grader, and nothing else."""
         found = [(held, self.weights[name]) for name, held in self.rewards.items()]
-        return len(found) == 1 and found[0][1] == 1.0 and not found[0][0].is_measured(grader)
+        return len(found) == 1 and found[0][1] == 1.0 and found[0][0].is_grade_of(grader)
 
     def __call__(
         self,

@@ -87,8 +87,17 @@ class HeldReward:
         """
         if self.needs_rollout or not getattr(self.reward, "in_evaluation", True):
             return False
-        is_grade_of = getattr(self.reward, "is_grade_of", None)
-        return grader is None or not (callable(is_grade_of) and is_grade_of(grader))
+        return grader is None or not self.is_grade_of(grader)
+
+    def is_grade_of(self, grader: HeldGrader) -> bool:
+        """Return whether the reward is the exact match of a grader: 1.0 for a right response, 0.0 for a wrong one.
+
+        Args:
+            grader: of the run.
+        """
+        # Of the reward's own class: a subclass may return other numbers and inherits the method all the same.
+        is_grade_of = vars(type(self.reward)).get("is_grade_of")
+        return callable(is_grade_of) and bool(is_grade_of(self.reward, grader))
 
     def take_parts(self) -> dict[str, Tensor]:
         """Return the parts of the last call, of each call once; shape [rows] each, empty for a reward without parts."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from ippo_lightning.distributed.collectives import all_reduce_sum, gather_rows
 from ippo_lightning.distributed.lockstep import in_step
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics.counts import PromptCounts
+from ippo_lightning.modules.measured_reward import MeasuredRewardError
 from ippo_lightning.records import Batch
 from ippo_lightning.run.loaders import LoaderStream, loader_of
 from ippo_lightning.run.stable_text import plain_text
@@ -21,6 +23,19 @@ if TYPE_CHECKING:
     from ippo_lightning.run.iteration_loop import IterationLoop
 
 EvaluationSplit = Literal["validation", "test"]
+
+
+@contextmanager
+def split_named(split: EvaluationSplit) -> Iterator[None]:
+    """Name the split in the error of a reward that the block measures.
+
+    Args:
+        split: whose prompts are evaluated.
+    """
+    try:
+        yield
+    except MeasuredRewardError as error:
+        raise error.of_split(split) from error.__cause__
 
 
 def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[str, float], int]:
@@ -52,7 +67,7 @@ def evaluate_split(loop: IterationLoop, split: EvaluationSplit) -> tuple[dict[st
                     module.sample(batch)
                 continue
             loop.call_hook(f"on_{split}_batch_start", batch, index)
-            with loop.fabric.autocast():
+            with loop.fabric.autocast(), split_named(split):
                 outputs: Any = module.validation_step(batch, index)  # type: ignore[func-returns-value]  # a subclass may
             loop.call_hook(f"on_{split}_batch_end", outputs, batch, index)
             prompts += module.num_evaluated(batch)

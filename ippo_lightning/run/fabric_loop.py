@@ -230,6 +230,7 @@ class FabricLoop(IterationLoop):
         self.current_epoch = state["position"]["epoch"]
         self._is_in_epoch = state["position"]["batch"] > 0
         self.note_metrics(own["metrics"])
+        self.owes_evaluation = bool(own.get("owes_evaluation", False))
         self._checkpointed_at, self._resumed_from = self.module.iteration, (path, state)
 
     def _launch(self) -> None:
@@ -302,6 +303,7 @@ class FabricLoop(IterationLoop):
         state["loop"] = {
             "positions": positions_of_ranks(self.batches.position),
             "metrics": dict(self.numbers),
+            "owes_evaluation": self.owes_evaluation,
             "datamodule": datamodule,
         }
         return with_entries_of_callbacks(state, self.call_hook)

@@ -21,7 +21,7 @@ from ippo_lightning.run.lightning_hooks import call_lightning_hook, errors_named
 from ippo_lightning.run.loggers import logged_evaluation
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.trainer_attributes import TrainerAttributes
-from ippo_lightning.run.unfinished import keeping_earlier_iterations
+from ippo_lightning.run.unfinished import keeping_earlier_iterations, keeping_the_iteration
 from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, TEST_PROMPTS, JsonObject, RunFolder, finite
 
@@ -31,6 +31,8 @@ class IterationLoop(TrainerAttributes, ABC):
 
     best: Best
     checkpoints: CheckpointFolder
+    owes_evaluation = False
+    """Whether the evaluation of the newest iteration has failed; a resumed run begins with it."""
     num_prompts = 0
     """Of the newest evaluation, over all ranks."""
     prompt_counts: JsonObject = MappingProxyType({})
@@ -38,6 +40,8 @@ class IterationLoop(TrainerAttributes, ABC):
     _is_in_epoch = False
     _checkpointed_at: int | None = None
     _equal_rewards: EqualRewards
+    _exact_match: float | None = None
+    """Of the newest evaluation, over all ranks; None without one."""
     _trained: frozenset[str]
     """Names of the parameters that train."""
     _loader: Iterable[Batch]
@@ -83,6 +87,10 @@ class IterationLoop(TrainerAttributes, ABC):
             self._evaluate_first(bar)
         self.call_hook("on_train_start")
         bar.update(completed=self.module.iteration, numbers={})
+        if self.owes_evaluation:
+            self._evaluate_if_due(bar)
+            self._checkpointed_at = None  # the one that is there owes it
+            self.checkpoint()
         while self.module.iteration < self.max_iterations and not self.should_stop:
             is_over = self.batches.peek() is None
             if is_over:
@@ -111,9 +119,7 @@ class IterationLoop(TrainerAttributes, ABC):
         bar.update(completed=self.module.iteration, numbers=metrics)
         self._note_equal_rewards(bar)
         self.call_hook("on_train_batch_end", metrics, batch, index)
-        if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
-            with self._stage(RunningStage.VALIDATING):
-                self._validate(bar)
+        self._evaluate_if_due(bar)
         is_last = self.batches.is_last
         if is_last:
             self.batches.end_epoch()
@@ -123,9 +129,20 @@ class IterationLoop(TrainerAttributes, ABC):
         if _is_due(self.module.iteration, self.settings.checkpoint_every_n_iterations) or self._has_new_best():
             self.checkpoint()
 
+    def _evaluate_if_due(self, bar: ProgressBar) -> None:
+        if _is_due(self.module.iteration, self.settings.evaluate_every_n_iterations):
+            with self._stage(RunningStage.VALIDATING), keeping_the_iteration(self):
+                self._validate(bar)
+        self.owes_evaluation = False
+
     def _note_equal_rewards(self, bar: ProgressBar) -> None:
         episodes = getattr(getattr(self.module, "last_stats", None), "episodes", None)
-        line = self._equal_rewards.line(episodes, iteration=self.module.iteration)
+        line = self._equal_rewards.line(
+            episodes,
+            iteration=self.module.iteration,
+            is_grade=getattr(self.module, "reward_is_grade", False),
+            exact_match=self._exact_match,
+        )
         if line is not None and self.is_global_zero:
             bar.say(line)
 
@@ -164,6 +181,7 @@ class IterationLoop(TrainerAttributes, ABC):
 
     def _validate(self, bar: ProgressBar) -> None:
         metrics = self.evaluate("validation")
+        self._exact_match = metrics.get("exact_match")
         row = {"iteration": self.module.iteration, "split": "validation", **metrics}
         if self.is_global_zero:
             self.folder.append(EVALUATIONS, row)

@@ -14,6 +14,7 @@ from ippo_lightning.engine.random_streams import continue_own_streams, own_strea
 from ippo_lightning.influence import ChecksumError
 from ippo_lightning.modules import FailedStepError
 from ippo_lightning.records.finite_weights import broken_weights
+from ippo_lightning.run.lightning_hooks import errors_named
 
 if TYPE_CHECKING:
     from ippo_lightning.run.iteration_loop import IterationLoop
@@ -48,6 +49,28 @@ def keeping_earlier_iterations(loop: IterationLoop) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def keeping_the_iteration(loop: IterationLoop) -> Iterator[None]:
+    """Write a checkpoint of the iteration that is done if the evaluation in the block fails, and raise the error again.
+
+    A resumed run begins with this evaluation. On several ranks nothing is written: one may have failed alone.
+
+    Args:
+        loop: about to evaluate.
+    """
+    streams, callbacks = own_streams(), _states(loop)
+    try:
+        yield
+    except Exception:
+        if world_size() == 1:
+            continue_own_streams(streams)
+            for callback, state in callbacks:
+                callback.load_state_dict(state)
+            loop.owes_evaluation = True
+            _write(loop, keep_older=False)
+        raise
+
+
 def _write(loop: IterationLoop, *, keep_older: bool) -> None:
     # Of weights that are NaN there is no checkpoint: an older one, whose weights are finite, stays the newest.
     if broken_weights(loop.module.trained_parameters()):
@@ -63,11 +86,12 @@ def _states(loop: IterationLoop) -> list[tuple[Any, dict[str, Any]]]:
     if is_sharded(loop.module):
         return []
     # Also an empty state: what the iteration adds to it has to go again.
-    return [
-        (callback, _copied(callback.state_dict()))
-        for callback in loop.callbacks
-        if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict")
-    ]
+    found = []
+    for callback in loop.callbacks:
+        if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
+            with errors_named(f"{type(callback).__name__}.state_dict"):
+                found.append((callback, _copied(callback.state_dict())))
+    return found
 
 
 def _copied(value: Any) -> Any:

@@ -30,7 +30,7 @@ def raised(error: BaseException, example: Mapping[str, Any] | None = None) -> st
 
 def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_of_user(frame.filename)]
+    own = [frame for frame in frames if is_of_user(frame.filename)]
     if not own:
         return ""
     return f" in {_shown_path(own[-1].filename)}, line {own[-1].lineno}"
@@ -45,8 +45,12 @@ def _shown_path(name: str) -> str:
     return name if path.startswith(os.pardir) else path
 
 
-def _is_of_user(name: str) -> bool:
-    """Return whether a file is neither part of this library, nor of Python, nor installed, nor a shell."""
+def is_of_user(name: str) -> bool:
+    """Return whether a file is neither part of this library, nor of Python, nor installed, nor a shell.
+
+    Args:
+        name: path of the file, as a frame names it.
+    """
     path = os.path.realpath(name)
     return os.path.isfile(path) and not path.startswith((_OWN, *_OF_PYTHON)) and "-packages" + os.sep not in path
 

@@ -314,3 +314,70 @@ def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         PPOModule.load_from_checkpoint(tmp_path / "other.ckpt")
     assert not (tmp_path / "it_ran").exists()
+
+
+class Opens(PPOModule):
+    """Its constructor reads a file of its own, which is missing."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        Path("no_such_lexicon.txt").read_text(encoding="utf-8")
+
+
+class Mistaken(PPOModule):
+    """A hook with a mistake."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["no_such_key"]
+
+
+class Full:
+    """A file for which the memory does not suffice."""
+
+    def read(self, *_: Any) -> bytes:
+        raise MemoryError
+
+    def seek(self, *_: Any) -> int:
+        return 0
+
+    tell = seek
+
+
+OTHER_ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
+    "a file of a constructor": (
+        lambda path: Opens.load_from_checkpoint(path, policy=tiny_policy()),
+        FileNotFoundError,
+        r"no_such_lexicon\.txt",
+    ),
+    "a hook": (lambda path: Mistaken.load_from_checkpoint(path), KeyError, "^'no_such_key'$"),
+    "memory": (lambda path: PPOModule.load_from_checkpoint(Full()), MemoryError, ""),
+    "a device": (
+        lambda path: PPOModule.load_from_checkpoint(path, map_location="cuda:99"),
+        UserError,
+        r"^map_location: 'cuda:99' cannot be used on this machine",
+    ),
+    "devices": (
+        lambda path: PPOModule.load_from_checkpoint(path, map_location={"cpu": "cuda:99"}),
+        UserError,
+        r"^map_location: \{'cpu': 'cuda:99'\} cannot be used on this machine",
+    ),
+    "an address": (
+        lambda path: PPOModule.load_from_checkpoint("http://127.0.0.1:9/x.ckpt"),
+        UserError,
+        r"^checkpoint: http://127\.0\.0\.1:9/x\.ckpt cannot be loaded \(.*\); expected a checkpoint of Trainer$",
+    ),
+    "a folder": (
+        lambda path: PPOModule.load_from_checkpoint(path.parent),
+        UserError,
+        r"cannot be loaded \(IsADirectoryError: .*\); expected a checkpoint of Trainer$",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_ERRORS)
+def test_what_is_no_fault_of_the_file_is_not_called_one(kind: str, checkpoint: Path) -> None:
+    load, raised, said = OTHER_ERRORS[kind]
+    with pytest.raises(raised, match=said) as caught:
+        load(checkpoint)
+    assert "damaged" not in str(caught.value)
+    assert "x.ckpt does not exist" not in str(caught.value)

@@ -122,6 +122,71 @@ def test_the_reward_that_is_trained_on_is_measured_beside_the_grades(tmp_path: P
     assert torch.equal(found["measured weights"], found["left_out weights"])
 
 
+class CountsRows:
+    """What it is called with, and a part that not each call returns."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, prompts: Any, responses: Any, examples: Any) -> dict[str, list[float]]:
+        self.calls.append(len(prompts))
+        parts = {"long": [float(len(response)) for response in responses]}
+        return {**parts, **({"first": [1.0] * len(prompts)} if len(self.calls) == 1 else {})}
+
+
+@pytest.mark.parametrize(("batch_size", "calls"), [(1, [2, 2, 2, 2]), (3, [6, 2]), (8, [8])])
+def test_an_evaluation_calls_the_reward_with_no_more_rows_than_training(batch_size: int, calls: list[int]) -> None:
+    reward = CountsRows()
+    module, data = tiny_module(reward=reward), tiny_data(batch_size=batch_size)
+    data.setup()
+    module.use_data(data)
+    batch = next(iter(data.val_dataloader()))
+    sampled = module.sample(batch)
+    found = module.reward_responses(batch, sampled)
+    assert reward.calls == calls
+    assert found["reward/long"].tolist() == [float(len(text)) for group in sampled.texts for text in group]
+    assert found["reward/first"].isfinite().tolist() == [row < calls[0] for row in range(8)]
+    assert found["reward"].isfinite().all()
+
+
+@pytest.mark.parametrize("graded", [True, False])
+def test_a_reward_that_fails_in_an_evaluation_names_it_and_the_way_out(graded: bool) -> None:
+    def fails(prompts: Any, responses: Any, examples: Any) -> list[float]:
+        raise RuntimeError("no server")
+
+    module = tiny_module(reward=fails, **({} if graded else {"grader": None}))
+    batch = {"prompts": ["1+1="], "examples": [{"answer": "2"}]}
+    with pytest.raises(
+        UserError, match=r"fails raised RuntimeError: no server .*\(while an evaluation measured"
+    ) as caught:
+        module.evaluate_batch(batch, 0)
+    assert ("`in_evaluation = False`" in str(caught.value)) == graded
+
+
+class PlusMinus(TaskGrade):
+    """1 and -1, which are not the exact match."""
+
+    def __call__(self, *texts: Any, grader: Any = None) -> list[float]:
+        return [2 * value - 1 for value in super().__call__(*texts, grader=grader)]
+
+
+class HalfGrade(GradeReward):
+    def __call__(self, *texts: Any) -> list[float]:
+        return [value / 2 for value in super().__call__(*texts)]
+
+
+class Doubled(CombinedReward):
+    def __call__(self, *texts: Any, grader: Any = None) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {name: 2 * values for name, values in super().__call__(*texts, grader=grader).items()}
+
+
+def left_out(prompts: Any, responses: Any, examples: Any) -> list[float]:
+    return length_reward(prompts, responses, examples)
+
+
+left_out.in_evaluation = False  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("reward", "is_measured"),
     [
@@ -134,8 +199,16 @@ def test_the_reward_that_is_trained_on_is_measured_beside_the_grades(tmp_path: P
         (GradeReward(lambda prompt, response, example: True), True),
         (length_reward, True),
         (CombinedReward({"right": TaskGrade(), "cut": MissingEOSPenalty()}), False),
+        (PlusMinus(), True),
+        (HalfGrade(grade_arithmetic), True),
+        (CombinedReward({"right": PlusMinus()}), True),
+        (Doubled({"right": TaskGrade()}), True),
+        (CombinedReward({"long": length_reward, "late": left_out}), False),
     ],
-    ids=["default", "grade", "task", "sum of one", "weighted", "sum", "another grader", "own", "rollout"],
+    ids=[
+        *("default", "grade", "task", "sum of one", "weighted", "sum", "another grader", "own", "rollout"),
+        *("own task grade", "own grade", "sum of an own grade", "own sum", "sum with one left out"),
+    ],
 )
 def test_what_is_exact_match_or_needs_a_rollout_is_not_measured(reward: Any, is_measured: bool) -> None:
     module, data = tiny_module(reward=reward), tiny_data()

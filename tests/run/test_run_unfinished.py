@@ -12,6 +12,7 @@ from failing_modules import STEP, BreaksPPO, failed, poison, ppo_module, sft_loo
 from training_parts import same, tiny_data, tiny_loop, tiny_module, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter
+from ippo_lightning.errors import UserError
 from ippo_lightning.influence import ChecksumError
 from ippo_lightning.modules import FailedStepError, SFTModule
 
@@ -48,6 +49,41 @@ def test_iterations_before_a_lost_sampler_are_kept_and_the_resumed_run_is_the_un
     loop.fit()
     rows = loop.folder.read_rows("history.jsonl")
     assert [row["iteration"] for row in rows] == list(range(6))
+    assert same(trainable(resumed), trainable(unbroken))
+
+
+class FailsInEvaluations:
+    """A reward that draws, and then fails for the four prompts of an evaluation, whose batches are smaller."""
+
+    def __init__(self, *, is_mended: bool = False) -> None:
+        self.is_mended = is_mended
+
+    def __call__(self, prompts: Any, responses: Any, examples: Any) -> list[float]:
+        torch.rand(3)
+        if len(prompts) == 8 and not self.is_mended:
+            raise KeyError("topic")
+        return [float(len(response)) for response in responses]
+
+
+@pytest.mark.parametrize("num_train", [32, 16], ids=["middle of an epoch", "end of an epoch"])
+def test_an_iteration_whose_evaluation_fails_is_kept_and_the_resumed_run_begins_with_the_evaluation(
+    tmp_path: Path, num_train: int
+) -> None:
+    settings = {**NUMBERS, "max_iterations": 4, "evaluate_every_n_iterations": 2}
+    unbroken = tiny_module(reward=FailsInEvaluations(is_mended=True))
+    whole = tiny_loop(tmp_path / "unbroken", unbroken, data=tiny_data(num_train=num_train), **settings)
+    whole.fit()
+    folder = tmp_path / "broken"
+    with pytest.raises(UserError, match=r"raised KeyError: .*\(while the evaluation of the validation split measured"):
+        tiny_loop(
+            folder, tiny_module(reward=FailsInEvaluations()), data=tiny_data(num_train=num_train), **settings
+        ).fit()
+    assert [path.name for path in (folder / "checkpoints").glob("iteration_*")] == ["iteration_0000002.ckpt"]
+    resumed = tiny_module(reward=FailsInEvaluations(is_mended=True))
+    loop = tiny_loop(folder, resumed, data=tiny_data(num_train=num_train), resume=True, **settings)
+    loop.fit()
+    assert loop.folder.read_rows("evaluations.jsonl") == whole.folder.read_rows("evaluations.jsonl")
+    assert [row["iteration"] for row in loop.folder.read_rows("history.jsonl")] == list(range(4))
     assert same(trainable(resumed), trainable(unbroken))
 
 
