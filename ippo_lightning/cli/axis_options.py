@@ -61,8 +61,8 @@ def options_of(words: Sequence[str]) -> Iterator[Option]:
 def with_axes_as_files(found: list[Option]) -> list[Option]:
     """Return the options with those of an axis as `--config` files.
 
-    Base, task and model come first, because they make up the run. A method stays where it was given, so that files
-    and words after it override it, and it overrides those before it.
+    Base, task and model come first, because they make up the run. A method stays where it was given among the
+    files, so that those after it override it, and it overrides those before it.
     """
     first: dict[str, list[Option]] = {"base": [], "task": [], "model": []}
     rest: list[Option] = []
@@ -91,6 +91,17 @@ def with_axes_as_files(found: list[Option]) -> list[Option]:
     for task in tasks if base else ():
         require_fitting_base(task, str(base))
     return [*first["base"], *first["task"], *first["model"], *rest]
+
+
+def files_first(found: Sequence[Option]) -> list[Option]:
+    """Return the options with the files before all others, each group in its own order: a key overrides any file.
+
+    Args:
+        found: the options of a command, those of an axis as files already.
+    """
+    is_file = [option.name == "config" and option.value is not None for option in found]
+    files = [option for option, moves in zip(found, is_file, strict=True) if moves]
+    return [*files, *(option for option, moves in zip(found, is_file, strict=True) if not moves)]
 
 
 def _base_of(found: list[Option]) -> str | None:

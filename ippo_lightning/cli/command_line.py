@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ippo_lightning.cli.axis_options import Option, is_axis, options_of, with_axes_as_files
+from ippo_lightning.cli.axis_options import Option, files_first, is_axis, options_of, with_axes_as_files
 from ippo_lightning.cli.experiment_paths import (
     Part,
     derived_run_dir,
@@ -83,7 +83,8 @@ def read_command_line(words: Sequence[str], *, run_folder: Path | None = None) -
         _require_options(words[0], found)
         # `compare` has axes too, but as settings of its own
         found = with_axes_as_files(found)
-    for option in found:
+    # wherever a key stands, no file overrides it
+    for option in files_first(found):
         if option.name == "config" and option.value is not None:
             _add_file(line, option.value, option.part, run_folder)
         else:
@@ -122,7 +123,7 @@ def with_resume(words: Sequence[str]) -> list[str]:
         )
     # the folder itself, because the configuration names the old place if the run was moved
     given = ["--config", str(folder / CONFIG), "--loop.run_dir", str(folder)]
-    # the user's words come last and so override the configuration of the run
+    # the user's words come last and so override the keys given here; files come before any key
     return ["fit", *given, "--loop.resume", "true", "--loop.overwrite", "false", *words[1:place], *words[place + 2 :]]
 
 

@@ -17,6 +17,7 @@ from ippo_lightning.cli.command_line import EXPERIMENT_COMMANDS, CommandLine
 from ippo_lightning.cli.error_messages import REPLACED
 from ippo_lightning.cli.named_objects import existing
 from ippo_lightning.cli.old_names import key_hint
+from ippo_lightning.cli.pretrained_names import check_pretrained
 from ippo_lightning.cli.short_names import nearest_name
 from ippo_lightning.cli.simple_types import Option, options, refuses
 from ippo_lightning.cli.sources import PACKAGE, Definition, Signature, definition, signature
@@ -154,6 +155,7 @@ def check_experiment(layers: Sequence[Mapping[str, Any]], *, command: str, is_co
         _check_section(name, path, settings.get(name))
     if is_complete:
         _require_objects(settings, command)
+        check_pretrained(settings)
     for name in OBJECTS:
         _check_object(settings.get(name), _Place((name,), has_ranges=is_complete))
     callbacks = settings.get("callbacks")

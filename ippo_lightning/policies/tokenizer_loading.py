@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.policies.hub_names import require_on_hub
 from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.tokenization import check_tokenizer, pad_id_of
 
@@ -31,11 +32,16 @@ def load_tokenizer(
     Raises:
         UserError: there is none, it cannot be loaded, it lacks an EOS token, or the pad token is not in it.
     """
-    source = local_model(pretrained) if tokenizer is None else tokenizer
+    model = local_model(pretrained)
+    # before the tokenizer: a wrong name of the model is no fault of the tokenizer, which has the same name by default
+    if model is not None:
+        require_folder(model, field="policy.pretrained")
+    source = model if tokenizer is None else tokenizer
     if source is None:
         raise UserError("policy.tokenizer: none; a model built from a config needs one")
     if isinstance(source, str):
-        require_folder(source, field="policy.pretrained" if tokenizer is None else "policy.tokenizer")
+        if source is not model:
+            require_folder(source, field="policy.tokenizer")
         try:
             source = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         except Exception as error:
@@ -46,20 +52,22 @@ def load_tokenizer(
 
 
 def require_folder(name: str, *, field: str) -> None:
-    """Refuse a path that does not exist; a name of the Hub, which is not looked for here, passes.
+    """Refuse a path that does not exist, and a name that the Hub does not have.
 
     Args:
         name: of a model or tokenizer.
         field: the user's setting, for messages.
 
     Raises:
-        UserError: it is written as a path, and there is no such folder: the Hub's error would not mention folders.
+        UserError: it is written as a path, and there is no such folder: the Hub's error would not mention folders. Or
+            it is a name, and neither the cache nor the Hub has it.
     """
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not Path(name).exists():
         raise UserError(
             f"{field}: no folder '{name}'; give a saved model or a Hub name; if a run writes it, make that run first"
         )
+    require_on_hub(name, field=field)
 
 
 def eos_ids_of(model: PreTrainedModel) -> tuple[int, ...]:

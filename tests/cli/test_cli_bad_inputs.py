@@ -199,6 +199,13 @@ WORDS: dict[str, tuple[list[str], str]] = {
     "a model in a folder": (["fit", "--task", "arithmetic", "--model", "empty"], "--model.policy.pretrained empty"),
     "a task by the beginning of its name": (["fit", "--task", "gsm"], "did you mean 'gsm8k'? There are gsm8k, acrobot"),
     "a method with a slip": (["fit", "--task", "arithmetic", "--method", "ipo"], "did you mean 'ippo'? There are ippo"),
+    **{
+        f"pretrained {name}": (
+            ["fit", "--task", "arithmetic", f"--model.init_args.policy.init_args.pretrained={name}"],
+            "model.policy.pretrained: '.*' is no folder and no Hub id .*; did you mean --model arithmetic_llama?",
+        )
+        for name in ("arithmetic_lama", "experiments/models/aritmetic_llama")
+    },
     "an unknown base": (["fit", "--task", "arithmetic", "--base", "zzz"], "expected one of control, ppo, sft"),
     "a project of a YAML that fit refuses": (["init", "new", "--task", "arithmetic", "--model", "wrong.yaml"], "'rr'"),
     "a project of a YAML that the parser refuses": (["init", "new", "--model", "wrong_type.yaml"], "num_epochs"),

@@ -115,6 +115,24 @@ def test_a_resumed_run_keeps_its_files(form: str, axis: str, tree: Path) -> None
 
 
 @pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize("keys_come", ["before", "between", "after"])
+def test_a_key_overrides_any_file_wherever_it_stands(keys_come: str) -> None:
+    Path("a.yaml").write_text("loop: {run_dir: file, max_iterations: 7}\ncallbacks: []\n", encoding="utf-8")
+    Path("b.yaml").write_text("loop: {max_iterations: 8, progress_bar: false}\n", encoding="utf-8")
+    keys = ["--loop.run_dir=key", "--loop.max_iterations", "1", "--callbacks+", "CompletionsTable"]
+    first, second = ["--task", "sums", "--config", "a.yaml"], ["--method", "ippo", "--config", "b.yaml"]
+    words = {
+        "before": [*keys, *first, *second],
+        "between": [*first, *keys, *second],
+        "after": [*first, *second, *keys],
+    }[keys_come]
+    settings = parsed(*words)
+    assert (settings.loop.run_dir, settings.loop.max_iterations, settings.loop.progress_bar) == ("key", 1, False)
+    # the method applies after the file that empties the list, and the key after both
+    assert callbacks(settings) == ["InfluenceFilter", "CompletionsTable"]
+
+
+@pytest.mark.usefixtures("tree")
 def test_what_stands_later_wins_and_a_named_folder_is_kept() -> None:
     Path("mine.yaml").write_text("loop: {run_dir: mine, max_iterations: 7}", encoding="utf-8")
     settings = parsed("--task", "sums", "--config", "mine.yaml")

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jsonargparse
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from transformers import PreTrainedTokenizerFast
 
 from ippo_lightning.errors import UserError
@@ -146,6 +148,23 @@ def refused(pretrained: str | Path, tokenizer: PreTrainedTokenizerFast) -> str:
 def test_a_missing_or_empty_folder_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     assert "no folder" in refused(tmp_path / "missing", tokenizer)
     assert "no config.json" in refused(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RepositoryNotFoundError("404", response=Mock()), "the Hub has no such model"),
+        (HFValidationError("a b"), "it is no Hub id either"),
+        (OfflineModeIsEnabled("off"), r"the Hub cannot be reached \(OfflineModeIsEnabled\)"),
+        (TimeoutError(), "the Hub cannot be reached"),
+    ],
+)
+def test_a_name_that_the_hub_does_not_have_is_a_fault_of_pretrained(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ippo_lightning.policies.hub_names.model_info", Mock(side_effect=error))
+    with pytest.raises(UserError, match=rf"^policy\.pretrained: cannot load 'nobody/nothing': .* and {said}"):
+        CausalLMPolicy(pretrained="nobody/nothing")
 
 
 def test_an_adapter_given_as_a_model_is_explained(adapter_folder: str, tokenizer: PreTrainedTokenizerFast) -> None:
