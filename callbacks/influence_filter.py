@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,6 +14,7 @@ from ippo_lightning.selection import BufferView, ScoringSettings, SelectionRule,
 from ippo_lightning.selection.accumulation import Accumulation
 from ippo_lightning.selection.buffer_watch import BufferWatch
 from ippo_lightning.selection.module_interface import (
+    TO_PASS,
     Buffer,
     EpisodeLosses,
     ModuleInterface,
@@ -27,6 +27,9 @@ from ippo_lightning.selection.score_at import MinibatchScores, ScoreAt, scoring_
 from ippo_lightning.selection.selector import OnEmpty, Selector, SelectorSettings
 from ippo_lightning.selection.targets import build_target
 from ippo_lightning.selection.whole_groups import Baselines, WholeGroups
+
+_MOST_IDLE_BATCHES = 100
+"""A project may collect for some batches before it calls the filter."""
 
 
 class InfluenceFilter(Callback):
@@ -76,7 +79,8 @@ class InfluenceFilter(Callback):
             module's attribute `buffer`, if it has one.
 
     Raises:
-        UserError: an argument out of its range; later, a module or data module without the methods named above.
+        UserError: an argument out of its range; when a fit begins, a module that can give no losses; after the first
+            100 batches of a fit or at its end, a module that was never filtered.
     """
 
     standard_parts: ClassVar[Mapping[str, type]] = {"scoring": ScoringSettings}
@@ -140,7 +144,9 @@ class InfluenceFilter(Callback):
         self.minibatches = MinibatchScores(self.selector)
         self.iteration = 0
         self.has_acted: bool | None = None
-        """None before the first batch."""
+        """None before the first batch of a fit."""
+        self.num_idle_batches = 0
+        """Batches of this fit before the filter acted."""
 
     @property
     def state_key(self) -> str:
@@ -153,6 +159,18 @@ class InfluenceFilter(Callback):
         if stage == "fit":
             self.selector.require_module(pl_module)
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check before the first batch that there can be something to score.
+
+        Raises:
+            UserError: neither the filter nor the module has the losses that the rule needs.
+        """
+        # each fit by itself: another module may follow
+        self.has_acted, self.num_idle_batches, self.watch.is_off = None, 0, False
+        if "scores" in self.selector.rule.needs:
+            self.selector.interface.require_any_losses(pl_module)
+            self.selector.target.require(pl_module)
+
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score and select; called by modules that make a plan of their update."""
         self.watch.is_off = True  # such a module has no use for the hooks around a training batch
@@ -160,9 +178,11 @@ class InfluenceFilter(Callback):
         if not self.changes_minibatches:
             self._change(trainer, pl_module, plan)
             return
-        self.has_acted = self.has_acted or False
+        is_due = self.is_due(self.iteration)
+        # an iteration that leaves all rows needs no minibatch
+        self.has_acted = self.has_acted or not is_due
         self.iteration += 1
-        self.minibatches.begin(plan if self.is_due(self.iteration - 1) else None)
+        self.minibatches.begin(plan if is_due else None)
 
     @property
     def changes_minibatches(self) -> bool:
@@ -204,16 +224,25 @@ class InfluenceFilter(Callback):
             self.watch.leave(pl_module, view.raw)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Check that the module learned from the buffer that was filtered."""
-        # None becomes False: a run without any batch must not warn that nothing was filtered.
+        """Check that the module learned from the buffer that was filtered.
+
+        Raises:
+            UserError: it did not, or nothing was filtered in the first 100 batches.
+        """
+        # None becomes False: a run without any batch must not be told that nothing was filtered.
         self.has_acted = self.has_acted or False
         self.watch.end(pl_module, batch)
+        self.num_idle_batches += not self.has_acted
+        if self.num_idle_batches == _MOST_IDLE_BATCHES:
+            self._require_action(pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Warn if nothing was ever filtered."""
-        if self.has_acted is False:
-            reason = f"{type(pl_module).__name__} has no buffer and calls neither on_rollout_end nor apply"
-            warnings.warn(f"InfluenceFilter: nothing was filtered; {reason}", stacklevel=2)
+        """Check that something was filtered, in a fit of fewer batches than `on_train_batch_end` waits for.
+
+        Raises:
+            UserError: nothing was.
+        """
+        self._require_action(pl_module)
 
     def is_due(self, iteration: int) -> bool:
         """Return whether iteration number `iteration`, counted from 0, is filtered."""
@@ -234,6 +263,14 @@ class InfluenceFilter(Callback):
         self.selector.gradients.load_state_dict(state_dict["scorer"])
         if "passes" in state_dict:  # not in checkpoints of earlier versions
             self.selector.scorer.load_state_dict(state_dict["passes"])
+
+    def _require_action(self, pl_module: Any) -> None:
+        # Not earlier: a project may call `apply` anywhere, and may collect for some batches before it does.
+        if self.has_acted is False:
+            raise UserError(
+                f"InfluenceFilter.buffer: nothing was filtered; {type(pl_module).__name__} has no buffer and calls "
+                f"neither on_rollout_end nor apply; {TO_PASS}"
+            )
 
     def _change(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> dict[str, float]:
         """Change the plan if it is due; return the numbers for the log, of all micro-batches of an optimizer step."""

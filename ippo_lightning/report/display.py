@@ -38,6 +38,11 @@ def points(difference: float | None) -> str:
     return "±0.0" if shown[1:] == "0.0" else shown.replace("-", _MINUS)
 
 
+def whole(value: float | None) -> str:
+    """Return a mean of counts: without decimals if it is a whole number, else in about three significant digits."""
+    return f"{value:,.0f}" if value is not None and value == int(value) and abs(value) < 1e9 else plain(value)
+
+
 def signed(difference: float | None) -> str:
     """Return a difference of any two numbers in about three significant digits, always with its sign."""
     shown = plain(difference)

@@ -7,11 +7,19 @@ from dataclasses import dataclass
 
 from ippo_lightning.report.display import counted, in_words, percent, plain
 from ippo_lightning.report.measures import MEASURES, ComparedMetric
-from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third, pair_key
+from ippo_lightning.report.seed_words import spread_name
+from ippo_lightning.report.summary import (
+    FEW_SEEDS,
+    MethodSummary,
+    PairedDifference,
+    Results,
+    last_third,
+    pair_key,
+)
 from ippo_lightning.report.tables import median_seconds, shared_cores_words
 
-FEW_SEEDS = 5
-"""Fewer paired seeds than this cannot support a finding: by chance alone, all of four have one sign once in eight."""
+FEW_ITERATIONS = 5
+"""Of fewer iterations the seconds are those of the start: compiling, loading, first allocations."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ def headline(results: Results) -> str:
         results: from `summarise`.
 
     Returns:
-        A line without a full stop. It claims a direction only if the 95 % interval excludes zero.
+        A line without a full stop. It claims a direction only if the 95 % interval over at least five paired seeds
+        excludes zero.
     """
     featured = _featured(results)
     if featured is None:
@@ -40,14 +49,15 @@ def headline(results: Results) -> str:
         return f"Results of {in_words(titles)}"
     pair = f"{results['methods'][featured]['title']} against {baseline_summary(results, featured)['title']}"
     num_seeds = _num_seeds(results, featured)
-    # One seed has no interval, so its headline contains numbers and claims no direction.
-    if num_seeds == 1:
-        return f"{pair} on one seed: {', '.join(_bare_differences(results, featured))}"
+    # So few seeds support no verdict, so the headline contains numbers and claims no direction.
+    if num_seeds < FEW_SEEDS:
+        seeds = "on one seed" if num_seeds == 1 else f"gives no finding with {num_seeds} seeds"
+        return f"{pair} {seeds}: {_bare_differences(results, featured)}"
     found = findings(results, featured)
     if all(finding.word == "unclear" for finding in found):  # one clause instead of one per metric
         return f"{pair}: no clear difference on {num_seeds} seeds"
     clauses = [MEASURES[finding.metric].clauses[finding.word] for finding in found]
-    return f"{pair}: {', '.join(clauses)}{f' ({num_seeds} seeds only)' if num_seeds < FEW_SEEDS else ''}"
+    return f"{pair}: {', '.join(clauses)}"
 
 
 def lead(results: Results) -> list[str]:
@@ -113,16 +123,17 @@ def baseline_summary(results: Results, method: str) -> MethodSummary:
 
 def _finding(results: Results, method: str, metric: ComparedMetric, difference: PairedDifference) -> Finding:
     measure, interval = MEASURES[metric], difference["interval"]
-    is_pair = len(difference["seeds"]) == 1
-    word = "unclear" if interval is None or is_pair else _word(measure.good, interval)
+    num_seeds = len(difference["seeds"])
+    is_few = num_seeds < FEW_SEEDS
+    word = "unclear" if interval is None or is_few else _word(measure.good, interval)
     mine, other = results["methods"][method], baseline_summary(results, method)
     spread = ""
     if interval is not None:
         low, high = map(measure.show_difference, interval)
-        spread = f" (95 % interval{' over the test prompts' if is_pair else ''} {low} to {high})"
+        spread = f" ({spread_name(num_seeds)}{' over the test prompts' if num_seeds == 1 else ''} {low} to {high})"
     claims = {"better": " is better", "worse": " is worse", "unclear": " shows no clear difference"}
-    # Of one pair the caution below tells once what its numbers are.
-    claim = "" if is_pair else claims[word]
+    # Of a few pairs the caution below tells once what their numbers are.
+    claim = "" if is_few else claims[word]
     unit = " points" if measure.is_fraction else ""
     sentence = (
         f"{measure.title}{claim}: {measure.show(mine[metric])}{measure.unit} against "
@@ -138,14 +149,26 @@ def _word(good: int, interval: list[float]) -> str:
     return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
-def _bare_differences(results: Results, method: str) -> list[str]:
+def _bare_differences(results: Results, method: str) -> str:
+    """Return the differences without a verdict; one whose range or interval contains zero shows none."""
     differences = difference_of(results, method) or {}
-    means = {metric: difference["mean"] for metric, difference in differences.items()}
-    return [
-        f"{_in_a_sentence(metric)} {MEASURES[metric].show_difference(mean)}{' points' * MEASURES[metric].is_fraction}"
-        for metric, mean in means.items()
-        if mean is not None
-    ]
+    measured = {metric: one for metric, one in differences.items() if one["mean"] is not None}
+    if measured and all(map(_contains_zero, measured.values())):
+        return "no difference shown"
+    return ", ".join(_bare_difference(metric, one) for metric, one in measured.items())
+
+
+def _bare_difference(metric: ComparedMetric, difference: PairedDifference) -> str:
+    measure = MEASURES[metric]
+    if _contains_zero(difference):
+        return f"{_in_a_sentence(metric)} no difference shown"
+    unit = " points" if measure.is_fraction else ""
+    return f"{_in_a_sentence(metric)} {measure.show_difference(difference['mean'])}{unit}"
+
+
+def _contains_zero(difference: PairedDifference) -> bool:
+    interval, mean = difference["interval"], difference["mean"]
+    return mean == 0 if interval is None else interval[0] <= 0 <= interval[1]
 
 
 def _in_a_sentence(metric: ComparedMetric) -> str:
@@ -163,11 +186,16 @@ def _cost(mine: MethodSummary, other: MethodSummary, *, contended: str | None) -
     if contended is not None:
         # What a neighbour did at that moment is in the seconds: a ratio of them is no finding.
         sentences.append(contended)
-    elif seconds is not None and others:  # an evaluation has no iterations, so no seconds to compare with
+    # An evaluation has no iterations, so no seconds to compare with.
+    elif seconds is not None and others and not _has_few_iterations(mine) and not _has_few_iterations(other):
         ratio = seconds / others
         change = f"{percent(abs(ratio - 1), digits=0)} % {'more' if ratio > 1 else 'less'}"
         sentences.append(f"An iteration took {plain(seconds)} s against {plain(others)} s (medians), {change}.")
     return sentences
+
+
+def _has_few_iterations(summary: MethodSummary) -> bool:
+    return len(summary.get("iteration_seconds", [])) < FEW_ITERATIONS
 
 
 def _caution(num_seeds: int) -> list[str]:
@@ -175,7 +203,7 @@ def _caution(num_seeds: int) -> list[str]:
         return []
     if num_seeds == 1:
         return ["One seed only, so no finding: the difference is that of two runs, and another seed may give another."]
-    return [f"{counted(num_seeds, 'seed')} only: read differences as hints, not as findings."]
+    return [f"{counted(num_seeds, 'seed')} only, so no finding: read differences as hints."]
 
 
 def _num_seeds(results: Results, method: str) -> int:

@@ -9,6 +9,7 @@ from ippo_lightning.report.curves import CURVES, starts_of
 from ippo_lightning.report.display import in_words, percent, plain
 from ippo_lightning.report.measures import MEASURES, Metric
 from ippo_lightning.report.records import Comparison, Method
+from ippo_lightning.report.seed_words import spread_name
 from ippo_lightning.report.summary import MethodSummary, Results
 
 _MOST_METHODS = 3
@@ -84,7 +85,9 @@ def _final(method: Method, summary: MethodSummary) -> tuple[str, str]:
         shown = f"{measure.show(value)}{measure.unit}"
         if interval is not None:
             span = f"{measure.show(interval[0])} to {measure.show(interval[1])}{measure.unit}"
-            shown += f" (95 % interval over {summary['interval_over']} {span})"
+            name = spread_name(len(summary["seeds"]))
+            over = f" over {summary['interval_over']}" if name == spread_name(1) else ""
+            shown += f" ({name}{over} {span})"
         return subject, shown
     return "", ""
 

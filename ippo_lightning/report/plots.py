@@ -24,7 +24,7 @@ from ippo_lightning.report.display import plain
 from ippo_lightning.report.measures import COMPARED, MEASURES, ComparedMetric, compared_among
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.score_axis import draw_powers, range_of_scales, score_label
-from ippo_lightning.report.summary import metric_intervals
+from ippo_lightning.report.summary import mean_by_iteration, metric_intervals
 
 # The first key that a run recorded counts: a run without the influence filter has only the time of all callbacks.
 _PARTS: Mapping[str, tuple[str, ...]] = {
@@ -169,7 +169,7 @@ def plot_time_parts(comparison: Comparison, path: Path) -> str | None:
         panel.set_xlim(0, 1.12 * tallest)
         panel.grid(visible=False)
         panel.spines["left"].set_visible(False)
-        panel.set_xlabel("seconds, median over iterations and seeds")
+        panel.set_xlabel("seconds, median over iterations")
     totals = ", ".join(f"{title} {plain(sum(parts.values()))} s" for title, parts in times.items())
     return f"Median seconds of an iteration, split into {', '.join(names)}: {totals}."
 
@@ -224,16 +224,20 @@ def _final_words(methods: list[Method], metrics: list[ComparedMetric]) -> str:
 
 
 def _time_parts(method: Method) -> dict[str, float]:
-    """Return the median seconds of each stage, and of the rest of an iteration; empty if no stage was timed."""
+    """Return the seconds of each stage, which add up to the median of an iteration; empty if no stage was timed."""
     seconds: dict[str, list[float]] = {}
+    # As in the tables: of the mean over seeds, iteration by iteration.
+    whole = list(mean_by_iteration(method.finished, "time/iteration_seconds"))
     for run in method.finished:
         stages = {name: series for name, keys in _PARTS.items() if (series := run.series(*keys))}
         for name, series in stages.items():
             seconds.setdefault(name, []).extend(series.values())
-        for iteration, whole in run.series("time/iteration_seconds").items():
-            # Stages and total have clocks of their own; their difference may be slightly negative.
-            rest = max(0.0, whole - sum(series.get(iteration, 0.0) for series in stages.values()))
-            seconds.setdefault(_REST, []).append(rest)
     # Medians: a pause of the machine would otherwise look like a stage that is slow.
     parts = {name: max(0.0, median(values)) for name, values in seconds.items()}
-    return parts if any(name in parts for name in _PARTS) else {}
+    if not parts or not whole:
+        return parts
+    # Medians of stages do not add up to the median of the whole, which is the number that the tables show.
+    staged = sum(parts.values())
+    if staged > median(whole):
+        return {name: value * median(whole) / staged for name, value in parts.items()}
+    return {**parts, _REST: median(whole) - staged}

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ippo_lightning.report.canvas import method_colours
 from ippo_lightning.report.curves import CURVES, PART_FIGURES
-from ippo_lightning.report.display import counted, percent, plain, unbroken
+from ippo_lightning.report.display import counted, percent, plain, unbroken, whole
 from ippo_lightning.report.evidence import extremes, label_meanings
 from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
 from ippo_lightning.report.health import HealthRow, health, health_words
@@ -21,7 +21,8 @@ from ippo_lightning.report.parts import PARTS, model_parts
 from ippo_lightning.report.plan_changes import plan_changes
 from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
-from ippo_lightning.report.summary import Results, common_result
+from ippo_lightning.report.seed_words import band_words, difference_words, table_spread
+from ippo_lightning.report.summary import FEW_SEEDS, Results, common_result
 from ippo_lightning.report.tables import intervals_over, own_columns, pairs_over, shared_cores_words
 from ippo_lightning.report.wording import wording
 from ippo_lightning.storage.untrusted_text import visible_text
@@ -66,7 +67,7 @@ def render_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, plain=plain, visible=visible_text, unbroken=unbroken)
+    environment.filters.update(percent=percent, plain=plain, whole=whole, visible=visible_text, unbroken=unbroken)
     methods = comparison.methods.values()
     # A control that drops at random has weights and labels but no scores, so no extremes.
     scored = [method for method in methods if any(episode.score is not None for episode in method.episodes)]
@@ -99,6 +100,10 @@ def render_html(
         sampling=_sampling(comparison),
         scope=_scope(comparison),
         pairs_over=pairs_over(results),
+        difference_words=difference_words(results),
+        table_spread=table_spread(results),
+        band_words=band_words(results),
+        few_seeds=FEW_SEEDS,
         intervals_over=intervals_over(results),
         shared_cores=shared_cores_words(results),
         several_seeds=any(len(method.finished) > 1 for method in methods),

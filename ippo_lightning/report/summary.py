@@ -19,6 +19,8 @@ from ippo_lightning.report.records import Comparison, Method, Run
 _RESAMPLES = 9999
 _CURVE_RESAMPLES = 1999
 _ROUNDING = 1e-12
+FEW_SEEDS = 5
+"""Fewer seeds than this support no finding: by chance alone, all of four paired ones have one sign once in eight."""
 
 
 class _Curves(TypedDict, total=False):
@@ -47,7 +49,7 @@ class MethodSummary(_Curves, _Unusual):
     pass_at_k: float | None
     unfaithful_fraction: float | None
     intervals: dict[Metric, list[float] | None]
-    """95 % interval of each metric, [low, high]; None if there is none."""
+    """95 % interval of each metric, [low, high]; the range of fewer than five seeds; None if there is none."""
     interval_over: Literal["seeds", "prompts"] | None
     """What the intervals are about: other seeds, or, for a single run, other test prompts."""
     seeds: list[int | None]
@@ -126,8 +128,8 @@ def metric_intervals(
     """Return the 95 % interval of each metric of a method, and over what it is.
 
     Args:
-        method: with several finished runs the interval is over seeds. A single run has only its prompts, which tell
-            how exact its test is, and nothing about another seed.
+        method: with several finished runs the interval is over seeds, and fewer than five have their range. A single
+            run has only its prompts, which tell how exact its test is, and nothing about another seed.
         metrics: of the final test.
     """
     runs = method.finished
@@ -135,7 +137,7 @@ def metric_intervals(
     if outcomes is not None:
         # The counts of the prompts are those of a grader; they have no rewards and no returns.
         return {m: prompt_interval(outcomes, m) if m in USUAL else None for m in metrics}, "prompts"
-    found = {metric: bootstrap_interval([run.result(metric) for run in runs]) for metric in metrics}
+    found = {metric: seed_interval([run.result(metric) for run in runs]) for metric in metrics}
     return found, "seeds" if any(found.values()) else None
 
 
@@ -147,6 +149,22 @@ def _recorded(comparison: Comparison) -> tuple[Metric, ...]:
 def _with_values(comparison: Comparison) -> list[Metric]:
     runs = [run for method in comparison.methods.values() for run in method.finished]
     return [metric for metric in METRICS if any(run.result(metric) is not None for run in runs)]
+
+
+def seed_interval(values: Sequence[float | None]) -> list[float] | None:
+    """Return what several seeds tell of another one: a 95 % bootstrap interval, or only the range of a few.
+
+    Args:
+        values: one per seed; None for a seed without the number.
+
+    Returns:
+        [low, high] as `bootstrap_interval` gives it; with fewer than five values the least and the greatest.
+    """
+    known = [value for value in values if value is not None]
+    # A resample of so few values repeats one of them so often that the interval is hardly more than their range.
+    if len(known) >= FEW_SEEDS:
+        return bootstrap_interval(known)
+    return [min(known), max(known)] if known and max(known) - min(known) >= _ROUNDING else None
 
 
 def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
@@ -177,7 +195,7 @@ def bootstrap_interval(values: Sequence[float | None]) -> list[float] | None:
 
 
 def bootstrap_bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a mean, for the many points of a curve.
+    """Return the 95 % percentile bootstrap interval of a mean, for the many points of a curve; the range of a few.
 
     All points of a curve use the same resamples: independent ones would make the band jagged.
 
@@ -189,6 +207,8 @@ def bootstrap_bounds(values: Sequence[float]) -> tuple[float, float]:
         (0.5, 0.5)
     """
     known = np.asarray(values, dtype=np.float64)
+    if len(known) < FEW_SEEDS:
+        return float(known.min()), float(known.max())
     means = known[_resamples(len(known))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
@@ -211,10 +231,10 @@ def _summarise_method(method: Method, metrics: Sequence[Metric]) -> MethodSummar
     intervals, interval_over = metric_intervals(method, metrics)
     per_seed: dict[Metric, list[float | None]] = {metric: [run.result(metric) for run in runs] for metric in metrics}
     unusual = cast(_Unusual, {metric: _mean(per_seed[metric]) for metric in metrics if metric not in USUAL})
-    kept_fraction = _mean_by_iteration(runs, "update/kept_fraction")
+    kept_fraction = mean_by_iteration(runs, "update/kept_fraction")
     # A method that never updates on episodes (an evaluation, supervised training) has no such curves.
     iterations: _Curves = (
-        {"kept_fraction": kept_fraction, "iteration_seconds": _mean_by_iteration(runs, "time/iteration_seconds")}
+        {"kept_fraction": kept_fraction, "iteration_seconds": mean_by_iteration(runs, "time/iteration_seconds")}
         if kept_fraction
         else {}
     )
@@ -234,7 +254,7 @@ def _summarise_method(method: Method, metrics: Sequence[Metric]) -> MethodSummar
         **iterations,
         "optimizer_steps": _mean([_total(run, "update/optimizer_steps") for run in runs]),
         "tokens_trained": _mean([_total(run, "update/tokens_trained") for run in runs]),
-        "effective_sample_size": _mean_by_iteration(runs, "influence/effective_sample_size") or None,
+        "effective_sample_size": mean_by_iteration(runs, "influence/effective_sample_size") or None,
     }
 
 
@@ -268,7 +288,7 @@ def _paired(method: Method, baseline: Method, metric: ComparedMetric) -> PairedD
         if mine is not None and other is not None:
             by_seed[run.seed] = mine - other
     values = list(by_seed.values())
-    interval = bootstrap_interval(values)
+    interval = seed_interval(values)
     over: Literal["seeds", "prompts"] | None = None if interval is None else "seeds"
     if len(values) == 1 and metric in USUAL:
         (seed,) = by_seed
@@ -287,7 +307,7 @@ def _of_seed(method: Method, seed: int | None) -> Run:
     return next(run for run in method.finished if run.seed == seed)
 
 
-def _mean_by_iteration(runs: Sequence[Run], key: str) -> list[float]:
+def mean_by_iteration(runs: Sequence[Run], key: str) -> list[float]:
     """Return, for each iteration, the mean over the seeds that reached it."""
     series = [run.series(key) for run in runs]
     iterations = sorted({iteration for one in series for iteration in one})

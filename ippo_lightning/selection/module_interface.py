@@ -15,6 +15,13 @@ ValidationLoss = Callable[[Any, Any], Tensor]
 Buffer = Callable[[Any, Any], Any]
 
 
+TO_PASS = (
+    "pass the functions episode_losses and validation_loss, and buffer, or call influence.apply(module, buffer) "
+    "between rollout and update"
+)
+"""What a project must give the filter."""
+
+
 class ModuleInterface:
     """The project's own functions: those that were passed, else methods of the module.
 
@@ -27,6 +34,18 @@ class ModuleInterface:
     def __init__(self, *, episode_losses: EpisodeLosses | None = None, buffer: Buffer | None = None) -> None:
         self._episode_losses = episode_losses
         self._buffer = buffer
+
+    def require_any_losses(self, pl_module: Any) -> None:
+        """Check before training that there can be losses to score: of the module, or of a part filtered by hand.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self._episode_losses is None and not has_method(pl_module, "episode_losses"):
+            raise UserError(
+                f"InfluenceFilter.episode_losses: null, and {type(pl_module).__name__} has no method episode_losses; "
+                f"{TO_PASS}"
+            )
 
     def require_losses(self, pl_module: Any) -> None:
         """Check that there are losses to score.
@@ -74,6 +93,12 @@ class ModuleInterface:
     def buffer(self, pl_module: Any, batch: Any) -> Any:
         """Return what this training batch is about to learn from, None if there is nothing."""
         return self._buffer(pl_module, batch) if self._buffer is not None else getattr(pl_module, "buffer", None)
+
+
+def has_method(pl_module: Any, name: str) -> bool:
+    """Return whether a module or one of its parts has a method: `apply` may be called for a part."""
+    parts = pl_module.modules() if isinstance(pl_module, torch.nn.Module) else [pl_module]
+    return any(callable(getattr(part, name, None)) for part in parts)
 
 
 def trainer_of(pl_module: Any) -> Any:

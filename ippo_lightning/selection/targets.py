@@ -13,7 +13,7 @@ from torch import Tensor
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import ControlEpisodes, UpdatePlan
 from ippo_lightning.records.pass_size import MaxTokens, require_max_tokens
-from ippo_lightning.selection.module_interface import ValidationLoss
+from ippo_lightning.selection.module_interface import TO_PASS, ValidationLoss, has_method
 
 
 class OwnTerms(NamedTuple):
@@ -57,6 +57,16 @@ class Target(ABC):
         """Whether a row is scored against the target of the other rows: then `loss` returns `own`, too."""
         return False
 
+    def require(self, module: Any) -> None:  # noqa: B027 - most targets need nothing before training
+        """Check before training what the target needs of a module; by default it needs nothing.
+
+        Args:
+            module: about to be trained.
+
+        Raises:
+            UserError: the module lacks something.
+        """
+
     @abstractmethod
     def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
         """Return the loss and its batches.
@@ -80,7 +90,7 @@ class Demonstrations(Target):
             `demonstration_costs(batch) -> [rows]`. A pass that does not fit in the device's memory is halved.
 
     Raises:
-        UserError: a number out of its range.
+        UserError: a number out of its range, or one batch in place of a list of batches.
     """
 
     batches: Sequence[Any] | None = None
@@ -89,6 +99,19 @@ class Demonstrations(Target):
 
     def __post_init__(self) -> None:
         require_max_tokens("target.max_tokens", self.max_tokens)
+        _require_list_of_batches(self.batches)
+
+    def require(self, module: Any) -> None:
+        """Check before training that there can be a validation loss: of the module, or of a part filtered by hand.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.validation_loss is None and not has_method(module, "validation_loss"):
+            raise UserError(
+                f"InfluenceFilter.validation_loss: null, and {type(module).__name__} has no method validation_loss; "
+                f"{TO_PASS}"
+            )
 
     def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
         """Return the validation loss and the demonstrations.
@@ -198,6 +221,27 @@ def build_target(
                 f"InfluenceFilter.{name}: it is for the default target, and target is a {kind}; leave it out"
             )
     return target
+
+
+def _require_list_of_batches(batches: Any) -> None:
+    """Check that demonstrations are batches, and not the columns of one batch whose list was forgotten."""
+    if isinstance(batches, (dict, Tensor, str)):
+        found = f"a {type(batches).__name__}"
+    elif isinstance(batches, (list, tuple)) and len({_kind(column) for column in batches}) > 1:
+        # Batches of one loss are alike; columns of a batch, such as inputs and labels, differ.
+        if not all(isinstance(column, Tensor) for column in batches):
+            return
+        found = f"a {type(batches).__name__} of tensors of {len({_kind(column) for column in batches})} kinds"
+    else:
+        return
+    raise UserError(
+        f"InfluenceFilter.demonstrations: {found}, which is one batch; expected a list of batches, such as "
+        "demonstrations=[batch]"
+    )
+
+
+def _kind(column: Any) -> tuple[Any, ...]:
+    return (column.dtype, column.ndim) if isinstance(column, Tensor) else (type(column),)
 
 
 def _not_empty(batches: list[Any], *, field: str) -> list[Any]:

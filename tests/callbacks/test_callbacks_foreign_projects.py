@@ -170,6 +170,53 @@ def test_what_is_missing_is_named_in_one_line(changes: dict[str, Any], words: st
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("callback", "field"),
+    [
+        (InfluenceFilter(), "episode_losses"),
+        (InfluenceFilter(episode_losses=losses), "validation_loss"),
+    ],
+)
+def test_a_project_that_gives_nothing_to_score_does_not_begin(
+    callback: InfluenceFilter, field: str, tmp_path: Path
+) -> None:
+    module = Regression()
+    for _ in range(2):  # each fit, also the second one of a process
+        with pytest.raises(UserError, match=rf"InfluenceFilter\.{field}: null.* and buffer, or call influence\.apply"):
+            trained(callback, tmp_path, module=module)
+    assert module.seen == []
+
+
+def test_the_losses_of_a_part_that_is_filtered_by_hand_are_found(tmp_path: Path) -> None:
+    class Part(nn.Linear):
+        def episode_losses(self, rows: Any) -> Tensor:
+            return (self(rows[0]).squeeze(-1) - rows[1]).square()
+
+        def validation_loss(self, batch: Any) -> Tensor:
+            return self.episode_losses(batch).mean()
+
+    class Whole(Regression):
+        def __init__(self, callback: InfluenceFilter) -> None:
+            super().__init__()
+            self.network, self.callback = Part(3, 1), callback
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.callback.apply(self.network, batch)
+            return super().training_step(batch, batch_idx)
+
+    callback = InfluenceFilter(demonstrations=GOOD, power=0, min_keep=1)
+    assert len(trained(callback, tmp_path, module=Whole(callback)).seen) == 3
+
+
+@pytest.mark.parametrize(
+    "demonstrations",
+    [(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)), {"inputs": torch.zeros(4, 3)}, torch.zeros(4, 3)],
+)
+def test_one_batch_in_place_of_a_list_of_batches_is_named(demonstrations: Any) -> None:
+    with pytest.raises(UserError, match=r"demonstrations: a .* is one batch; expected .* demonstrations=\[batch\]"):
+        influence(demonstrations=demonstrations)
+
+
 def test_a_control_by_reward_reads_the_column(tmp_path: Path) -> None:
     module = trained(influence(rule="reward", on_empty="skip", min_keep=0), tmp_path, collate=with_weights)
     assert (module.seen[0]["weights"] > 0).tolist() == [False] * 4 + [True] * 4

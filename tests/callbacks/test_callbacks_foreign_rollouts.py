@@ -220,13 +220,32 @@ def test_apply_needs_no_trainer_and_takes_episodes_as_well() -> None:
     assert InfluenceFilter(rule="advantage_sign").apply(module, record).weights.tolist() == [1, 0]
 
 
-def test_a_project_without_a_buffer_is_told_that_nothing_was_filtered(tmp_path: Path) -> None:
-    class Plain(Project):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return self.episode_losses(new_buffer()).mean()
+class Plain(Project):
+    """Calls the filter nowhere, or for the first time in batch number `first_call`."""
 
-    with pytest.warns(UserWarning, match="nothing was filtered; Plain has no buffer and calls neither"):
-        fit(Plain(), InfluenceFilter(demonstrations=GOOD), tmp_path)
+    def __init__(self, influence: InfluenceFilter | None = None, *, first_call: int | None = None) -> None:
+        super().__init__(influence)
+        self.first_call, self.num_batches = first_call, 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.num_batches += 1
+        buffer = new_buffer()
+        if self.first_call is not None and self.num_batches >= self.first_call:
+            self.influence.apply(self, buffer)
+        return self.episode_losses(buffer).mean()
+
+
+@pytest.mark.parametrize(("batches", "stops_after"), [(3, 3), (120, 100)])
+def test_each_fit_of_a_project_that_never_calls_the_filter_ends_in_an_error(
+    batches: int, stops_after: int, tmp_path: Path
+) -> None:
+    influence = InfluenceFilter(demonstrations=GOOD)
+    fit(Plain(influence, first_call=3), influence, tmp_path, batches=3)  # such a project may collect first
+    for _ in range(2):
+        module = Plain()
+        with pytest.raises(UserError, match="nothing was filtered; Plain has no buffer and calls neither"):
+            fit(module, influence, tmp_path, batches=batches)
+        assert module.num_batches == stops_after
 
 
 @pytest.mark.parametrize("kind", [Collected, Applied])

@@ -17,7 +17,7 @@ def results_with(*, match, unfaithful, seeds=5, baseline=True, seconds=(1.0, 2.0
     def summary(title, took):
         return {
             "title": title, "exact_match": 0.9, "unfaithful_fraction": 0.4, "kept_fraction": [1.0, 1.0, 0.4],
-            "iteration_seconds": [took], "baseline": None, "featured": False,
+            "iteration_seconds": [took] * 5, "baseline": None, "featured": False,
         }  # fmt: skip
 
     methods = {"ppo": summary("PPO", seconds[1]), "ippo": summary("I-PPO", seconds[0])}
@@ -44,8 +44,19 @@ def test_the_headline_claims_only_what_the_interval_carries(match, unfaithful, e
 
 def test_few_seeds_are_stated_in_the_headline_and_below_it():
     results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(-0.2, -0.3, -0.1), seeds=3)
-    assert headline(results).endswith("(3 seeds only)")
-    assert lead(results)[-1].startswith("3 seeds only")
+    pair = "I-PPO against PPO gives no finding with 3 seeds"
+    assert headline(results) == f"{pair}: exact match +2.0 points, unfaithful fraction {MINUS}20.0 points"
+    assert lead(results)[0] == "Exact match: 90.0 % against 90.0 %, +2.0 points (range of 3 seeds +1.0 to +3.0)."
+    assert lead(results)[-1].startswith("3 seeds only, so no finding")
+    assert {finding.word for finding in findings(results, "ippo")} == {"unclear"}
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_a_difference_whose_range_contains_zero_is_no_difference_in_the_headline(seeds):
+    results = results_with(match=(0.0004, -0.039, 0.035), unfaithful=(-0.2, -0.3, -0.1), seeds=seeds)
+    assert headline(results).endswith(f": exact match no difference shown, unfaithful fraction {MINUS}20.0 points")
+    results = results_with(match=(0.0004, -0.039, 0.035), unfaithful=(0.0,), seeds=seeds)
+    assert headline(results).endswith(": no difference shown")
 
 
 def test_one_seed_gives_numbers_and_no_finding():
@@ -70,9 +81,15 @@ def test_seconds_of_runs_that_shared_cores_are_not_compared():
     assert [sentence for sentence in lead({**results, "jobs": 1}) if "took" in sentence]
 
 
+def test_seconds_of_few_iterations_are_no_finding():
+    results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(0, -1, 1), seconds=(3.0, 2.0))
+    results["methods"]["ippo"]["iteration_seconds"] = [3.0] * 4
+    assert not [sentence for sentence in lead(results) if "took" in sentence]
+
+
 def test_one_slow_iteration_does_not_make_a_method_slow():
     results = results_with(match=(0.02, 0.01, 0.03), unfaithful=(0, -1, 1), seconds=(3.0, 2.0))
-    results["methods"]["ippo"]["iteration_seconds"] = [3.0, 3.0, 900.0]
+    results["methods"]["ippo"]["iteration_seconds"] = [3.0, 3.0, 3.0, 900.0, 900.0]
     assert "An iteration took 3 s against 2 s (medians), 50 % more." in lead(results)
 
 
