@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,9 +98,15 @@ def test_prompts_that_begin_alike_are_prompts_of_their_own(tmp_path):
     (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = read_run(tmp_path).episodes
     assert len({episode.prompt for episode in read}) == 1
-    contrast = kept_contrast({label: [one for one in read if one.label == label] for label in "ab"})
-    assert contrast is not None
-    assert contrast.is_shown
+    groups = {label: [one for one in read if one.label == label] for label in "ab"}
+    long = kept_contrast(groups)
+    short = kept_contrast(
+        {label: [replace(one, prompt=str(place), prompt_key="") for place, one in enumerate(members)]
+         for label, members in groups.items()}
+    )  # fmt: skip
+    assert long is not None
+    assert short is not None
+    assert long.interval == pytest.approx(short.interval, rel=1e-12)
 
 
 @pytest.mark.parametrize("unit", ["prompts", "iterations"])
