@@ -38,8 +38,8 @@ _PATH_KEY = re.compile(
 )
 # What a model reads and writes, patterns, and addresses at a server: a slash in them is no folder's.
 _TEXT_KEY = re.compile(
-    r"(prompts?|template|patterns?|regex|stop|stopstrings?|stopsequences?|prefix|suffix|instructions?|message|content"
-    r"|text|system|separator|delimiter|format|answer|question|response|endpoint|route)$"
+    r"(prompts?|template|patterns?|regex|stop[a-z]*|words?|strings?|sequences?|prefix|suffix|instructions?|messages?"
+    r"|contents?|texts?|system|separators?|delimiters?|format|answers?|questions?|responses?|endpoint|route)$"
 )
 _CHAT_TEMPLATE = "chattemplate"  # may name a file
 _FILE = re.compile(r"\S+\.(?:jsonl?|parquet|csv|tsv|txt|md|ya?ml|jinja2?)")

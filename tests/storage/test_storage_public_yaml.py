@@ -38,6 +38,9 @@ prompt_template: "Use ~3/4 and /a/b: {prompt}"
 agent_prompt: You work in /home/user/project.
 answer_pattern: (?:/usr/bin|/bin)
 stop: ['/home/x/y', "Q:\\nA:\\n"]
+stop_tokens: [/usr/bin]
+messages:
+- content: /home/x/y
 endpoint: /v1/score
 text: <think>/x/y</think>
 list:
