@@ -43,6 +43,7 @@ _TEXT_KEY = re.compile(
 )
 _CHAT_TEMPLATE = "chattemplate"  # may name a file
 _FILE = re.compile(r"\S+\.(?:jsonl?|parquet|csv|tsv|txt|md|ya?ml|jinja2?)")
+_CACHES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "IPPO_CACHE")
 _COMMON_NAMES = ("root", "user", "admin", "ubuntu", "localhost", "data", "home", "work", "runner")
 _TOKEN = r"(?:/[\w.@+=-]+)"
 _BEFORE = r"(?<![\w.\\/~<*+)\]}%-])"
@@ -57,6 +58,8 @@ class _Machine(NamedTuple):
     """Empty if there is none."""
     names: frozenset[str]
     """Of the user and the host."""
+    roots: tuple[str, ...]
+    """Folders that begin a path of this machine also inside a longer text."""
     inside: re.Pattern[str]
     """A path inside a longer text."""
 
@@ -104,8 +107,8 @@ def public_name(name: str) -> str:
 def public_text(text: str, *, key: str = "") -> str:
     """Return a value for others: a whole path as `public_name` gives it, no secret, and other text nearly as it is.
 
-    Inside of a longer text, only paths change that begin with the home or the working folder, or contain the name of
-    the user or the host. Prompts, patterns and stop strings are longer texts, whatever they look like.
+    Inside of a longer text, only paths change that begin with the home, the working folder, a cache or this package, or
+    contain the name of the user or the host. Prompts, patterns and stop strings are longer texts, whatever they are.
 
     Args:
         text: a value of a configuration, or any text.
@@ -197,7 +200,7 @@ def _without_roots(text: str) -> str:
     def shown(found: re.Match[str]) -> str:
         path = found[0].rstrip(".")  # the end of a sentence
         parts = path.split("/")
-        is_known = any(_below(path, root) is not None for root in (machine.here, machine.home) if root)
+        is_known = any(_below(path, root) is not None for root in machine.roots)
         if len(parts) < 3 or not (is_known or machine.names.intersection(parts)):
             return found[0]
         return public_name(path) + found[0][len(path) :]
@@ -228,11 +231,12 @@ def _machine() -> _Machine:
         home = str(Path.home())
     except RuntimeError:  # a user without one
         home = ""
-    return _machine_of(here, "" if home == "/" else home)
+    caches = tuple(os.environ.get(name, "") for name in _CACHES)
+    return _machine_of(here, "" if home == "/" else home, caches)
 
 
 @lru_cache(maxsize=8)
-def _machine_of(here: str, home: str) -> _Machine:
+def _machine_of(here: str, home: str, caches: tuple[str, ...]) -> _Machine:
     try:
         user = getpass.getuser()
     except (KeyError, ImportError, OSError):  # no name for the id, as in some containers
@@ -243,6 +247,8 @@ def _machine_of(here: str, home: str) -> _Machine:
     names = {name for name in names if len(name) > 2 and name not in _COMMON_NAMES}
     # relative to a folder above the home, a path would begin with the name of the user
     here = "" if here == "/" or home.startswith(f"{here}/") or here.rsplit("/", 1)[-1] in _HOMES else here
-    roots = "|".join(re.escape(root) for root in sorted({here, home} - {""}, key=len, reverse=True))
-    known = rf"(?:{roots})(?=[^\w.-]|$){_TOKEN}*/?|" if roots else ""
-    return _Machine(here, home, frozenset(names), re.compile(rf"{_BEFORE}(?:{known}{_TOKEN}{{2,}}/?)"))
+    package = str(Path(__file__).parents[1])
+    found = {root.rstrip("/") for root in (here, home, package, *caches) if root.startswith("/")} - {""}
+    roots = tuple(sorted(found, key=len, reverse=True))
+    known = rf"(?:{'|'.join(map(re.escape, roots))})(?=[^\w.-]|$){_TOKEN}*/?|"
+    return _Machine(here, home, frozenset(names), roots, re.compile(rf"{_BEFORE}(?:{known}{_TOKEN}{{2,}}/?)"))

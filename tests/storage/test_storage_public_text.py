@@ -15,6 +15,7 @@ HUB = "/home/ann/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/c1899
 def user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/annleak")
     monkeypatch.setenv("LOGNAME", "annleak")
+    monkeypatch.setenv("HF_HOME", "/big disk")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,8 @@ def test_a_single_part_is_a_name_where_a_path_is_expected_and_else_a_text() -> N
         ("python /home/annleak/work/train.py --data=/srv/annleak/x.jsonl", "python train.py --data=x.jsonl"),
         ("see /home/annleak/notes/a.md.", "see a.md."),
         ("cd /home/annleak && ls", "cd ~ && ls"),
+        ("from /big disk/hub/models--Qwen--Qwen3-0.6B/snapshots/c1 on", "from Qwen/Qwen3-0.6B on"),
+        (f"see {packaged_root()}/models/x.yaml", "see experiments/models/x.yaml"),
         ("path:/home/ann/rows.jsonl", "path:rows.jsonl"),
     ],
 )
