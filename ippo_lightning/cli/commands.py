@@ -19,7 +19,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.output_folders import refuse_model_folder
 from ippo_lightning.storage.own_runs import remember_run
-from ippo_lightning.storage.public_text import public_command
+from ippo_lightning.storage.public_command import public_command
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RESULTS, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -85,7 +85,8 @@ def compare(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> Non
     from ippo_lightning.cli.compare import run_comparison
 
     files = [value for option, value in itertools.pairwise(words) if option == "--config"]
-    run_comparison(checked, command="ippo compare" + "".join(f" --config {name}" for name in files))
+    words_of_files = [word for name in files for word in ("--config", name)]
+    run_comparison(checked, command=public_command(["ippo", "compare", *words_of_files]))
 
 
 def export(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ from peft import PeftModel
 import ippo_lightning
 from ippo_lightning.cli.export_folder import check_output, fill_export
 from ippo_lightning.cli.lineage import adapter_base, base_of, lineage, lineage_text
-from ippo_lightning.cli.public_names import public_name, public_text, public_value
 from ippo_lightning.cli.settings import Dtype, ExportSettings
 from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
@@ -27,6 +26,8 @@ from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import restore_checkpoint
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.metric_names import shown_metric
+from ippo_lightning.storage.public_text import public_name
+from ippo_lightning.storage.public_yaml import public_value, public_yaml
 from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -156,7 +157,7 @@ def model_card(
         "",
         "```yaml",
         # three backticks inside would end the code block early
-        _public_config(text, config).replace("```", "'''").rstrip(),
+        public_yaml(text).replace("```", "'''").rstrip(),
         "```",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
@@ -243,22 +244,23 @@ def _chosen_lines(results: Mapping[str, Any]) -> list[str]:
     chosen = _mapping(results.get("chosen"))
     if not chosen:
         return []
-    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in chosen.items()]
+    rows = [f"| {_cell(name)} | {_cell(value, key=name)} |" for name, value in chosen.items()]
     return ["## Chosen by the run", "", "| setting | value |", "|---|---|", *rows, ""]
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, *, key: str = "") -> str:
     # the file may come from anywhere, and a bar or a line break would end the cell
-    return visible_text(public_text(str(value))[:240]).replace("|", "\\|").replace("\n", " ")
+    return visible_text(public_value(str(value)[:2000], key=key)[:240]).replace("|", "\\|").replace("\n", " ")
 
 
 def _name_base(path: Path) -> None:
-    """Let the configuration of an adapter name its base for others, and not by a folder of this machine."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """Let the configuration of an adapter name its base for others, and no folders of this machine."""
+    text = path.read_text(encoding="utf-8")
+    content = json.loads(public_yaml(text))
     base = content.get("base_model_name_or_path")
     if isinstance(base, str):
         content["base_model_name_or_path"] = public_name(base)
-        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _loaded(text: str) -> object:
@@ -267,17 +269,6 @@ def _loaded(text: str) -> object:
     except UserError:
         return None
     return found
-
-
-def _public_config(text: str, config: object) -> str:
-    """Return the configuration without folders of this machine and without secrets."""
-    if not isinstance(config, Mapping):
-        return public_text(text)
-    import yaml
-
-    public = public_value(config)
-    # As it is where there is nothing to hide: a second writing may break lines at other places.
-    return text if public == config else str(yaml.safe_dump(public, sort_keys=False))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

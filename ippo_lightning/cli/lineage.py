@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ippo_lightning.cli.public_names import public_name
 from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.public_text import public_name
 from ippo_lightning.storage.run_folder import CONFIG, MODEL
 
 _MODELS = "experiments/models/"
@@ -53,7 +53,7 @@ def adapter_base(config: object) -> str | None:
     policy = _policy_of(config)
     start, pretrained = policy.get("start_from"), policy.get("pretrained")
     # A run without an adapter leaves a model, which is the base of this one.
-    if start and (Path(str(start)) / MODEL / "config.json").is_file():
+    if start and _is_file(_place(str(start)) / MODEL / "config.json"):
         return public_name(f"{start}/{MODEL}")
     return _model_name(str(pretrained)) if pretrained else None
 
@@ -77,20 +77,26 @@ def _ancestors(config: object, *, seen: tuple[Path, ...]) -> Iterator[Ancestor]:
     adapter = _mapping(policy.get("lora")).get("adapter_path")
     base = Ancestor("model", _model_name(str(pretrained))) if pretrained else None
     if start:
+        run = _place(str(start))
+        if run in seen:  # a circle
+            return
         yield Ancestor("run", public_name(str(start)))
-        theirs = _config_in(Path(str(start)), seen)
+        theirs = _config_in(run, seen)
         if theirs is not None:
-            yield from _ancestors(theirs, seen=(*seen, Path(str(start)).resolve()))
+            yield from _ancestors(theirs, seen=(*seen, run))
         elif base is not None and policy.get("lora"):
             yield base  # the adapter of that run is continued on this model; without one, it is not read
         return
     if adapter:
         yield Ancestor("adapter", public_name(str(adapter)))
-    run = _run_of(Path(str(pretrained))) if pretrained else None
-    theirs = _config_in(run, seen) if run is not None else None
-    if run is not None and theirs is not None:
-        yield Ancestor("run", public_name(str(run)))
-        yield from _ancestors(theirs, seen=(*seen, run.resolve()))
+    source = _run_of(Path(str(pretrained))) if pretrained else None
+    place = _place(str(source))
+    if source is not None and place in seen:
+        return
+    theirs = _config_in(place, seen) if source is not None else None
+    if theirs is not None:
+        yield Ancestor("run", public_name(str(source)))
+        yield from _ancestors(theirs, seen=(*seen, place))
     elif base is not None:
         yield base
 
@@ -105,9 +111,24 @@ def _run_of(model: Path) -> Path | None:
     return next((place.parent for place in places if place.name == MODEL), None)
 
 
+def _place(path: str) -> Path:
+    """Return the folder that a configuration names, without `~` and links, as far as that is possible."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # no user of this name, a circle of links, or a NUL
+        return Path(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _config_in(run: Path, seen: tuple[Path, ...]) -> object | None:
-    path = run.expanduser() / CONFIG
-    if run.resolve() in seen or len(seen) >= _MOST_RUNS:
+    path = run / CONFIG
+    if len(seen) >= _MOST_RUNS:
         return None
     try:
         if path.stat().st_size > _LARGEST_CONFIG:

@@ -14,7 +14,7 @@ from ippo_lightning.report.records import Comparison, Method, Origin, Run
 from ippo_lightning.report.runs import origin_of, read_run, settings_text, short_text, why_unfinished
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
-from ippo_lightning.storage.public_text import public_command
+from ippo_lightning.storage.public_command import public_command
 from ippo_lightning.storage.run_folder import COMPARISON, JsonObject, seed_folder
 
 

@@ -25,6 +25,7 @@ from ippo_lightning.report.seed_words import band_words, difference_words, table
 from ippo_lightning.report.summary import FEW_SEEDS, Results, common_result
 from ippo_lightning.report.tables import intervals_over, own_columns, pairs_over, shared_cores_words
 from ippo_lightning.report.wording import wording
+from ippo_lightning.storage.public_yaml import public_yaml
 from ippo_lightning.storage.untrusted_text import visible_text
 
 # The other figures have places of their own in the template.
@@ -67,7 +68,10 @@ def render_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, plain=plain, whole=whole, visible=visible_text, unbroken=unbroken)
+    # what the report reads is the whole configuration; what it shows is for others
+    environment.filters.update(
+        percent=percent, plain=plain, whole=whole, visible=visible_text, unbroken=unbroken, public=public_yaml
+    )
     methods = comparison.methods.values()
     # A control that drops at random has weights and labels but no scores, so no extremes.
     scored = [method for method in methods if any(episode.score is not None for episode in method.episodes)]

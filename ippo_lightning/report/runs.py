@@ -16,6 +16,7 @@ from ippo_lightning.report.prompt_outcomes import read_outcomes
 from ippo_lightning.report.records import EpisodeRow, Origin, Run
 from ippo_lightning.storage.checkpoint_files import is_finished, newest_first
 from ippo_lightning.storage.checksums import has_wrong_checksum
+from ippo_lightning.storage.public_command import public_command_line
 from ippo_lightning.storage.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -118,7 +119,10 @@ def origin_of(content: object) -> Origin:
     versions = given.get("versions")
     listed = list(versions.items())[:_MOST_VERSIONS] if isinstance(versions, dict) else []
     return Origin(
-        command=short_text(given.get("command"), limit=_LONGEST_COMMAND),
+        # of an earlier version, or of a run that began elsewhere
+        command=short_text(
+            public_command_line(str(given.get("command") or "")[:_LONGEST_COMMAND]), limit=_LONGEST_COMMAND
+        ),
         versions={short_text(name): short_text(version) for name, version in listed},
         machine=short_text(given.get("machine"), limit=500),
     )

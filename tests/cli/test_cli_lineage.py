@@ -74,4 +74,22 @@ def test_an_adapter_belongs_to_the_model_below_it(runs: Path) -> None:
 
 
 def test_a_circle_of_runs_ends(runs: Path) -> None:
-    assert lineage(config(start_from=str(runs / "circle"))) == [Ancestor("run", "runs/circle")] * 2
+    assert lineage(config(start_from=str(runs / "circle"))) == [Ancestor("run", "runs/circle")]
+    again = config(pretrained=str(runs / "circle/model"))
+    (runs / "circle/config.yaml").write_text(yaml.safe_dump(again), encoding="utf-8")
+    assert lineage(again) == [Ancestor("run", "runs/circle")]
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/sft", "a\0b/sft", "x" * 5000 + "/sft"])
+def test_a_folder_that_cannot_be_is_only_named(name: str) -> None:
+    assert lineage(config(start_from=name))[0].kind == "run"
+    assert lineage(config(pretrained=f"{name}/model"))[0].kind == "model"
+    assert adapter_base(config(start_from=name, pretrained=QWEN)) == QWEN
+
+
+def test_a_tilde_is_the_home(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(runs.parent))
+    (runs / "first/model/config.json").touch()
+    assert adapter_base(config(pretrained="other/model", start_from="~/runs/first")) == "runs/first/model"
+    assert base_of(lineage(config(start_from="~/runs/first"))) == QWEN
+    assert base_of(lineage(config(pretrained="~/runs/first/model"))) == QWEN

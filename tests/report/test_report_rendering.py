@@ -87,6 +87,19 @@ def test_a_run_shows_the_command_the_machine_and_the_versions_that_it_began_with
     assert "Machine x86_64, 2 cores python 3.11.7 torch 2.13.0" in shown
 
 
+def test_the_page_shows_no_folders_of_the_machine_and_no_secrets(run):
+    """Also of a run whose command was recorded with them."""
+    config = "loop: {run_dir: /scratch/annleak/x}\npretrained: /home/annleak/mymodel\nhub_token: SECRET\nstop: /a/b\n"
+    (run / "config.yaml").write_text(config)
+    command = "ippo fit --config /scratch/annleak/a.yaml --x.hub_token=SECRET"
+    (run / "origin.json").write_text(json.dumps(ORIGIN | {"command": command}))
+    shown = page(run, root=run / "report")
+    assert "annleak" not in shown
+    assert "SECRET" not in shown
+    assert "pretrained: mymodel hub_token: &lt;hidden&gt; stop: /a/b" in shown
+    assert (run / "config.yaml").read_text() == config
+
+
 def test_runs_of_different_origin_each_show_their_own(pair, tmp_path):
     for folder, cores in zip(pair, (2, 64), strict=True):
         (folder / "origin.json").write_text(json.dumps(ORIGIN | {"machine": f"x86_64, {cores} cores"}))
