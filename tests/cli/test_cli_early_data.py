@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from experiment_files import change, write
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
 
 from ippo_lightning.cli import early_data
 from ippo_lightning.cli.main import EXIT_USER_ERROR, main
+from ippo_lightning.data import TextDataModule
 
 SIZES = {"num_test": 8, "num_validation": 8, "num_influence_demonstrations": 0}
 
@@ -59,6 +64,7 @@ def test_reading_the_questions_first_changes_no_weight(
     questions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions["data"]["init_args"]["task"]["init_args"].update(SIZES)
+    questions["loop"] |= {"max_iterations": 1, "test_at_end": False}
     config = write(questions, tmp_path)
     values = []
     for name in ("early", "late"):
@@ -67,6 +73,42 @@ def test_reading_the_questions_first_changes_no_weight(
         monkeypatch.setattr(early_data, "early_data", lambda _: None)
     assert values[0].keys() == values[1].keys()
     assert all(torch.equal(values[0][name], values[1][name]) for name in values[0])
+
+
+def parsed(data: dict[str, Any]) -> Any:
+    """The section `data` as the command line parses it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    return parser.parse_object({"data": data}).data
+
+
+def test_what_reading_the_questions_first_draws_is_not_taken_from_the_model(
+    questions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawing(data: TextDataModule, stage: str | None = None) -> None:
+        drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+        own_setup(data, stage)
+
+    drawn: list[tuple[float, ...]] = []
+    own_setup = TextDataModule.setup
+    monkeypatch.setattr(TextDataModule, "setup", drawing)
+    questions["data"]["init_args"]["task"]["init_args"].update(SIZES)
+    data = early_data.early_data(parsed(questions["data"]))
+    data.setup()
+    assert len(data.splits.validation) == SIZES["num_validation"]
+    assert drawn[0] == drawn[1]
+
+
+def test_questions_that_have_to_be_downloaded_are_not_read_first(
+    questions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(TextDataModule, "setup", lambda *_: read.append("data"))
+    train = questions["data"]["init_args"]["task"]["init_args"]["train"]
+    assert early_data.early_data(parsed(questions["data"])) is not None
+    train["path"] = "somebody/no_such_questions"
+    assert early_data.early_data(parsed(questions["data"])) is None
+    assert read == ["data"]
 
 
 def test_the_printed_configuration_states_how_many_questions_are_held_out(
