@@ -61,14 +61,17 @@ def test_a_mistake_in_the_data_comes_before_the_model(
 
 
 def test_reading_the_questions_first_changes_no_weight(
-    questions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    questions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     questions["data"]["init_args"]["task"]["init_args"].update(SIZES)
-    questions["loop"] |= {"max_iterations": 1, "test_at_end": False}
+    questions["loop"] |= {"max_iterations": 1, "test_at_end": False, "progress_bar": True}
     config = write(questions, tmp_path)
     values = []
     for name in ("early", "late"):
         assert main(["fit", "--config", config, "--loop.run_dir", str(tmp_path / name)]) == 0
+        # without a terminal, one line per iteration and evaluation
+        words = [line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()]
+        assert words == ["evaluation", "iteration"]
         values.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["parameters"])
         monkeypatch.setattr(early_data, "early_data", lambda _: None)
     assert values[0].keys() == values[1].keys()
