@@ -98,13 +98,20 @@ def test_data_of_another_library_have_the_items_of_their_prompts(tmp_path: Path)
     assert own == others
 
 
-def test_training_goes_on_with_the_same_random_numbers(tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    loop_module = tiny_module()
-    torch.set_rng_state(before)
-    items_of(tmp_path, loop_module, tiny_data())
-    assert torch.equal(torch.get_rng_state(), before)
+def random_reward(prompts: Any, responses: Any, examples: Any) -> torch.Tensor:
+    return torch.rand(len(prompts))
+
+
+def test_training_goes_on_with_the_same_random_numbers_whatever_sampler_and_reward_draw(tmp_path: Path) -> None:
+    found = []
+    for seed in (5, 6):
+        module = tiny_module(reward=random_reward)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(items_of(tmp_path / str(seed), module, tiny_data()))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert found[0] == found[1]
+    assert len({one["reward"] for one in found[0]}) > 1
 
 
 def test_a_corrected_right_answer_is_another_evaluation() -> None:
