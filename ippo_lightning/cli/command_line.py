@@ -24,7 +24,7 @@ from ippo_lightning.cli.experiment_paths import (
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
 from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, run_config, without_trust
-from ippo_lightning.cli.usage_hints import require_option
+from ippo_lightning.cli.usage_hints import require_option, require_yaml_of
 from ippo_lightning.cli.yaml_text import dump_yaml, load_yaml, read_text
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import CONFIG, RunFolder
@@ -153,6 +153,7 @@ def _add_file(line: CommandLine, name: str, part: Part | None, run_folder: Path 
     if not isinstance(content, dict):
         raise UserError(f"config: {name} contains no keys and values; expected a YAML of `ippo {line.words[0]}`")
     if path is not None:
+        require_yaml_of(line.words[0], content, name)
         line.files.append(path)
         line.parts.append(part or part_of(path))
     # names are spelt out here, because the parser knows only the classes that are imported already

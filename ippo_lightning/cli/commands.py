@@ -15,6 +15,7 @@ from ippo_lightning.cli.run_ending import ending_lines
 from ippo_lightning.cli.run_words import EVALUATE_RUNS
 from ippo_lightning.cli.settings import CompareSettings, ExportSettings, MethodSettings, ReplaySettings
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_working_folder, without_trust
+from ippo_lightning.cli.usage_hints import near_folder
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.output_folders import refuse_model_folder
@@ -163,6 +164,9 @@ def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:
     from ippo_lightning.report import report_of
 
     chosen = settings.report
+    for run in chosen.runs:
+        if not Path(run).exists() and near_folder(run):
+            raise UserError(f"folder: '{run}' does not exist{near_folder(run)}")
     path = report_of(
         [Path(run) for run in chosen.runs],
         output=Path(chosen.output) if chosen.output else None,

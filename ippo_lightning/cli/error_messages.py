@@ -91,10 +91,11 @@ def _article(name: str) -> str:
 REPLACED = {"ppo": "use update, advantages, loss and value_loss instead"}
 """Keys of earlier versions, and what took their place."""
 
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: --(?P<key>[^\s=]+)")
 _UNKNOWN = (
     re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
     re.compile(r"does not accept option '(?P<key>[^']+)'"),
-    re.compile(r"unrecognized arguments: --(?P<key>[^\s=]+)"),
+    _UNRECOGNIZED,
     re.compile(r"Key '(?P<key>[^']+)' is not expected"),
 )
 _NO_MODEL = re.compile(r'Parser key "model":[^"]*Expected a path but (?P<name>\S+) either not accessible')
@@ -128,7 +129,9 @@ def suggestion(message: str, known_keys: Iterable[str]) -> str:
         sections = {key.split(".")[0] for key in known} if "." not in wanted else set()
         near = difflib.get_close_matches(wanted, sorted({*known, *sections}), n=1, cutoff=0.6)
         if near:
-            return f"; did you mean '{near[0]}'?"
+            # of the option itself, a reader expects the dashes too
+            dashes = "--" if found.re is _UNRECOGNIZED else ""
+            return f"; did you mean '{dashes}{near[0]}'?"
     return ""
 
 

@@ -69,6 +69,9 @@ def near_file(name: str) -> str:
         stems = [path.partition("/")[2] for path in known]
         found = difflib.get_close_matches(stem, stems, n=1, cutoff=0.8)
         near = [known[stems.index(found[0])]] if found else []
+        # a file of the user's own is the likelier one
+        beside = sorted(str(own) for ending in _ENDINGS for own in Path().glob(f"*{ending}"))
+        near = difflib.get_close_matches(name, beside, n=1, cutoff=0.8) or near
     return f"; did you mean {near[0]}?" if near else ""
 
 

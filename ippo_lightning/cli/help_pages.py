@@ -11,7 +11,7 @@ import ippo_lightning
 from ippo_lightning.cli.short_names import full_path, short_names
 from ippo_lightning.cli.simple_types import options
 from ippo_lightning.cli.sources import Definition, Source, definition, is_a, signature
-from ippo_lightning.cli.usage_hints import unknown_command
+from ippo_lightning.cli.usage_hints import require_command_first, unknown_command
 from ippo_lightning.errors import UserError
 
 COMMANDS = {
@@ -35,7 +35,7 @@ def light_answer(words: Sequence[str]) -> str | None:
     """Return the answer to words that need no parser, or None if the command has to be parsed.
 
     Raises:
-        UserError: the command is unknown.
+        UserError: the command is unknown, or is not the first word.
     """
     if not words or words[0] in ("-h", "--help"):
         return overview()
@@ -43,6 +43,7 @@ def light_answer(words: Sequence[str]) -> str | None:
         return f"ippo {ippo_lightning.__version__}"
     # --print_completion needs the full parser
     if words[0].startswith("-"):
+        require_command_first(words, COMMANDS)
         return None
     if words[0] not in COMMANDS:
         raise unknown_command(words[0], COMMANDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 import sys
@@ -100,6 +101,64 @@ def form_hint(text: str) -> str:
         return ""
     module = ".".join(part for part in Path(match["file"]).parts if part not in (".", "/"))
     return f"; did you mean {module}.{match['name']}?" if match["name"] else f"; expected {module}.FUNCTION"
+
+
+def check_is_function(text: str, field: str) -> None:
+    """Refuse the dotted path of a plain value in a file of the working folder, where a function is expected.
+
+    Args:
+        text: the dotted path.
+        field: the user's setting, for messages.
+
+    Raises:
+        UserError: the file assigns a literal to the name and defines nothing else of it.
+    """
+    module, _, name = text.rpartition(".")
+    if "." in module or module in sys.modules:
+        return
+    values = [
+        node.value
+        for node in _statements(module)
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets)
+    ]
+    is_plain = bool(values) and all(isinstance(value, (ast.Constant, ast.List, ast.Dict)) for value in values)
+    if is_plain and name not in functions_in(module):
+        raise UserError(f"{field}: {name} is no function; expected one in {module}.py{_example(module)}")
+
+
+def module_as_function(name: str, field: str) -> UserError | None:
+    """Return the error of a file of the working folder that stands where a function in it is expected, if it is one.
+
+    Args:
+        name: what the user wrote.
+        field: the user's setting, for messages.
+    """
+    if not Path(f"{name}.py").is_file():
+        return None
+    return UserError(f"{field}: {name} is a file; expected a function in it{_example(name) or f', as {name}.FUNCTION'}")
+
+
+def functions_in(module: str) -> list[str]:
+    """Return the names of the functions and classes that a file of the working folder defines for others.
+
+    Args:
+        module: the name of the file without `.py`.
+    """
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node.name for node in _statements(module) if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def _example(module: str) -> str:
+    names = functions_in(module)
+    return f", such as {module}.{names[0]}" if names else ""
+
+
+def _statements(module: str) -> list[ast.stmt]:
+    """Return the outermost statements of a file, which is parsed and not run; none if it cannot be."""
+    try:
+        return ast.parse(Path(f"{module}.py").read_bytes()).body
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return []
 
 
 def module_hint(name: str) -> str:

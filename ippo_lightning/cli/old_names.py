@@ -28,6 +28,9 @@ _CLASSES = {
 """Old class or function to what took its place."""
 
 
+_SHORT_FORMS = {"lr": "learning_rate"}
+"""What other libraries call a key, where no likeness leads to it."""
+
 _FOLDER_WORDS = ("dir", "folder", "out", "output", "output_dir", "path", "run", "save_dir")
 """What a user may call the folder of a run; no key is near to them."""
 
@@ -45,6 +48,8 @@ def key_hint(key: str, known: Collection[str]) -> str:
     """
     if key in _FOLDER_WORDS and "loop.run_dir" in known:
         return "; the folder of a run is loop.run_dir"
+    if _SHORT_FORMS.get(key) in known:
+        return f"; did you mean '{_SHORT_FORMS[key]}'?"
     # only for the class with `minibatch_size`: in any other, `gamma` is just an unknown key
     said = _SETTINGS.get(key)
     return f"; it is now {said}" if said and "minibatch_size" in known else ""

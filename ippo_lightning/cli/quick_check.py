@@ -15,7 +15,7 @@ from typing import Any
 
 from ippo_lightning.cli.command_line import EXPERIMENT_COMMANDS, CommandLine
 from ippo_lightning.cli.error_messages import REPLACED
-from ippo_lightning.cli.named_objects import existing
+from ippo_lightning.cli.named_objects import check_is_function, existing, module_as_function
 from ippo_lightning.cli.old_names import key_hint
 from ippo_lightning.cli.pretrained_names import check_pretrained
 from ippo_lightning.cli.short_names import nearest_name
@@ -168,7 +168,10 @@ def _require_objects(settings: Mapping[str, Any], command: str) -> None:
         raise no_experiment(command)
     for name in OBJECTS:
         if settings.get(name) is None:
-            raise UserError(f"{name}: missing; expected class_path and init_args, from --config, --task, or --{name}")
+            raise UserError(
+                f"{name}: missing; expected class_path and init_args, from --config, --task, or --{name}, "
+                "for example --task arithmetic"
+            )
 
 
 def _dotted(section: str, path: str) -> list[str]:
@@ -242,6 +245,9 @@ def _check_name(value: str, kinds: set[str], place: _Place) -> None:
     # the parser also reads a value from a file of that name
     if near == value or not kinds <= {"object", "callable"} or Path(value).exists():
         return
+    file_error = module_as_function(value, place.field) if kinds == {"callable"} else None
+    if file_error is not None:
+        raise file_error
     if near is not None:
         raise UserError(f"{place.field}: there is no {value}; did you mean '{near}'?")
     if kinds == {"callable"}:  # of a class the parser knows more names than this library's
@@ -269,6 +275,7 @@ def _check_inside(value: Any, option: Option, place: _Place) -> None:
         for entry in entries:
             _check_value(entry, options(option.inner, option.source), place)
     elif option.kind == "callable" and isinstance(value, str) and "." in value:
+        check_is_function(value, place.field)
         existing(value, place.field, note=f". Got value: {value}" + (f" (in {place.owner})" if place.owner else ""))
 
 

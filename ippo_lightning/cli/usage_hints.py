@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ippo_lightning.cli.experiment_paths import FOLDERS, axis_names, find_file
 from ippo_lightning.errors import UserError
@@ -50,6 +52,60 @@ def missing_argument(message: str) -> str | None:
     if match is None or match[1] not in _WANTED:
         return None
     return f"{match[1].partition('_')[0]}: no {_WANTED[match[1]]}"
+
+
+_OF_FIT, _OF_COMPARE = {"model", "data", "loop", "callbacks"}, {"axes", "methods", "jobs", "seeds", "baseline"}
+
+
+def require_yaml_of(command: str, content: Mapping[str, Any], name: str) -> None:
+    """Refuse the YAML of a comparison for an experiment, and that of an experiment for a comparison.
+
+    Args:
+        command: that got the file.
+        content: of the file.
+        name: of the file.
+
+    Raises:
+        UserError: the keys are those of the other command, and none is of this one.
+    """
+    is_of_fit, is_of_compare = bool(_OF_FIT & content.keys()), bool(_OF_COMPARE & content.keys())
+    if command == "compare" and is_of_fit and not is_of_compare:
+        raise UserError(
+            f"config: {name} is a YAML of `ippo fit`; use `ippo fit --config {name}`, or give a grid such as grids/demo"
+        )
+    if command in ("fit", "evaluate") and is_of_compare and not is_of_fit:
+        raise UserError(f"config: {name} is a grid of several runs; use `ippo compare --config {name}`")
+
+
+def require_command_first(words: Sequence[str], commands: Collection[str]) -> None:
+    """Refuse an option before the command, which the parser would take for a wrong command.
+
+    Args:
+        words: of the command line.
+        commands: those that exist.
+
+    Raises:
+        UserError: a command stands behind an option that is not one of `ippo` itself.
+    """
+    name = words[0].partition("=")[0]
+    place = next((place for place, word in enumerate(words) if word in commands), 0)
+    if name.startswith("--") and name not in ("--print_completion", "--help", "--version") and place:
+        others = shlex.join([*words[:place], *words[place + 1 :]])
+        raise UserError(f"command: {name} stands before it; the command comes first: ippo {words[place]} {others}")
+
+
+def near_folder(name: str) -> str:
+    """Return a hint at the folder beside a missing one that was probably meant, or an empty text.
+
+    Args:
+        name: a path that does not exist.
+    """
+    parent = Path(name).parent
+    if Path(name).exists() or not parent.is_dir():
+        return ""
+    beside = sorted(str(path) for path in parent.iterdir() if path.is_dir())
+    near = difflib.get_close_matches(name, beside, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def require_option(command: str, word: str) -> None:

@@ -58,6 +58,9 @@ def check_text(value: Any, key: str, place: str) -> str:
 def _parsed(line: bytes, place: str) -> Any:
     try:
         return json.loads(line)
+    except json.JSONDecodeError as error:
+        # its own text counts lines too, and the end of this line begins its line 2
+        raise UserError(f"{place}: not JSON ({error.msg} at column {error.pos + 1})") from error
     except (ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{place}: not JSON ({reason})") from error

@@ -199,13 +199,26 @@ WORDS: dict[str, tuple[list[str], str]] = {
     "a model in a folder": (["fit", "--task", "arithmetic", "--model", "empty"], "--model.policy.pretrained empty"),
     "a task by the beginning of its name": (["fit", "--task", "gsm"], "did you mean 'gsm8k'? There are gsm8k, acrobot"),
     "a method with a slip": (["fit", "--task", "arithmetic", "--method", "ipo"], "did you mean 'ippo'? There are ippo"),
-    **{
-        f"pretrained {name}": (
-            ["fit", "--task", "arithmetic", f"--model.init_args.policy.init_args.pretrained={name}"],
-            "model.policy.pretrained: '.*' is no folder and no Hub id .*; did you mean --model arithmetic_llama?",
-        )
-        for name in ("arithmetic_lama", "experiments/models/aritmetic_llama")
-    },
+    "a model with a slip": (
+        ["fit", "--task", "arithmetic", "--model.init_args.policy.init_args.pretrained", "arithmetic_lama"],
+        "model.policy.pretrained: .* is no folder and no Hub id .*; did you mean --model arithmetic_llama?",
+    ),
+    "a short form of a key": (["fit", "--task", "arithmetic", "--model.init_args.optimizer.lr=1"], "'learning_rate'?"),
+    "a file for a function": (
+        ["fit", "--task", "arithmetic", "--model.init_args.reward", "my_reward"],
+        "my_reward is a file; expected a function in it, such as my_reward.right",
+    ),
+    "a number for a function": (
+        ["fit", "--task", "arithmetic", "--model.init_args.reward", "my_reward.limit"],
+        "limit is no function; expected one in my_reward.py, such as my_reward.right",
+    ),
+    "a YAML of fit for compare": (["compare", "--config", "mine.yaml"], "mine.yaml is a YAML of `ippo fit`"),
+    "a grid for fit": (["fit", "--config", "grids/demo"], "use `ippo compare --config grids/demo`"),
+    "a command at the end": (["--config", "mine.yaml", "fit"], "comes first: ippo fit --config mine.yaml"),
+    "a method alone": (["fit", "--method", "ippo"], "for example --task arithmetic"),
+    "a file with a slip": (["fit", "--config", "mien.yaml"], "did you mean mine.yaml?"),
+    "a folder with a slip": (["report", "emtpy"], "folder: 'emtpy' does not exist; did you mean empty?"),
+    "an option with a slip": (["evaluate", "RUN", "--sample", "8"], "did you mean '--samples'?"),
     "an unknown base": (["fit", "--task", "arithmetic", "--base", "zzz"], "expected one of control, ppo, sft"),
     "a project of a YAML that fit refuses": (["init", "new", "--task", "arithmetic", "--model", "wrong.yaml"], "'rr'"),
     "a project of a YAML that the parser refuses": (["init", "new", "--model", "wrong_type.yaml"], "num_epochs"),
@@ -223,7 +236,7 @@ def test_wrong_words_are_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "RUN").mkdir()
     (tmp_path / "empty").mkdir()
-    for path, text in {"RUN/config.yaml": "{}", "a_file": "hello", **WRONG_MODELS}.items():
+    for path, text in {"RUN/config.yaml": "{}", "a_file": "hello", **OWN_FILES}.items():
         (tmp_path / path).write_text(text, encoding="utf-8")
     words, said = WORDS[name]
     line = one_line(words, capsys)
@@ -231,7 +244,9 @@ def test_wrong_words_are_one_line(
     assert not (tmp_path / "new").exists()
 
 
-WRONG_MODELS = {
+OWN_FILES = {
+    "mine.yaml": "model: {class_path: PPOModule}",
+    "my_reward.py": "limit = 3\ndef right(prompts, responses, examples): ...\n",
     "wrong.yaml": "model: {init_args: {policy: {init_args: {lora: {rr: 3}}}}}",
     "wrong_type.yaml": "model: {init_args: {update: {num_epochs: [1]}}}",
 }

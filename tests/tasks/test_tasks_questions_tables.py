@@ -97,7 +97,7 @@ def test_names_of_columns_can_be_given_where_the_first_line_is_a_row(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", b"{}\n{", "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{}\n{"a":', "a.jsonl, line 2: not JSON (Expecting value at column 6)"),
         ("a.jsonl", b"3\n", "a.jsonl, line 1: int; expected an object"),
         ("a.json", b"{}", "a.json: dict; expected a list of objects"),
         ("a.json", b"[1]", "a.json, row 0: int; expected an object"),
@@ -122,6 +122,15 @@ def test_what_cannot_be_read_is_named(name: str, content: bytes, said: str, tmp_
 def test_a_missing_file_is_named_and_the_hub_is_not_asked(path: str) -> None:
     with pytest.raises(UserError, match=r"does not exist; expected a file, a folder or a Hub id"):
         data_files(path, None)
+
+
+def test_a_missing_file_is_named_with_its_key_and_the_nearest_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "problems.jsonl")
+    with pytest.raises(UserError, match=r"^task\.train\.path: .*; did you mean 'problems\.jsonl'\?$"):
+        data_files("problem.jsonl", None, field="task.train")
 
 
 def test_only_a_data_set_of_the_hub_is_a_download(tmp_path: Path) -> None:

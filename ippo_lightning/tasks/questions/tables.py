@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -38,13 +39,19 @@ def table_rows(source: Source, *, field: str) -> Iterator[PlacedRow]:
         yield place, row
 
 
-def is_download(source: Source) -> bool:
+def is_download(source: Source, *, field: str = "task.path") -> bool:
     """Return whether a source is on the Hub, and is copied to this machine.
+
+    Args:
+        source: see `Source`.
+        field: the user's setting, for messages.
 
     Raises:
         UserError: the path looks like a file or folder and does not exist.
     """
-    return not source.streaming and not is_saved(source.path) and data_files(source.path, source.split) is None
+    if source.streaming or is_saved(source.path):
+        return False
+    return data_files(source.path, source.split, field=field) is None
 
 
 def data_files(path: str, split: str | None, *, field: str = "task.path") -> list[Path] | None:
@@ -69,8 +76,18 @@ def data_files(path: str, split: str | None, *, field: str = "task.path") -> lis
     if place.is_file():
         return [_readable(place, field)]
     if place.suffix in READERS or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"{field}: {path!r} does not exist; expected a file, a folder or a Hub id")
+        key = field if field.endswith(".path") else f"{field}.path"
+        raise UserError(f"{key}: {path!r} does not exist; expected a file, a folder or a Hub id{_near_data(place)}")
     return None
+
+
+def _near_data(missing: Path) -> str:
+    """Return the data file or folder beside a missing one that was probably meant, as the end of a message."""
+    if not missing.parent.is_dir():
+        return ""
+    beside = sorted(str(path) for path in missing.parent.iterdir() if path.suffix in READERS or path.is_dir())
+    near = difflib.get_close_matches(str(missing), beside, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _readable(file: Path, field: str) -> Path:

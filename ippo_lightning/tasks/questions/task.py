@@ -109,14 +109,14 @@ class QuestionTask:
     @property
     def is_local(self) -> bool:
         """Whether all questions are in files on this machine."""
-        sources = [source for given in self.sources.values() for source in given]
-        return not any(source.streaming or is_download(source) for source in sources)
+        sources = [(f"task.{name}", source) for name, given in self.sources.items() for source in given]
+        return not any(source.streaming or is_download(source, field=field) for field, source in sources)
 
     def prepare(self) -> None:
         """Download data sets of the Hub into its cache; files need no preparation."""
         for name, sources in self.sources.items():
             for source in sources:
-                if is_download(source):
+                if is_download(source, field=f"task.{name}"):
                     # the first row is enough: the library downloads the whole data set for it
                     list(islice(table_rows(source, field=f"task.{name}"), 1))
 
