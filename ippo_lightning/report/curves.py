@@ -40,7 +40,12 @@ class Curve:
 
 def _history(key: str, *, of_texts: bool = False) -> Callable[[Run], Mapping[int, float]]:
     """Return a reader of a number; one `of_texts` is constant in environments, which have no prompts."""
-    return lambda run: {} if of_texts and run.is_control else run.series(key)
+    return lambda run: {} if of_texts and run.is_control else counted_from_one(run.series(key))
+
+
+def counted_from_one(series: Mapping[int, float]) -> dict[int, float]:
+    """Return a series of the history as the progress of a run counts it: an evaluation at 1 is after iteration 1."""
+    return {iteration + 1: value for iteration, value in series.items()}
 
 
 def _validation(metric: str) -> Callable[[Run], Mapping[int, float]]:
@@ -206,12 +211,12 @@ def plot_curve(comparison: Comparison, path: Path, curve: Curve) -> str | None:
         curve: what to draw.
 
     Returns:
-        The figure in words, for the alternative text; None if no run recorded the number.
+        The figure in words, for the alternative text; None if no run recorded the number at two iterations.
     """
     series = {name: [curve.read(run) for run in method.finished] for name, method in comparison.methods.items()}
     series = {name: found for name, found in series.items() if any(found)}  # without methods that never recorded it
-    if not series:
-        return None
+    if max((len(one) for found in series.values() for one in found), default=0) < 2:
+        return None  # one dot is no curve, and the tables have its number
     words = wording(comparison)
     colours = method_colours(comparison)
     # Of every seed and not of the means, so that the bands lie inside the axis.
@@ -228,9 +233,7 @@ def plot_curve(comparison: Comparison, path: Path, curve: Curve) -> str | None:
         panel.set_title(words(curve.title))
         panel.set_xlabel("iteration")
         iteration_axis(panel, (iteration for found in series.values() for one in found for iteration in one), most=7)
-        # A lone point is its own start, and the line would strike through its name.
-        if any(len(one) > 1 for found in series.values() for one in found):
-            _draw_starts(panel, starts, colours)
+        _draw_starts(panel, starts, colours)
         label_ends(panel, _merged(ends, comparison))
     first = {name: value for name, (_, value) in starts.items()}
     last = {name: height for name, _, _, height in ends}
@@ -265,7 +268,7 @@ def _draw_starts(panel: Axes, starts: Mapping[str, tuple[int, float]], colours: 
         colour = MUTED if is_shared else colours[names[0]]
         panel.axhline(height, color=colour, linewidth=1.3, linestyle=(0, (1, 2)), zorder=1)
     iterations = {iteration for iteration, _ in points}
-    word = "start" if iterations == {0} else f"iteration {min(iterations)}" if len(iterations) == 1 else "first"
+    word = "start" if iterations <= {0, 1} else f"iteration {min(iterations)}" if len(iterations) == 1 else "first"
     panel.plot([], [], color=MUTED, linewidth=1.3, linestyle=(0, (1, 2)), label=word)
     # Below the axes, beside the name of the axis: inside, it would cover a curve.
     panel.legend(loc="upper right", bbox_to_anchor=(1.0, -0.08), fontsize=9, borderaxespad=0.0)

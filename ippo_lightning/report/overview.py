@@ -14,13 +14,12 @@ from ippo_lightning.report.summary import MethodSummary, Results
 
 _MOST_METHODS = 3
 """Methods with sentences of their own; of more, the table is shorter to read."""
+# Evaluations only: each iteration samples other prompts, so their rewards also differ by the choice of the prompts.
 _CURVES = {
     "exact_match": "exact match on validation prompts",
     "unfaithful_fraction": "the unfaithful fraction on validation prompts",
     "validation_reward": "the mean reward on validation prompts",
-    "reward": "the mean reward of the sampled episodes",
     "validation_return": "the mean return of validation episodes",
-    "episode_return": "the mean return of training episodes",
 }
 _FINAL: Mapping[Metric, str] = {
     "exact_match": "The fraction of right responses to the test prompts",
@@ -53,13 +52,13 @@ def overview(comparison: Comparison, results: Results) -> list[str]:
 
 
 def course(comparison: Comparison) -> list[str]:
-    """Return how the main numbers moved, from the start to the mean over the last third: one sentence per number.
+    """Return how the main numbers of the evaluations moved, from the start to the mean over the last third.
 
     Args:
         comparison: the runs.
 
     Returns:
-        Complete sentences; empty for many methods.
+        Complete sentences, one per number; empty for many methods.
     """
     methods = list(comparison.methods.values())
     if len(methods) > _MOST_METHODS:

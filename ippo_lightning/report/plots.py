@@ -129,7 +129,8 @@ def _mean_series(method: Method, key: str) -> dict[int, float]:
     # All iterations of all seeds: one run that stopped early must not cut off the curve of the others.
     iterations = sorted({iteration for one in series for iteration in one})
     found = {iteration: [one[iteration] for one in series if iteration in one] for iteration in iterations}
-    return {iteration: sum(values) / len(values) for iteration, values in found.items()}
+    # Counted from 1, as the curves are.
+    return {iteration + 1: sum(values) / len(values) for iteration, values in found.items()}
 
 
 def plot_time_parts(comparison: Comparison, path: Path) -> str | None:

@@ -84,6 +84,7 @@ def render_html(
         results=results,
         figures=figures,
         training_figures=[figures[name] for name in _training_figures(figures)],
+        has_curves=any(name != "time_parts" for name in _training_figures(figures)),
         skipped=[name.replace("_", " ") for name in skipped],
         colours=method_colours(comparison),
         headline=headline(results),

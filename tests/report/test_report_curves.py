@@ -57,14 +57,15 @@ def test_a_curve_is_the_mean_over_seeds_and_starts_at_a_dotted_line(drawn, tmp_p
     key = "rollout/reward_mean"
     shown = comparison(ppo=[(1, rows(key, 0.2, 0.4, 0.9)), (2, rows(key, 0.4, 0.6))])
     words = plot_curve(shown, tmp_path / "reward.png", CURVES["reward"])
-    assert drawn["curves"] == [([0, 1, 2], pytest.approx([0.3, 0.5, 0.9]))]
+    assert drawn["curves"] == [([1, 2, 3], pytest.approx([0.3, 0.5, 0.9]))]  # as the progress of a run counts
     assert drawn["starts"] == [(pytest.approx(0.3), DOTTED)]
     assert words is not None
     assert words.endswith("At the start: PPO 0.300. At the end: PPO 0.900.")
 
 
 def test_each_part_of_a_reward_has_a_curve(drawn, tmp_path):
-    history = [{"iteration": 0, "rollout/reward/right": 0.5, "rollout/reward/short": -0.1, "rollout/reward/<b>": 1.0}]
+    parts = {"rollout/reward/right": 0.5, "rollout/reward/short": -0.1, "rollout/reward/<b>": 1.0}
+    history = [{"iteration": iteration, **parts} for iteration in range(2)]
     shown = comparison(ppo=[(1, history)], ippo=[(1, rows("rollout/reward_mean", 0.2))])
     curves = part_curves(shown)
     assert list(curves) == ["reward_part_right", "reward_part_short"]  # a name that no reward can have is left out
@@ -120,10 +121,10 @@ def test_a_start_is_the_mean_over_the_seeds_that_have_the_first_iteration():
 )  # fmt: skip
 def test_each_curve_reads_its_number(name, key):
     run = Run(Path(), "m", 1, history=rows(key, 0.25, 0.5))
-    assert CURVES[name].read(run) == {0: 0.25, 1: 0.5}
+    assert CURVES[name].read(run) == {1: 0.25, 2: 0.5}
 
 
-@pytest.mark.parametrize("values", [(0.0,), (0.0, 0.0), (-3.0, -1.0), (1e-12, 1e12), (1e300, -1e300)])
+@pytest.mark.parametrize("values", [(0.0, 0.0), (-3.0, -1.0), (1e-12, 1e12), (1e300, -1e300)])
 @pytest.mark.parametrize("name", ["reward", "gradient_norm", "clip_fraction"])
 def test_any_numbers_can_be_drawn(tmp_path, name, values):
     key = {
@@ -137,4 +138,10 @@ def test_any_numbers_can_be_drawn(tmp_path, name, values):
 
 def test_a_curve_without_data_is_not_drawn(tmp_path):
     assert plot_curve(comparison(ppo=[(1, ())]), tmp_path / "kl.png", CURVES["kl"]) is None
+    assert not (tmp_path / "kl.png").exists()
+
+
+def test_one_dot_is_no_figure(tmp_path):
+    one = comparison(ppo=[(1, rows("rollout/kl", 0.5)), (2, rows("rollout/kl", 0.7))])
+    assert plot_curve(one, tmp_path / "kl.png", CURVES["kl"]) is None
     assert not (tmp_path / "kl.png").exists()

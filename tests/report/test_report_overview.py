@@ -30,8 +30,6 @@ def test_a_run_alone_is_told_from_start_to_end(run):
     assert sentences(run) == [
         "The fraction of right responses to the test prompts is 75.0 %.",
         "From the start to the last third, exact match on validation prompts went from 40.0 % to 60.0 %.",
-        # the mean of 0.7 and 0.9
-        "From the start to the last third, the mean reward of the sampled episodes went from 0.500 to 0.800.",
     ]
 
 
