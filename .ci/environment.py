@@ -37,7 +37,8 @@ def main(folder: str) -> None:
         _make_links()
         _install(environment)
         stamp.touch()
-    print(f"setup: {environment} is ready")
+    activate = environment / ("Scripts/activate" if os.name == "nt" else "bin/activate")
+    print(f"setup: {environment} is ready; next: source {activate}")
 
 
 @contextmanager

@@ -65,6 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
+    task = (folder / "experiments/tasks/my_task.yaml").read_text(encoding="utf-8")
+    with (folder / "experiments/tasks/my_task/sft.yaml").open("a", encoding="utf-8") as file:
+        file.write(task[task.index("data:\n") :])  # as the page tells
     lines = "".join(json.dumps(row) + "\n" for row in rows())
     (folder / "questions.jsonl").write_text(lines, encoding="utf-8")
     save_tiny_model(folder / "tiny")

@@ -127,7 +127,7 @@ def evaluate_all(
         content = {column.name: difference for column, difference in zip(columns[1:], found, strict=True)}
         place = Path(settings.output) if settings.output else columns[0].folder
         RunFolder(place).write(DIFFERENCES, {"minus": columns[0].name, "bootstrap": _BOOTSTRAP, "differences": content})
-    print_evaluations(columns, found)
+    print_evaluations(columns, found, with_pass_at_1=settings.k is not None)
 
 
 @dataclass(frozen=True)

@@ -48,18 +48,23 @@ class Column:
     numbers: Mapping[str, Number]
 
 
-def print_evaluations(columns: Sequence[Column], found: Sequence[Mapping[str, Difference]]) -> None:
+def print_evaluations(
+    columns: Sequence[Column], found: Sequence[Mapping[str, Difference]], *, with_pass_at_1: bool = False
+) -> None:
     """Print what was evaluated, the table, the differences to the first run, and where the files are.
 
     Args:
         columns: at least one.
         found: the differences of each but the first to the first.
+        with_pass_at_1: whether to show pass@1, which is the exact match.
     """
     console = Console()
+    hidden = () if with_pass_at_1 else ("pass_at_1",)
+    found = [{name: value for name, value in each.items() if name not in hidden} for each in found]
     lines = [line for column in columns for line in _heading(column)]
     for start in range(0, len(columns), _SIDE_BY_SIDE):
         part = columns[start : start + _SIDE_BY_SIDE]
-        names = list(dict.fromkeys(name for column in part for name in column.numbers))
+        names = list(dict.fromkeys(name for column in part for name in column.numbers if name not in hidden))
         rows = [(name, [_cell(column.numbers.get(name)) for column in part]) for name in names]
         lines.append(_table("", [column.name for column in part], rows))
     for start in range(0, len(found), _SIDE_BY_SIDE):

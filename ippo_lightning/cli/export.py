@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftModel
 
 import ippo_lightning
 from ippo_lightning.cli.export_folder import check_output, fill_export
-from ippo_lightning.cli.lineage import adapter_base, base_of, lineage, lineage_text
+from ippo_lightning.cli.model_card import PROBED, model_card
 from ippo_lightning.cli.settings import Dtype, ExportSettings
-from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import TextModule
 from ippo_lightning.policies.merging import merged_copy
@@ -25,11 +22,9 @@ from ippo_lightning.policies.self_check import probe_policy
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import restore_checkpoint
 from ippo_lightning.storage.checksums import has_wrong_checksum
-from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.public_text import public_name
-from ippo_lightning.storage.public_yaml import public_value, public_yaml
-from ippo_lightning.storage.run_folder import CONFIG, RESULTS, RunFolder
-from ippo_lightning.storage.untrusted_text import visible_text
+from ippo_lightning.storage.public_yaml import public_yaml
+from ippo_lightning.storage.run_folder import RESULTS, RunFolder
 
 
 def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple[Path, Path]:
@@ -48,7 +43,8 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
     folder = Path(settings.output) if settings.output else run_dir / "export"
     # first, because loading takes long
     check_output(folder, overwrite=settings.overwrite)
-    read_results(run_dir)  # a card without them would be wrong, and the model alone has no card
+    # early: a card without them would be wrong, and the model alone has no card
+    results = read_results(run_dir)
     if not isinstance(module, TextModule):
         kind = type(module).__name__
         raise UserError(f"run: {run_dir} is of a {kind}, without a language model; its weights are in {run_dir}/model")
@@ -61,7 +57,15 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
 
     def write(place: Path) -> None:
         error = _write_model(module.policy, place, settings=settings)
-        card = model_card(run_dir, state=state, form=form, license_name=settings.license, merging_error=error)
+        card = model_card(
+            run_dir,
+            state=state,
+            results=results,
+            form=form,
+            license_name=settings.license,
+            merging_error=error,
+            dtype=settings.dtype,
+        )
         # after the model: PEFT writes a README.md of its own beside an adapter
         card.save(place / "README.md")
 
@@ -84,85 +88,6 @@ def _write_model(policy: Any, place: Path, *, settings: ExportSettings) -> float
     return error
 
 
-def model_card(
-    run_dir: Path,
-    *,
-    state: Mapping[str, Any],
-    form: str,
-    license_name: str | None,
-    merging_error: float | None = None,
-) -> ModelCard:
-    """Return the card: what was trained on what, with which result, by which configuration.
-
-    Args:
-        run_dir: contains `results.json` if the run is complete.
-        state: of the checkpoint.
-        form: `merged`, `adapter` or `full`.
-        license_name: an SPDX name, or None.
-        merging_error: what merging and rounding changed, see `log_prob_difference`; None if nothing was.
-    """
-    results = _results(run_dir, iteration=state["progress"]["iteration"])
-    text = str(state["config"]).rstrip() or _config_text(run_dir)
-    config = _loaded(text)
-    ancestors = lineage(config)
-    base = adapter_base(config) if form == "adapter" else base_of(ancestors)
-    name = run_dir.resolve().name
-    data = ModelCardData(
-        license=license_name,
-        base_model=base,
-        library_name="peft" if form == "adapter" else "transformers",
-        pipeline_tag="text-generation",
-        tags=["ippo-lightning", "ppo", "reinforcement-learning"],
-        model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type="custom",
-                dataset_name="test problems of the run",
-                metric_type=shown_metric(metric, k=results.get("k")),
-                metric_value=results[metric],
-            )
-            for metric in ("exact_match", "majority_vote", "pass_at_k", "unfaithful_fraction")
-            # a run without a right answer has null for the unfaithful fraction
-            if results.get(metric) is not None
-        ],
-    )
-    progress = state["progress"]
-    lines = [
-        f"# {name}",
-        "",
-        f"Trained by {state['module']} of ippo-lightning "
-        f"{state['version']}: {progress['iteration']} iterations, {progress['episodes_seen']} episodes, "
-        f"{progress['optimizer_steps']} optimizer steps, {progress['tokens_trained']} tokens trained.",
-        "",
-        f"- Form: {form}",
-        f"- Base model: {_cell(base) if base else 'none; built from a configuration, see below'}",
-        *([f"- Began with: {_cell(lineage_text(ancestors))}"] if ancestors else []),
-        *(
-            [f"- Merged and rounded: log-probs of {_PROBED} random tokens differ by {merging_error:.1e} at most"]
-            if merging_error is not None
-            else []
-        ),
-        f"- Licence: {license_name or 'not stated; that of the base model and of the data applies'}",
-        "",
-        "## Results",
-        "",
-        *(_result_lines(results) or ["The run has no final results of this model."]),
-        "",
-        *_chosen_lines(results),
-        "## Configuration",
-        "",
-        "Model, data and every setting. `ippo fit --config` on it makes the run again, if the files that it names are "
-        "there: of a path on another machine, only the end is shown.",
-        "",
-        "```yaml",
-        # three backticks inside would end the code block early
-        public_yaml(text).replace("```", "'''").rstrip(),
-        "```",
-    ]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
-
-
 def log_prob_difference(first: Any, second: Any, *, vocabulary: int) -> float:
     """Return the largest difference between the log-probs of two models over random tokens.
 
@@ -175,14 +100,11 @@ def log_prob_difference(first: Any, second: Any, *, vocabulary: int) -> float:
 
     # a generator of its own, so that the same model always gets the same card
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (_PROBED // 32, 32), generator=generator)
+    ids = torch.randint(vocabulary, (PROBED // 32, 32), generator=generator)
     with torch.no_grad():
         # float32 before the softmax, which would otherwise add a rounding error of its own to the difference
         one, two = (model(input_ids=ids.to(model.device)).logits.float().log_softmax(-1) for model in (first, second))
     return float((one - two.to(one.device)).abs().max())
-
-
-_PROBED = 128
 
 
 def _save_merged(policy: Any, folder: Path, *, dtype: Dtype | None) -> float | None:
@@ -224,35 +146,6 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and not has_wrong_checksum(found) else {}
 
 
-def _results(run_dir: Path, *, iteration: int) -> dict[str, Any]:
-    """Return the final results of a run if they are those of the model after `iteration` iterations, else none."""
-    found = read_results(run_dir)
-    return found if found.get("iterations") == iteration else {}
-
-
-def _result_lines(results: Mapping[str, Any]) -> list[str]:
-    rows = [
-        f"| {_cell(shown_metric(name, k=results.get('k')))} | {value:.4g} |"
-        for name, value in results.items()
-        if isinstance(value, (int, float))
-    ]
-    return ["| | |", "|---|--:|", *rows] if rows else []
-
-
-def _chosen_lines(results: Mapping[str, Any]) -> list[str]:
-    """Return what the run chose by itself, such as a precision that the configuration leaves open."""
-    chosen = _mapping(results.get("chosen"))
-    if not chosen:
-        return []
-    rows = [f"| {_cell(name)} | {_cell(value, key=name)} |" for name, value in chosen.items()]
-    return ["## Chosen by the run", "", "| setting | value |", "|---|---|", *rows, ""]
-
-
-def _cell(value: object, *, key: str = "") -> str:
-    # the file may come from anywhere, and a bar or a line break would end the cell
-    return visible_text(public_value(str(value)[:2000], key=key)[:240]).replace("|", "\\|").replace("\n", " ")
-
-
 def _name_base(path: Path) -> None:
     """Let the configuration of an adapter name its base for others, and no folders of this machine."""
     text = path.read_text(encoding="utf-8")
@@ -260,25 +153,3 @@ def _name_base(path: Path) -> None:
     base = content.get("base_model_name_or_path")
     if isinstance(base, str):
         content["base_model_name_or_path"] = public_name(base)
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _loaded(text: str) -> object:
-    try:
-        found: object = load_yaml(text, origin="checkpoint")
-    except UserError:
-        return None
-    return found
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _config_text(run_dir: Path) -> str:
-    path = run_dir / CONFIG
-    return (
-        path.read_text(encoding="utf-8").rstrip()
-        if path.is_file()
-        else f"# ippo-lightning {ippo_lightning.__version__}"
-    )

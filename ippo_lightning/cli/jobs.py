@@ -237,6 +237,8 @@ def _show(progress: Progress, task: TaskID, job: Job) -> None:
     except (IndexError, ValueError):
         return  # nothing yet, or a line that is being written
     reward, kept = last.get("rollout/reward_mean"), last.get("update/kept_fraction")
+    if kept == 1.0 and not any(name.startswith("influence/") for name in last):
+        kept = None  # nothing filters
     words = [f"reward {reward:.2f}" if reward is not None else "", f"kept {kept:.0%}" if kept is not None else ""]
     total = last.get("max_iterations")
     progress.update(task, completed=len(lines), total=total, numbers=" ".join(words))

