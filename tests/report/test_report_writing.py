@@ -169,7 +169,10 @@ def test_a_figure_that_lost_its_data_disappears(drawn, caplog):
     assert not (drawn / "figures" / "exact_match.png").exists()
     assert "figure exact_match skipped" in caplog.text
     assert len(html.all("img")) == 2
-    assert "Not drawn, because the runs contain no data, or that of one iteration only: exact match, sft loss." in "".join(html.text)
+    assert (
+        "Not drawn, because the runs contain no data, or that of one iteration only: exact match, sft loss."
+        in "".join(html.text)
+    )
 
 
 @pytest.mark.parametrize("methods", [("sft",), ("ppo",), ("sft", "ppo", "ippo"), ("random", "ippo")])
