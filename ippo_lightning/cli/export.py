@@ -153,3 +153,4 @@ def _name_base(path: Path) -> None:
     base = content.get("base_model_name_or_path")
     if isinstance(base, str):
         content["base_model_name_or_path"] = public_name(base)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

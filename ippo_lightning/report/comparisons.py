@@ -61,7 +61,7 @@ def read_comparison(root: Path | str) -> Comparison:
         command=origin.command,
         config=settings_text(str(listed.get("config") or "")),
         versions=origin.versions,
-        machine=origin.machine,
+        machine=re.sub(r"(?<!\d)1 runs at a time", "1 run at a time", origin.machine),
         jobs=_jobs(listed),
     )
 

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from ippo_lightning.report.display import MISSING, break_words, counted, percent, plain
 from ippo_lightning.report.measures import MEASURES, Metric, compared_metrics, shown_metrics
-from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third
+from ippo_lightning.report.seed_words import difference_words, table_spread
+from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third, pair_key
 from ippo_lightning.storage.metric_names import shown_metric
 
 _NAME_WIDTH = 18
@@ -140,9 +141,9 @@ def own_columns(summaries: Sequence[MethodSummary]) -> list[OwnColumn]:
 
 def _markdown_caption(results: Results) -> str:
     several = any(len(summary["seeds"]) > 1 for summary in results["methods"].values())
-    over = intervals_over(results)
+    spread = table_spread(results)
     parts = ["means over seeds"] if several else []
-    parts += [f"in brackets the 95 % interval over {over}"] if over else []
+    parts += [f"in brackets {spread}"] if spread else []
     parts += ["seconds: median over the iterations"]
     return f"{'; '.join(parts).capitalize()}."
 
@@ -171,7 +172,8 @@ def _caption(results: Results) -> str:
         seeds = f"One seed per method: {f'95 % intervals over {over}' if over else 'no intervals'}."
     else:
         span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        seeds = f"Mean over {span} seeds; below it the 95 % interval{f' over {over}' if over else ''}."
+        spread = table_spread(results)
+        seeds = f"Mean over {span} seeds{f'; below it {spread}' if spread else ''}."
     unfinished = len(results.get("unfinished", ()))
     parts = [seeds, *([f"Not finished and left out: {counted(unfinished, 'run')}."] if unfinished else [])]
     # One line for all: rich wraps it to the width of the table.
@@ -190,12 +192,18 @@ def _markdown_differences(results: Results) -> list[str]:
         return []
     titles = [f"{MEASURES[metric].short}{', points' * MEASURES[metric].is_fraction}" for metric in metrics]
     lines = ["", f"| Paired difference | Seeds | {' | '.join(titles)} |", f"|---|--:|{'--:|' * len(metrics)}"]
+    titles_of = {
+        pair_key(name, one["baseline"]): f"{one['title']} - {results['methods'][one['baseline']]['title']}"
+        for name, one in results["methods"].items()
+        if one["baseline"]
+    }
     for pair, difference in results["differences"].items():
         cells = [_inline_difference(metric, difference[metric]) for metric in metrics]
         num_seeds = max(len(difference[metric]["seeds"]) for metric in metrics)
-        lines.append(f"| {_escaped(pair)} | {num_seeds} | {' | '.join(cells)} |")
+        lines.append(f"| {_escaped(titles_of[pair])} | {num_seeds} | {' | '.join(cells)} |")
     # A blank line between them, or markdown would make a row of the sentence.
-    return [*lines, "", pairs_over(results)] if pairs_over(results) else lines
+    notes = " ".join(filter(None, [difference_words(results).replace("Below it", "In brackets"), pairs_over(results)]))
+    return [*lines, "", notes] if notes else lines
 
 
 def pairs_over(results: Results) -> str:

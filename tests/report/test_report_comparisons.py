@@ -88,3 +88,9 @@ def test_a_role_for_an_unknown_method_is_refused_in_one_line(folders, role):
     comparison = gather_runs([folders.run("ppo", 1, iterations=1)], root=folders.root)
     with pytest.raises(UserError, match=rf"^{role}: 'ipo' is no method of this report; expected one of \['ppo'\]$"):
         with_roles(comparison, **{role: "ipo"})
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 21])
+def test_one_run_at_a_time_is_singular(folders, jobs):
+    folders.list_methods({"ppo": {"seeds": [1]}}, machine=f"2 cores, {jobs} runs at a time")
+    assert read_comparison(folders.root).machine == f"2 cores, {jobs} {'run' if jobs == 1 else 'runs'} at a time"
