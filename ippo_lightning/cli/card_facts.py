@@ -46,6 +46,11 @@ def class_name(part: object) -> str:
     return str(found or "").rsplit(".", 1)[-1]
 
 
+def policy_of(config: object) -> Mapping[str, Any]:
+    """Return the arguments of the policy of a configuration."""
+    return arguments(arguments(mapping(config).get("model")).get("policy"))
+
+
 def method_of(config: object, *, module: str, iteration: int) -> Method:
     """Return how a run trained.
 

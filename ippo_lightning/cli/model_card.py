@@ -18,6 +18,7 @@ from ippo_lightning.cli.card_facts import (
     licence_of_base,
     mapping,
     method_of,
+    policy_of,
     start_scores,
     validation_scores,
 )
@@ -163,7 +164,7 @@ def _loading_lines(config: object, *, form: str, base: str | None) -> list[str]:
         imports.insert(0, "from peft import PeftModel")
         name = (hub_id(base) or _cell(base or "BASE")).replace('"', "")
         loaded = f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{name}"), "FOLDER")'
-    policy, sampling = _policy(config), mapping(arguments(mapping(config).get("model")).get("evaluation"))
+    policy, sampling = policy_of(config), mapping(arguments(mapping(config).get("model")).get("evaluation"))
     encode = "tokenizer(PROMPT, return_tensors='pt').input_ids"
     if policy.get("chat_template"):
         encode = (
@@ -187,7 +188,7 @@ def _loading_lines(config: object, *, form: str, base: str | None) -> list[str]:
 
 
 def _prompt_lines(config: object, run_dir: Path) -> list[str]:
-    policy = _policy(config)
+    policy = policy_of(config)
     task = arguments(arguments(mapping(config).get("data")).get("task"))
     form = "The prompt is plain text, which the model continues."
     if policy.get("chat_template"):
@@ -305,10 +306,6 @@ def _configuration_lines(text: str) -> list[str]:
         _block(shown).rstrip(),
         "```",
     ]
-
-
-def _policy(config: object) -> Mapping[str, Any]:
-    return arguments(arguments(mapping(config).get("model")).get("policy"))
 
 
 def _shown_text(text: str) -> str:
