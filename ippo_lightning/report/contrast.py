@@ -87,7 +87,7 @@ def contrast_words(contrast: Contrast | None) -> list[str]:
     if not contrast.is_shown:
         return [f"{NONE_SHOWN}: none is larger than chance makes it."]
     more, less = (
-        f"{percent(group.kept)} % of {group.title} (n = {group.count:,})" for group in (contrast.more, contrast.less)
+        f"{percent(group.kept)} % of “{group.title}” (n = {group.count:,})" for group in (contrast.more, contrast.less)
     )
     low, high = (points(min(1.0, bound)) for bound in contrast.interval)
     return [

@@ -93,7 +93,7 @@ def kept_table(method: Method) -> KeptTable | None:
         cells = {name: _cell(found, places) for name, found in {**by_sign, ALL: members}.items() if found}
         rows.append(KeptRow(kind, label, cells))
     compared = {
-        f"{row.title} with {column}": [e for e in members if _sign(e) == column]
+        f"{row.title}, {column}": [e for e in members if _sign(e) == column]
         for row, members in zip(rows, groups.values(), strict=False)
         for column in (POSITIVE, NEGATIVE)
     }

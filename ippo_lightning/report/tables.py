@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -241,6 +242,8 @@ def _markdown_origin(results: Results) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Escape a name, so that it cannot become markdown or HTML."""
-    for character in "\\`*_[]<>|":  # the backslash first, or it would escape the escapes
+    for character in "\\`*[]<>|":  # the backslash first, or it would escape the escapes
         text = text.replace(character, f"\\{character}")
+    # inside a word, as in x86_64, it means nothing to markdown
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     return text or MISSING

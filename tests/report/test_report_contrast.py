@@ -136,7 +136,7 @@ def test_the_pair_that_surely_differs_is_named_and_not_a_small_group_at_the_edge
     assert contrast is not None
     assert (contrast.more.title, contrast.less.title, contrast.is_shown) == ("many", "less", True)
     (sentence,) = contrast_words(contrast)
-    assert "the update used 70.0 % of many (n = 1,000) and 30.0 % of less (n = 1,000)" in sentence
+    assert "the update used 70.0 % of “many” (n = 1,000) and 30.0 % of “less” (n = 1,000)" in sentence
 
 
 @pytest.mark.parametrize(

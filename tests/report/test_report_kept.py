@@ -64,7 +64,7 @@ def test_the_sentences_name_both_signs_and_a_difference_that_is_larger_than_chan
         "It used 75.6 % of those with a positive advantage, which it makes more likely, and 41.7 % of those with a "
         "negative advantage, which it makes less likely."
     )
-    assert "the update used 75.0 % of faithful with advantage > 0 (n = 40) and 0.0 % of faithful with" in third
+    assert "the update used 75.0 % of “faithful, advantage > 0” (n = 40) and 0.0 % of “faithful," in third
 
 
 def cells(table, kind, label=""):
