@@ -13,6 +13,9 @@ from ippo_lightning.report.rendering import render_html
 from ippo_lightning.report.seed_words import band_words, coverage, difference_words, table_spread
 from ippo_lightning.report.summary import bootstrap_interval, seed_interval
 
+THREE_ERRORS = 0.05
+"""Standard errors of a fraction of 400 draws, about three of them."""
+
 
 def of_seeds(*counts):
     methods = {str(n): {"seeds": [*range(n)], "interval_over": "seeds" if n > 1 else "prompts"} for n in counts}
@@ -35,10 +38,10 @@ def test_seeds_that_agree_have_no_range(values):
     ("counts", "spread", "difference"),
     [
         ((2,), "the range of 2 seeds", "Below it the range of 2 seeds: fewer than 5 seeds give no finding."),
-        ((1, 3, 4), "the range of 3 to 4 seeds, of one seed the 95 % bootstrap interval over prompts", "fewer than 5"),
-        ((1,), "the 95 % bootstrap interval over prompts", ""),
-        ((5,), "the 95 % bootstrap interval over seeds", "5 seeds is too narrow"),
-        ((2, 30), "the 95 % bootstrap interval over seeds, the range of 2 seeds", "with at least 5 seeds"),
+        ((1, 3, 4), "the range of 3 to 4 seeds, of one seed the 95 % interval over prompts", "fewer than 5"),
+        ((1,), "the 95 % interval over prompts", ""),
+        ((5,), "the 95 % interval over seeds", "5 seeds is too narrow"),
+        ((2, 30), "the 95 % interval over seeds, the range of 2 seeds", "with at least 5 seeds"),
     ],
 )
 def test_captions_call_what_stands_below_a_mean_by_its_name(counts, spread, difference):
@@ -50,7 +53,7 @@ def test_captions_call_what_stands_below_a_mean_by_its_name(counts, spread, diff
 
 def test_a_band_of_few_seeds_is_their_range():
     assert band_words(of_seeds(1, 3)) == "the range of 3 seeds"
-    assert band_words(of_seeds(6)) == "the 95 % bootstrap interval over seeds"
+    assert band_words(of_seeds(6)) == "the 95 % interval over seeds"
 
 
 @pytest.mark.parametrize("seeds", [5, 10])
@@ -61,7 +64,7 @@ def test_the_coverage_is_that_of_simulated_seeds(seeds):
         values = [generator.gauss(0, 1) for _ in range(seeds)]
         means = sorted(fmean(generator.choices(values, k=seeds)) for _ in range(199))
         hits += means[4] <= 0 <= means[194]
-    assert hits / 400 == pytest.approx(coverage(seeds), abs=0.05)  # about three standard errors
+    assert hits / 400 == pytest.approx(coverage(seeds), abs=THREE_ERRORS)
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
@@ -71,5 +74,5 @@ def test_only_enough_seeds_give_a_verdict_in_the_page(folders, seeds):
     verdicts = re.findall(r'class="(better|worse|unclear)"', html)
     assert bool(verdicts) == (seeds == 5)
     assert (f"range of {seeds} seeds" in html) == (seeds == 2)
-    assert ("95 % bootstrap interval over seeds" in html) == (seeds == 5)
+    assert ("95 % interval over seeds" in html) == (seeds == 5)
     assert ("no finding with 2 seeds" in html) == (seeds == 2)
