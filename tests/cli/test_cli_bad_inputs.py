@@ -205,12 +205,12 @@ WORDS: dict[str, tuple[list[str], str]] = {
     ),
     "a short form of a key": (["fit", "--task", "arithmetic", "--model.init_args.optimizer.lr=1"], "'learning_rate'?"),
     "a file for a function": (
-        ["fit", "--task", "arithmetic", "--model.init_args.reward", "my_reward"],
-        "my_reward is a file; expected a function in it, such as my_reward.right",
+        ["fit", "--task", "arithmetic", "--model.init_args.reward", "reward_of_words"],
+        "reward_of_words is a file; expected a function in it, such as reward_of_words.right",
     ),
     "a number for a function": (
-        ["fit", "--task", "arithmetic", "--model.init_args.reward", "my_reward.limit"],
-        "limit is no function; expected one in my_reward.py, such as my_reward.right",
+        ["fit", "--task", "arithmetic", "--model.init_args.reward", "reward_of_words.limit"],
+        "limit is no function; expected one in reward_of_words.py, such as reward_of_words.right",
     ),
     "a YAML of fit for compare": (["compare", "--config", "mine.yaml"], "mine.yaml is a YAML of `ippo fit`"),
     "a grid for fit": (["fit", "--config", "grids/demo"], "use `ippo compare --config grids/demo`"),
@@ -246,7 +246,7 @@ def test_wrong_words_are_one_line(
 
 OWN_FILES = {
     "mine.yaml": "model: {class_path: PPOModule}",
-    "my_reward.py": "limit = 3\ndef right(prompts, responses, examples): ...\n",
+    "reward_of_words.py": "limit = 3\ndef right(prompts, responses, examples): ...\n",
     "wrong.yaml": "model: {init_args: {policy: {init_args: {lora: {rr: 3}}}}}",
     "wrong_type.yaml": "model: {init_args: {update: {num_epochs: [1]}}}",
 }
