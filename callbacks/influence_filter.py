@@ -178,7 +178,7 @@ class InfluenceFilter(Callback):
         if not self.changes_minibatches:
             self._change(trainer, pl_module, plan)
             return
-        is_due = self.is_due(self.iteration)
+        is_due = self.is_due(self.iteration) and plan.trains_policy
         # an iteration that leaves all rows needs no minibatch
         self.has_acted = self.has_acted or not is_due
         self.iteration += 1

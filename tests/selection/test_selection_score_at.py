@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_episodes import make_episodes
 from training_parts import same, tiny_data, tiny_loop, tiny_module, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
@@ -86,9 +87,12 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
     assert same(trainable(whole), trainable(run(tmp_path / "parts", iterations=2, resume=True, **settings)))
 
 
-def test_iterations_that_are_not_due_are_plain(tmp_path: Path) -> None:
-    module = run(tmp_path / "run", score_at="minibatch", warmup_iterations=1)
-    plain = run(tmp_path / "plain", warmup_iterations=1)
+@pytest.mark.parametrize(
+    "settings", [{"warmup_iterations": 1}, {"update": {"critic_warmup_iterations": 1}}], ids=["filter", "critic"]
+)
+def test_iterations_that_are_not_due_are_plain(settings: dict[str, Any], tmp_path: Path) -> None:
+    module = run(tmp_path / "run", score_at="minibatch", **settings)
+    plain = run(tmp_path / "plain", **settings)
     assert same(trainable(module), trainable(plain))
     assert module.last_stats is not None
     assert "influence/scored_kept_fraction" not in module.last_stats.metrics
@@ -113,6 +117,14 @@ def test_iterations_that_are_not_due_are_plain(tmp_path: Path) -> None:
 def test_what_makes_no_sense_for_a_minibatch_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         InfluenceFilter(**{"score_at": "minibatch", **changes})
+
+
+def test_a_long_warm_up_is_not_taken_for_a_filter_that_never_acts() -> None:
+    callback = InfluenceFilter(score_at="minibatch", rule="reward", warmup_iterations=200)
+    module = torch.nn.Linear(1, 1)
+    for number in range(100):
+        callback.on_rollout_end(None, module, UpdatePlan(episodes=make_episodes([2, 3], [1, 2])))
+        callback.on_train_batch_end(None, module, None, None, number)
 
 
 def test_a_foreign_buffer_has_no_minibatches_to_score() -> None:
