@@ -134,7 +134,7 @@ class InfluenceFilter(Callback):
                 whole_groups=whole_groups,
                 baselines=baselines,
             ),
-            scoring=scoring_at(score_at, scoring or ScoringSettings(), chosen),
+            scoring=scoring_at(score_at, scoring or ScoringSettings(), chosen, whole_groups=whole_groups),
             interface=interface,
         )
         self.token = object()

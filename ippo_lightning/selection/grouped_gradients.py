@@ -106,7 +106,7 @@ def fit_at_once(pl_module: Any, direction: Mapping[str, Tensor], *, num_groups: 
         direction: one of them.
         num_groups: their number.
     """
-    # of the whole model and not of a rank's part, so that all ranks decide alike
+    # The sizes are those of the whole model, so all ranks decide alike.
     return num_groups * _bytes(direction.values()) <= _bytes(pl_module.parameters())
 
 

@@ -41,11 +41,7 @@ class ModuleInterface:
         Raises:
             UserError: there are none.
         """
-        if self._episode_losses is None and not has_method(pl_module, "episode_losses"):
-            raise UserError(
-                f"InfluenceFilter.episode_losses: null, and {type(pl_module).__name__} has no method episode_losses; "
-                f"{TO_PASS}"
-            )
+        require_any("episode_losses", self._episode_losses, pl_module)
 
     def require_losses(self, pl_module: Any) -> None:
         """Check that there are losses to score.
@@ -95,10 +91,20 @@ class ModuleInterface:
         return self._buffer(pl_module, batch) if self._buffer is not None else getattr(pl_module, "buffer", None)
 
 
-def has_method(pl_module: Any, name: str) -> bool:
-    """Return whether a module or one of its parts has a method: `apply` may be called for a part."""
+def require_any(name: str, given: Callable[..., Any] | None, pl_module: Any) -> None:
+    """Check that a function was passed, or that a module or one of its parts has it: `apply` may be called for a part.
+
+    Args:
+        name: of the argument of the filter, and of the method.
+        given: what was passed.
+        pl_module: about to be trained.
+
+    Raises:
+        UserError: there is neither.
+    """
     parts = pl_module.modules() if isinstance(pl_module, torch.nn.Module) else [pl_module]
-    return any(callable(getattr(part, name, None)) for part in parts)
+    if given is None and not any(callable(getattr(part, name, None)) for part in parts):
+        raise UserError(f"InfluenceFilter.{name}: null, and {type(pl_module).__name__} has no method {name}; {TO_PASS}")
 
 
 def trainer_of(pl_module: Any) -> Any:

@@ -12,17 +12,21 @@ from ippo_lightning.selection.accumulation import Accumulation
 from ippo_lightning.selection.rules import SelectionRule
 from ippo_lightning.selection.selector import Selector
 from ippo_lightning.selection.settings import ScoringSettings
+from ippo_lightning.selection.whole_groups import WholeGroups
 
 ScoreAt = Literal["rollout_end", "minibatch"]
 
 
-def scoring_at(score_at: ScoreAt, scoring: ScoringSettings, rule: SelectionRule) -> ScoringSettings:
+def scoring_at(
+    score_at: ScoreAt, scoring: ScoringSettings, rule: SelectionRule, *, whole_groups: WholeGroups | None
+) -> ScoringSettings:
     """Return the settings of scoring, after a check that they make sense there.
 
     Args:
         score_at: where.
         scoring: as the user set it.
         rule: of the filter.
+        whole_groups: of the filter.
 
     Raises:
         UserError: an unknown word, or a combination that makes no sense.
@@ -30,8 +34,9 @@ def scoring_at(score_at: ScoreAt, scoring: ScoringSettings, rule: SelectionRule)
     require_choice("InfluenceFilter.score_at", score_at, get_args(ScoreAt))
     if score_at == "rollout_end":
         return scoring
-    if "groups" in rule.needs:
-        found = f"and {rule.name} reads groups, which are whole only at the end of a rollout"
+    if "groups" in rule.needs or whole_groups is not None:
+        reader = rule.name if whole_groups is None else f"whole_groups {whole_groups}"
+        found = f"and {reader} reads groups, which are whole only at the end of a rollout"
         raise UserError(f"InfluenceFilter.score_at: minibatch, {found}; use rollout_end")
     if type(rule).own_columns is not SelectionRule.own_columns:
         found = f"and {rule.name} reads the rows of a rollout in their order"

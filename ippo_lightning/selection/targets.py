@@ -13,7 +13,7 @@ from torch import Tensor
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import ControlEpisodes, UpdatePlan
 from ippo_lightning.records.pass_size import MaxTokens, require_max_tokens
-from ippo_lightning.selection.module_interface import TO_PASS, ValidationLoss, has_method
+from ippo_lightning.selection.module_interface import ValidationLoss, require_any
 
 
 class OwnTerms(NamedTuple):
@@ -107,11 +107,7 @@ class Demonstrations(Target):
         Raises:
             UserError: there is none.
         """
-        if self.validation_loss is None and not has_method(module, "validation_loss"):
-            raise UserError(
-                f"InfluenceFilter.validation_loss: null, and {type(module).__name__} has no method validation_loss; "
-                f"{TO_PASS}"
-            )
+        require_any("validation_loss", self.validation_loss, module)
 
     def loss(self, module: Any, plan: UpdatePlan, *, trainer: Any = None) -> TargetLoss:
         """Return the validation loss and the demonstrations.

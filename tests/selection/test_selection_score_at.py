@@ -105,6 +105,7 @@ def test_iterations_that_are_not_due_are_plain(settings: dict[str, Any], tmp_pat
             {"rule": MaxRewardVariance()},
             r"minibatch, and MaxRewardVariance reads groups, .*; use rollout_end",
         ),
+        ({"whole_groups": "mean"}, r"minibatch, and whole_groups mean reads groups, .*; use rollout_end"),
         (
             {"rule": AdvantageHeuristic()},
             "minibatch, and AdvantageHeuristic reads the rows .* in their order; use roll",
