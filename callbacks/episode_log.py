@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from lightning import Callback
 
+from ippo_lightning.callbacks.kept_buffers import BufferKeeper
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.maths import masked_row_mean
-from ippo_lightning.records import Example, TextEpisodes, UpdatePlan, UpdateStats
+from ippo_lightning.records import ControlEpisodes, Example, RolloutPlan, TextEpisodes, UpdatePlan, UpdateStats
 from ippo_lightning.storage.run_folder import EPISODES, JsonObject
 from ippo_lightning.tasks import Grader, call_grader, label_text
 
@@ -33,37 +34,58 @@ class EpisodeLog(Callback):
 
     Args:
         every_n_iterations: 1 writes every iteration.
-        file_name: name of the file inside the run's folder.
+        file_name: name of the file inside the run's folder; None to write no episodes.
+        keep_buffers: also keep what repeats the update of these iterations, in `buffers/`, for `ippo diagnose`,
+            `ippo trace` and `ippo intervene`. A file has the rows of the iteration, and the trained parameters and the
+            optimizer's state before the update. In environments, whose rows have no texts, it writes these files only.
 
     Raises:
-        UserError: `every_n_iterations` is below 1.
+        UserError: `every_n_iterations` is below 1, or nothing would be written.
     """
 
-    def __init__(self, every_n_iterations: int = 1, file_name: str = EPISODES) -> None:
+    def __init__(
+        self, every_n_iterations: int = 1, file_name: str | None = EPISODES, *, keep_buffers: bool = False
+    ) -> None:
         super().__init__()
         require_range("EpisodeLog.every_n_iterations", every_n_iterations, at_least=1, integer=True)
+        if file_name is None and not keep_buffers:
+            raise UserError(
+                "EpisodeLog.file_name: null, and keep_buffers is false, so nothing would be written; set one"
+            )
         self.every_n_iterations = every_n_iterations
         self.file_name = file_name
+        self.keep_buffers = keep_buffers
+        self._keeper = BufferKeeper()
 
     @property
     def appended_files(self) -> tuple[str, ...]:
         """Files in the run's folder that a checkpoint covers: a resumed run goes on at the line where it was then."""
-        return (self.file_name,)
+        return () if self.file_name is None else (self.file_name,)
 
     def setup(self, trainer: HasRunFolder, pl_module: object, stage: str) -> None:
-        """Refuse a module without prompts and responses.
+        """Refuse a module without prompts and responses, or one whose update cannot be repeated.
 
         Raises:
-            UserError: the module acts in environments.
+            UserError: the module acts in environments and no buffers are kept, or it does not fit `keep_buffers`.
         """
-        require_texts(self, pl_module)
+        if self.keep_buffers:
+            self._keeper.check(pl_module)
+        else:
+            require_texts(self, pl_module)
+
+    def on_rollout_start(self, trainer: HasRunFolder, pl_module: Any, plan: RolloutPlan) -> None:
+        """Copy what the update is going to change."""
+        if self.keep_buffers and pl_module.iteration % self.every_n_iterations == 0:
+            self._keeper.begin(pl_module)
 
     def on_update_end(self, trainer: HasRunFolder, pl_module: object, stats: UpdateStats) -> None:
-        """Write one line per episode."""
-        if is_due(stats, every_n_iterations=self.every_n_iterations):
-            append_rows(
-                Path(trainer.default_root_dir) / self.file_name, episode_rows(stats, grader=grader_of(pl_module))
-            )
+        """Write one line per episode, and what repeats the update."""
+        folder = Path(trainer.default_root_dir)
+        writes = self.file_name is not None and not isinstance(stats.episodes, ControlEpisodes)
+        if writes and is_due(stats, every_n_iterations=self.every_n_iterations):
+            append_rows(folder / str(self.file_name), episode_rows(stats, grader=grader_of(pl_module)))
+        if self.keep_buffers and stats.iteration % self.every_n_iterations == 0:
+            self._keeper.write(folder, pl_module, stats)
 
 
 def require_texts(callback: Callback, module: object) -> None:

@@ -133,7 +133,8 @@ def full_config(parser: ArgumentParser, settings: Namespace) -> str:
     """Return the full configuration of a run as YAML, defaults included."""
     import yaml
 
-    content = yaml.safe_load(parser.dump(settings))[settings.subcommand]
+    # null is a choice, too: left out, it would be read back as the default, which may be a number
+    content = yaml.safe_load(parser.dump(settings, skip_none=False))[settings.subcommand]
     # the files are merged into this text already, and `ippo evaluate`, which reads it too, has no `resume`
     for name in ("config", "resume", CODE, REMOTE_CODE):
         content.pop(name, None)

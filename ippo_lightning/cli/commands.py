@@ -119,6 +119,13 @@ def replay(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None
     print(replay_run(run_dir, path, _module_of(run_dir, given=words), settings=chosen))
 
 
+def analyse(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
+    """Run `ippo diagnose`, `ippo trace` or `ippo intervene`."""
+    from ippo_lightning.cli.analyses import run_analysis
+
+    run_analysis(words[0], settings[words[0]].clone(), words)
+
+
 def _module_of(run_dir: Path, *, given: Sequence[str]) -> Any:
     """Build the module of a run alone: its GPUs, loggers, callbacks and data may not exist here."""
     parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC, given=given)
@@ -209,6 +216,9 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] 
     "compare": compare,
     "export": export,
     "replay": replay,
+    "diagnose": analyse,
+    "trace": analyse,
+    "intervene": analyse,
     "report": report,
 }
 """Each takes the parser, the parsed settings, and the words as the user typed them."""

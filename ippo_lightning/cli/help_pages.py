@@ -22,6 +22,9 @@ COMMANDS = {
     "compare": "methods x seeds from one start, then a table and a report",
     "export": "write a run's model for transformers, PEFT and vLLM",
     "replay": "repeat a step that was not finite, and show where it breaks",
+    "diagnose": "show which records of an iteration worked against the target, and why",
+    "trace": "show how a behaviour was learned, from which records, over iterations",
+    "intervene": "train an iteration again without its negative records, and compare",
     "report": "write the report of one run, or of several side by side",
 }
 # names and not classes: an import of Lightning's classes takes seconds

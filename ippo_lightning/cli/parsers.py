@@ -6,6 +6,7 @@ import re
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -63,7 +64,6 @@ def build_parser(command: str | None = None, *, reads_files: bool = True) -> Arg
     commands = parser.add_subcommands(required=True)
     for name in COMMANDS if command is None else (command,):
         inner = _PARSERS[name]()
-        known = inner if reads_files else without_files(inner)
         known = inner if reads_files else without_files(inner)
         commands.add_subcommand(name, known, help=COMMANDS.get(name))
     return parser
@@ -177,6 +177,17 @@ def replay_parser() -> ArgumentParser:
     return parser
 
 
+def _analysis_parser(name: str) -> ArgumentParser:
+    """Return the parser of `ippo diagnose`, `ippo trace` or `ippo intervene`."""
+    from ippo_lightning.cli.analysis_settings import SETTINGS
+
+    parser = _parser(usage=f"ippo {name} RUN [--key value ...]")
+    parser.add_argument("run", type=str, help="folder of a run of `ippo fit` that kept its buffers")
+    parser.add_class_arguments(SETTINGS[name], as_group=False)
+    _add_trust(parser)
+    return parser
+
+
 def init_parser() -> ArgumentParser:
     """Return the parser of `ippo init`."""
     parser = _parser(usage="ippo init FOLDER [--task NAME] [--model NAME] [--method NAME]")
@@ -220,6 +231,9 @@ _PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "compare": compare_parser,
     "export": export_parser,
     "replay": replay_parser,
+    "diagnose": partial(_analysis_parser, "diagnose"),
+    "trace": partial(_analysis_parser, "trace"),
+    "intervene": partial(_analysis_parser, "intervene"),
     "report": report_parser,
 }
 

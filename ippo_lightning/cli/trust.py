@@ -25,6 +25,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.storage.locks import LOCK
 from ippo_lightning.storage.own_runs import is_own_run, remember_run
 from ippo_lightning.storage.run_folder import (
+    BUFFERS,
     CHECKPOINTS,
     COMPLETIONS,
     CONFIG,
@@ -39,9 +40,9 @@ from ippo_lightning.storage.untrusted_text import visible_text
 
 CODE, REMOTE_CODE = "trust", "trust_remote_code"
 """The options, without dashes."""
-COMMANDS = ("fit", "evaluate", "export", "replay")
+COMMANDS = ("fit", "evaluate", "export", "replay", "diagnose", "trace", "intervene")
 """Commands that build what the configuration of a run names; `report` and `compare` build nothing."""
-_BESIDE = (HISTORY, EVALUATIONS, EPISODES, RESULTS, LOCK, CHECKPOINTS, MODEL, CSV, COMPLETIONS)
+_BESIDE = (HISTORY, EVALUATIONS, EPISODES, RESULTS, LOCK, CHECKPOINTS, MODEL, CSV, COMPLETIONS, BUFFERS)
 _ATTENTION, _OF_TORCH = "attn_implementation", ("eager", "sdpa", "flex_attention")
 _MOST_NAMED = 5
 

@@ -25,6 +25,10 @@ _WANTED = {
     ),
     "evaluate_runs": f"run is given; expected the folder of one, for example: ippo evaluate {_RUN} --samples 8",
     "export": f"run is given; expected the folder of a run of `ippo fit`, for example: ippo export {_RUN}",
+    **{
+        name: f"run is given; expected the folder of a run that kept its buffers, for example: ippo {name} {_RUN}"
+        for name in ("diagnose", "trace", "intervene")
+    },
     "replay": f"run is given; expected the folder of a run of `ippo fit`, for example: ippo replay {_RUN}",
     "report": f"run is given; expected the folder of one or several runs, for example: ippo report {_RUN}",
 }

@@ -12,6 +12,7 @@ from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.minibatch_plans import minibatch_hook
 from ippo_lightning.engine.nonfinite import without_broken
+from ippo_lightning.engine.random_streams import own_streams
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.engine.update import UpdateStages, run_update
 from ippo_lightning.maths import masked_row_mean
@@ -93,6 +94,7 @@ def run_iteration(
         plan.drop(episodes.truncated, reason="truncated")
     _timed(seconds, "plan", lambda: call_hook(callbacks, "on_rollout_end", trainer, stages, plan))
     plan.sealed = True
+    random = own_streams()
     # 6. epochs of minibatches
     on_minibatch = minibatch_hook(callbacks, trainer, stages)
     outcome = _timed(seconds, "update", lambda: run_update(stages, plan, settings, on_minibatch=on_minibatch))
@@ -117,6 +119,7 @@ def run_iteration(
         optimizer_steps=outcome.optimizer_steps,
         tokens_trained=outcome.tokens_trained,
         metrics=metrics,
+        random=random,
     )
     call_hook(callbacks, "on_update_end", trainer, stages, stats)
     return stats

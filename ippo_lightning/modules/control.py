@@ -28,7 +28,7 @@ from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.modules.loss_outputs import Reduction, checked_terms, sums_for_log
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.policies import MLP, PolicyBuilder, PolicyOutput
-from ippo_lightning.records import Batch, ControlEpisodes, Minibatch, RolloutPlan, UpdateStats
+from ippo_lightning.records import Batch, ControlEpisodes, Episodes, Minibatch, RolloutPlan, UpdateStats
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.rollouts import ControlRollouts, EnvironmentSettings, play_episodes
 
@@ -158,11 +158,19 @@ class ControlPPOModule(CriticWarmup, EvaluatedModule):
     def compute_advantages(self, episodes: ControlEpisodes) -> ControlEpisodes:
         """Fill `advantages` and `returns` by the estimator; return one row per transition."""
         rows = self.advantages(episodes).transitions()
+        self.use_rows(rows)
+        return rows
+
+    def use_rows(self, episodes: Episodes) -> None:
+        """Take mean and deviation of the advantages of all ranks, by which scores see them normalised.
+
+        Args:
+            episodes: transitions of this rank.
+        """
         if self.normalise_advantages == "minibatch":
-            moments = masked_moments(values=rows.advantages, mask=rows.mask)
+            moments = masked_moments(values=episodes.advantages, mask=episodes.mask)
             mean, variance = mean_and_variance(Moments(*all_reduce_sum(torch.stack(moments))))
             self._advantage_moments = float(mean), float(variance.sqrt())
-        return rows
 
     # --- the loss, defined once ----------------------------------------------------------------------
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -17,9 +14,10 @@ from ippo_lightning.distributed.dtensor import full_on_rank_zero, sharded_like
 from ippo_lightning.engine.random_streams import RandomStates
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import EncodedResponses
-from ippo_lightning.records import ControlEpisodes, Episodes, Minibatch, TextEpisodes
+from ippo_lightning.records import ControlEpisodes, Episodes, Minibatch, TextEpisodes, plain_values
 from ippo_lightning.storage.atomic import write_whole
 from ippo_lightning.storage.run_folder import nonfinite_files, nonfinite_path
+from ippo_lightning.storage.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from ippo_lightning.modules.base import BaseModule
@@ -101,14 +99,7 @@ def read_failed_step(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file does not exist, is damaged, or is no failed step.
     """
-    try:
-        _require_undamaged(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"failed step: {path} cannot be read ({error.strerror or error})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"failed step: {path} cannot be read ({reason})") from error
+    content = read_tensors(path, name="failed step")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(
             f"failed step: {path} is no failed step of format {FORMAT}; expected nonfinite/step_*.pt of a run"
@@ -126,14 +117,6 @@ _KINDS: dict[str, Any] = {
     "random": (dict, type(None)), "autocast": (str, type(None)), "parameters": dict, "fingerprint": str,
 }  # fmt: skip
 """What a file contains. A file of another origin may be harmless to load, and still have anything in it."""
-
-
-def _require_undamaged(path: str | Path) -> None:
-    """Compare the checksum of each part, which torch writes and does not read."""
-    with zipfile.ZipFile(path) as file:
-        damaged = file.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def load_step_parameters(module: BaseModule, step: Mapping[str, Any]) -> None:
@@ -161,20 +144,12 @@ def load_step_parameters(module: BaseModule, step: Mapping[str, Any]) -> None:
 
 
 def plain(value: object) -> Any:
-    """Return an argument of a loss method as tensors and plain values; what has no such form becomes None.
+    """Return an argument of a loss method as tensors and plain values; see `records.plain_values`.
 
     Args:
         value: a record, tensor, number, text, or a container of them.
     """
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if type(value).__name__ in _KNOWN:
-        return {"record": type(value).__name__, "fields": {name: plain(part) for name, part in _parts(value).items()}}
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else None
+    return plain_values.plain(value, _KNOWN)
 
 
 def rebuilt(value: Any, device: torch.device) -> Any:
@@ -184,20 +159,7 @@ def rebuilt(value: Any, device: torch.device) -> Any:
         value: from a file.
         device: of the tensors.
     """
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict) and set(value) == {"record", "fields"}:
-        if value["record"] not in _KNOWN:
-            raise UserError(f"failed step: {value['record']!r} is unknown; expected one of {', '.join(_KNOWN)}")
-        parts = {str(name): rebuilt(part, device) for name, part in value["fields"].items()}
-        try:
-            return _KNOWN[value["record"]](**parts)
-        except TypeError as error:
-            raise UserError(f"failed step: the fields of {value['record']} are wrong ({error})") from error
-    if isinstance(value, dict):
-        return {key: rebuilt(part, device) for key, part in value.items()}
-    # The columns of a record that are no tensors are tuples.
-    return tuple(rebuilt(part, device) for part in value) if isinstance(value, list) else value
+    return plain_values.rebuilt(value, device, _KNOWN, source="failed step")
 
 
 def rows_of(arguments: tuple[object, ...]) -> Iterator[tuple[object, ...]]:
@@ -239,13 +201,6 @@ def texts_of(module: BaseModule, arguments: tuple[object, ...]) -> list[tuple[st
 
 
 _IDS = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
-
-
-def _parts(record: Any) -> dict[str, Any]:
-    if is_dataclass(record):
-        return {entry.name: getattr(record, entry.name) for entry in fields(record)}
-    names = type(record)._fields if isinstance(record, EncodedResponses) else type(record).__slots__
-    return {name: getattr(record, name) for name in names}
 
 
 def _name(dtype: torch.dtype) -> str:

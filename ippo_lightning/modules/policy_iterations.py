@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from ippo_lightning.algorithms import PolicyLoss
 from ippo_lightning.engine import UpdateSettings, run_iteration
 from ippo_lightning.modules.base import BaseModule
-from ippo_lightning.records import Batch, UpdateStats
+from ippo_lightning.records import Batch, Episodes, UpdateStats
 
 
 class PolicyIterations(BaseModule):
@@ -56,6 +56,13 @@ class PolicyIterations(BaseModule):
 
         Args:
             stats: of the iteration, over all ranks.
+        """
+
+    def use_rows(self, episodes: Episodes) -> None:
+        """Take from the rows of an iteration what its losses need of all of them together; nothing by default.
+
+        Args:
+            episodes: with advantages, of this rank.
         """
 
     def take_step(self) -> float:

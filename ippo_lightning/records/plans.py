@@ -230,6 +230,8 @@ class UpdateStats:
     """Steps that took part in an optimizer step on all ranks, each epoch counted."""
     metrics: Mapping[str, float]
     """Everything that goes into the log, `group/name`."""
+    random: Any = None
+    """`RandomStates` of this rank, before the first minibatch was drawn."""
 
 
 class Minibatch:

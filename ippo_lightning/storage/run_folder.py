@@ -39,6 +39,8 @@ CSV = "csv"
 COMPLETIONS = "completions"
 NONFINITE = "nonfinite"
 """Folder of the steps whose loss or gradient was not finite."""
+BUFFERS = "buffers"
+"""Folder of what repeats the update of an iteration: its rows, and the parameters before."""
 EVALUATED = "evaluations"
 """Folder of the evaluations of `ippo evaluate RUN`, one folder each."""
 READABLE = (CONFIG, HISTORY, EVALUATIONS, EPISODES, RESULTS)
@@ -128,6 +130,28 @@ def nonfinite_files(folder: Path, *, rank: int) -> list[Path]:
 
 def _rank_suffix(rank: int) -> str:
     return f"_rank_{rank}" if rank else ""
+
+
+def buffer_path(folder: Path, *, iteration: int, rank: int) -> Path:
+    """Return the file of a kept iteration.
+
+    Args:
+        folder: the run's folder.
+        iteration: counted from 0.
+        rank: each rank has rows, and so a file, of its own.
+    """
+    return folder / BUFFERS / f"iteration_{iteration:07d}{_rank_suffix(rank)}.pt"
+
+
+def kept_iterations(folder: Path) -> list[int]:
+    """Return the iterations whose buffers are kept, in their order.
+
+    Args:
+        folder: the run's folder; it need not exist.
+    """
+    name = re.compile(r"iteration_(\d+)\.pt")
+    found = (name.fullmatch(path.name) for path in (folder / BUFFERS).glob("iteration_*.pt"))
+    return sorted(int(match[1]) for match in found if match is not None)
 
 
 def completions_path(folder: Path, *, iteration: int) -> Path:
@@ -240,7 +264,7 @@ class RunFolder:
         # The end first and the lines last: what a kill leaves on the way is an older state of the run, or no run.
         for path in [self.path / RESULTS, self.path / TEST_PROMPTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
             path.unlink(missing_ok=True)
-        for name in (MODEL, CHECKPOINTS, COMPLETIONS, NONFINITE, EVALUATED):
+        for name in (MODEL, CHECKPOINTS, COMPLETIONS, NONFINITE, BUFFERS, EVALUATED):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # A callback of the new run may have logged already: its logger replaced the file, and writes into its folder.
         for path, stamp in self._earlier_csv.items():
