@@ -20,6 +20,7 @@ from ippo_lightning.records import UpdatePlan
 from ippo_lightning.records.kept_rounds import KeptRound
 from ippo_lightning.run.checkpoints import load_parameters
 from ippo_lightning.run.fabric_loop import FabricLoop
+from ippo_lightning.run.round_setup import set_up_rounds
 
 
 class RepeatedRounds:
@@ -43,7 +44,10 @@ class RepeatedRounds:
             )
         self.loop = loop
         self.module: Any = loop.module
-        loop.set_up_rounds(round_.parameters)
+        unknown = sorted(round_.parameters.keys() - dict(loop.module.named_parameters()).keys())
+        if unknown:
+            raise UserError(f"buffer: it is of another model; the run's configuration builds none with {unknown[0]}")
+        set_up_rounds(loop, round_.parameters)
         if round_.fingerprint and round_.fingerprint != loop.fingerprint:
             raise UserError("buffer: it is of another model; its frozen parameters are not those of the run's")
 

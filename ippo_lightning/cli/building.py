@@ -134,7 +134,7 @@ def full_config(parser: ArgumentParser, settings: Namespace) -> str:
     import yaml
 
     # null is a choice, too: left out, it would be read back as the default, which may be a number
-    content = yaml.safe_load(parser.dump(settings, skip_none=False))[settings.subcommand]
+    content = yaml.safe_load(parser.dump(settings, skip_unset=False))[settings.subcommand]
     # the files are merged into this text already, and `ippo evaluate`, which reads it too, has no `resume`
     for name in ("config", "resume", CODE, REMOTE_CODE):
         content.pop(name, None)

@@ -28,7 +28,6 @@ from ippo_lightning.run.checkpoints import (
     frozen_fingerprint,
     restore_callbacks,
     restore_checkpoint,
-    train_as_saved,
 )
 from ippo_lightning.run.chosen_values import chosen_values
 from ippo_lightning.run.extra_checkpoints import with_entries_of_callbacks, write_extra
@@ -255,24 +254,6 @@ class FabricLoop(IterationLoop):
         self.module.to(self.fabric.device)
         self.module.attach(self)
         return path
-
-    def set_up_rounds(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """Launch, and prepare module, optimizer and evaluations, to repeat rounds of a run; its folder does not change.
-
-        Args:
-            trained: the parameters that trained in the run, by name; all others are frozen.
-
-        Raises:
-            UserError: another parameter than those of the module trained.
-        """
-        self._launch()
-        self._set_up_data("test")
-        train_as_saved(self.module, trained)
-        self.module.train()
-        self.fingerprint = frozen_fingerprint(self.module)
-        wrapper, self._optimizer = self._wrapped()
-        wrapper.mark_forward_method(self.module.loss_method)
-        self.module.attach(self, wrapper=wrapper)
 
     def checkpoint(self) -> None:
         """Write a checkpoint, unless there is one of this iteration."""

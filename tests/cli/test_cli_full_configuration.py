@@ -17,7 +17,7 @@ import yaml
 from experiment_files import change, write
 from jsonargparse import Namespace
 
-from ippo_lightning.cli.building import build_objects
+from ippo_lightning.cli.building import build_objects, full_config
 from ippo_lightning.cli.full_configuration import fill_parts
 from ippo_lightning.cli.main import main
 from ippo_lightning.cli.parsers import build_parser
@@ -109,6 +109,27 @@ def test_the_whole_configuration_gives_the_same_objects(
     assert stable_text(short.loop) == stable_text(long.loop)
     weights = [dict(module.named_parameters()) for module in (short.model, long.model)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_null_in_place_of_a_number_is_stored_and_read_back_as_null(smallest: dict[str, Any], tmp_path: Path) -> None:
+    arguments = smallest["model"]["init_args"]
+    if "PPOModule" in smallest["model"]["class_path"]:
+        arguments["update"] = {"max_grad_norm": None}
+        arguments["value_loss"] = {"clip_range": None}
+    else:
+        arguments["max_grad_norm"] = None
+    parser = build_parser("fit")
+    given = parser.parse_args(["fit", "--config", write(smallest, tmp_path)])
+    stored = tmp_path / "stored.yaml"
+    stored.write_text(full_config(parser, given), encoding="utf-8")
+    again = parser.parse_args(["fit", "--config", str(stored)])
+    assert full_config(parser, again) == stored.read_text(encoding="utf-8")
+    model = build_objects(parser, again).model
+    if isinstance(model, PPOModule):
+        assert model.update_settings.max_grad_norm is None
+        assert model.value_loss.clip_range is None
+    else:
+        assert model.max_grad_norm is None
 
 
 def test_what_the_module_uses_is_what_the_configuration_states(

@@ -81,8 +81,12 @@ def check(parser: ArgumentParser, base: str, task: str, whole: str, overlay: str
         assert policy["quantization"] == ("nf4" if "nf4" in overlay else None)
         assert policy["dtype"] == ("bfloat16" if "bf16" in overlay else "float32")
     callbacks = [item["class_path"].rpartition(".")[2] for item in settings["callbacks"] or []]
-    filtered = base == "ppo" and method in FILTERS
-    assert callbacks == ["EpisodeLog"] * (base == "ppo") + ["InfluenceFilter"] * filtered
+    assert callbacks == (["EpisodeLog", *added_callbacks(method)] if base == "ppo" else [])
+
+
+def added_callbacks(method: str) -> list[str]:
+    added = read(EXPERIMENTS / "methods" / f"{method}.yaml").get("callbacks+", [])
+    return [item["class_path"] for item in added]
 
 
 def read(path: Path) -> Any:

@@ -162,7 +162,7 @@ def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS, *REWARD_TASKS))
     filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
     of_control = {"iif", "random_drop", "advantage_heuristic", "td_priority"}
-    assert {"ppo", *filters, *of_control} | ALGORITHMS.keys() == set(METHODS)
+    assert {"ppo", "keep_buffers", *filters, *of_control} | ALGORITHMS.keys() == set(METHODS)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,8 @@ def test_a_method_adds_callbacks_to_a_task_and_changes_nothing_else(
         f"runs/{task}/{method}",
     )
     names = [item["class_path"].rpartition(".")[2] for item in changed.pop("callbacks")]
-    assert names == ["EpisodeLog"] + ["InfluenceFilter"] * (method != "ppo")
+    added = yaml.safe_load((EXPERIMENTS / "methods" / f"{method}.yaml").read_text(encoding="utf-8"))
+    assert names == ["EpisodeLog", *(item["class_path"] for item in added.get("callbacks+", []))]
     del plain["callbacks"], plain["config"], changed["config"]
     assert plain == changed
 
