@@ -3,27 +3,33 @@ r"""Whether IIF reaches a return sooner than PPO, beside the paper's numbers and
     python benchmarks/iif.py --tasks frozenlake --seeds 5                # runs what is missing, then prints the table
     python benchmarks/iif.py --tasks frozenlake acrobot minigrid lunarlander --seeds 5
     python benchmarks/iif.py --tasks frozenlake --table                  # only the table, of the runs that ended
+    python benchmarks/iif.py --tasks frozenlake --figure curves.png      # also the learning curves
     python benchmarks/iif.py --price                                     # scoring beside the optimisation of a round
 
-Each run is `ippo fit` in a process of its own, in a folder of its own, and resumes if it was interrupted. Each seed of
-a method is compared with the same seed of PPO; an interval is Student's, at 95 %, over the seeds. An evaluation
-plays 100 episodes after each round and not the paper's 1000, with actions drawn from the policy as there. On a CPU core
-of its own, a run of FrozenLake takes a few minutes, and one of LunarLander about an hour.
+Each run is `ippo fit` in a process of its own, in a folder of its own, and resumes if it was interrupted. A run that
+has ended becomes lines of benchmarks/curves/iif.csv and is not run again. Each seed of a method is compared with the
+same seed of PPO; an interval is Student's, at 95 %, over the seeds. The line `ppo, next seed` compares PPO with itself:
+the levels are those of one noisy curve, so a method without any effect does not get 0. An evaluation plays 100 episodes
+after each round and not the paper's 1000, with actions drawn from the policy as there. On a CPU core of its own, a run
+of FrozenLake takes less than a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import math
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ippo_lightning.metrics import efficiency
+from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.run_folder import EVALUATIONS, HISTORY, RunFolder
 
 FRACTIONS = {"frozenlake": 0.5, "acrobot": 0.5, "highway": 0.5, "minigrid": 0.125, "lunarlander": 0.125,
@@ -37,6 +43,11 @@ PAPER = {
 METHODS = ("iif", "random_drop", "advantage_heuristic", "td_priority")
 DROPPING = ("iif", "random_drop")
 NAMES = ("SE_ave", "SE_peak", "RT_peak")
+
+
+CURVES = Path(__file__).parent / "curves" / "iif.csv"
+Name = tuple[str, str, int]
+"""Task, method and seed."""
 
 
 class Curve(NamedTuple):
@@ -55,26 +66,29 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100, help="of an evaluation")
     parser.add_argument("--rounds", type=int, help="instead of the task's own")
     parser.add_argument("--root", type=Path, default=Path("runs/iif"))
+    parser.add_argument("--curves", type=Path, default=CURVES, help="the file of curves")
     parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--figure", type=Path, help="write the learning curves into this file")
     parser.add_argument("--price", action="store_true", help="seconds of scoring and of optimisation")
     options = parser.parse_args()
     if options.price:
         print(price(rounds=options.rounds or 5))
         return
-    for task in options.tasks:
-        for seed in range(1, options.seeds + 1):
-            for method in ("ppo", *options.methods):
-                if not options.table:
-                    run(task, method, seed, options)
-    for line in table(options.root, options.tasks, options.methods, seeds=options.seeds):
+    curves = read_curves(options.curves)
+    wanted = itertools.product(options.tasks, range(1, options.seeds + 1), ("ppo", *options.methods))
+    for task, seed, method in () if options.table else wanted:
+        if (task, method, seed) not in curves:
+            curves[task, method, seed] = run(task, method, seed, options)
+            write_curves(options.curves, curves)
+    for line in table(curves, options.tasks, options.methods, seeds=options.seeds):
         print(line)
+    if options.figure is not None:
+        draw(curves, options.tasks, ("ppo", *options.methods), options.figure)
 
 
-def run(task: str, method: str, seed: int, options: argparse.Namespace) -> None:
-    """Begin or continue one run, unless it has ended."""
-    folder = folder_of(options.root, task, method, seed)
-    if RunFolder(folder).has_ended():
-        return
+def run(task: str, method: str, seed: int, options: argparse.Namespace) -> Curve:
+    """Begin or continue one run, unless it has ended; return its curve."""
+    folder = options.root / task / method / f"seed{seed}"
     words = [
         "fit", "--task", task, "--method", method, "--seed_everything", str(seed),
         "--loop.run_dir", str(folder), "--loop.resume", "true", "--loop.progress_bar", "false",
@@ -84,68 +98,136 @@ def run(task: str, method: str, seed: int, options: argparse.Namespace) -> None:
         words += ["--callbacks.init_args.rule.init_args.fraction", str(FRACTIONS[task])]
     if options.rounds is not None:
         words += ["--loop.max_iterations", str(options.rounds)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "ippo_lightning.cli", *words], check=True, stdin=subprocess.DEVNULL)
+    if not RunFolder(folder).has_ended():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, "-m", "ippo_lightning.cli", *words], check=True, stdin=subprocess.DEVNULL)
+    return curve_of(folder)
 
 
-def folder_of(root: Path, task: str, method: str, seed: int) -> Path:
-    """Return the folder of a run."""
-    return root / task / method / f"seed{seed}"
-
-
-def curve_of(folder: Path) -> Curve | None:
-    """Return the evaluations of a run that has ended, else None."""
+def curve_of(folder: Path) -> Curve:
+    """Return the evaluations of a run that has ended."""
     found = RunFolder(folder)
-    if not found.has_ended():
-        return None
     rows = {int(row["iteration"]): float(row["episode_return"]) for row in found.read_rows(EVALUATIONS)}
     seconds = [float(row["time/iteration_seconds"]) for row in found.read_rows(HISTORY)]
     return Curve([rows[number] for number in range(1, len(seconds) + 1)], seconds)
 
 
-def table(root: Path, tasks: Sequence[str], methods: Sequence[str], *, seeds: int) -> list[str]:
-    """Return the lines of a Markdown table, one per task and method: mean, interval and paper, in per cent.
+def read_curves(path: Path) -> dict[Name, Curve]:
+    """Return the curves of a file by task, method and seed; none if there is no such file."""
+    curves: dict[Name, Curve] = {}
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                name = row["task"], row["method"], int(row["seed"])
+                curve = curves.setdefault(name, Curve([], []))
+                curve.returns.append(float(row["return"]))
+                curve.seconds.append(float(row["seconds"]))
+    return curves
+
+
+def write_curves(path: Path, curves: Mapping[Name, Curve]) -> None:
+    """Write curves into a file, one line per round."""
+    lines = ["task,method,seed,round,return,seconds"]
+    for (task, method, seed), curve in sorted(curves.items()):
+        rounds = enumerate(zip(*curve, strict=True), start=1)
+        lines += [f"{task},{method},{seed},{number},{value:.6g},{seconds:.3g}" for number, (value, seconds) in rounds]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_whole(path, "\n".join(lines) + "\n")
+
+
+def table(curves: Mapping[Name, Curve], tasks: Sequence[str], methods: Sequence[str], *, seeds: int) -> list[str]:
+    """Return the lines of a Markdown table, one per task and method: mean, interval and paper.
 
     Args:
-        root: of the runs.
+        curves: by task, method and seed.
         tasks: of them.
         methods: each compared with `ppo`.
         seeds: 1 to this number; those without both runs are left out.
     """
     lines = [
-        f"| task | method | seeds | {' | '.join(NAMES)} | levels never reached |",
-        "|---|---|---|---|---|---|---|",
+        f"| task | method | seeds | mean return, minus PPO's | {' | '.join(f'{name}, %' for name in NAMES)} | never reached |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for task in tasks:
-        for method in methods:
-            found = []
-            for seed in range(1, seeds + 1):
-                own, other = (curve_of(folder_of(root, task, name, seed)) for name in (method, "ppo"))
-                if own is not None and other is not None:
-                    seconds = {"seconds": own.seconds, "baseline_seconds": other.seconds}
-                    found.append(efficiency(own.returns, other.returns, **seconds))
-            cells = []
-            for place, name in enumerate(NAMES):
-                paper = f" (paper: {PAPER[task][place]})" if method == "iif" else ""
-                cells.append(spread([getattr(one, name.lower()) for one in found]) + paper)
-            never = statistics.fmean(one.never_reached for one in found) if found else math.nan
-            lines.append(f"| {task} | {method} | {len(found)} | {' | '.join(cells)} | {100 * never:.0f} % |")
+        pairs = {
+            method: [((task, method, seed), (task, "ppo", seed)) for seed in range(1, seeds + 1)] for method in methods
+        }
+        others = [((task, "ppo", seed % seeds + 1), (task, "ppo", seed)) for seed in range(1, seeds + 1)]
+        for method, names in {**pairs, "ppo, next seed": others}.items():
+            both = [(curves[own], curves[base]) for own, base in names if own in curves and base in curves]
+            lines.append(f"| {task} | {method} | {len(both)} | {row(both, PAPER[task] if method == 'iif' else ())} |")
     return lines
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return mean and 95 % interval in per cent; a seed that does not reach the level is counted and left out."""
-    reached = [100 * value for value in values if not math.isnan(value)]
+def row(both: Sequence[tuple[Curve, Curve]], paper: Sequence[float]) -> str:
+    """Return the cells of one line.
+
+    Args:
+        both: the curve of the method and that of PPO, one pair per seed.
+        paper: its numbers for SE_ave, SE_peak and RT_peak; may be empty.
+    """
+    found = [
+        efficiency(own.returns, base.returns, seconds=own.seconds, baseline_seconds=base.seconds) for own, base in both
+    ]
+    gains = [statistics.fmean(own.returns) - statistics.fmean(base.returns) for own, base in both]
+    cells = [spread(gains, scale=1.0, digits=3)]
+    for place, name in enumerate(NAMES):
+        beside = f" (paper: {paper[place]})" if paper else ""
+        cells.append(spread([getattr(one, name.lower()) for one in found]) + beside)
+    never = statistics.fmean(one.never_reached for one in found) if found else math.nan
+    return " | ".join([*cells, f"{100 * never:.0f} %"])
+
+
+def spread(values: Sequence[float], *, scale: float = 100.0, digits: int = 1) -> str:
+    """Return mean and 95 % interval; a seed that does not reach the level is counted and left out.
+
+    Args:
+        values: one per seed; NaN for one that does not reach the level.
+        scale: of the numbers; 100 for per cent.
+        digits: after the point.
+    """
+    reached = [scale * value for value in values if not math.isnan(value)]
     if not reached:
         return "-"
     missing = f", {len(values) - len(reached)} not reached" if len(reached) < len(values) else ""
     mean = statistics.fmean(reached)
     if len(reached) < 2:
-        return f"{mean:.1f}{missing}"
+        return f"{mean:.{digits}f}{missing}"
     from scipy import stats
 
     half = float(stats.t.ppf(0.975, len(reached) - 1)) * statistics.stdev(reached) / math.sqrt(len(reached))
-    return f"{mean:.1f} [{mean - half:.1f}, {mean + half:.1f}]{missing}"
+    return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]{missing}"
+
+
+def draw(curves: Mapping[Name, Curve], tasks: Sequence[str], methods: Sequence[str], path: Path) -> None:
+    """Draw the mean return over seeds after each round, with its 95 % interval, one panel per task.
+
+    Args:
+        curves: by task, method and seed.
+        tasks: of them.
+        methods: of them; one without a run is left out.
+        path: of the figure.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from scipy import stats
+
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False, layout="constrained")
+    for task, axis in zip(tasks, axes[0], strict=True):
+        for method in methods:
+            runs = [curve.returns for (of_task, name, _), curve in curves.items() if (of_task, name) == (task, method)]
+            if not runs:
+                continue
+            values, rounds = np.array(runs), np.arange(1, len(runs[0]) + 1)
+            mean = values.mean(axis=0)
+            axis.plot(rounds, mean, label=f"{method}, {len(runs)} seeds")
+            if len(runs) > 1:
+                half = stats.t.ppf(0.975, len(runs) - 1) * values.std(axis=0, ddof=1) / math.sqrt(len(runs))
+                axis.fill_between(rounds, mean - half, mean + half, alpha=0.2, linewidth=0)
+        axis.set(title=task, xlabel="round", ylabel="return of an evaluation")
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
 
 
 def price(rounds: int) -> dict[str, float]:
