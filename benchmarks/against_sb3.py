@@ -3,7 +3,8 @@ r"""Whether PPO in environments computes what stable-baselines3's PPO computes, 
     pip install stable-baselines3==2.9.*                 # beside this package
     python benchmarks/against_sb3.py --check             # advantages and updates of one shared buffer; seconds
     python benchmarks/against_sb3.py --speed             # CPU seconds of an iteration, turn about in one process
-    python benchmarks/against_sb3.py --curves CartPole-v1 --rounds 25 --seeds 5
+    python benchmarks/against_sb3.py --curves CartPole-v1 --rounds 20 --seeds 5 > curves.jsonl
+    python benchmarks/against_sb3.py --compare curves.jsonl                 # whether the curves differ
 
 Both have stable-baselines3's own settings: 2048 steps of one environment, 10 epochs of minibatches of 64, Adam 3e-4,
 and networks of 2 x 64 units. For learning curves the return is the mean of the newest 100 episodes, whose actions are
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--curves", metavar="ENVIRONMENT")
+    parser.add_argument("--compare", metavar="FILE")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
@@ -67,6 +70,8 @@ def main() -> None:
     if options.curves:
         for line in curves(options.curves, rounds=options.rounds, seeds=options.seeds):
             print(line)
+    if options.compare:
+        print(compared(Path(options.compare)))
 
 
 # --- both systems -----------------------------------------------------------------------------------------------
@@ -287,6 +292,24 @@ def curves(environment: str, *, rounds: int, seeds: int) -> list[str]:
         for system, found in (("sb3", theirs), ("ours", mine)):
             lines.append(json.dumps({"system": system, "seed": seed, "returns": [round(one, 2) for one in found]}))
     return lines
+
+
+def compared(path: Path) -> dict[str, list[float]]:
+    """Return, for the mean over all rounds and for the last round, ours minus theirs: difference and 95 % interval.
+
+    Args:
+        path: of lines that `curves` returned. The interval is Welch's, over seeds: no seed of one is one of the other.
+    """
+    from scipy import stats
+
+    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = {}
+    for name, number in (("all rounds", statistics.fmean), ("last round", lambda returns: returns[-1])):
+        mine, theirs = ([number(run["returns"]) for run in runs if run["system"] == one] for one in ("ours", "sb3"))
+        test = stats.ttest_ind(mine, theirs, equal_var=False)
+        low, high = test.confidence_interval(0.95)
+        found[name] = [round(float(one), 2) for one in (statistics.fmean(mine) - statistics.fmean(theirs), low, high)]
+    return found
 
 
 if __name__ == "__main__":

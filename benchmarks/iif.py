@@ -144,15 +144,12 @@ def table(curves: Mapping[Name, Curve], tasks: Sequence[str], methods: Sequence[
         methods: each compared with `ppo`.
         seeds: 1 to this number; those without both runs are left out.
     """
-    lines = [
-        f"| task | method | seeds | mean return, minus PPO's | {' | '.join(f'{name}, %' for name in NAMES)} | never reached |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["task", "method", "seeds", "mean return, minus PPO's", *(f"{name}, %" for name in NAMES), "never reached"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    numbers = range(1, seeds + 1)
     for task in tasks:
-        pairs = {
-            method: [((task, method, seed), (task, "ppo", seed)) for seed in range(1, seeds + 1)] for method in methods
-        }
-        others = [((task, "ppo", seed % seeds + 1), (task, "ppo", seed)) for seed in range(1, seeds + 1)]
+        pairs = {method: [((task, method, seed), (task, "ppo", seed)) for seed in numbers] for method in methods}
+        others = [((task, "ppo", seed % seeds + 1), (task, "ppo", seed)) for seed in numbers]
         for method, names in {**pairs, "ppo, next seed": others}.items():
             both = [(curves[own], curves[base]) for own, base in names if own in curves and base in curves]
             lines.append(f"| {task} | {method} | {len(both)} | {row(both, PAPER[task] if method == 'iif' else ())} |")
