@@ -61,7 +61,14 @@ def test_ranks_that_find_nothing_make_the_same_rounds_and_no_step(outcome: Outco
         found = rank["all_equal"]
         assert numbers(found) == (2, 12, 12, 0.0)
         assert (found["kept"], found["optimizer_steps"], found["changed"]) == (0, 0, False)
-        assert found["episodes_seen"] == 48
+        assert found["episodes_seen"] == 24
+
+
+def test_what_a_rank_finds_beyond_the_sum_is_not_trained_on(outcome: Outcome) -> None:
+    first, second = (rank["odd"] for rank in outcome.ranks)
+    assert numbers(first) == numbers(second) == (1, 6, 1, 1.0), "one is missing, and each rank samples one"
+    assert (len(first["prompts"]), len(second["prompts"])) == (2, 2)
+    assert (len(first["sampled"]), len(second["sampled"])) == (3, 3)
 
 
 def test_the_smallest_reserve_ends_the_search_of_all_ranks(outcome: Outcome) -> None:
@@ -69,7 +76,7 @@ def test_the_smallest_reserve_ends_the_search_of_all_ranks(outcome: Outcome) -> 
     assert numbers(first) == numbers(second) == (1, 6, 3, 3 / 4)
 
 
-@pytest.mark.parametrize("name", ["by_rank", "all_equal"])
+@pytest.mark.parametrize("name", ["by_rank", "odd", "all_equal"])
 def test_both_ranks_have_the_same_parameters(outcome: Outcome, name: str) -> None:
     first, second = outcome.tensors(name)
     assert all(torch.equal(first[key], second[key]) for key in first)

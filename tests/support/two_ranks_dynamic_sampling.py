@@ -68,11 +68,16 @@ def by_rank(prompts: Any, responses: Any, examples: Any) -> list[float]:
     return [float(row % 2) * (rank() == 0) for row in range(len(prompts))]
 
 
+def one_prompt_equal(prompts: Any, responses: Any, examples: Any) -> list[float]:
+    """Equal rewards for one prompt of rank 0 alone."""
+    return [1.0 if prompt == PROMPTS[0] else float(row % 2) for row, prompt in enumerate(prompts)]
+
+
 def all_equal(prompts: Any, responses: Any, examples: Any) -> list[float]:
     return [1.0] * len(prompts)
 
 
-REWARDS = {"by_rank": by_rank, "all_equal": all_equal}
+REWARDS = {"by_rank": by_rank, "all_equal": all_equal, "odd": one_prompt_equal}
 
 
 def module_of(reward: Any, *, num_prompts: int, max_rounds: int = 2, kind: type[PPOModule] = PromptModule) -> PPOModule:
@@ -124,7 +129,7 @@ def main(folder: Path) -> None:
     for name, reward in REWARDS.items():
         # the own rollouts of each rank
         module = module_of(reward, num_prompts=2, kind=PPOModule)
-        numbers[name] = trained(folder / name, module, fabric, PROMPTS[mine::2], max_iterations=2)
+        numbers[name] = trained(folder / name, module, fabric, PROMPTS[mine::2])
         torch.save(trainable(module), folder / f"{name}.rank{mine}.pt")
     # rank 1 has one prompt in reserve, rank 0 has six
     module = module_of(by_rank, num_prompts=2, max_rounds=5, kind=PPOModule)
