@@ -28,7 +28,8 @@ class DynamicSampling:
 
     Args:
         num_prompts: prompts with different rewards that an iteration trains on, on each rank. Several ranks look for
-            their sum together, so that no rank waits for the bad luck of another one.
+            their sum together, so that no rank waits for the bad luck of another one. null for a part of the batch that
+            leaves as many prompts for each round: its size divided by 1 + `max_rounds`.
         max_rounds: how often prompts are replaced, at the most, >= 1. After that, or without a prompt in reserve, the
             iteration goes on with what there is.
 
@@ -36,12 +37,22 @@ class DynamicSampling:
         UserError: a number out of its range.
     """
 
-    num_prompts: int = 16
+    num_prompts: int | None = None
     max_rounds: int = 3
 
     def __post_init__(self) -> None:
-        require_range("dynamic_sampling.num_prompts", self.num_prompts, at_least=1, integer=True)
+        if self.num_prompts is not None:
+            require_range("dynamic_sampling.num_prompts", self.num_prompts, at_least=1, integer=True)
         require_range("dynamic_sampling.max_rounds", self.max_rounds, at_least=1, integer=True)
+
+    def num_first(self, size: int) -> int:
+        """Return how many prompts of a batch are sampled at first.
+
+        Args:
+            size: prompts of the batch, >= 1.
+        """
+        wanted = max(size // (1 + self.max_rounds), 1) if self.num_prompts is None else self.num_prompts
+        return min(wanted, size)
 
 
 class Reserve:
@@ -49,13 +60,13 @@ class Reserve:
 
     Args:
         batch: of this rank, by column, with one entry per prompt in each.
-        num_first: prompts that are sampled at first; `first` contains fewer if the batch does.
+        settings: how many prompts are sampled at first; `first` contains fewer if the batch does.
 
     Raises:
         UserError: a column has not one entry per prompt.
     """
 
-    def __init__(self, batch: Batch, *, num_first: int) -> None:
+    def __init__(self, batch: Batch, settings: DynamicSampling) -> None:
         sizes = {name: len(column) if hasattr(column, "__len__") else None for name, column in batch.items()}
         self._size = sizes.get("prompts") or 0
         for name, size in sizes.items():
@@ -66,7 +77,7 @@ class Reserve:
                     "entry per prompt"
                 )
         self._batch, self._taken = batch, 0
-        self.first = self.take(min(num_first, self._size))
+        self.first = self.take(settings.num_first(self._size))
 
     def __len__(self) -> int:
         return self._size - self._taken

@@ -71,7 +71,7 @@ def run_iteration(
     # A generator would be empty after the first hook.
     callbacks = list(callbacks)
     trains_policy = iteration >= settings.critic_warmup_iterations
-    reserve = None if dynamic_sampling is None else Reserve(batch, num_first=dynamic_sampling.num_prompts)
+    reserve = None if dynamic_sampling is None else Reserve(batch, dynamic_sampling)
     # 1. callbacks decide how many responses each prompt gets
     rollout_plan = stages.plan_rollout(batch if reserve is None else reserve.first)
     call_hook(callbacks, "on_rollout_start", trainer, stages, rollout_plan)

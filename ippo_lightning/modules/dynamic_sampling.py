@@ -43,10 +43,11 @@ def check_reserve(settings: DynamicSampling | None, datamodule: object) -> None:
         UserError: a batch has no more prompts than an iteration wants.
     """
     size = getattr(datamodule, "batch_size", None)
-    if settings is not None and isinstance(size, int) and size <= settings.num_prompts:
+    if settings is not None and isinstance(size, int) and settings.num_first(size) >= size:
+        wanted = settings.num_prompts or 1
         raise UserError(
-            f"dynamic_sampling.num_prompts: {settings.num_prompts}, and data.batch_size: {size} leaves no prompt in "
-            f"reserve; expected a larger batch, for example {(1 + settings.max_rounds) * settings.num_prompts}"
+            f"data.batch_size: {size} leaves no prompt in reserve, and dynamic_sampling trains on {wanted} per "
+            f"iteration; expected a larger batch, for example {(1 + settings.max_rounds) * wanted}"
         )
 
 

@@ -153,8 +153,10 @@ class PPOModule(CriticWarmup, TextModule):
         """Take grader and reward from the data module's task if none was given; see `TextModule.use_data`."""
         super().use_data(datamodule)
         check_reserve(self.dynamic_sampling, datamodule)
-        if self.dynamic_sampling is not None:  # a call has no more responses than those to the first prompts
-            self._training_rows = self.dynamic_sampling.num_prompts * self.sampling.num_responses
+        if self.dynamic_sampling is not None and self._training_rows is not None:
+            # A call has no more responses than those to the first prompts.
+            prompts = self.dynamic_sampling.num_first(self._training_rows // self.sampling.num_responses)
+            self._training_rows = prompts * self.sampling.num_responses
         if datamodule is not None:
             _ = self.reward  # a run without any reward stops here, before its first iteration
 

@@ -13,6 +13,8 @@ from ippo_lightning.engine.dynamic_sampling import FilledGroups, Reserve, fill_g
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import Batch, TextEpisodes
 
+TWO = DynamicSampling(num_prompts=2)
+
 
 class Sampler:
     """Gives each prompt the rewards that its letter stands for, and remembers what it was asked for."""
@@ -43,7 +45,8 @@ def filled(
 ) -> tuple[FilledGroups[TextEpisodes], Sampler]:
     """Fill from prompts that are written with a space between: `d1` has different rewards, `e1` equal ones."""
     sampler, names = Sampler(**rewards), prompts.split()
-    reserve = Reserve({"prompts": names, "examples": [{}] * len(names)}, num_first=num_prompts)
+    settings = DynamicSampling(num_prompts=num_prompts)
+    reserve = Reserve({"prompts": names, "examples": [{}] * len(names)}, settings)
     first = sampler(reserve.first)
     return fill_groups(first, reserve, sampler, wanted=num_prompts, max_rounds=max_rounds), sampler
 
@@ -121,7 +124,7 @@ def test_the_outcome_is_compared_and_not_the_shaped_reward() -> None:
 
 
 def test_a_reserve_divides_every_column_alike() -> None:
-    reserve = Reserve({"prompts": list("abcde"), "examples": tuple(range(5)), "ids": torch.arange(5)}, num_first=2)
+    reserve = Reserve({"prompts": list("abcde"), "examples": tuple(range(5)), "ids": torch.arange(5)}, TWO)
     assert (reserve.first["prompts"], reserve.first["examples"], reserve.first["ids"].tolist()) == (
         ["a", "b"],
         (0, 1),
@@ -134,14 +137,31 @@ def test_a_reserve_divides_every_column_alike() -> None:
 
 
 def test_a_short_batch_is_all_sampled_at_first() -> None:
-    reserve = Reserve({"prompts": ["a", "b"]}, num_first=5)
+    reserve = Reserve({"prompts": ["a", "b"]}, DynamicSampling(num_prompts=5))
     assert (reserve.first["prompts"], len(reserve)) == (["a", "b"], 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "first"),
+    [
+        (DynamicSampling(), 64, 16),
+        (DynamicSampling(), 9, 2),
+        (DynamicSampling(), 3, 1),
+        (DynamicSampling(max_rounds=1), 9, 4),
+        (DynamicSampling(num_prompts=7), 64, 7),
+    ],
+)
+def test_without_a_number_each_round_has_as_many_prompts_in_reserve(
+    settings: DynamicSampling, size: int, first: int
+) -> None:
+    assert settings.num_first(size) == first
+    assert len(Reserve({"prompts": ["a"] * size}, settings)) == size - first
 
 
 @pytest.mark.parametrize(("column", "found"), [(3, "no entries"), ([1], "1 entries")])
 def test_a_column_that_cannot_be_divided_is_refused(column: Any, found: str) -> None:
     with pytest.raises(UserError, match=rf"dynamic_sampling: column epoch of a batch has {found} for 2 prompts"):
-        Reserve({"prompts": ["a", "b"], "epoch": column}, num_first=1)
+        Reserve({"prompts": ["a", "b"], "epoch": column}, TWO)
 
 
 @pytest.mark.parametrize("name", ["num_prompts", "max_rounds"])
