@@ -1,5 +1,6 @@
 """One iteration as numbered stages. It knows nothing of influence: plain PPO is this code without callbacks."""
 
+from ippo_lightning.engine.dynamic_sampling import DynamicSampling
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.iteration import IterationStages, run_iteration
 from ippo_lightning.engine.random_streams import global_seed, random_states, restore_random_states, seed_training
@@ -7,6 +8,7 @@ from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.engine.update import run_update
 
 __all__ = [
+    "DynamicSampling",
     "IterationStages",
     "UpdateSettings",
     "call_hook",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.engine.dynamic_sampling import DynamicSampling, FilledGroups, Reserve, fill_groups
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.minibatch_plans import minibatch_hook
-from ippo_lightning.engine.nonfinite import without_broken
+from ippo_lightning.engine.nonfinite import OnNonfinite, without_broken
 from ippo_lightning.engine.random_streams import own_streams
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.engine.update import UpdateStages, run_update
@@ -50,6 +52,7 @@ def run_iteration(
     iteration: int,
     callbacks: Iterable[object] = (),
     trainer: object = None,
+    dynamic_sampling: DynamicSampling | None = None,
 ) -> UpdateStats:
     """Run one iteration: roll out, reward, estimate advantages, let callbacks plan, update.
 
@@ -61,34 +64,45 @@ def run_iteration(
         callbacks: their `on_rollout_start`, `on_rollout_end`, `on_minibatch_start` and `on_update_end` are called, if
             they have them.
         trainer: what callbacks get as their trainer: a `lightning.Trainer` or a `FabricLoop`.
+        dynamic_sampling: replaces prompts whose rewards are all equal; None to train on each prompt of the batch.
 
     Returns:
         What happened, with metrics summed over all ranks.
     """
     # A generator would be empty after the first hook.
     callbacks = list(callbacks)
-    seconds: dict[str, float] = {}
+    trains_policy = iteration >= settings.critic_warmup_iterations
+    reserve = None if dynamic_sampling is None else Reserve(batch, dynamic_sampling)
     # 1. callbacks decide how many responses each prompt gets
-    rollout_plan = stages.plan_rollout(batch)
+    rollout_plan = stages.plan_rollout(batch if reserve is None else reserve.first)
     call_hook(callbacks, "on_rollout_start", trainer, stages, rollout_plan)
-    rollout_plan.sealed = True
-    # 2. sample, and score under policy, reference and critic
-    sampled = _timed(seconds, "rollout", lambda: stages.rollout(rollout_plan))
-    episodes = without_broken(sampled, ("log_probs", "ref_log_probs", "values"), rule=settings.on_nonfinite)
-    left_out = len(sampled) - len(episodes)
-    # 3. call the reward, subtract the KL penalty
-    rewarded = _timed(seconds, "reward", lambda: stages.compute_rewards(episodes))
-    episodes = without_broken(rewarded, ("outcome_rewards", "rewards"), rule=settings.on_nonfinite)
-    left_out += len(rewarded) - len(episodes)
+    # 2. sample, and score under policy, reference and critic; 3. call the reward, subtract the KL penalty
+    collector = _Collector(stages, settings.on_nonfinite)
+    seconds = collector.seconds
+    episodes = collector(rollout_plan)
+    filled: FilledGroups[Record] | None = None
+    # With rewards and before advantages, whose moments are then those of what is trained on. A critic that learns alone
+    # learns from each prompt.
+    if dynamic_sampling is not None and reserve is not None and trains_policy:
+        filled = fill_groups(
+            episodes,
+            reserve,
+            lambda more: collector(stages.plan_rollout(more)),
+            wanted=int((rollout_plan.counts > 0).sum()),
+            max_rounds=dynamic_sampling.max_rounds,
+        )
+        episodes = filled.episodes
     # 4. estimate advantages: without NaN, which whitening would spread to every episode of every rank, and before any
     # callback, so that what is dropped does not change the baseline of what stays. A fragment of an environment becomes
     # as many rows as it has steps.
     estimated = stages.compute_advantages(episodes)
     # Finite rewards can have sums that are not.
     episodes = without_broken(estimated, ("advantages",), rule=settings.on_nonfinite)
-    left_out += len(estimated) - len(episodes)
+    collector.left_out += len(estimated) - len(episodes)
     # 5. callbacks decide what each episode is worth
-    plan = UpdatePlan(episodes=episodes, trains_policy=iteration >= settings.critic_warmup_iterations)
+    plan = UpdatePlan(episodes=episodes, trains_policy=trains_policy)
+    if filled is not None and filled.is_placeholder:
+        plan.drop(torch.ones_like(plan.keep), reason="equal rewards")
     if settings.mask_truncated:
         # Before the callbacks, which then see what the update would train on.
         plan.drop(episodes.truncated, reason="truncated")
@@ -98,10 +112,13 @@ def run_iteration(
     # 6. epochs of minibatches
     on_minibatch = minibatch_hook(callbacks, trainer, stages)
     outcome = _timed(seconds, "update", lambda: run_update(stages, plan, settings, on_minibatch=on_minibatch))
-    collected = rollout_metrics(episodes)
+    # Also of what was replaced: the policy is not only as good as where it is sometimes right.
+    sampled = episodes if filled is None else filled.sampled
+    collected = rollout_metrics(sampled)
     metrics = {
         **collected,
-        "rollout/nonfinite_episodes": float(all_reduce_sum(torch.tensor(float(left_out)))),
+        "rollout/nonfinite_episodes": float(all_reduce_sum(torch.tensor(float(collector.left_out)))),
+        **({} if filled is None else filled.metrics),
         **outcome.metrics,
         "update/kept_fraction": outcome.kept_fraction,
         "update/optimizer_steps": float(outcome.optimizer_steps),
@@ -112,6 +129,7 @@ def run_iteration(
     stats = UpdateStats(
         iteration=iteration,
         episodes=episodes,
+        sampled=sampled,
         plan=plan,
         num_episodes=int(collected["rollout/episodes"]),
         kl=collected["rollout/kl"],
@@ -123,6 +141,28 @@ def run_iteration(
     )
     call_hook(callbacks, "on_update_end", trainer, stages, stats)
     return stats
+
+
+@dataclass
+class _Collector(Generic[Record]):
+    """Stages 2 and 3 of an iteration, which dynamic sampling repeats for other prompts."""
+
+    stages: IterationStages[Record]
+    rule: OnNonfinite
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage, of all calls."""
+    left_out: int = 0
+    """Episodes of this rank that were not finite."""
+
+    def __call__(self, plan: RolloutPlan) -> Record:
+        """Return the episodes of a plan with their rewards, without those that are not finite."""
+        plan.sealed = True
+        sampled = _timed(self.seconds, "rollout", lambda: self.stages.rollout(plan))
+        scored = without_broken(sampled, ("log_probs", "ref_log_probs", "values"), rule=self.rule)
+        rewarded = _timed(self.seconds, "reward", lambda: self.stages.compute_rewards(scored))
+        episodes = without_broken(rewarded, ("outcome_rewards", "rewards"), rule=self.rule)
+        self.left_out += len(sampled) - len(episodes)
+        return episodes
 
 
 def rollout_metrics(episodes: Episodes) -> dict[str, float]:
@@ -160,5 +200,5 @@ def _timed(seconds: dict[str, float], stage: str, action: Callable[[], _Result])
     result = action()
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # queued work belongs to this stage, not to the next one
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
     return result

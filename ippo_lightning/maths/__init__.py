@@ -8,6 +8,7 @@ from ippo_lightning.maths.advantages import (
     last_steps,
     leave_one_out_advantages,
     response_gae,
+    rewards_differ,
 )
 from ippo_lightning.maths.kl import KLEstimator, kl_estimate
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
@@ -71,6 +72,7 @@ __all__ = [
     "policy_loss_terms",
     "reduce_terms",
     "response_gae",
+    "rewards_differ",
     "score_power",
     "sequence_log_ratio",
     "shape_rewards",

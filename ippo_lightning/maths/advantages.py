@@ -208,13 +208,33 @@ def equal_rewards(*, rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two counts of shape [], int64, which ranks can add.
     """
+    _, counts, differ = _compared_groups(rewards, group)
+    is_group = counts > 1
+    return (is_group & ~differ).sum(), is_group.sum()
+
+
+def rewards_differ(*, rewards: Tensor, group: Tensor) -> Tensor:
+    """Return where the rewards of a row's group are not all equal; True for a group of one, which has no comparison.
+
+    Args:
+        rewards: shape [rows].
+        group: shape [rows], int64, equal within a group.
+
+    Returns:
+        Shape [rows], bool, the same for all rows of a group.
+    """
+    members, counts, differ = _compared_groups(rewards, group)
+    return (differ | (counts == 1))[members]
+
+
+def _compared_groups(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the group of each row, counted from 0; the rows of each group; and whether its rewards differ."""
     _, members = group.unique(return_inverse=True)
     num_groups = int(members.max()) + 1 if len(members) else 0
     highest = rewards.new_full((num_groups,), -torch.inf).scatter_reduce(0, members, rewards, "amax")
     lowest = rewards.new_full((num_groups,), torch.inf).scatter_reduce(0, members, rewards, "amin")
-    is_group = members.bincount(minlength=num_groups) > 1
     # Compared and not subtracted: a variance of equal numbers is not always 0 in floating point.
-    return (is_group & (highest == lowest)).sum(), is_group.sum()
+    return members, members.bincount(minlength=num_groups), lowest != highest
 
 
 _LARGE = 1e15

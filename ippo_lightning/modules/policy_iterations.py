@@ -7,8 +7,9 @@ from abc import abstractmethod
 from typing import Any, ClassVar, cast
 
 from ippo_lightning.algorithms import PolicyLoss
-from ippo_lightning.engine import UpdateSettings, run_iteration
+from ippo_lightning.engine import DynamicSampling, UpdateSettings, run_iteration
 from ippo_lightning.modules.base import BaseModule
+from ippo_lightning.modules.dynamic_sampling import Shortfall
 from ippo_lightning.records import Batch, Episodes, UpdateStats
 
 
@@ -22,6 +23,8 @@ class PolicyIterations(BaseModule):
     loss: PolicyLoss
     last_stats: UpdateStats | None = None
     """Of the newest iteration; None before the first one."""
+    dynamic_sampling: DynamicSampling | None = None
+    _shortfall: Shortfall | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, float]:
         """Run one iteration; return numbers for the log."""
@@ -35,8 +38,11 @@ class PolicyIterations(BaseModule):
                 iteration=self.iteration,
                 callbacks=self.backend.callbacks,
                 trainer=self.backend.host,
+                dynamic_sampling=self.dynamic_sampling,
             )
         self.last_stats = stats
+        self._shortfall = self._shortfall or Shortfall()
+        self._shortfall.note(stats, self.dynamic_sampling)
         numbers, num_episodes = self.after_update(stats)
         return self.finish_iteration(
             {

@@ -18,10 +18,11 @@ from ippo_lightning.algorithms import (
     PolicyLoss,
     ValueLoss,
 )
-from ippo_lightning.engine import UpdateSettings
+from ippo_lightning.engine import DynamicSampling, UpdateSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import KLEstimator, kl_estimate, shape_rewards
 from ippo_lightning.modules.critic_warmup import CriticWarmup, require_critic
+from ippo_lightning.modules.dynamic_sampling import check_dynamic_sampling, check_reserve
 from ippo_lightning.modules.group_metrics import group_metrics
 from ippo_lightning.modules.loss_outputs import (
     Reduction,
@@ -68,9 +69,11 @@ class PPOModule(CriticWarmup, TextModule):
         kl_estimator: of that penalty: `k1` is the log-ratio itself.
         optimizer: see `BaseModule`.
         evaluation_seed: see `TextModule`.
+        dynamic_sampling: replace prompts whose responses all have the same reward; None to train on each prompt.
 
     Raises:
-        UserError: a number out of its range, greedy sampling, or a critic that the advantage estimator does not use.
+        UserError: a number out of its range, greedy sampling, a critic that the advantage estimator does not use, or
+            dynamic sampling with one response per prompt.
     """
 
     standard_parts = PPO_PARTS
@@ -96,6 +99,7 @@ class PPOModule(CriticWarmup, TextModule):
         kl_estimator: KLEstimator = "k1",
         optimizer: OptimizerSettings | None = None,
         evaluation_seed: int = 0,
+        dynamic_sampling: DynamicSampling | None = None,
     ) -> None:
         own_sampling = sampling or SamplingSettings()
         own_sampling.require_random("model.sampling")
@@ -108,6 +112,8 @@ class PPOModule(CriticWarmup, TextModule):
         )
         require_coefficients(entropy_coef, missing_eos_penalty, kl_estimator)
         check_importance_cap(importance_cap, own_sampling, own_rollout=type(self).rollout is not PPOModule.rollout)
+        check_dynamic_sampling(dynamic_sampling, own_sampling)
+        self.dynamic_sampling = dynamic_sampling
         self._reward: HeldReward | None = None
         self.reward_timeout = reward_timeout
         self.reward = reward
@@ -146,6 +152,11 @@ class PPOModule(CriticWarmup, TextModule):
     def use_data(self, datamodule: object) -> None:
         """Take grader and reward from the data module's task if none was given; see `TextModule.use_data`."""
         super().use_data(datamodule)
+        check_reserve(self.dynamic_sampling, datamodule)
+        if self.dynamic_sampling is not None and self._training_rows is not None:
+            # A call has no more responses than those to the first prompts.
+            prompts = self.dynamic_sampling.num_first(self._training_rows // self.sampling.num_responses)
+            self._training_rows = prompts * self.sampling.num_responses
         if datamodule is not None:
             _ = self.reward  # a run without any reward stops here, before its first iteration
 
@@ -160,8 +171,8 @@ class PPOModule(CriticWarmup, TextModule):
         if not self.is_critic_warmup:
             self.kl_controller.update(kl=stats.kl, num_episodes=stats.num_episodes)
         numbers = {
-            **gap_metrics(stats.episodes, self.sampling),
-            **group_metrics(stats.episodes, self.advantages),
+            **gap_metrics(stats.sampled, self.sampling),
+            **group_metrics(stats.sampled, self.advantages),
             **(self._reward.take_metrics() if self._reward is not None else {}),
             "rollout/kl_coef": coef,
         }
@@ -193,7 +204,8 @@ class PPOModule(CriticWarmup, TextModule):
         """
         texts = (episodes.prompts, episodes.responses, episodes.examples)
         skip = self.update_settings.on_nonfinite == "skip"
-        outcome = self.reward(*texts, allow_nonfinite=skip, episodes=episodes, grader=self.grader)
+        joins = self.dynamic_sampling is not None  # the reward is called once per round
+        outcome = self.reward(*texts, allow_nonfinite=skip, episodes=episodes, grader=self.grader, joins_parts=joins)
         outcome = outcome.to(episodes.log_probs)
         # In the reward and not in the loss, so no gradient flows through it, and any estimator may be used.
         kl = kl_estimate(

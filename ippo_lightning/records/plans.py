@@ -216,10 +216,12 @@ class UpdateStats:
     """Counted from 0."""
     episodes: Episodes
     """The episodes of this iteration, of this rank."""
+    sampled: Episodes
+    """The same, with those that dynamic sampling replaced."""
     plan: UpdatePlan
     """The sealed plan."""
     num_episodes: int
-    """Rows that were collected on all ranks."""
+    """Rows that were sampled on all ranks."""
     kl: float
     """Mean divergence from the reference per episode, in nats, over all ranks."""
     kept_fraction: float

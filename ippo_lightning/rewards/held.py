@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError, require_range
@@ -47,7 +48,7 @@ class HeldReward:
         self.reward = reward
         self.timeout = timeout
         self.last_parts: dict[str, Tensor] = {}
-        """Of the last call, shape [rows] each; empty for a reward without parts."""
+        """Of the last call, or of several that were joined, shape [rows] each; empty for a reward without parts."""
 
     def __call__(
         self,
@@ -58,8 +59,19 @@ class HeldReward:
         allow_nonfinite: bool = False,
         episodes: TextEpisodes | None = None,
         grader: Grader | None = None,
+        joins_parts: bool = False,
     ) -> Tensor:
-        """Return one reward per episode, shape [rows], float32, on the CPU; see `call_in_parts`."""
+        """Return one reward per episode, shape [rows], float32, on the CPU; see `call_in_parts`.
+
+        Args:
+            prompts: see `call_in_parts`, as all arguments but the last.
+            responses: see there.
+            examples: see there.
+            allow_nonfinite: see there.
+            episodes: see there.
+            grader: see there.
+            joins_parts: whether the parts of earlier calls that nobody took stay before those of this one.
+        """
         called = call_in_parts(
             self.reward,
             (prompts, responses, examples),
@@ -68,7 +80,11 @@ class HeldReward:
             episodes=episodes,
             grader=grader,
         )
-        self.last_parts = called.parts
+        earlier = self.last_parts if joins_parts else {}
+        self.last_parts = {
+            name: torch.cat([parts[name] for parts in (earlier, called.parts) if name in parts])
+            for name in {**earlier, **called.parts}
+        }
         return called.total
 
     @property
@@ -100,12 +116,12 @@ class HeldReward:
         return callable(is_grade_of) and bool(is_grade_of(self.reward, grader))
 
     def take_parts(self) -> dict[str, Tensor]:
-        """Return the parts of the last call, of each call once; shape [rows] each, empty for a reward without parts."""
+        """Return the parts in `last_parts`, of each call once; shape [rows] each, empty for a reward without parts."""
         parts, self.last_parts = self.last_parts, {}
         return parts
 
     def take_metrics(self) -> dict[str, float]:
-        """Return the means of the parts of the last call for the log, over all ranks; each call of a reward once."""
+        """Return the means of the parts in `last_parts` for the log, over all ranks; each call of a reward once."""
         return part_metrics(self.take_parts())
 
 

@@ -136,7 +136,7 @@ class IterationLoop(TrainerAttributes, ABC):
         self.owes_evaluation = False
 
     def _note_equal_rewards(self, bar: ProgressBar) -> None:
-        episodes = getattr(getattr(self.module, "last_stats", None), "episodes", None)
+        episodes = getattr(getattr(self.module, "last_stats", None), "sampled", None)
         line = self._equal_rewards.line(
             episodes,
             iteration=self.module.iteration,

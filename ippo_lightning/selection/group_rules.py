@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.errors import require_choice, require_range
+from ippo_lightning.maths import rewards_differ
 from ippo_lightning.selection.rules import SelectionRule
 from ippo_lightning.selection.table import RolloutTable
 
@@ -63,8 +64,8 @@ class MaxRewardVariance(SelectionRule):
 class DropEqualRewards(SelectionRule):
     """Drop all responses to a prompt if their rewards are all equal: a group baseline learns nothing from them.
 
-    Source: arXiv 2503.14476 (DAPO), dynamic sampling, without the refill: the iteration gets smaller, and the log shows
-    by how much. A prompt with a single response is kept.
+    The iteration gets smaller, and the log shows by how much; `model.dynamic_sampling` samples other prompts in their
+    place. Source: arXiv 2503.14476 (DAPO). A prompt with a single response is kept.
     """
 
     @property
@@ -74,15 +75,7 @@ class DropEqualRewards(SelectionRule):
 
     def keep(self, table: RolloutTable) -> Tensor:
         """Return which rows have a prompt with different rewards, or with one response."""
-        _, members = table.groups.unique(return_inverse=True)
-        counts = members.bincount()
-        bounds = [table.rewards.new_zeros(len(counts)) for _ in range(2)]
-        low, high = (
-            bound.scatter_reduce(0, members, table.rewards, how, include_self=False)
-            for bound, how in zip(bounds, ("amin", "amax"), strict=True)
-        )
-        # Compared and not subtracted: a variance of equal numbers is not always 0 in floating point.
-        return ((low < high) | (counts == 1))[members]
+        return rewards_differ(rewards=table.rewards, group=table.groups)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,6 +213,8 @@ def test_an_algorithm_has_the_numbers_of_its_recipe_and_takes_a_filter(
         responses = 16 if method == "dapo" else base["sampling"]["num_responses"]
         assert settings["sampling"] == {**base["sampling"], "num_responses": responses}
         assert settings["optimizer"] == base["optimizer"]
+        sampled_again = {"num_prompts": None, "max_rounds": 3} if method == "dapo" else None
+        assert settings["dynamic_sampling"] == sampled_again
 
 
 @pytest.mark.parametrize("base", ["ppo", pytest.param("sft", marks=pytest.mark.slow)])
