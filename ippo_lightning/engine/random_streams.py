@@ -29,7 +29,7 @@ class RandomStates(TypedDict):
     torch: Tensor
     """Of the CPU, uint8."""
     cuda: list[Tensor]
-    """Of each GPU, uint8; empty without one."""
+    """Of each GPU, uint8; empty if this process has used none."""
 
 
 def global_seed() -> int:
@@ -55,7 +55,8 @@ def own_streams() -> RandomStates:
         # A tensor, because `torch.load(weights_only=True)` refuses NumPy arrays.
         "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), *cached),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # A process that has not used its GPUs has drawn from none of their streams.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 

@@ -43,11 +43,14 @@ def gae(
     # Column 0 does not exist in a record without steps.
     later = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.new_zeros(len(rewards))
     columns = []
-    for step in reversed(range(rewards.shape[1])):
-        counts = mask[:, step]
-        current = delta[:, step] + gamma * gae_lambda * torch.where(done[:, step], 0.0, later)
+    # Asked once for all steps: in a long rollout of a few environments, most steps need neither of the two choices.
+    ends, skips = done.any(dim=0).tolist(), (~mask).any(dim=0).tolist()
+    steps = zip(delta.unbind(1), done.unbind(1), mask.unbind(1), ends, skips, strict=True)
+    for delta_t, done_t, counts, has_end, has_skip in reversed(list(steps)):
+        trace = torch.where(done_t, 0.0, later) if has_end else later
+        current = delta_t + gamma * gae_lambda * trace
         # A step where the mask is False passes the trace on unchanged.
-        later = torch.where(counts, current, later)
+        later = torch.where(counts, current, later) if has_skip else current
         columns.append(current)
     found = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)
     return torch.where(mask, found, torch.zeros_like(found))

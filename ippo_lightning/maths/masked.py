@@ -133,4 +133,4 @@ def whiten(
 
 def _zero_off_mask(values: Tensor, mask: Tensor) -> Tensor:
     # `where`, not a product: NaN times zero is NaN
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    return torch.where(mask, values, 0.0)
