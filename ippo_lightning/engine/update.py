@@ -286,7 +286,7 @@ def _accumulated(
             totals[name] = totals[name] + value if name in totals else value
     # One reduction for all sums, stacked in the same order on every rank.
     names = tuple(sorted(totals))
-    reduced = all_reduce_sum(torch.stack([totals[name].double() for name in names]))
+    reduced = all_reduce_sum(torch.stack([totals[name] for name in names]).double())
     if scale != 1:  # only losses were scaled up with their denominators
         parts = zip(names, reduced, strict=True)
         reduced = torch.stack([value * scale if name.endswith("_loss") else value for name, value in parts])

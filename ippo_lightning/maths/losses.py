@@ -148,9 +148,10 @@ def update_diagnostics(
     # For both signs of the advantage: this number measures how far the ratios have moved, not where the loss is flat.
     is_clipped = (ratio - 1 > clip_high) | (1 - ratio > clip_low)
     return {
-        "clipped_tokens": masked_sum(values=is_clipped.to(ratio.dtype), mask=mask),
+        # Where the mask is False, the ratio is 1: nothing is clipped there, and the divergence is 0.
+        "clipped_tokens": is_clipped.sum().to(ratio.dtype),
         # expm1: near equality, exp(x) - 1 would only be the rounding of 1.
-        "approx_kl_sum": masked_sum(values=log_ratio.expm1() - log_ratio, mask=mask),
+        "approx_kl_sum": (log_ratio.expm1() - log_ratio).sum(),
         "ratio_sum": masked_sum(values=ratio, mask=mask),
         "tokens": mask.sum().to(ratio.dtype),
     }

@@ -177,7 +177,7 @@ class BaseModule(RebuildableModule):
     def clear_gradients(self) -> None:
         """Remove all gradients, without a step."""
         self.only_optimizer().zero_grad()
-        self.step_trace = StepTrace()
+        self.step_trace.end_step()
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last."""
@@ -215,7 +215,7 @@ class BaseModule(RebuildableModule):
         optimizer.step()
         self.backend.call_hook("on_before_zero_grad", own)
         optimizer.zero_grad()
-        self.step_trace = StepTrace()
+        self.step_trace.end_step()
         return float(norm) if norm is not None else math.nan
 
     def keeping_failed_step(self) -> AbstractContextManager[None]:
