@@ -276,7 +276,7 @@ def _accumulated(
             policy_denominator=max(policy_count, 1.0) * divisors.shrink * scale,
             value_denominator=max(value_count, 1.0) * scale,
         )
-        largest = int(costs[one.rows].max())
+        largest = int((costs if is_whole else costs[one.rows]).max())
         measuring = size.measuring(rows.device, tokens=len(one.rows) * largest, largest=largest)
         # Around the forward too: DDP decides there whether the backward will average.
         with measuring, stages.no_sync(not one.is_last):

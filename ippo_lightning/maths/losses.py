@@ -142,7 +142,7 @@ def update_diagnostics(
         `clipped_tokens`, `approx_kl_sum` (k3 form, nats), `ratio_sum`, `tokens`; each [] float.
     """
     # Before the exponential, which what stands in padding could overflow.
-    log_ratio = torch.where(mask, log_probs - old_log_probs, torch.zeros_like(log_probs))
+    log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
     clipped = log_ratio if clipped_log_ratio is None else torch.where(mask, clipped_log_ratio, 0.0)
     ratio = clipped.exp()
     # For both signs of the advantage: this number measures how far the ratios have moved, not where the loss is flat.
