@@ -105,8 +105,9 @@ def _call_each(callbacks: Sequence[Any], name: str, *arguments: object) -> None:
 
 def _own_hook(module: EvaluatedModule, name: str) -> Callable[..., object] | None:
     """Return the hook of a user's subclass; those of this library's modules are for `lightning.Trainer` alone."""
+    library = _library_class(type(module))  # type: ignore[arg-type]  # a class can be hashed
     own = getattr(type(module), name, None)
-    return None if own is getattr(_library_class(type(module)), name, None) else getattr(module, name)  # type: ignore[arg-type]
+    return None if own is getattr(library, name, None) else getattr(module, name)
 
 
 @cache
