@@ -138,7 +138,7 @@ def run_update(
     skipped = torch.zeros(len(work.weights), dtype=torch.bool, device=device)
     for _ in range(settings.num_epochs if num_minibatches else 0):
         for rows in _shuffled(trained, num_minibatches):
-            one = Step(work, rows[~skipped[rows]], divisors)
+            one = Step(work, rows[~skipped[rows]] if skipped.any() else rows, divisors)
             if on_minibatch is not None:
                 one = planned_step(one, on_minibatch, settings=settings)
                 if not any_rank(len(one.rows) > 0, device=device):
@@ -269,9 +269,8 @@ def _accumulated(
         is_whole = _is_whole(one, whole)
         minibatch = Minibatch(
             episodes=whole if is_whole else whole.select(one.rows),
-            # A repeated pass runs like any other and adds nothing.
-            weights=(weights if is_whole else weights[one.rows]) * one.is_real,
-            value_weights=(value_weights if is_whole else value_weights[one.rows]) * one.is_real,
+            weights=_of_pass(weights, one, is_whole=is_whole),
+            value_weights=_of_pass(value_weights, one, is_whole=is_whole),
             # At least 1: where nothing counts, the loss is 0 / 1 and not 0 / 0.
             policy_denominator=max(policy_count, 1.0) * divisors.shrink * scale,
             value_denominator=max(value_count, 1.0) * scale,
@@ -303,6 +302,12 @@ def _costs(minibatch: Episodes) -> Tensor:
 def _is_whole(one: Pass, minibatch: Episodes) -> bool:
     """Return whether a pass has all rows of a minibatch in their order."""
     return torch.equal(one.rows, torch.arange(len(minibatch), device=one.rows.device))
+
+
+def _of_pass(weights: Tensor, one: Pass, *, is_whole: bool) -> Tensor:
+    """Return the weights of a pass; a repeated one runs like any other and adds nothing."""
+    chosen = weights if is_whole else weights[one.rows]
+    return chosen if one.is_real else torch.zeros_like(chosen)
 
 
 def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]:
