@@ -40,6 +40,8 @@ from ippo_lightning.run.settings import LoopSettings
 GAMMA, LAMBDA, RATE = 0.99, 0.95, 3e-4
 SMALL = 1e-3
 """Weight of the critic's loss in the check: a large one would use up the norm of the gradient, and clip no ratio."""
+RESAMPLES = 10_000
+"""Of the bootstrap."""
 NAMES = {
     "actor.0.1": "mlp_extractor.policy_net.0",
     "actor.0.3": "mlp_extractor.policy_net.2",
@@ -249,7 +251,9 @@ def _difference(mine: Tensor, theirs: np.ndarray) -> float:
 def speed(rounds: int, environment: str = "CartPole-v1") -> dict[str, float]:
     """Return the median CPU seconds of an iteration of both on one thread, and the ratio, ours by theirs.
 
-    CPU seconds, because the load of the machine would change from one turn to the next.
+    CPU seconds, because the load of the machine would change from one turn to the next. It changes CPU seconds, too,
+    by what other processes leave of the caches. So each turn has a ratio of its own; `ratio` is their median, between
+    `low` and `high`, its interval of 95 % by the bootstrap.
 
     Args:
         rounds: of both, turn about; one more warms up.
@@ -267,7 +271,10 @@ def speed(rounds: int, environment: str = "CartPole-v1") -> dict[str, float]:
             taken["sb3"].append(middle - start)
             taken["ours"].append(time.process_time() - middle)
     medians = {name: statistics.median(values[1:]) for name, values in taken.items()}
-    return {**medians, "ratio": medians["ours"] / medians["sb3"]}
+    ratios = np.array(taken["ours"][1:]) / np.array(taken["sb3"][1:])
+    drawn = np.random.default_rng(0).choice(ratios, size=(RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return {**medians, "ratio": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
 def curves(environment: str, *, rounds: int, seeds: int) -> list[str]:

@@ -45,8 +45,8 @@ def counted(sizes: Tensor, weights: Tensor, value_weights: Tensor) -> tuple[floa
         weights: of their policy losses, shape [rows].
         value_weights: of their value losses, shape [rows].
     """
-    counted = torch.stack([sizes[weights > 0].sum(), sizes[value_weights > 0].sum()])
-    policy_count, value_count = all_reduce_sum(counted).tolist()
+    counts = torch.stack([weights, value_weights]) > 0
+    policy_count, value_count = all_reduce_sum((sizes * counts).sum(dim=1)).tolist()
     return policy_count, value_count
 
 

@@ -19,17 +19,22 @@ from ippo_lightning.errors import UserError
 _STRIDE = 1000
 
 
-class RandomStates(TypedDict):
-    """The state of each random stream of one rank, as plain numbers and tensors."""
+class HostStates(TypedDict):
+    """The state of the random streams that belong to Python and NumPy."""
 
     python: tuple[Any, ...]
     """Of `random`."""
     numpy: tuple[str, Tensor, int, int, float]
     """Of `numpy.random`; the tensor contains its 624 keys, int64."""
+
+
+class RandomStates(HostStates):
+    """The state of each random stream of one rank, as plain numbers and tensors."""
+
     torch: Tensor
     """Of the CPU, uint8."""
     cuda: list[Tensor]
-    """Of each GPU, uint8; empty without one."""
+    """Of each GPU, uint8; empty if this process has used none."""
 
 
 def global_seed() -> int:
@@ -48,15 +53,53 @@ def seed_training(seed: int) -> None:
 
 def own_streams() -> RandomStates:
     """Return the state of every stream of this rank, as plain numbers and tensors."""
+    return _with_torch(_host_streams())
+
+
+def _host_streams() -> HostStates:
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     cached = int(has_gauss), float(gauss)
     return {
         "python": random.getstate(),
         # A tensor, because `torch.load(weights_only=True)` refuses NumPy arrays.
         "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), *cached),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+
+
+def _with_torch(host: HostStates) -> RandomStates:
+    return {
+        **host,
+        "torch": torch.get_rng_state(),
+        # A process that has not used its GPUs has drawn from none of their streams.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+class StepStreams:
+    """The streams before each optimizer step of an iteration.
+
+    To read those of Python and NumPy takes a few hundredths of a small step, and hardly any loss draws from them. So
+    they are read until a step has left them as they were; the later steps of the iteration run the same code.
+    """
+
+    def __init__(self) -> None:
+        self._host: HostStates | None = None
+        self._is_quiet = False
+
+    def before_step(self) -> RandomStates:
+        """Return the state of every stream of this rank."""
+        before = self._host
+        if before is None or not self._is_quiet:
+            self._host = _host_streams()
+            self._is_quiet = before is not None and _is_same(before, self._host)
+        assert self._host is not None, "read above"
+        return _with_torch(self._host)
+
+
+def _is_same(one: HostStates, other: HostStates) -> bool:
+    (kind, keys, *rest), (other_kind, other_keys, *other_rest) = one["numpy"], other["numpy"]
+    is_same = (kind, rest) == (other_kind, other_rest) and torch.equal(keys, other_keys)
+    return is_same and one["python"] == other["python"]
 
 
 def continue_own_streams(mine: RandomStates) -> None:

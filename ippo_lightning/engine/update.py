@@ -84,6 +84,14 @@ class UpdateStages(Protocol):
         """
 
 
+class _Sums(NamedTuple):
+    """Sums for the log over the rows of a step, on all ranks; one tensor, so that steps are added in one operation."""
+
+    names: tuple[str, ...]
+    values: Tensor
+    """[names] float64."""
+
+
 class UpdateOutcome(NamedTuple):
     """What an update did, over all ranks."""
 
@@ -125,22 +133,23 @@ def run_update(
     # "all" divides by what was there before filtering, so the step shrinks with the kept fraction
     shrink = total / kept if settings.denominator == "all" and kept else 1.0
     divisors = Divisors(shrink, counts_per_step(work, settings, num_minibatches))
-    totals: dict[str, Tensor] = {}
+    totals: dict[tuple[str, ...], Tensor] = {}
     norms: list[float] = []
     skipped = torch.zeros(len(work.weights), dtype=torch.bool, device=device)
     for _ in range(settings.num_epochs if num_minibatches else 0):
         for rows in _shuffled(trained, num_minibatches):
-            one = Step(work, rows[~skipped[rows]], divisors)
+            one = Step(work, rows[~skipped[rows]] if skipped.any() else rows, divisors)
             if on_minibatch is not None:
                 one = planned_step(one, on_minibatch, settings=settings)
                 if not any_rank(len(one.rows) > 0, device=device):
                     continue  # no rank has a row left: a step would only move by its momentum
             sums, norm = _step(stages, one.work, one.rows, skipped, settings=settings, divisors=one.divisors)
-            totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
+            totals[sums.names] = totals.get(sums.names, 0.0) + sums.values
             norms.append(norm)
-    metrics = _summary(totals, norms)
+    by_name = _by_name(totals)
+    metrics = _summary(by_name, norms)
     metrics["update/nonfinite_episodes"] = float(all_reduce_sum(skipped.sum().double()))
-    tokens = float(totals["tokens"]) if totals else 0.0
+    tokens = by_name.get("tokens", 0.0)
     metrics["update/tokens_trained"] = tokens
     return UpdateOutcome(
         kept_fraction=kept / total, optimizer_steps=len(norms), tokens_trained=int(tokens), metrics=metrics
@@ -163,13 +172,13 @@ def _shuffled(rows: Tensor, num_minibatches: int) -> Iterator[Tensor]:
 
 def _step(
     stages: UpdateStages, work: Work, rows: Tensor, skipped: Tensor, *, settings: UpdateSettings, divisors: Divisors
-) -> tuple[dict[str, Tensor], float]:
+) -> tuple[_Sums, float]:
     """Take one optimizer step; if it is not finite, name the rows and stop, or repeat it without them.
 
     Args:
         stages: usually a `PPOModule`.
         work: of this rank.
-        rows: the minibatch.
+        rows: the minibatch, without those that an earlier step left out.
         skipped: [rows] bool, True for rows that an earlier step left out; this function adds to it.
         settings: of the update.
         divisors: of the losses.
@@ -177,7 +186,6 @@ def _step(
     Returns:
         Metric sums of all ranks, and the gradient norm.
     """
-    rows = rows[~skipped[rows]]
     sums = _accumulate(stages, work, rows, settings=settings, divisors=divisors)
     try:
         return sums, stages.take_step()
@@ -198,7 +206,7 @@ def _step(
         stages.keep_skipped_step(named)
     # Each repetition leaves out at least one row of some rank, so this ends.
     skipped[list(found)] = True
-    return _step(stages, work, rows, skipped, settings=settings, divisors=divisors)
+    return _step(stages, work, rows[~skipped[rows]], skipped, settings=settings, divisors=divisors)
 
 
 def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings) -> dict[int, str]:
@@ -224,7 +232,7 @@ def _broken_rows(stages: UpdateStages, work: Work, rows: Tensor, *, settings: Up
 
 def _accumulate(
     stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, divisors: Divisors
-) -> dict[str, Tensor]:
+) -> _Sums:
     """Forward and backward over one minibatch; if memory runs out, again in micro-batches half as large."""
     try:
         return _accumulated(stages, work, rows, settings=settings, divisors=divisors)
@@ -241,7 +249,7 @@ def _accumulate(
 
 def _accumulated(
     stages: UpdateStages, work: Work, rows: Tensor, *, settings: UpdateSettings, divisors: Divisors
-) -> dict[str, Tensor]:
+) -> _Sums:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
     is_own = float(len(rows) > 0)
     episodes, rows, weights = _or_placeholder(work, rows)
@@ -258,41 +266,48 @@ def _accumulated(
     whole = episodes.select(rows)
     costs, size = _costs(whole), stages.pass_size
     for one in stages.passes(costs, max_rows=settings.micro_batch_size, max_tokens=size.tokens):
+        is_whole = _is_whole(one, whole)
         minibatch = Minibatch(
-            episodes=whole if _is_whole(one, whole) else whole.select(one.rows),
-            # A repeated pass runs like any other and adds nothing.
-            weights=weights[one.rows] * one.is_real,
-            value_weights=value_weights[one.rows] * one.is_real,
+            episodes=whole if is_whole else whole.select(one.rows),
+            weights=_of_pass(weights, one, is_whole=is_whole),
+            value_weights=_of_pass(value_weights, one, is_whole=is_whole),
             # At least 1: where nothing counts, the loss is 0 / 1 and not 0 / 0.
             policy_denominator=max(policy_count, 1.0) * divisors.shrink * scale,
             value_denominator=max(value_count, 1.0) * scale,
         )
-        largest = int(costs[one.rows].max())
+        largest = int((costs if is_whole else costs[one.rows]).max())
         measuring = size.measuring(rows.device, tokens=len(one.rows) * largest, largest=largest)
         # Around the forward too: DDP decides there whether the backward will average.
         with measuring, stages.no_sync(not one.is_last):
             loss, sums = stages.loss_through_wrapper(minibatch)
             stages.backward_loss(loss)
-        totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
+        for name, value in sums.items():
+            totals[name] = totals[name] + value if name in totals else value
     # One reduction for all sums, stacked in the same order on every rank.
-    names = sorted(totals)
-    reduced = all_reduce_sum(torch.stack([totals[name].double() for name in names]))
-    sums = dict(zip(names, reduced, strict=True))
-    # Only losses were scaled up with their denominators.
-    return {name: value * scale if name.endswith("_loss") else value for name, value in sums.items()}
+    names = tuple(sorted(totals))
+    reduced = all_reduce_sum(torch.stack([totals[name] for name in names]).double())
+    if scale != 1:  # only losses were scaled up with their denominators
+        parts = zip(names, reduced, strict=True)
+        reduced = torch.stack([value * scale if name.endswith("_loss") else value for name, value in parts])
+    return _Sums(names, reduced)
 
 
 def _costs(minibatch: Episodes) -> Tensor:
     """Return what each row takes of a pass, in tokens: its own steps, and the largest of the prompts."""
     # With one number for all prompts, the order of the rows is that of their steps: short responses share a pass.
-    spans = minibatch.spans
-    return spans + (minibatch.cost() - spans).max()
+    spans, costs = minibatch.spans, minibatch.cost()
+    return spans + (costs - spans).max()
 
 
 def _is_whole(one: Pass, minibatch: Episodes) -> bool:
     """Return whether a pass has all rows of a minibatch in their order."""
-    in_order = torch.arange(len(minibatch), device=one.rows.device)
-    return len(one.rows) == len(minibatch) and bool((one.rows == in_order).all())
+    return torch.equal(one.rows, torch.arange(len(minibatch), device=one.rows.device))
+
+
+def _of_pass(weights: Tensor, one: Pass, *, is_whole: bool) -> Tensor:
+    """Return the weights of a pass; a repeated one runs like any other and adds nothing."""
+    chosen = weights if is_whole else weights[one.rows]
+    return chosen if one.is_real else torch.zeros_like(chosen)
 
 
 def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]:
@@ -302,18 +317,27 @@ def _or_placeholder(work: Work, rows: Tensor) -> tuple[Episodes, Tensor, Tensor]
     return work.placeholder, rows.new_zeros(1), work.weights.new_zeros(1)
 
 
-def _summary(totals: Mapping[str, Tensor], norms: list[float]) -> dict[str, float]:
+def _by_name(totals: Mapping[tuple[str, ...], Tensor]) -> dict[str, float]:
+    """Return each sum; a loss may return other sums in some steps than in others."""
+    found: dict[str, float] = {}
+    for names, values in totals.items():
+        for name, value in zip(names, values.tolist(), strict=True):
+            found[name] = found.get(name, 0.0) + value
+    return found
+
+
+def _summary(totals: Mapping[str, float], norms: list[float]) -> dict[str, float]:
     """Turn sums into means per step of an episode, or per optimizer step."""
     if not totals:
         return {}
-    tokens = max(float(totals["tokens"]), 1.0)
+    tokens = max(totals["tokens"], 1.0)
     steps = len(norms)
     return {
-        "update/policy_loss": float(totals["policy_loss"]) / steps,
-        "update/value_loss": float(totals["value_loss"]) / steps,
-        "update/entropy": float(totals["entropy_sum"]) / tokens,
-        "update/approx_kl": float(totals["approx_kl_sum"]) / tokens,
-        "update/clip_fraction": float(totals["clipped_tokens"]) / tokens,
-        "update/ratio_mean": float(totals["ratio_sum"]) / tokens,
+        "update/policy_loss": totals["policy_loss"] / steps,
+        "update/value_loss": totals["value_loss"] / steps,
+        "update/entropy": totals["entropy_sum"] / tokens,
+        "update/approx_kl": totals["approx_kl_sum"] / tokens,
+        "update/clip_fraction": totals["clipped_tokens"] / tokens,
+        "update/ratio_mean": totals["ratio_sum"] / tokens,
         "update/gradient_norm": sum(norms) / steps,
     }

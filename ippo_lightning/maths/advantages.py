@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,17 +41,20 @@ def gae(
     """
     # `where`, not a product: 0 * NaN is NaN, and what stands after the end of an episode may be anything.
     delta = rewards + gamma * torch.where(terminated, 0.0, next_values) - values
-    # Column 0 does not exist in a record without steps.
-    later = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.new_zeros(len(rewards))
-    columns = []
-    for step in reversed(range(rewards.shape[1])):
-        counts = mask[:, step]
-        current = delta[:, step] + gamma * gae_lambda * torch.where(done[:, step], 0.0, later)
+    # In NumPy: the recursion is as long as the rollout, and torch takes several times as long for a step of a few
+    # numbers. NumPy has no bfloat16.
+    wide = torch.promote_types(delta.dtype, torch.float32)
+    by_step = delta.detach().to(wide).T.cpu().numpy()
+    ends, counts = (column.T.cpu().numpy() for column in (done, mask))
+    found = np.zeros_like(by_step)
+    later = np.zeros_like(by_step, shape=len(rewards))
+    for step in reversed(range(len(by_step))):
+        trace = np.where(ends[step], later.dtype.type(0), later) if ends[step].any() else later
+        found[step] = by_step[step] + gamma * gae_lambda * trace
         # A step where the mask is False passes the trace on unchanged.
-        later = torch.where(counts, current, later)
-        columns.append(current)
-    found = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(rewards)
-    return torch.where(mask, found, torch.zeros_like(found))
+        later = np.where(counts[step], found[step], later)
+    advantages = torch.from_numpy(found.T).to(delta)
+    return torch.where(mask, advantages, torch.zeros_like(advantages))
 
 
 def discounted_returns(*, rewards: Tensor, next_values: Tensor, done: Tensor, group: Tensor, gamma: float) -> Tensor:

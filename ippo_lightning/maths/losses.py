@@ -142,15 +142,16 @@ def update_diagnostics(
         `clipped_tokens`, `approx_kl_sum` (k3 form, nats), `ratio_sum`, `tokens`; each [] float.
     """
     # Before the exponential, which what stands in padding could overflow.
-    log_ratio = torch.where(mask, log_probs - old_log_probs, torch.zeros_like(log_probs))
+    log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
     clipped = log_ratio if clipped_log_ratio is None else torch.where(mask, clipped_log_ratio, 0.0)
     ratio = clipped.exp()
     # For both signs of the advantage: this number measures how far the ratios have moved, not where the loss is flat.
     is_clipped = (ratio - 1 > clip_high) | (1 - ratio > clip_low)
     return {
-        "clipped_tokens": masked_sum(values=is_clipped.to(ratio.dtype), mask=mask),
+        # Where the mask is False, the ratio is 1: nothing is clipped there, and the divergence is 0.
+        "clipped_tokens": is_clipped.sum().to(ratio.dtype),
         # expm1: near equality, exp(x) - 1 would only be the rounding of 1.
-        "approx_kl_sum": masked_sum(values=log_ratio.expm1() - log_ratio, mask=mask),
+        "approx_kl_sum": (log_ratio.expm1() - log_ratio).sum(),
         "ratio_sum": masked_sum(values=ratio, mask=mask),
         "tokens": mask.sum().to(ratio.dtype),
     }

@@ -58,7 +58,9 @@ def masked_row_sum(*, values: StepFloats, mask: StepMask) -> RowFloats:
     Returns:
         Shape [rows].
     """
-    return _zero_off_mask(values, mask).sum(dim=1)
+    counted = _zero_off_mask(values, mask)
+    # A transition has one step, and nothing to add up.
+    return counted.squeeze(1) if mask.shape[1] == 1 else counted.sum(dim=1)
 
 
 def masked_row_mean(*, values: StepFloats, mask: StepMask) -> RowFloats:
@@ -71,7 +73,8 @@ def masked_row_mean(*, values: StepFloats, mask: StepMask) -> RowFloats:
     Returns:
         Shape [rows].
     """
-    return _zero_off_mask(values, mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    sums = masked_row_sum(values=values, mask=mask)
+    return sums if mask.shape[1] == 1 else sums / mask.sum(dim=1).clamp(min=1)
 
 
 def masked_moments(*, values: AnyFloats, mask: AnyMask) -> Moments:
@@ -133,4 +136,4 @@ def whiten(
 
 def _zero_off_mask(values: Tensor, mask: Tensor) -> Tensor:
     # `where`, not a product: NaN times zero is NaN
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    return torch.where(mask, values, 0.0)

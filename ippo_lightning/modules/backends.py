@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from lightning.fabric.plugins import Precision
+from lightning.fabric.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torch.amp import GradScaler
@@ -100,6 +102,7 @@ class FabricBackend:
 
     def __init__(self, module: LightningModule, loop: Loop, wrapper: _FabricModule | None) -> None:
         self.module, self.host, self.wrapper = module, loop, wrapper
+        self._is_plain = wrapper is not None and module.fabric is not None and _is_plain(module.fabric.strategy)
 
     @property
     def callbacks(self) -> Sequence[object]:
@@ -127,12 +130,15 @@ class FabricBackend:
     def call(self, method: str, *arguments: object) -> Any:
         """Call it through the wrapper; without training there is none."""
         # The loop has marked the loss method as a forward, so that DDP takes part in it.
-        return getattr(self.wrapper or self.module, method)(*arguments)
+        return getattr(self.module if self._is_plain else self.wrapper or self.module, method)(*arguments)
 
     def clip_gradients(self, optimizer: Optimizer, *, max_norm: float) -> Tensor | None:
         """Clip by Fabric, which supports sharded and scaled gradients."""
         if self.wrapper is None or self.module.fabric is None:
             return _clipped(self.module, max_norm)
+        if self._is_plain:  # in the order of Fabric, on which the rounding of the norm depends
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         # No error here: the caller knows the rows of the minibatch, and names those that broke the gradient.
         norm = self.module.fabric.clip_gradients(self.wrapper, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         return None if norm is None else full_tensor(norm)
@@ -228,6 +234,14 @@ def require_full_or_fsdp2(strategy: object) -> None:
 
 
 _IN_PROGRESS_BAR = frozenset({"rollout/reward_mean", "update/kept_fraction", "sft/loss"})
+
+
+def _is_plain(strategy: Strategy) -> bool:
+    """Return whether Fabric passes all calls on to torch: one process, and the precision of the weights.
+
+    Its wrappers take a few hundredths of a small step. Exact types, because a subclass may do more.
+    """
+    return type(strategy) is SingleDeviceStrategy and type(strategy.precision) is Precision
 
 
 def _clipped(module: LightningModule, max_norm: float) -> Tensor:

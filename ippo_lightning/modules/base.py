@@ -177,7 +177,7 @@ class BaseModule(RebuildableModule):
     def clear_gradients(self) -> None:
         """Remove all gradients, without a step."""
         self.only_optimizer().zero_grad()
-        self.step_trace = StepTrace()
+        self.step_trace.end_step()
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Return a context in which gradients are not averaged over ranks, for all parts of a step but the last."""
@@ -203,20 +203,21 @@ class BaseModule(RebuildableModule):
         """
         optimizer = self.only_optimizer()
         # An infinite limit clips nothing, and the norm is measured all the same.
-        norm = self.backend.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
-        if norm is not None and not bool(torch.isfinite(norm)) and not self._scaler_can_help():
+        clipped = self.backend.clip_gradients(optimizer, max_norm=math.inf if max_grad_norm is None else max_grad_norm)
+        norm = None if clipped is None else float(clipped)
+        if norm is not None and not math.isfinite(norm) and not self._scaler_can_help():
             optimizer.zero_grad()
             self.step_trace.is_over = True
             # No step: Adam's moments would contain the NaN for the rest of the run.
-            raise FloatingPointError(f"update: the gradient norm is {float(norm)}; try a lower learning rate or fp32")
+            raise FloatingPointError(f"update: the gradient norm is {norm}; try a lower learning rate or fp32")
         # Callbacks get torch's own optimizer, as from Trainer.
         own = getattr(optimizer, "optimizer", optimizer)
         self.backend.call_hook("on_before_optimizer_step", own)
         optimizer.step()
         self.backend.call_hook("on_before_zero_grad", own)
         optimizer.zero_grad()
-        self.step_trace = StepTrace()
-        return float(norm) if norm is not None else math.nan
+        self.step_trace.end_step()
+        return math.nan if norm is None else norm
 
     def keeping_failed_step(self) -> AbstractContextManager[None]:
         """Return a context for the steps of an iteration; see `ippo_lightning.modules.failed_steps`."""

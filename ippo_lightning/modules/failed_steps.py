@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ippo_lightning.distributed.collectives import any_rank, rank
 from ippo_lightning.distributed.dtensor import is_sharded
-from ippo_lightning.engine.random_streams import RandomStates, continue_own_streams, own_streams
+from ippo_lightning.engine.random_streams import RandomStates, StepStreams, continue_own_streams, own_streams
 from ippo_lightning.modules.failed_step_file import (
     MOST_SKIPPED,
     FailedStep,
@@ -45,6 +45,7 @@ class StepTrace:
     """The streams of this rank before the first of them."""
     is_over: bool = False
     """True once no step was taken, because the gradient is not finite: the next pass is that of another step."""
+    _streams: StepStreams = field(default_factory=StepStreams, compare=False, repr=False)
 
     def note(self, arguments: tuple[object, ...]) -> None:
         """Add a pass.
@@ -53,8 +54,12 @@ class StepTrace:
             arguments: of the loss method.
         """
         if self.is_over or not self.calls:
-            self.calls, self.random, self.is_over = [], own_streams(), False
+            self.calls, self.random, self.is_over = [], self._streams.before_step(), False
         self.calls.append(arguments)
+
+    def end_step(self) -> None:
+        """Forget the passes: a step was taken, or its gradients were removed."""
+        self.calls, self.random, self.is_over = [], None, False
 
 
 @dataclass(frozen=True, kw_only=True)

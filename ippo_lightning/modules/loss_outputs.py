@@ -120,7 +120,7 @@ def checked_terms(
     # With as many rows as steps, a loss per row would be broadcast along the wrong axis without an error.
     if terms.dim() != 2 or terms.shape[0] != rows or terms.shape[1] not in (1, steps):
         raise UserError(f"loss_terms: returned shape {list(terms.shape)}; expected [rows, steps], here {[rows, steps]}")
-    return terms.expand(rows, steps)
+    return terms if terms.shape[1] == steps else terms.expand(rows, steps)
 
 
 def sums_for_log(output: PolicyOutput, minibatch: Minibatch, *, loss: PolicyLoss) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import islice
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -64,7 +65,9 @@ class OptimizerSettings:
 
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
-    """Return the optimizer of some parameters, with those of the value head or critic in a group of their own.
+    """Return the optimizer of some parameters; those of the critic are a group of their own if they need one.
+
+    They need one for a learning rate of their own. Checkpoints with other groups of the same parameters continue.
 
     Args:
         trainable: by name; one with `value_head` or `critic` as a part of its path belongs to the critic.
@@ -75,22 +78,45 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
     """
     if not trainable:
         raise UserError("policy: 0 trainable parameters; full fine-tuning or lora has some")
-    critic = set(filter(is_of_critic, trainable))
+    policy, critic = (
+        [parameter for name, parameter in trainable.items() if is_of_critic(name) == of_critic]
+        for of_critic in (False, True)
+    )
     value_rate = settings.value_learning_rate or settings.learning_rate
-    groups = [
-        {"params": [trainable[name] for name in trainable if name not in critic], "lr": settings.learning_rate},
-        {"params": [trainable[name] for name in trainable if name in critic], "lr": value_rate},
-    ]
+    is_of_torch = settings.kind in ("adamw", "sgd")
+    # A step of small networks takes longer for two groups. bitsandbytes loads no state of other groups.
+    if value_rate == settings.learning_rate and is_of_torch:
+        policy, critic = [*policy, *critic], []
+    groups = [{"params": policy, "lr": settings.learning_rate}, {"params": critic, "lr": value_rate}]
     # The schedule sets "lr" in each iteration, so the peak is kept beside it; torch's own schedulers use the same key.
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
     if settings.kind == "sgd":
         # The decay is part of the gradient here; without momentum, that is the decoupled one of AdamW.
-        return SGD(groups, weight_decay=settings.weight_decay, foreach=True)
-    # foreach: torch's choice on a GPU; on a CPU it gives the same bits with fewer calls
-    extra = {"foreach": True} if settings.kind == "adamw" else {}
-    return _optimizer_class(settings.kind)(
-        groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay, **extra
+        optimizer: Optimizer = SGD(groups, weight_decay=settings.weight_decay, foreach=True)
+    else:
+        # foreach: torch's choice on a GPU; on a CPU it gives the same bits with fewer calls
+        extra = {"foreach": True} if is_of_torch else {}
+        optimizer = _optimizer_class(settings.kind)(
+            groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay, **extra
+        )
+    if is_of_torch:
+        optimizer.register_load_state_dict_pre_hook(_in_groups_of)
+    return optimizer
+
+
+def _in_groups_of(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a saved state in the groups of an optimizer; None if it has them, or is of other parameters.
+
+    In checkpoints of earlier versions, the critic always has a group of its own, behind that of the policy.
+    """
+    sizes, saved = (
+        [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state["param_groups"])
     )
+    if sizes == saved or sum(sizes) != sum(saved):
+        return None
+    numbers = iter([number for group in state["param_groups"] for number in group["params"]])
+    settings = state["param_groups"][0]
+    return {**state, "param_groups": [{**settings, "params": list(islice(numbers, size))} for size in sizes]}
 
 
 def is_of_critic(name: str) -> bool:

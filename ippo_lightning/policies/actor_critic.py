@@ -95,9 +95,9 @@ class ActorCritic(nn.Module):
         """
         steps = observations.shape[:2]
         features = self.features(observations.flatten(0, 1))
-        outputs = self.actor(features).unflatten(0, steps)
+        outputs = self.actor(features).reshape(*steps, self.actions.num_outputs)
         log_probs, entropy = self._described(outputs, actions)
-        values = self.critic(features).squeeze(-1).unflatten(0, steps) if with_values else None
+        values = self.critic(features).reshape(steps) if with_values else None
         return PolicyOutput(log_probs=log_probs, entropy=entropy, values=values)
 
     @torch.no_grad()

@@ -133,9 +133,11 @@ class Episodes:
     @property
     def spans(self) -> Tensor:
         """[rows] int64, steps of each row up to its last one that counts, holes included."""
+        # A row of one step has no hole, as a transition; and amax of no columns is an error.
+        if self.mask.shape[1] <= 1:
+            return self.lengths
         steps = torch.arange(1, self.mask.shape[1] + 1, device=self.device)
-        # amax of no columns is an error; such rows have the span 0.
-        return (self.mask * steps).amax(dim=1) if self.mask.shape[1] else self.lengths
+        return (self.mask * steps).amax(dim=1)
 
     @property
     def num_steps(self) -> int:
@@ -173,9 +175,11 @@ class Episodes:
             raise UserError(f"episodes.select: index is a mask {list(index.shape)}; expected positions")
         # An empty list becomes a float tensor, which cannot be an index.
         index = index.long()
-        chosen: dict[str, object] = {name: getattr(self, name)[index] for name in self.columns()}
-        rows = index.tolist()
-        chosen |= {name: tuple(getattr(self, name)[row] for row in rows) for name in self.object_columns()}
+        # Each minibatch is selected, and this call is faster than brackets.
+        chosen: dict[str, object] = {name: getattr(self, name).index_select(0, index) for name in self.columns()}
+        if self.object_columns():
+            rows = index.tolist()
+            chosen |= {name: tuple(getattr(self, name)[row] for row in rows) for name in self.object_columns()}
         # A minibatch of short rows does not pay for the longest row of the rollout.
         return self.evolve(**chosen).trimmed()
 

@@ -136,7 +136,9 @@ class ControlRollouts:
 
     def _record(self, policy: ActorCritic, steps: Sequence[_Step], device: torch.device) -> ControlEpisodes:
         def column(name: str) -> Tensor:
-            return torch.from_numpy(np.stack([getattr(step, name) for step in steps], axis=1)).to(device)
+            # Not `np.stack`, which looks at each of the many small arrays by itself.
+            by_step = np.array([getattr(step, name) for step in steps])
+            return torch.from_numpy(np.ascontiguousarray(by_step.swapaxes(0, 1))).to(device)
 
         # All at once: as exact as one by one, and a step of an environment waits for the actor alone.
         observations, actions, mask = column("observations"), column("actions"), column("counts")

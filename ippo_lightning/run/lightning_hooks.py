@@ -9,6 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -87,23 +88,32 @@ def call_lightning_hook(
         UserError: a callback raised; errors of memory, disk and numbers pass unchanged.
     """
     # At the end of an epoch what a callback or the module logs can still be monitored.
-    waits = [name == "on_train_epoch_end" and isinstance(item, (EarlyStopping, Checkpoint)) for item in callbacks]
-    for is_waiting in (False, True):
-        for callback, waiting in zip(callbacks, waits, strict=True):
-            hook = getattr(callback, name, None)
-            if waiting == is_waiting and callable(hook):
-                with errors_named(f"{type(callback).__name__}.{name}"):
-                    hook(trainer, module, *arguments)
-        if not is_waiting and (own := _own_hook(module, name)) is not None and own(*arguments) == -1:
-            raise UserError(f"model: {type(module).__name__}.{name} returned -1, which skips no epoch under FabricLoop")
+    waiting = (EarlyStopping, Checkpoint) if name == "on_train_epoch_end" else ()
+    _call_each([item for item in callbacks if not isinstance(item, waiting)], name, trainer, module, *arguments)
+    if (own := _own_hook(module, name)) is not None and own(*arguments) == -1:
+        raise UserError(f"model: {type(module).__name__}.{name} returned -1, which skips no epoch under FabricLoop")
+    _call_each([item for item in callbacks if isinstance(item, waiting)], name, trainer, module, *arguments)
+
+
+def _call_each(callbacks: Sequence[Any], name: str, *arguments: object) -> None:
+    for callback in callbacks:
+        hook = getattr(callback, name, None)
+        if callable(hook):
+            with errors_named(f"{type(callback).__name__}.{name}"):
+                hook(*arguments)
 
 
 def _own_hook(module: EvaluatedModule, name: str) -> Callable[..., object] | None:
     """Return the hook of a user's subclass; those of this library's modules are for `lightning.Trainer` alone."""
-    kinds = type(module).__mro__
-    library = next(kind for kind in kinds if kind.__module__.startswith("ippo_lightning."))
+    library = _library_class(type(module))  # type: ignore[arg-type]  # a class can be hashed
     own = getattr(type(module), name, None)
     return None if own is getattr(library, name, None) else getattr(module, name)
+
+
+@cache
+def _library_class(kind: type) -> type:
+    """Return the nearest class of this library among the bases of a class, or the class itself."""
+    return next(base for base in kind.__mro__ if base.__module__.startswith("ippo_lightning."))
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], *, name: str 
             f"optimizer.kind: {source} has the moments of {name}, and this run has {mine}; expected the same kind"
         )
     sizes = [[len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)]
-    if sizes[0] != sizes[1]:
+    if sum(sizes[0]) != sum(sizes[1]):  # the optimizer puts the same parameters into its own groups
         raise UserError(
             f"optimizer: {source} has groups of {sizes[0]} parameters, and this run has {sizes[1]}; "
             "expected the same policy and value function"

@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import OptimizerSettings
+from ippo_lightning.modules.optimization import build_optimizer
 from ippo_lightning.policies import LoraSettings
 from tests.support.training_parts import tiny_loop, tiny_module, tiny_policy, trainable
 
@@ -56,3 +57,24 @@ def test_an_adapter_on_a_half_precision_base_trains(tmp_path: Path) -> None:
     module = tiny_module(policy=tiny_policy(dtype="bfloat16", lora=LoraSettings(r=2)))
     tiny_loop(tmp_path / "run", module).fit()
     assert module.iteration == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(2e-3, None), (None, 2e-3)], ids=["one group", "two groups"])
+def test_a_state_with_other_groups_of_the_same_parameters_continues(before: float | None, after: float | None) -> None:
+    """As those of earlier versions, whose critic always has a group of its own."""
+    module = tiny_module()
+    trained = module.trained_parameters()
+    old, new = (
+        build_optimizer(trained, OptimizerSettings(learning_rate=1e-3, value_learning_rate=rate))
+        for rate in (before, after)
+    )
+    for parameter in trained.values():
+        parameter.grad = torch.randn_like(parameter)
+    old.step()
+    sizes = [len(group["params"]) for group in new.param_groups]
+    new.load_state_dict(old.state_dict())
+    assert [len(group["params"]) for group in new.param_groups] == sizes
+    assert len(old.param_groups) != len(new.param_groups)
+    for parameter in trained.values():
+        assert torch.equal(old.state[parameter]["exp_avg"], new.state[parameter]["exp_avg"])
+        assert torch.equal(old.state[parameter]["exp_avg"], 0.1 * parameter.grad)
