@@ -45,6 +45,7 @@ def make_classifier(folder: str, outputs: dict[str, float]) -> str:
     return folder
 
 
+@pytest.mark.slow
 def test_the_raw_output_of_nothate_rewards_and_another_classifier_judges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,6 @@ def test_the_raw_output_of_nothate_rewards_and_another_classifier_judges(
     assert main(["fit", "--task", "detox", "--method", "iif_text", "--config", "small.yaml"]) == 0
     row = json.loads(Path("run/history.jsonl").read_text())
     assert row["rollout/reward_mean"] == pytest.approx(OUTPUTS["reward"]["nothate"])
-    results = json.loads(Path("run/evaluations.jsonl").read_text().splitlines()[-1])
+    results = json.loads(Path("run/results.json").read_text())
     assert results["reward"] == pytest.approx(OUTPUTS["reward"]["nothate"])
     assert results["exact_match"] == 0.0, "the judge finds no response neutral"
