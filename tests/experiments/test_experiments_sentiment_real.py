@@ -96,8 +96,8 @@ def test_a_few_iterations_have_rewards_and_a_judge_and_resume_bit_for_bit(
     for row in history:
         assert not [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
         assert row["rollout/nonfinite_episodes"] == 0
-        kept = row["update/kept_fraction"]
-        assert kept == 1 if method == "ppo" else 0 < kept == row["influence/scored_kept_fraction"] < 1
+        assert ("influence/scored_kept_fraction" in row) == (method != "ppo")
+        assert row["update/kept_fraction"] == row.get("influence/scored_kept_fraction", 1) > 0
     # 8 episodes of a horizon of 10,000, and the divergence is 0 in the first iteration
     assert [row["rollout/kl_coef"] for row in history] == pytest.approx([0.04, 0.04 * (1 - 0.2 * 8 / 10_000)])
     for row in lines(f"runs/{method}", "evaluations.jsonl"):
@@ -106,6 +106,8 @@ def test_a_few_iterations_have_rewards_and_a_judge_and_resume_bit_for_bit(
         assert sum(row.get(f"label/{label}", 0) for label in ("positive", "neutral", "negative")) == pytest.approx(1)
         assert row["reward"] != row["exact_match"], "reward model and judge are two"
     if method == "sequence_return":  # the one with most state: fresh rollouts have a random stream of their own
+        # `AverageReward` may keep all of 8 responses, because each takes part in its own target
+        assert all(row["update/kept_fraction"] < 1 for row in history)
         fit("runs/resumed", *METHODS[method], "--loop.max_iterations", "1")
         assert main(["fit", "--resume", "runs/resumed", "--loop.max_iterations", "2"]) == 0
         assert without_times(lines("runs/resumed", "history.jsonl")[-1]) == without_times(history[-1])
