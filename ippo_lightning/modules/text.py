@@ -198,8 +198,7 @@ class TextModule(EvaluatedModule):
         if self.grader is None:
             self._add_rewards(rewards, sampled)
             return
-        triples = list(zip(batch["prompts"], sampled.texts, batch["examples"], strict=True))
-        grades = [[self.grader(prompt, text, example) for text in group] for prompt, group, example in triples]
+        grades = self.grader.grade_groups(batch["prompts"], sampled.texts, batch["examples"])
         assert isinstance(self.evaluation_metrics, ReasoningMetrics), "use_data chooses the metrics by the grader"
         references = reference_answers(batch["examples"])
         self.evaluation_metrics.update(

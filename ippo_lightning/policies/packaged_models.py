@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -74,7 +76,9 @@ def _convert(file: Path, folder: Path) -> None:
 
     # the conversion takes seconds, and its bar would stand between the lines of a command
     logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    # the reader of the file draws a bar of its own, which has no setting
+    with contextlib.redirect_stderr(io.StringIO()):
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # the weights are full ones from here on; a configuration that states otherwise cannot be loaded
     model.hf_quantizer = None

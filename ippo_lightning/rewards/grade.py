@@ -83,7 +83,8 @@ class TaskGrade:
 class RewardGrader:
     """Any reward as a grader: a response is right if its reward is above a limit.
 
-    A run that is rewarded by one model can so be judged by another one. It is called for one response at a time.
+    A run that is rewarded by one model can so be judged by another one. An evaluation calls the reward once for all
+    responses of a batch.
 
     Args:
         reward: such as a `RewardModel`.
@@ -115,7 +116,20 @@ class RewardGrader:
         Raises:
             UserError: see `ippo_lightning.rewards.call_reward`.
         """
-        return Grade(float(self.reward([prompt], [response], [example])) > self.limit)
+        return self.grade_all([prompt], [response], [example])[0]
+
+    def grade_all(self, prompts: Sequence[str], responses: Sequence[str], examples: Sequence[Example]) -> list[Grade]:
+        """Return the grade of each response, from one call of the reward.
+
+        Args:
+            prompts: one per response.
+            responses: what the policy wrote.
+            examples: one per response.
+
+        Raises:
+            UserError: see `ippo_lightning.rewards.call_reward`.
+        """
+        return [Grade(reward > self.limit) for reward in self.reward(prompts, responses, examples).tolist()]
 
 
 def grade_reward(grader: Grader) -> GradeReward:

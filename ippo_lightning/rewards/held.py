@@ -15,7 +15,7 @@ from ippo_lightning.rewards.evaluation_mode import evaluation_mode
 from ippo_lightning.rewards.part_metrics import part_metrics
 from ippo_lightning.rewards.process_state import process_state_kept
 from ippo_lightning.rewards.protocol import Reward
-from ippo_lightning.tasks import Grade, Grader, Row, call_grader, callable_name, check_grader
+from ippo_lightning.tasks import Grade, Grader, Row, call_grader, call_grader_on_all, callable_name, check_grader
 from ippo_lightning.tasks.names import takes
 
 
@@ -157,6 +157,25 @@ class HeldGrader:
         # A grader may be a model: dropout would change its grades from call to call.
         with process_state_kept(), evaluation_mode(self.grader):
             return call_grader(self.grader, prompt, response, example)
+
+    def grade_groups(
+        self, prompts: Sequence[str], groups: Sequence[Sequence[str]], examples: Sequence[Example]
+    ) -> list[list[Grade]]:
+        """Return the grades of the responses to each prompt, in groups as they come.
+
+        Args:
+            prompts: one per group.
+            groups: responses to each prompt.
+            examples: one per group.
+
+        Raises:
+            UserError: the grader raised, or returned something other than a grade.
+        """
+        triples = zip(prompts, groups, examples, strict=True)
+        rows = [(prompt, response, example) for prompt, group, example in triples for response in group]
+        with process_state_kept(), evaluation_mode(self.grader):
+            grades = iter(call_grader_on_all(self.grader, rows))
+        return [[next(grades) for _ in group] for group in groups]
 
     def check(self, rows: Iterable[Row]) -> None:
         """Call the grader on the first two rows, see `check_grader`."""

@@ -225,9 +225,8 @@ def _judged(module: TextModule, batch: Batch, sampled: SampledResponses) -> list
     """Return the grade of each response, and its reward if an evaluation measures it."""
     rewards = module.reward_responses(batch, sampled).get(REWARD)
     values = repeat(None) if rewards is None else iter(rewards.tolist())
-    triples = list(zip(batch["prompts"], sampled.texts, batch["examples"], strict=True))
     if module.grader is not None:
-        grades = [[module.grader(prompt, text, example) for text in group] for prompt, group, example in triples]
+        grades = module.grader.grade_groups(batch["prompts"], sampled.texts, batch["examples"])
         return [[_grade(grade, next(values)) for grade in group] for group in grades]
     return [
         [_Judged(correct=None, label=None, faithful=None, answer=None, reward=next(values)) for _ in group]

@@ -14,7 +14,14 @@ from ippo_lightning.tasks.arithmetic.grading import MAX_DIGITS, ArithmeticProble
 from ippo_lightning.tasks.arithmetic.task import ArithmeticTask
 from ippo_lightning.tasks.arithmetic.unfaithful import UNFAITHFUL_KINDS, unfaithful_response
 from ippo_lightning.tasks.conversations import Conversation, Message, messages_fault, row_prompt
-from ippo_lightning.tasks.graders import MAX_LABEL_LENGTH, WRONG_LABELS, as_grade, call_grader, check_grader
+from ippo_lightning.tasks.graders import (
+    MAX_LABEL_LENGTH,
+    WRONG_LABELS,
+    as_grade,
+    call_grader,
+    call_grader_on_all,
+    check_grader,
+)
 from ippo_lightning.tasks.grades import Grade, Label, label_text
 from ippo_lightning.tasks.gsm8k.grading import grade_gsm8k, gsm8k_answer
 from ippo_lightning.tasks.gsm8k.task import GSM8KTask
@@ -56,6 +63,7 @@ __all__ = [
     "WordProblemsTask",
     "as_grade",
     "call_grader",
+    "call_grader_on_all",
     "callable_name",
     "check_grader",
     "extract_answer",

