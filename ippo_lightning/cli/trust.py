@@ -31,6 +31,7 @@ from ippo_lightning.storage.run_folder import (
     CSV,
     EPISODES,
     EVALUATIONS,
+    FRAMES,
     HISTORY,
     MODEL,
     RESULTS,
@@ -41,7 +42,7 @@ CODE, REMOTE_CODE = "trust", "trust_remote_code"
 """The options, without dashes."""
 COMMANDS = ("fit", "evaluate", "export", "replay")
 """Commands that build what the configuration of a run names; `report` and `compare` build nothing."""
-_BESIDE = (HISTORY, EVALUATIONS, EPISODES, RESULTS, LOCK, CHECKPOINTS, MODEL, CSV, COMPLETIONS)
+_BESIDE = (HISTORY, EVALUATIONS, EPISODES, RESULTS, LOCK, CHECKPOINTS, MODEL, CSV, COMPLETIONS, FRAMES)
 _ATTENTION, _OF_TORCH = "attn_implementation", ("eager", "sdpa", "flex_attention")
 _MOST_NAMED = 5
 
