@@ -27,9 +27,9 @@ class EpisodeFrames(Callback):
     """Render an episode of the policy at the end of a run, for the report; rank 0 plays it.
 
     The episode is played in an environment of its own, from random streams of its own, with the wrappers and statistics
-    of training: the run stays bit for bit what it is without the callback. `frames/iteration_<n>.gif` in the run's
-    folder contains at most `max_frames` frames, evenly spaced. If the environment gives no pictures, one warning tells
-    why, and the run goes on.
+    of training: the run stays bit for bit what it is without the callback. `episode_frames/iteration_<n>.gif` in the
+    run's folder contains at most `max_frames` frames, evenly spaced. If the environment gives no pictures, one warning
+    tells why, and the run goes on.
 
     Args:
         every_n_iterations: also after every n-th iteration; null for the end of the run alone.
@@ -61,6 +61,8 @@ class EpisodeFrames(Callback):
         self.seed, self.max_frames, self.max_size, self.max_steps = seed, max_frames, max_size, max_steps
         self.is_off = False
         """Whether the environment gave no pictures; it will give none later."""
+        self.rendered_at: int | None = None
+        """Iterations done at the newest episode of this fit."""
 
     def setup(self, trainer: HasRunFolder, pl_module: Any, stage: str) -> None:
         """Refuse a module without an environment.
@@ -68,7 +70,7 @@ class EpisodeFrames(Callback):
         Raises:
             UserError: it has no `render_episode`.
         """
-        self.is_off = False
+        self.is_off, self.rendered_at = False, None
         if not callable(getattr(pl_module, "render_episode", None)):
             raise UserError(
                 f"callbacks: EpisodeFrames renders an environment, and {type(pl_module).__name__} has none; leave it "
@@ -93,7 +95,7 @@ class EpisodeFrames(Callback):
             trainer: has `default_root_dir`.
             pl_module: see `ControlPPOModule.render_episode`.
         """
-        if self.is_off or rank() != 0:
+        if self.is_off or rank() != 0 or self.rendered_at == pl_module.iteration:
             return
         try:
             if is_sharded(pl_module):
@@ -105,6 +107,7 @@ class EpisodeFrames(Callback):
             self.is_off = True
             warnings.warn(f"EpisodeFrames: no frames of an episode ({_reason(error)})", stacklevel=2)
             return
+        self.rendered_at = pl_module.iteration
         path = frames_path(Path(trainer.default_root_dir), iteration=pl_module.iteration)
         write_animation(episode, path, iteration=pl_module.iteration, seed=self.seed)
 

@@ -37,7 +37,7 @@ DAMAGED = ".damaged"
 MODEL = "model"
 CSV = "csv"
 COMPLETIONS = "completions"
-FRAMES = "frames"
+FRAMES = "episode_frames"
 """Folder of the rendered episodes of a run in an environment."""
 MOST_FRAMES, MOST_PIXELS = 200, 640
 """Limits of a rendered episode: its frames, and the longer side of each."""

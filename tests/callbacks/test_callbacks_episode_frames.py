@@ -48,7 +48,7 @@ def run(folder: Path, *callbacks: Callback, name: str = "Painted-v0", **given: A
 
 
 def written(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "frames").glob("*"))
+    return sorted(path.name for path in (folder / "episode_frames").glob("*"))
 
 
 def repeatable(folder: Path) -> Any:
@@ -70,7 +70,7 @@ def test_a_run_is_the_same_with_and_without_it(tmp_path: Path) -> None:
 def test_the_animation_has_the_frames_and_tells_the_episode(tmp_path: Path) -> None:
     module = run(tmp_path, EpisodeFrames(seed=4, max_frames=2))
     episode = module.render_episode(seed=4, max_frames=2, max_size=320, max_steps=2000)
-    with Image.open(tmp_path / "frames" / "iteration_0000003.gif") as image:
+    with Image.open(tmp_path / "episode_frames" / "iteration_0000003.gif") as image:
         facts = json.loads(image.info["comment"])
         assert (image.n_frames, image.size) == (2, (80, 40))
         image.seek(1)
@@ -84,7 +84,7 @@ def test_the_animation_has_the_frames_and_tells_the_episode(tmp_path: Path) -> N
 def test_a_new_run_removes_the_frames_of_the_earlier_one(tmp_path: Path) -> None:
     run(tmp_path, EpisodeFrames())
     run(tmp_path, overwrite=True)
-    assert not (tmp_path / "frames").exists()
+    assert not (tmp_path / "episode_frames").exists()
 
 
 def test_a_resumed_run_shows_its_own_end(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_resumed_run_shows_its_own_end(tmp_path: Path) -> None:
     run(tmp_path / "parts", EpisodeFrames(), max_iterations=2)
     run(tmp_path / "parts", EpisodeFrames(), resume=True)
     assert written(tmp_path / "parts") == ["iteration_0000002.gif", "iteration_0000003.gif"]
-    whole, parts = (tmp_path / part / "frames" / "iteration_0000003.gif" for part in ("whole", "parts"))
+    whole, parts = (tmp_path / part / "episode_frames" / "iteration_0000003.gif" for part in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
 
 

@@ -49,11 +49,11 @@ def pixel(data_uri: str) -> object:
 
 
 def test_the_page_shows_the_animation_and_stills_of_it(run: Path) -> None:
-    write_gif(run / "frames" / "iteration_0000003.gif")
+    write_gif(run / "episode_frames" / "iteration_0000003.gif")
     (episode,) = played(run)
     assert (
         base64.b64decode(episode.data_uri.removeprefix("data:image/gif;base64,"))
-        == (run / "frames" / "iteration_0000003.gif").read_bytes()
+        == (run / "episode_frames" / "iteration_0000003.gif").read_bytes()
     )
     assert [still.words for still in episode.stills] == ["start", *(f"step {step}" for step in (1, 3, 4, 5, 6, 8, 9))]
     assert [pixel(still.data_uri) for still in episode.stills] == [(step, 0, 0) for step in (0, 1, 3, 4, 5, 6, 8, 9)]
@@ -70,7 +70,7 @@ def test_a_run_without_frames_has_no_such_section(run: Path) -> None:
 
 def test_an_episode_that_was_cut_is_told_so(run: Path) -> None:
     told = {**FACTS, "is_over": False, "steps": [0]}
-    write_gif(run / "frames" / "iteration_0000003.gif", frames=1, comment=told)
+    write_gif(run / "episode_frames" / "iteration_0000003.gif", frames=1, comment=told)
     (episode,) = played(run)
     assert "return 21.5 in 9 steps, then cut by the renderer." in episode.caption
     assert len(episode.stills) == 1
@@ -79,8 +79,8 @@ def test_an_episode_that_was_cut_is_told_so(run: Path) -> None:
 def test_the_newest_animation_of_what_the_run_has_done_counts(run: Path) -> None:
     for iteration in (1, 2, 7):
         comment = {**FACTS, "iteration": iteration, "steps": [0]}
-        write_gif(run / "frames" / f"iteration_000000{iteration}.gif", frames=1, comment=comment)
-    (run / "frames" / "iteration_1.gif").write_bytes(b"")
+        write_gif(run / "episode_frames" / f"iteration_000000{iteration}.gif", frames=1, comment=comment)
+    (run / "episode_frames" / "iteration_1.gif").write_bytes(b"")
     (episode,) = played(run)
     assert episode.caption.startswith("After 2 iterations: ")
 
@@ -88,7 +88,7 @@ def test_the_newest_animation_of_what_the_run_has_done_counts(run: Path) -> None
 def test_each_method_has_one_episode_of_its_first_seed(folders) -> None:
     runs = [folders.run(method, seed, iterations=3, episodes=4) for method in ("ppo", "ippo") for seed in (1, 2)]
     for folder in runs[1:]:
-        write_gif(folder / "frames" / "iteration_0000003.gif")
+        write_gif(folder / "episode_frames" / "iteration_0000003.gif")
     found = played(*runs)
     assert [(one.method, "of the run with seed 2" in one.caption) for one in found] == [("ppo", True), ("ippo", False)]
 
@@ -109,7 +109,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_file_that_no_run_wrote_shows_nothing(run: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    path = run / "frames" / "iteration_0000003.gif"
+    path = run / "episode_frames" / "iteration_0000003.gif"
     path.parent.mkdir()
     HOSTILE[kind](path)
     assert played(run) == []
@@ -118,5 +118,5 @@ def test_a_file_that_no_run_wrote_shows_nothing(run: Path, kind: str, caplog: py
 
 def test_words_of_a_file_are_no_part_of_the_page(run: Path) -> None:
     told = dict.fromkeys(FACTS, "<b>") | {"steps": ["<b>"] * 10}
-    write_gif(run / "frames" / "iteration_0000003.gif", comment=told)
+    write_gif(run / "episode_frames" / "iteration_0000003.gif", comment=told)
     assert "<b>" not in page(run)
