@@ -17,7 +17,7 @@ from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import RenderedEpisode
 from ippo_lightning.storage.atomic import write_whole
-from ippo_lightning.storage.run_folder import MOST_FRAMES, MOST_PIXELS, finite, frames_path
+from ippo_lightning.storage.run_folder import finite, frames_path
 
 _FASTEST, _SLOWEST, _LAST = 60, 200, 1500
 """Milliseconds that a frame is shown; the last one is shown longer."""
@@ -54,8 +54,9 @@ class EpisodeFrames(Callback):
         if every_n_iterations is not None:
             require_range("EpisodeFrames.every_n_iterations", every_n_iterations, at_least=1, integer=True)
         require_range("EpisodeFrames.seed", seed, at_least=0, integer=True)
-        require_range("EpisodeFrames.max_frames", max_frames, at_least=2, at_most=MOST_FRAMES, integer=True)
-        require_range("EpisodeFrames.max_size", max_size, at_least=16, at_most=MOST_PIXELS, integer=True)
+        # MOST_FRAMES and MOST_PIXELS of storage, written out: a YAML is checked by these lines before any import
+        require_range("EpisodeFrames.max_frames", max_frames, at_least=2, at_most=200, integer=True)
+        require_range("EpisodeFrames.max_size", max_size, at_least=16, at_most=640, integer=True)
         require_range("EpisodeFrames.max_steps", max_steps, at_least=1, integer=True)
         self.every_n_iterations = every_n_iterations
         self.seed, self.max_frames, self.max_size, self.max_steps = seed, max_frames, max_size, max_steps
