@@ -32,6 +32,7 @@ from ippo_lightning.storage.run_folder import (
     CSV,
     EPISODES,
     EVALUATIONS,
+    FRAMES,
     HISTORY,
     MODEL,
     RESULTS,
@@ -42,7 +43,9 @@ CODE, REMOTE_CODE = "trust", "trust_remote_code"
 """The options, without dashes."""
 COMMANDS = ("fit", "evaluate", "export", "replay", "diagnose", "trace", "intervene")
 """Commands that build what the configuration of a run names; `report` and `compare` build nothing."""
-_BESIDE = (HISTORY, EVALUATIONS, EPISODES, RESULTS, LOCK, CHECKPOINTS, MODEL, CSV, COMPLETIONS, BUFFERS)
+_BESIDE = (
+    HISTORY, EVALUATIONS, EPISODES, RESULTS, LOCK, CHECKPOINTS, MODEL, CSV, COMPLETIONS, FRAMES, BUFFERS
+)  # fmt: skip
 _ATTENTION, _OF_TORCH = "attn_implementation", ("eager", "sdpa", "flex_attention")
 _MOST_NAMED = 5
 

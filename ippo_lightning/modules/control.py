@@ -28,7 +28,15 @@ from ippo_lightning.modules.evaluated import EvaluatedModule
 from ippo_lightning.modules.loss_outputs import Reduction, checked_terms, sums_for_log
 from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.policies import MLP, PolicyBuilder, PolicyOutput
-from ippo_lightning.records import Batch, ControlEpisodes, Episodes, Minibatch, RolloutPlan, UpdateStats
+from ippo_lightning.records import (
+    Batch,
+    ControlEpisodes,
+    Episodes,
+    Minibatch,
+    RenderedEpisode,
+    RolloutPlan,
+    UpdateStats,
+)
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.rollouts import ControlRollouts, EnvironmentSettings, play_episodes
 
@@ -275,6 +283,14 @@ class ControlPPOModule(CriticWarmup, EvaluatedModule):
         """
         with self.evaluation_stream(batch_index, of_rank=rank()):
             self.evaluation_metrics.update(cast(Any, self.sample(batch)))
+
+    def render_episode(self, *, seed: int, max_frames: int, max_size: int, max_steps: int) -> RenderedEpisode:
+        """Play one episode in an environment of its own, and render it; arguments as in `rollouts.rendering`."""
+        from ippo_lightning.rollouts.rendering import render_episode  # most processes render nothing
+
+        limits: dict[str, int] = {"max_frames": max_frames, "max_size": max_size, "max_steps": max_steps}
+        with self.evaluation_stream(0, of_rank=0):
+            return render_episode(self.policy, self.rollouts, seed=seed, greedy=self.greedy_evaluation, **limits)
 
     def num_evaluated(self, batch: Batch) -> int:
         """Return the number of episodes of a batch."""

@@ -4,6 +4,7 @@ from ippo_lightning.records.control import ControlEpisodes
 from ippo_lightning.records.episodes import Episodes
 from ippo_lightning.records.passes import Pass, cut_rows, passes
 from ippo_lightning.records.plans import Batch, Minibatch, PlanChange, RolloutPlan, UpdatePlan, UpdateStats
+from ippo_lightning.records.rendered import RenderedEpisode
 from ippo_lightning.records.text import Example, TextEpisodes
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Minibatch",
     "Pass",
     "PlanChange",
+    "RenderedEpisode",
     "RolloutPlan",
     "TextEpisodes",
     "UpdatePlan",

@@ -19,6 +19,7 @@ from ippo_lightning.report.measures import MEASURES, compared_metrics, shown_met
 from ippo_lightning.report.overview import course, overview
 from ippo_lightning.report.parts import PARTS, model_parts
 from ippo_lightning.report.plan_changes import plan_changes
+from ippo_lightning.report.played_episodes import PlayedEpisode
 from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.seed_words import band_words, difference_words, table_spread
@@ -46,7 +47,12 @@ class Figure:
 
 
 def render_html(
-    comparison: Comparison, results: Results, figures: Mapping[str, Figure], *, skipped: Sequence[str]
+    comparison: Comparison,
+    results: Results,
+    figures: Mapping[str, Figure],
+    *,
+    skipped: Sequence[str],
+    played: Sequence[PlayedEpisode] = (),
 ) -> str:
     """Return the report as HTML.
 
@@ -55,6 +61,7 @@ def render_html(
         results: from `summarise`.
         figures: by name.
         skipped: names of the figures that have no data.
+        played: episodes in environments, in pictures.
 
     Returns:
         One HTML file. Every text from a run is escaped: a model may have written HTML.
@@ -84,6 +91,7 @@ def render_html(
         results=results,
         figures=figures,
         training_figures=[figures[name] for name in _training_figures(figures)],
+        played=played,
         has_curves=any(name != "time_parts" for name in _training_figures(figures)),
         skipped=[name.replace("_", " ") for name in skipped],
         colours=method_colours(comparison),

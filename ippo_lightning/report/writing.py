@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ippo_lightning.report.all_figures import ALL_FIGURES, draw_figures
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
+from ippo_lightning.report.played_episodes import played_episodes
 from ippo_lightning.report.published import published_markdown
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import render_html
@@ -95,7 +96,7 @@ def write_files(comparison: Comparison) -> Path:
     _write(folder / RESULTS_MARKDOWN, results_markdown(results) + published_markdown(comparison, results))
     skipped = [name for name in ALL_FIGURES if name not in figures]
     path = folder / REPORT
-    _write(path, render_html(comparison, results, figures, skipped=skipped))
+    _write(path, render_html(comparison, results, figures, skipped=skipped, played=played_episodes(comparison)))
     return path
 
 

@@ -293,6 +293,22 @@ def normalised(seen: np.ndarray, moments: RunningMoments | None, *, clip: float)
     return np.clip((seen - moments.mean) / moments.scale(), -clip, clip).astype(np.float32)
 
 
+def chosen_actions(policy: ActorCritic, rollouts: ControlRollouts, raw: np.ndarray, *, greedy: bool) -> np.ndarray:
+    """Return a policy's actions as environments take them, [rows] or [rows, *shape].
+
+    Args:
+        policy: draws the actions from torch's random stream.
+        rollouts: of training; its statistics normalise observations and do not change.
+        raw: what environments show, [rows, *shape].
+        greedy: take the most probable action.
+    """
+    seen = normalised(
+        rollouts.spaces.of_environment(raw), rollouts.observation_moments, clip=rollouts.settings.clip_normalised
+    )
+    device = next(policy.parameters()).device
+    return rollouts.spaces.to_environment(policy.act(torch.from_numpy(seen).to(device), greedy=greedy).cpu().numpy())
+
+
 @torch.no_grad()
 def play_episodes(
     policy: ActorCritic, rollouts: ControlRollouts, *, seeds: Sequence[int], greedy: bool = False
@@ -313,16 +329,13 @@ def play_episodes(
     # episodes would be counted more often than long ones.
     parts = [list(seeds[first::_EVALUATED_TOGETHER]) for first in range(min(len(seeds), _EVALUATED_TOGETHER))]
     vector = make_vector(settings, seed=0, episode_seeds=parts)
-    device, left = next(policy.parameters()).device, np.array([len(part) for part in parts])
+    left = np.array([len(part) for part in parts])
     returns, lengths = np.zeros(len(parts)), np.zeros(len(parts), dtype=np.int64)
     found: list[tuple[float, int]] = []
     raw, _ = vector.reset()
     while left.any():
-        seen = normalised(
-            rollouts.spaces.of_environment(raw), rollouts.observation_moments, clip=settings.clip_normalised
-        )
-        actions = policy.act(torch.from_numpy(seen).to(device), greedy=greedy).cpu().numpy()
-        raw, rewards, terminated, truncated, _ = vector.step(rollouts.spaces.to_environment(actions))
+        actions = chosen_actions(policy, rollouts, raw, greedy=greedy)
+        raw, rewards, terminated, truncated, _ = vector.step(actions)
         returns, lengths = returns + rewards, lengths + 1
         for index in np.flatnonzero(terminated | truncated):
             if left[index]:

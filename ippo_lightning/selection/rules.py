@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -54,6 +54,17 @@ class SelectionRule(ABC):
             episodes: all rows of this rank, in the order of the rollout.
         """
         return {}
+
+    def fitted(self, module: Any) -> SelectionRule:
+        """Return the rule with the numbers that it shares with the module's algorithm; most rules share none.
+
+        Args:
+            module: about to be trained; None outside of a run.
+
+        Raises:
+            UserError: the rule contradicts the module.
+        """
+        return self
 
     @property
     def name(self) -> str:

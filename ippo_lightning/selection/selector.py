@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -125,7 +126,7 @@ class Selector:
             The factors of all ranks' weights, as the rule decided them, shape [rows].
         """
         self.require_module(module)
-        start = time.perf_counter()
+        rule, start = self.rule.fitted(module), time.perf_counter()
         scored = None
         if "scores" in self.rule.needs:
             # before the target's gradient is taken, which takes long on a large model
@@ -142,10 +143,11 @@ class Selector:
                 # also those whose own part in the target is not finite
                 of_sample[:, scored.broken] = torch.nan
                 scored = scored._replace(group_scores=of_sample)
-        table = self._table(plan, scored, iteration=iteration, part=part or minibatch)
+        own = rule.own_columns(plan.episodes)
+        table = self._table(plan, scored, iteration=iteration, part=part or minibatch, own=own)
         settings = self.settings
         factors = decide(
-            self.rule,
+            rule,
             table,
             min_keep=settings.min_keep,
             max_weight=settings.max_weight,
@@ -173,11 +175,12 @@ class Selector:
         return factors
 
     def require_module(self, module: Any) -> None:
-        """Check that the settings have a meaning for the algorithm of a module; see `require_groups`.
+        """Check that rule and settings fit the algorithm of a module; see `require_groups` and `SelectionRule.fitted`.
 
         Args:
             module: under training.
         """
+        self.rule.fitted(module)
         require_groups(module, whole_groups=self.settings.whole_groups, baselines=self.settings.baselines)
 
     def require_outlet(self, view: BufferView) -> None:
@@ -240,9 +243,10 @@ class Selector:
             raise UserError(f"{method}: returned a {type(found).__name__}; expected TargetLoss(loss, batches)")
         return found
 
-    def _table(self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int) -> RolloutTable:
+    def _table(
+        self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int, own: Mapping[str, Tensor]
+    ) -> RolloutTable:
         needs = self.rule.needs if self.settings.whole_groups is None else self.rule.needs | {"groups"}
-        own = self.rule.own_columns(plan.episodes)
         if scored is None:
             return gather_table(plan, needs=needs, iteration=iteration, part=part, own=own)
         return gather_table(

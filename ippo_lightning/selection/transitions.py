@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,23 +36,28 @@ class AdvantageHeuristic(SelectionRule):
         baseline: `critic` subtracts the critic's value and fits every environment. `states` is the paper's: the mean
             return of all transitions of this rollout with the same observation and action, minus that of all with the
             same observation. It is 0 for an observation that occurs once.
-        gamma: discount per step, in [0, 1]; that of the run's advantages.
+        gamma: discount per step, in [0, 1]; null for that of the module's advantages, and no other is allowed there.
 
     Raises:
-        UserError: an argument out of its range; later, rows that are no transitions.
+        UserError: an argument out of its range; before the first iteration, another `gamma` than that of the module's
+            advantages, or a module of texts.
     """
 
     by: Heuristic = "sign"
     fraction: float | None = None
     baseline: Baseline = "critic"
-    gamma: float = 0.99
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
         require_choice("rule.by", self.by, get_args(Heuristic))
         require_choice("rule.baseline", self.baseline, get_args(Baseline))
-        require_range("rule.gamma", self.gamma, at_least=0, at_most=1)
+        _require_discount(self.gamma)
         if self.fraction is not None:
             require_range("rule.fraction", self.fraction, at_least=0, at_most=1)
+
+    def fitted(self, module: Any) -> AdvantageHeuristic:
+        """Return the rule with the discount of the module's advantages."""
+        return replace(self, gamma=_discount(self, self.gamma, module))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -61,13 +66,13 @@ class AdvantageHeuristic(SelectionRule):
 
     def own_columns(self, episodes: Episodes) -> Mapping[str, Tensor]:
         """Return the discounted return of each transition, and for `states` numbers of observation and action."""
-        rows = _transitions(episodes, rule=type(self).__name__)
+        rows, gamma = _transitions(episodes, rule=self), _known(self.gamma)
         returns = discounted_returns(
             rewards=rows.rewards[:, 0],
             next_values=rows.next_values[:, 0],
             done=rows.done[:, 0],
             group=rows.group,
-            gamma=self.gamma,
+            gamma=gamma,
         )
         if self.baseline == "critic":
             return {"monte_carlo_returns": returns}
@@ -109,24 +114,29 @@ class TDPriority(SelectionRule):
 
     Args:
         power: >= 0; 0 gives all the same weight.
-        gamma: discount per step, in [0, 1]; that of the run's advantages.
+        gamma: discount per step, in [0, 1]; null for that of the module's advantages, and no other is allowed there.
 
     Raises:
-        UserError: a number out of its range; later, rows that are no transitions.
+        UserError: a number out of its range; before the first iteration, another `gamma` than that of the module's
+            advantages, or a module of texts.
     """
 
     power: float = 0.6
-    gamma: float = 0.99
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
         require_range("rule.power", self.power, at_least=0, below=math.inf)
-        require_range("rule.gamma", self.gamma, at_least=0, at_most=1)
+        _require_discount(self.gamma)
+
+    def fitted(self, module: Any) -> TDPriority:
+        """Return the rule with the discount of the module's advantages."""
+        return replace(self, gamma=_discount(self, self.gamma, module))
 
     def own_columns(self, episodes: Episodes) -> Mapping[str, Tensor]:
         """Return the absolute TD errors."""
-        rows = _transitions(episodes, rule=type(self).__name__)
+        rows, gamma = _transitions(episodes, rule=self), _known(self.gamma)
         # The value after an environment's own end is stored as 0.
-        errors = rows.rewards.double() + self.gamma * rows.next_values.double() - rows.values.double()
+        errors = rows.rewards.double() + gamma * rows.next_values.double() - rows.values.double()
         return {"td_errors": errors[:, 0].abs()}
 
     def keep(self, table: RolloutTable) -> Tensor:
@@ -142,12 +152,44 @@ class TDPriority(SelectionRule):
         return weights
 
 
-def _transitions(episodes: object, *, rule: str) -> ControlEpisodes:
+def _transitions(episodes: object, *, rule: SelectionRule) -> ControlEpisodes:
     if not isinstance(episodes, ControlEpisodes) or episodes.mask.shape[1] != 1:
-        raise UserError(
-            f"InfluenceFilter.rule: {rule} is for transitions of environments, as ControlPPOModule has them"
-        )
+        raise _no_transitions(rule)
     return episodes
+
+
+def _no_transitions(rule: SelectionRule) -> UserError:
+    return UserError(
+        f"InfluenceFilter.rule: {type(rule).__name__} is for transitions of environments, as ControlPPOModule has them"
+    )
+
+
+def _require_discount(gamma: float | None) -> None:
+    if gamma is not None:
+        require_range("rule.gamma", gamma, at_least=0, at_most=1)
+
+
+def _discount(rule: SelectionRule, given: float | None, module: Any) -> float | None:
+    """Return the discount of a rule: that of the module's advantages, with which its estimates are compared."""
+    if module is None:
+        return given
+    if getattr(module, "evaluates", "episodes") != "episodes":
+        raise _no_transitions(rule)
+    known = getattr(getattr(module, "advantages", None), "gamma", None)
+    if known is None:
+        return _known(given)
+    if given not in (None, known):
+        raise UserError(
+            f"rule.gamma: {given:g} of {type(rule).__name__} is not the discount of the advantages; expected "
+            f"{known:g}, as in model.advantages, or null"
+        )
+    return float(known)
+
+
+def _known(gamma: float | None) -> float:
+    if gamma is None:
+        raise UserError("rule.gamma: null, and the module's advantages have no gamma; expected a number in [0, 1]")
+    return gamma
 
 
 def _numbers_of(*columns: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from ippo_lightning.storage.run_folder import (
     COMPLETIONS,
     CONFIG,
     CSV,
+    FRAMES,
     MODEL,
     NONFINITE,
     RESULTS,
     RunFolder,
 )
 
-_OF_A_RUN = (CHECKPOINTS, MODEL, CSV, COMPLETIONS, NONFINITE)
+_OF_A_RUN = (CHECKPOINTS, MODEL, CSV, COMPLETIONS, FRAMES, NONFINITE)
 _BESIDE_A_MODEL = ("*.safetensors", "*.bin", "tokenizer*.json")
 
 

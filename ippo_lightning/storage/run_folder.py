@@ -37,6 +37,10 @@ DAMAGED = ".damaged"
 MODEL = "model"
 CSV = "csv"
 COMPLETIONS = "completions"
+FRAMES = "episode_frames"
+"""Folder of the rendered episodes of a run in an environment."""
+MOST_FRAMES, MOST_PIXELS = 200, 640
+"""Limits of a rendered episode: its frames, and the longer side of each."""
 NONFINITE = "nonfinite"
 """Folder of the steps whose loss or gradient was not finite."""
 BUFFERS = "buffers"
@@ -164,6 +168,28 @@ def completions_path(folder: Path, *, iteration: int) -> Path:
     return folder / COMPLETIONS / f"iteration_{iteration:07d}.parquet"
 
 
+def frames_path(folder: Path, *, iteration: int) -> Path:
+    """Return the animation of an episode.
+
+    Args:
+        folder: the run's folder.
+        iteration: iterations of the run that were done when the episode was played.
+    """
+    return folder / FRAMES / f"iteration_{iteration:07d}.gif"
+
+
+def newest_frames(folder: Path, *, iteration: int) -> Path | None:
+    """Return the newest animation of an episode; None without one.
+
+    Args:
+        folder: the run's folder; it need not exist.
+        iteration: iterations of the run that are done. Animations of later ones are of an end that was undone.
+    """
+    found = [path for path in (folder / FRAMES).glob("iteration_*.gif") if re.fullmatch(r"iteration_\d{7,}", path.stem)]
+    numbers = {int(path.stem.removeprefix("iteration_")): path for path in found}
+    return max(((number, path) for number, path in numbers.items() if number <= iteration), default=(0, None))[1]
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -264,7 +290,7 @@ class RunFolder:
         # The end first and the lines last: what a kill leaves on the way is an older state of the run, or no run.
         for path in [self.path / RESULTS, self.path / TEST_PROMPTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
             path.unlink(missing_ok=True)
-        for name in (MODEL, CHECKPOINTS, COMPLETIONS, NONFINITE, BUFFERS, EVALUATED):
+        for name in (MODEL, CHECKPOINTS, COMPLETIONS, FRAMES, NONFINITE, BUFFERS, EVALUATED):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # A callback of the new run may have logged already: its logger replaced the file, and writes into its folder.
         for path, stamp in self._earlier_csv.items():

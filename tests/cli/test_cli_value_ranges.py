@@ -27,6 +27,7 @@ CLASSES = (
     "ArithmeticTask",
     "ClippedLoss",
     "CompletionsTable",
+    "EpisodeFrames",
     "EpisodeLog",
     "FixedKLController",
     "GAE",

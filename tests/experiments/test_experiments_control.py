@@ -33,7 +33,8 @@ def test_a_task_in_an_environment_takes_the_base_of_its_module(parser: ArgumentP
     assert given["update"]["max_grad_norm"] == 0.5
     kind = "adamw" if task in ("bipedalwalker", "cartpole") else "sgd"
     assert (given["optimizer"]["kind"], given["num_steps"]) == (kind, 2048)
-    assert len(settings["callbacks"] or []) == (method in FILTERS)
+    callbacks = [callback["class_path"].rpartition(".")[2] for callback in settings["callbacks"]]
+    assert callbacks == ["EpisodeFrames", *(["InfluenceFilter"] if method in FILTERS else [])]
 
 
 @pytest.mark.parametrize("model", CONTROL_MODELS)

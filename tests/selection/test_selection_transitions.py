@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from small_episodes import make_episodes
 
 from ippo_lightning import ControlPPOModule
+from ippo_lightning.algorithms import GAE
 from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import MLP
@@ -107,6 +109,36 @@ def test_what_another_filter_drops_does_not_cut_returns(rows: ControlEpisodes) -
     rule = AdvantageHeuristic(gamma=GAMMA)
     alone, after = planned(rows, rule), planned(rows, rule, dropped)
     assert torch.equal(after.keep, alone.keep & ~dropped)
+
+
+def module_with(advantages: object) -> Any:
+    return SimpleNamespace(evaluates="episodes", advantages=advantages)
+
+
+@pytest.mark.parametrize("kind", [AdvantageHeuristic, TDPriority])
+@pytest.mark.parametrize("given", [None, GAMMA])
+def test_the_discount_is_that_of_the_advantages(rows: ControlEpisodes, kind: Any, given: float | None) -> None:
+    plan, expected = UpdatePlan(episodes=rows), planned(rows, kind(gamma=GAMMA))
+    InfluenceFilter(rule=kind(gamma=given)).on_rollout_end(None, module_with(GAE(gamma=GAMMA)), plan)
+    assert torch.equal(plan.weights, expected.weights)
+    assert not torch.equal(plan.weights, planned(rows, kind(gamma=0.5)).weights)
+
+
+@pytest.mark.parametrize("kind", [AdvantageHeuristic, TDPriority])
+@pytest.mark.parametrize(
+    ("given", "module", "message"),
+    [
+        (0.5, module_with(GAE(gamma=GAMMA)), r"^rule\.gamma: 0\.5 of \w+ is not the discount .* expected 0\.9, as in"),
+        (None, module_with(None), r"^rule\.gamma: null, and the module's advantages have no gamma; expected a number"),
+        (None, SimpleNamespace(evaluates="prompts"), r"^InfluenceFilter\.rule: \w+ is for transitions of environments"),
+    ],
+    ids=["another", "none", "texts"],
+)
+def test_a_module_that_does_not_fit_is_refused_before_the_first_iteration(
+    kind: Any, given: float | None, module: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        InfluenceFilter(rule=kind(gamma=given)).setup(None, module, "fit")
 
 
 @pytest.mark.parametrize("rule", [AdvantageHeuristic(), TDPriority()])

@@ -43,8 +43,21 @@ class Unreadable(Counter):
     observation_space = gymnasium.spaces.Dict({"a": gymnasium.spaces.Discrete(2)})  # type: ignore[assignment]
 
 
+class Painted(Counter):
+    """Has pictures of one colour, 10 times the number of steps since the reset; 40 high and 80 wide."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        return np.full((40, 80, 3), 10 * self.steps, dtype=np.uint8)
+
+
 def register() -> None:
     """Register the environments with gymnasium; a second time changes nothing."""
-    for name, kind in {"Counter-v0": Counter, "Forgetful-v0": Forgetful, "Unreadable-v0": Unreadable}.items():
+    kinds = {"Counter-v0": Counter, "Forgetful-v0": Forgetful, "Unreadable-v0": Unreadable, "Painted-v0": Painted}
+    for name, kind in kinds.items():
         if name not in gymnasium.registry:
             gymnasium.register(name, entry_point=kind, max_episode_steps=7)
