@@ -4,6 +4,14 @@ from ippo_lightning.callbacks.completions_table import CompletionsTable
 from ippo_lightning.callbacks.episode_log import EpisodeLog
 from ippo_lightning.callbacks.influence_filter import InfluenceFilter
 from ippo_lightning.callbacks.intrinsic_stopping import IntrinsicStopping
+from ippo_lightning.callbacks.prompt_selection import PromptSelection
 from ippo_lightning.selection import ScoringSettings
 
-__all__ = ["CompletionsTable", "EpisodeLog", "InfluenceFilter", "IntrinsicStopping", "ScoringSettings"]
+__all__ = [
+    "CompletionsTable",
+    "EpisodeLog",
+    "InfluenceFilter",
+    "IntrinsicStopping",
+    "PromptSelection",
+    "ScoringSettings",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -38,7 +38,7 @@ from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettin
 from ippo_lightning.records import Batch, Minibatch, RolloutPlan, TextEpisodes, UpdateStats
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.rewards import HeldReward, Reward, grade_reward
-from ippo_lightning.rollouts import collect_episodes
+from ippo_lightning.rollouts import collect_episodes, prompt_values
 from ippo_lightning.tasks import Grader
 
 
@@ -173,6 +173,11 @@ class PPOModule(CriticWarmup, TextModule):
         """Return the plan of a batch of prompts: `sampling.num_responses` responses to each."""
         counts = torch.full((len(batch["prompts"]),), self.sampling.num_responses)
         return RolloutPlan(batch=batch, counts=counts)
+
+    def prompt_values(self, prompts: Sequence[str]) -> Tensor:
+        """Return the critic's value of the last token of each prompt, shape [prompts], in units of the reward."""
+        rows = self.update_settings.micro_batch_size
+        return prompt_values(self.policy, prompts=prompts, micro_batch_size=rows, size=self.pass_size)
 
     def rollout(self, plan: RolloutPlan) -> TextEpisodes:
         """Sample the planned responses and score them under policy, reference and critic."""

@@ -2,6 +2,7 @@
 
 from ippo_lightning.rollouts.control import ControlRollouts, play_episodes
 from ippo_lightning.rollouts.environments import EnvironmentSettings
+from ippo_lightning.rollouts.prompt_values import prompt_values
 from ippo_lightning.rollouts.text import (
     SampledResponses,
     collect_episodes,
@@ -17,6 +18,7 @@ __all__ = [
     "collect_episodes",
     "fill_log_probs",
     "play_episodes",
+    "prompt_values",
     "sample_episodes",
     "sample_responses",
 ]

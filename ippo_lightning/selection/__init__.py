@@ -3,6 +3,14 @@
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.group_rules import ByLength, DropEqualRewards, MaxRewardVariance
 from ippo_lightning.selection.negatives import DropNegatives, DropRandom
+from ippo_lightning.selection.prompt_rules import (
+    IntermediateDifficulty,
+    PromptRule,
+    PromptTable,
+    RandomPrompts,
+    SampledRows,
+    SourceBandit,
+)
 from ippo_lightning.selection.rollout_targets import AverageReward, LeaveOneOutMean, ReturnOfBuffer
 from ippo_lightning.selection.round_scores import RoundScores
 from ippo_lightning.selection.rules import AboveMeanReward, AdvantageSign, Influence, Random, SelectionRule
@@ -25,16 +33,22 @@ __all__ = [
     "DropNegatives",
     "DropRandom",
     "Influence",
+    "IntermediateDifficulty",
     "LeaveOneOutMean",
     "MaxRewardVariance",
     "OwnTerms",
+    "PromptRule",
+    "PromptTable",
     "Random",
+    "RandomPrompts",
     "ReturnOfBuffer",
     "RolloutTable",
     "RoundScores",
+    "SampledRows",
     "ScoringSettings",
     "SelectionRule",
     "SequenceReturn",
+    "SourceBandit",
     "TDPriority",
     "Target",
     "TargetLoss",
