@@ -55,6 +55,11 @@ class PromptSelection(Callback):
         self.iteration = 0
         self._numbers = (0, 0)
 
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint: `lightning.Trainer` takes two of these only if their names differ."""
+        return f"{super().state_key}[{self.rule.name}]"
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check before the first iteration that there is something to choose, and from what.
 
