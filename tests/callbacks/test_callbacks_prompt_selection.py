@@ -10,7 +10,7 @@ import torch
 import two_ranks_prompts
 from launching import Outcome, outcome_of
 from training_parts import same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
-from two_ranks_prompts import LENGTHS, Sampled
+from two_ranks_prompts import LENGTHS, ByParity, Sampled
 
 from ippo_lightning.callbacks import InfluenceFilter, PromptSelection
 from ippo_lightning.errors import UserError
@@ -23,14 +23,13 @@ from ippo_lightning.selection import (
     LeaveOneOutMean,
     PromptRule,
     RandomPrompts,
-    SourceBandit,
 )
 
 FLOAT32 = 1e-6
 RULES: dict[str, Any] = {
     "random": RandomPrompts,
     "predicted": IntermediateDifficulty,
-    "sources": lambda: SourceBandit(source="answer"),
+    "sources": ByParity,
 }
 
 

@@ -31,6 +31,16 @@ def learned(rows: list[int]) -> tuple[SampledRows, SourceBandit]:
     return found, rule
 
 
+class ByParity(SourceBandit):
+    """Two sources, so that a short run draws from both of them again and again."""
+
+    def __init__(self) -> None:
+        super().__init__(source="answer")
+
+    def key(self, prompt: str, example: Any) -> str:
+        return str(int(super().key(prompt, example)) % 2)
+
+
 class Uneven(TextDataModule):
     """Batches of 8 prompts on rank 0, of 3 on rank 1."""
 
@@ -73,7 +83,7 @@ def main(folder: Path) -> None:
         numbers[name] = {"prompts": sampled.prompts, "numbers": [module.last_stats.metrics[key] for key in prompts]}
 
     fitted("predicted", IntermediateDifficulty())
-    fitted("sources", SourceBandit(source="answer"))
-    fitted("broken", SourceBandit(source="answer"), max_iterations=1)
-    fitted("broken", SourceBandit(source="answer"), resume=True)
+    fitted("sources", ByParity())
+    fitted("broken", ByParity(), max_iterations=1)
+    fitted("broken", ByParity(), resume=True)
     (folder / f"rank{rank}.json").write_text(json.dumps(numbers), encoding="utf-8")
