@@ -1,5 +1,6 @@
 """From the plan of an update to weights: what is scored, against which target, and which rule decides."""
 
+from ippo_lightning.selection.activations import ActivationDifference, ForwardTarget
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.group_rules import ByLength, DropEqualRewards, MaxRewardVariance
 from ippo_lightning.selection.negatives import DropNegatives, DropRandom
@@ -23,6 +24,7 @@ from ippo_lightning.selection.transitions import AdvantageHeuristic, TDPriority
 __all__ = [
     "AboveMeanReward",
     "ActionLogProb",
+    "ActivationDifference",
     "AdvantageHeuristic",
     "AdvantageSign",
     "AverageReward",
@@ -32,6 +34,7 @@ __all__ = [
     "DropEqualRewards",
     "DropNegatives",
     "DropRandom",
+    "ForwardTarget",
     "Influence",
     "IntermediateDifficulty",
     "LeaveOneOutMean",
