@@ -163,7 +163,16 @@ def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     assert axis_names("base") == ["control", "ppo", "sft"]
     assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS, *REWARD_TASKS))
     filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
-    published = {"pods", "drop_equal", "length", "random_half", "leave_one_out", "average_reward", *PROMPT_METHODS}
+    published = {
+        "pods",
+        "drop_equal",
+        "length",
+        "random_half",
+        "leave_one_out",
+        "average_reward",
+        "activation",
+        *PROMPT_METHODS,
+    }
     of_control = {"iif", "random_drop", "advantage_heuristic", "td_priority"}
     assert {"ppo", *filters, *of_control, *published} | ALGORITHMS.keys() == set(METHODS)
 
