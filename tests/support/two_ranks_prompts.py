@@ -32,10 +32,10 @@ def learned(rows: list[int]) -> tuple[SampledRows, SourceBandit]:
 
 
 class ByParity(SourceBandit):
-    """Two sources, so that a short run draws from both of them again and again."""
+    """Two sources, of which the better one is drawn: a run that forgets what it has learned draws another one."""
 
     def __init__(self) -> None:
-        super().__init__(source="answer")
+        super().__init__(source="answer", temperature=1e-3)
 
     def key(self, prompt: str, example: Any) -> str:
         return str(int(super().key(prompt, example)) % 2)
