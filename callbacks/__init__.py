@@ -5,6 +5,15 @@ from ippo_lightning.callbacks.episode_frames import EpisodeFrames
 from ippo_lightning.callbacks.episode_log import EpisodeLog
 from ippo_lightning.callbacks.influence_filter import InfluenceFilter
 from ippo_lightning.callbacks.intrinsic_stopping import IntrinsicStopping
+from ippo_lightning.callbacks.prompt_selection import PromptSelection
 from ippo_lightning.selection import ScoringSettings
 
-__all__ = ["CompletionsTable", "EpisodeFrames", "EpisodeLog", "InfluenceFilter", "IntrinsicStopping", "ScoringSettings"]
+__all__ = [
+    "CompletionsTable",
+    "EpisodeFrames",
+    "EpisodeLog",
+    "InfluenceFilter",
+    "IntrinsicStopping",
+    "PromptSelection",
+    "ScoringSettings",
+]

@@ -68,7 +68,8 @@ class InfluenceFilter(Callback):
         score_at: where scores are made: once at `rollout_end`, or again before the step of each `minibatch`, at its
             parameters and for this step only. A target from the rollout is then one from the minibatch.
         target: what scores are about: `Demonstrations` by default; without demonstrations `ReturnOfBuffer`,
-            `AverageReward`, `SequenceReturn` or `LeaveOneOutMean`; or a `Target` by class_path.
+            `AverageReward`, `SequenceReturn` or `LeaveOneOutMean`; without gradients `ActivationDifference`; or a
+            `Target` by class_path.
         demonstrations: batches for `validation_loss`, the same on each rank; null for those of the data module's
             `influence_dataloader()`.
         seed: of `random`; null for 0.

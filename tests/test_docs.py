@@ -325,6 +325,8 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
         "influence/part_other",
         "rollout/sampler_gap_mean",
         "rollout/sampler_gap_max",
+        "rollout/prompts_offered",
+        "rollout/prompts_sampled",
         "rollout/reward/NAME",
         "rollout/zero_variance_fraction",
         "dynamic_sampling/rounds",

@@ -1,7 +1,9 @@
 """From prompts or environments and a policy to episodes."""
 
+from ippo_lightning.rollouts.activations import chosen_layer, response_activations
 from ippo_lightning.rollouts.control import ControlRollouts, play_episodes
 from ippo_lightning.rollouts.environments import EnvironmentSettings
+from ippo_lightning.rollouts.prompt_values import prompt_values
 from ippo_lightning.rollouts.text import (
     SampledResponses,
     collect_episodes,
@@ -14,9 +16,12 @@ __all__ = [
     "ControlRollouts",
     "EnvironmentSettings",
     "SampledResponses",
+    "chosen_layer",
     "collect_episodes",
     "fill_log_probs",
     "play_episodes",
+    "prompt_values",
+    "response_activations",
     "sample_episodes",
     "sample_responses",
 ]

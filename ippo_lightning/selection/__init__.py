@@ -1,8 +1,17 @@
 """From the plan of an update to weights: what is scored, against which target, and which rule decides."""
 
+from ippo_lightning.selection.activations import ActivationDifference, ForwardTarget
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.group_rules import ByLength, DropEqualRewards, MaxRewardVariance
 from ippo_lightning.selection.negatives import DropNegatives, DropRandom
+from ippo_lightning.selection.prompt_rules import (
+    IntermediateDifficulty,
+    PromptRule,
+    PromptTable,
+    RandomPrompts,
+    SampledRows,
+    SourceBandit,
+)
 from ippo_lightning.selection.rollout_targets import AverageReward, LeaveOneOutMean, ReturnOfBuffer
 from ippo_lightning.selection.round_scores import RoundScores
 from ippo_lightning.selection.rules import AboveMeanReward, AdvantageSign, Influence, Random, SelectionRule
@@ -15,6 +24,7 @@ from ippo_lightning.selection.transitions import AdvantageHeuristic, TDPriority
 __all__ = [
     "AboveMeanReward",
     "ActionLogProb",
+    "ActivationDifference",
     "AdvantageHeuristic",
     "AdvantageSign",
     "AverageReward",
@@ -24,17 +34,24 @@ __all__ = [
     "DropEqualRewards",
     "DropNegatives",
     "DropRandom",
+    "ForwardTarget",
     "Influence",
+    "IntermediateDifficulty",
     "LeaveOneOutMean",
     "MaxRewardVariance",
     "OwnTerms",
+    "PromptRule",
+    "PromptTable",
     "Random",
+    "RandomPrompts",
     "ReturnOfBuffer",
     "RolloutTable",
     "RoundScores",
+    "SampledRows",
     "ScoringSettings",
     "SelectionRule",
     "SequenceReturn",
+    "SourceBandit",
     "TDPriority",
     "Target",
     "TargetLoss",

@@ -15,6 +15,7 @@ from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
 from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.records import UpdatePlan
+from ippo_lightning.selection.activations import ForwardTarget, require_no_gradient_settings, scored_forward
 from ippo_lightning.selection.buffer_view import BufferView
 from ippo_lightning.selection.group_agreement import GroupAgreement
 from ippo_lightning.selection.grouped_gradients import AlongGroups, TargetGradients
@@ -93,6 +94,7 @@ class Selector:
             raise UserError(f"InfluenceFilter.drop_when: all needs a rule that reads scores; {rule.name} reads none")
         if "scores" in rule.needs:
             require_own_terms(target, scoring, by_groups=by_groups)
+            require_no_gradient_settings(target, scoring, by_groups=by_groups)
         self.rule = rule
         self.target = target
         self.settings = settings
@@ -127,8 +129,13 @@ class Selector:
         """
         self.require_module(module)
         rule, start = self.rule.fitted(module), time.perf_counter()
-        scored = None
-        if "scores" in self.rule.needs:
+        scored = gradients = halves_cosine = None
+        spent = 0.0
+        taken = start
+        if "scores" in self.rule.needs and isinstance(self.target, ForwardTarget):
+            skips = self.settings.skips_nonfinite
+            scored = scored_forward(self.target, module, plan, trainer=trainer, skips=skips)
+        elif "scores" in self.rule.needs:
             # before the target's gradient is taken, which takes long on a large model
             self.interface.require_losses(module)
             agreement = self._agreement(module, plan)
@@ -136,7 +143,7 @@ class Selector:
                 plan, module=module, trainer=trainer, iteration=iteration, part=part, along_groups=agreement.add
             )
             halves_cosine = agreement.halves_cosine()
-            taken = time.perf_counter()
+            taken, spent = time.perf_counter(), agreement.seconds
             scored = self.scorer.score(module, plan.episodes, gradients, iteration=iteration)
             of_sample = agreement.scores()
             if of_sample is not None:
@@ -159,8 +166,8 @@ class Selector:
         if scored is not None:
             plan.record(
                 # groups are scored while the gradient is taken
-                time__target_gradient_seconds=taken - start - agreement.seconds,
-                time__scoring_seconds=now - taken + agreement.seconds,
+                time__target_gradient_seconds=taken - start - spent,
+                time__scoring_seconds=now - taken + spent,
                 time__influence_seconds=now - start,
                 **_score_metrics(table, scored, gradients, halves_cosine),
             )
@@ -315,13 +322,13 @@ def weight_metrics(factors: Tensor) -> dict[str, float]:
 
 
 def _score_metrics(
-    table: RolloutTable, scored: Scored, gradients: TargetGradients, halves_cosine: float | None
+    table: RolloutTable, scored: Scored, gradients: TargetGradients | None, halves_cosine: float | None
 ) -> dict[str, float]:
     """Return numbers about the scores of all ranks, for `UpdatePlan.record`."""
     # back to the scores' own dtype: float64 was only for the way through the gather
     scores = table.scores.to(scored.scores.dtype)
     return {
-        "influence__gradient_norm": gradient_norm(gradients.mean),
+        **({} if gradients is None else {"influence__gradient_norm": gradient_norm(gradients.mean)}),
         "influence__nonfinite_episodes": float(table.force_drop.sum()),
         **{f"influence__score_{name}": value for name, value in score_quantiles(scores).items()},
         **{f"influence__part_{name}": value for name, value in part_fractions(scored.by_parameter).items()},

@@ -43,6 +43,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "gspo": {"loss": {"low": 3e-4, "high": 4e-4, "ratio": "sequence_mean"}, "kl": 0.0, "update": {}},
 }
 """Methods that change the module and not the callbacks, and the numbers of their recipes."""
+PROMPT_METHODS = ("dump", "pcl", "random_prompts")
+"""Methods that choose prompts before sampling."""
 FILTERS = [method for method in METHODS if method not in ALGORITHMS]
 MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml") if path.stem not in CONTROL_MODELS)
 CONTINUED = "#   "
@@ -161,8 +163,18 @@ def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     assert axis_names("base") == ["control", "ppo", "sft"]
     assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS, *REWARD_TASKS))
     filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
+    published = {
+        "pods",
+        "drop_equal",
+        "length",
+        "random_half",
+        "leave_one_out",
+        "average_reward",
+        "activation",
+        *PROMPT_METHODS,
+    }
     of_control = {"iif", "random_drop", "advantage_heuristic", "td_priority"}
-    assert {"ppo", "keep_buffers", *filters, *of_control} | ALGORITHMS.keys() == set(METHODS)
+    assert {"ppo", "keep_buffers", *filters, *of_control, *published} | ALGORITHMS.keys() == set(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.policies import PolicyOutput
 from ippo_lightning.records import ControlEpisodes, UpdatePlan
 from ippo_lightning.selection import (
+    ActivationDifference,
     AverageReward,
     ByLength,
     LeaveOneOutMean,
@@ -47,6 +48,7 @@ RULES: dict[str, dict[str, Any]] = {
     "reward of the others": {"target": AverageReward(leave_out_self=True, max_tokens=15)},
     "mean of the others": {"target": LeaveOneOutMean(), "scoring": ScoringSettings(normalise="length")},
     "target of one rank": {"target": LeaveOneOutMean()},
+    "activations": {"target": ActivationDifference(batches=[torch.eye(4).double()[place:] for place in range(3)])},
     "variance": {"rule": MaxRewardVariance(num_kept=2)},
     "length": {"rule": ByLength(fraction=0.6)},
     "random": {"rule": Random(fraction=0.5)},
@@ -73,6 +75,15 @@ class Policy(nn.Module):
     def episode_losses(self, episodes: ControlEpisodes) -> Tensor:
         terms = torch.where(episodes.mask, self.score(episodes).log_probs * episodes.advantages, 0.0)
         return -terms.sum(dim=1) / episodes.mask.sum(dim=1)
+
+    def validation_loss(self, batch: Tensor) -> Tensor:
+        return self.actor(batch).mean()
+
+    def response_activations(self, rows: ControlEpisodes | Tensor, *, layer: int | None) -> Tensor:
+        return rows if isinstance(rows, Tensor) else rows.observations.mean(dim=1)
+
+    def require_layer(self, layer: int | None) -> None:
+        """Any layer will do."""
 
 
 class Compared(Policy):
