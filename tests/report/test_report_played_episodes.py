@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ippo_lightning.report import gather_runs, summarise
 from ippo_lightning.report.played_episodes import played_episodes
@@ -23,6 +24,12 @@ def write_gif(path: Path, *, frames: int = 10, size: tuple[int, int] = (6, 4), c
     images = [Image.new("RGB", size, (place % 250, place // 250, 0)) for place in range(frames)]
     told = {**FACTS, "steps": list(range(frames))} if comment is None else comment
     images[0].save(path, save_all=True, append_images=images[1:], duration=50, comment=json.dumps(told).encode())
+
+
+def write_png(path: Path) -> None:
+    told = PngInfo()
+    told.add_text("comment", json.dumps({**FACTS, "steps": [0]}))
+    Image.new("RGB", (4, 4)).save(path, format="PNG", pnginfo=told)
 
 
 @pytest.fixture
@@ -97,7 +104,7 @@ HOSTILE = {
     "text": lambda path: path.write_text("<script>alert(1)</script>"),
     "cut": lambda path: (write_gif(path), path.write_bytes(path.read_bytes()[:40])),
     "svg": lambda path: path.write_text('<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>'),
-    "png": lambda path: Image.new("RGB", (4, 4)).save(path, format="PNG"),
+    "png": lambda path: write_png(path),
     "frames": lambda path: write_gif(path, frames=201),
     "pixels": lambda path: write_gif(path, frames=1, size=(641, 2)),
     "bytes": lambda path: (write_gif(path), path.write_bytes(path.read_bytes() + bytes(16 * 1024 * 1024))),
