@@ -120,7 +120,7 @@ def fill_groups(
     Args:
         first: of this rank, with its `outcome_rewards`.
         reserve: of this rank.
-        collect: returns the episodes of more prompts, with their rewards; their group numbers may be any.
+        collect: returns the episodes of more prompts, with their rewards, perhaps none; their group numbers may be any.
         wanted: groups of this rank that were planned.
         max_rounds: limit of the rounds.
     """
@@ -136,9 +136,8 @@ def fill_groups(
         rounds += 1
         more = collect(reserve.take(count))
         # Counted on from the groups before, so that no two prompts share a number.
-        more = more.evolve(group=more.group + int(sampled[-1].group.max()) + 1)
-        sampled.append(more)
-        found = _at_most(_with_different_rewards(more), missing)
+        sampled.append(more.evolve(group=more.group + max(int(part.group.max()) for part in sampled if len(part)) + 1))
+        found = _at_most(_with_different_rewards(sampled[-1]), missing)
         kept.append(found)
         missing -= _sum(_num_groups(found), like=first)
     everything = type(first).concat(sampled)

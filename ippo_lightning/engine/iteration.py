@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -87,7 +88,7 @@ def run_iteration(
         filled = fill_groups(
             episodes,
             reserve,
-            lambda more: collector(stages.plan_rollout(more)),
+            lambda more: collector(stages.plan_rollout(more), may_be_empty=True),
             wanted=int((rollout_plan.counts > 0).sum()),
             max_rounds=dynamic_sampling.max_rounds,
         )
@@ -154,13 +155,21 @@ class _Collector(Generic[Record]):
     left_out: int = 0
     """Episodes of this rank that were not finite."""
 
-    def __call__(self, plan: RolloutPlan) -> Record:
-        """Return the episodes of a plan with their rewards, without those that are not finite."""
+    def __call__(self, plan: RolloutPlan, *, may_be_empty: bool = False) -> Record:
+        """Return the episodes of a plan with their rewards, without those that are not finite.
+
+        Args:
+            plan: sealed from here on.
+            may_be_empty: see `without_broken`.
+        """
         plan.sealed = True
         sampled = _timed(self.seconds, "rollout", lambda: self.stages.rollout(plan))
-        scored = without_broken(sampled, ("log_probs", "ref_log_probs", "values"), rule=self.rule)
-        rewarded = _timed(self.seconds, "reward", lambda: self.stages.compute_rewards(scored))
-        episodes = without_broken(rewarded, ("outcome_rewards", "rewards"), rule=self.rule)
+        finite = partial(without_broken, rule=self.rule, may_be_empty=may_be_empty)
+        episodes = finite(sampled, ("log_probs", "ref_log_probs", "values"))
+        if len(episodes):
+            scored = episodes
+            rewarded = _timed(self.seconds, "reward", lambda: self.stages.compute_rewards(scored))
+            episodes = finite(rewarded, ("outcome_rewards", "rewards"))
         self.left_out += len(sampled) - len(episodes)
         return episodes
 

@@ -36,13 +36,16 @@ def broken_episodes(episodes: Episodes, quantities: Sequence[str]) -> dict[int, 
     return found
 
 
-def without_broken(episodes: Record, quantities: Sequence[str], *, rule: OnNonfinite) -> Record:
+def without_broken(
+    episodes: Record, quantities: Sequence[str], *, rule: OnNonfinite, may_be_empty: bool = False
+) -> Record:
     """Return the episodes whose quantities are finite.
 
     Args:
         episodes: of this rank.
         quantities: see `broken_episodes`.
         rule: `stop` raises, `skip` leaves broken episodes out with a warning.
+        may_be_empty: whether all episodes may be left out, because this rank has others.
 
     Raises:
         FloatingPointError: an episode is broken and the rule is to stop, or all are broken; they are named.
@@ -52,7 +55,7 @@ def without_broken(episodes: Record, quantities: Sequence[str], *, rule: OnNonfi
         return episodes
     named = name_broken(episodes, found)
     # Without any episode, this rank could not take part in the collectives of the update.
-    if rule == "stop" or len(found) == len(episodes):
+    if rule == "stop" or (len(found) == len(episodes) and not may_be_empty):
         raise FloatingPointError(named)
     _LOG.warning("%s; left out", named)
     return episodes.select([row for row in range(len(episodes)) if row not in found])

@@ -91,6 +91,14 @@ def test_groups_of_different_rounds_have_different_numbers_and_keep_their_conten
         assert {**joined, "group": None} == {**row, "group": None}
 
 
+def test_a_round_without_a_finite_row_is_one_that_found_nothing() -> None:
+    found, sampler = filled("d1 e2 n3 d4", num_prompts=2, n=[])
+    assert len(sampler.asked) == 3
+    assert found.episodes.prompts == ("d1", "d1", "d4", "d4")
+    assert found.episodes.group.tolist() == [0, 0, 2, 2]
+    assert numbers(found) == (2, 3, 1, 1.0)
+
+
 def test_without_any_different_rewards_one_group_stays_and_is_marked() -> None:
     found, sampler = filled("e1 e2 e3 e4 e5 e6 e7 e8 e9", num_prompts=2, max_rounds=2)
     assert len(sampler.asked) == 3

@@ -233,6 +233,20 @@ def test_broken_rewards_are_skipped_in_each_round(tmp_path: Path) -> None:
     assert bool(torch.isfinite(stats.sampled.outcome_rewards).all())
 
 
+def test_a_round_that_is_broken_as_a_whole_is_skipped_too(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def only_the_first_call(prompts: Any, responses: Any, examples: Any) -> list[float]:
+        calls.append(len(prompts))
+        return [1.0 if len(calls) == 1 else math.nan] * len(prompts)
+
+    module = filling(reward=only_the_first_call, update={"on_nonfinite": "skip"})
+    stats = run(tmp_path / "run", module, max_iterations=1)
+    assert calls == [6, 6, 4]
+    assert stats.metrics["rollout/nonfinite_episodes"] == 10
+    assert (len(stats.sampled), stats.optimizer_steps) == (6, 0)
+
+
 def test_the_parts_of_a_reward_are_means_over_all_rounds(tmp_path: Path) -> None:
     module = filling(reward=CombinedReward({"third": every_third_prompt}))
     stats = run(tmp_path / "run", module, max_iterations=1)
