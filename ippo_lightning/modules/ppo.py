@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -23,6 +23,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.maths import KLEstimator, kl_estimate, shape_rewards
 from ippo_lightning.modules.critic_warmup import CriticWarmup, require_critic
 from ippo_lightning.modules.dynamic_sampling import check_dynamic_sampling, check_reserve
+from ippo_lightning.modules.forward_reads import ForwardReads
 from ippo_lightning.modules.group_metrics import group_metrics
 from ippo_lightning.modules.loss_outputs import (
     Reduction,
@@ -35,15 +36,15 @@ from ippo_lightning.modules.optimization import OptimizerSettings
 from ippo_lightning.modules.sampler_gap import check_importance_cap, gap_metrics, importance_weighted
 from ippo_lightning.modules.standard_parts import PPO_PARTS
 from ippo_lightning.modules.text import TextModule
-from ippo_lightning.policies import CausalLMPolicy, EncodedResponses, PolicyOutput, SamplingSettings
+from ippo_lightning.policies import CausalLMPolicy, PolicyOutput, SamplingSettings
 from ippo_lightning.records import Batch, Minibatch, RolloutPlan, TextEpisodes, UpdateStats
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.rewards import HeldReward, Reward, grade_reward
-from ippo_lightning.rollouts import chosen_layer, collect_episodes, prompt_values, response_activations
+from ippo_lightning.rollouts import collect_episodes
 from ippo_lightning.tasks import Grader
 
 
-class PPOModule(CriticWarmup, TextModule):
+class PPOModule(CriticWarmup, ForwardReads, TextModule):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a language model.
 
     One `training_step` takes a batch of prompts through a full iteration: `rollout`, `compute_rewards`,
@@ -185,11 +186,6 @@ class PPOModule(CriticWarmup, TextModule):
         counts = torch.full((len(batch["prompts"]),), self.sampling.num_responses)
         return RolloutPlan(batch=batch, counts=counts)
 
-    def prompt_values(self, prompts: Sequence[str]) -> Tensor:
-        """Return the critic's value of the last token of each prompt, shape [prompts], in units of the reward."""
-        rows = self.update_settings.micro_batch_size
-        return prompt_values(self.policy, prompts=prompts, micro_batch_size=rows, size=self.pass_size)
-
     def rollout(self, plan: RolloutPlan) -> TextEpisodes:
         """Sample the planned responses and score them under policy, reference and critic."""
         return collect_episodes(
@@ -318,21 +314,6 @@ class PPOModule(CriticWarmup, TextModule):
         # At the parameters that sampled, a forward would compute what the rollout has stored.
         output = PolicyOutput(log_probs=episodes.log_probs, entropy=None, values=episodes.values)
         return Reduction.of(self).of_rows(self._terms(output, episodes), episodes)
-
-    def require_layer(self, layer: int | None) -> None:
-        """Refuse a layer that the model does not have; see `response_activations`."""
-        chosen_layer(self.policy, layer)
-
-    def response_activations(self, rows: TextEpisodes | Batch, *, layer: int | None = None) -> Tensor:
-        """Return the mean hidden state of each response or demonstration after a layer, shape [rows, width]."""
-        if isinstance(rows, TextEpisodes):
-            mask = rows.mask
-            encoded = EncodedResponses(rows.prompt_ids, rows.prompt_mask, rows.response_ids, rows.response_mask)
-        else:
-            encoded = self.encode_demonstrations(rows)
-            mask = encoded.response_mask
-        limits: Any = {"micro_batch_size": self.update_settings.micro_batch_size, "size": self.pass_size}
-        return response_activations(self.policy, encoded, counted=mask, layer=layer, **limits)
 
     def difference_losses(self, episodes: TextEpisodes) -> Tensor:
         """Return `episode_losses` without clipping: the step of a difference may carry ratios over a near bound."""
