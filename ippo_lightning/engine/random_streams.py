@@ -79,7 +79,8 @@ class StepStreams:
     """The streams before each optimizer step of an iteration.
 
     To read those of Python and NumPy takes a few hundredths of a small step, and hardly any loss draws from them. So
-    they are read until a step has left them as they were; the later steps of the iteration run the same code.
+    they are read until a step has left them as they were; the later steps of the iteration run the same code. A loss
+    that begins to draw from them in a later step is repeated with other numbers.
     """
 
     def __init__(self) -> None:
