@@ -40,6 +40,12 @@ PAPER = {
     "highway": (37.7, 55.1, 59.9), "lunarlander": (26.0, 39.7, 44.9), "bipedalwalker": (31.0, 26.2, 29.2),
 }  # fmt: skip
 """SE_ave, SE_peak and RT_peak of IIF, in per cent (Hu et al. 2025, arXiv 2505.19281)."""
+VARIANTS: Mapping[str, Sequence[str]] = {
+    "no_clipping": ["--model.init_args.update.max_grad_norm", "null"],
+    "adam": ["--model.init_args.optimizer.kind", "adamw", "--model.init_args.optimizer.learning_rate", "1e-3"],
+    "1000_episodes": ["--data.init_args.evaluation_episodes", "1000"],
+}
+"""What may explain a difference to the paper: a task with one is, for example, `frozenlake+adam`."""
 METHODS = ("iif", "random_drop", "advantage_heuristic", "td_priority")
 DROPPING = ("iif", "random_drop")
 NAMES = ("SE_ave", "SE_peak", "RT_peak")
@@ -60,7 +66,8 @@ class Curve(NamedTuple):
 def main() -> None:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=sorted(PAPER), default=["frozenlake"])
+    names = [*PAPER, *(f"{task}+{variant}" for task in PAPER for variant in VARIANTS)]
+    parser.add_argument("--tasks", nargs="+", choices=names, metavar="TASK", default=["frozenlake"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["iif", "random_drop"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=100, help="of an evaluation")
@@ -89,13 +96,15 @@ def main() -> None:
 def run(task: str, method: str, seed: int, options: argparse.Namespace) -> Curve:
     """Begin or continue one run, unless it has ended; return its curve."""
     folder = options.root / task / method / f"seed{seed}"
+    base, _, variant = task.partition("+")
     words = [
-        "fit", "--task", task, "--method", method, "--seed_everything", str(seed),
+        "fit", "--task", base, "--method", method, "--seed_everything", str(seed),
         "--loop.run_dir", str(folder), "--loop.resume", "true", "--loop.progress_bar", "false",
         "--loop.evaluate_every_n_iterations", "1", "--data.init_args.evaluation_episodes", str(options.episodes),
+        *VARIANTS.get(variant, ()),
     ]  # fmt: skip
     if method in DROPPING:
-        words += ["--callbacks.init_args.rule.init_args.fraction", str(FRACTIONS[task])]
+        words += ["--callbacks.init_args.rule.init_args.fraction", str(FRACTIONS[base])]
     if options.rounds is not None:
         words += ["--loop.max_iterations", str(options.rounds)]
     if not RunFolder(folder).has_ended():
@@ -149,10 +158,11 @@ def table(curves: Mapping[Name, Curve], tasks: Sequence[str], methods: Sequence[
     numbers = range(1, seeds + 1)
     for task in tasks:
         pairs = {method: [((task, method, seed), (task, "ppo", seed)) for seed in numbers] for method in methods}
-        others = [((task, "ppo", seed % seeds + 1), (task, "ppo", seed)) for seed in numbers]
+        others = [((task, "ppo", seed % seeds + 1), (task, "ppo", seed)) for seed in numbers if seeds > 1]
         for method, names in {**pairs, "ppo, next seed": others}.items():
             both = [(curves[own], curves[base]) for own, base in names if own in curves and base in curves]
-            lines.append(f"| {task} | {method} | {len(both)} | {row(both, PAPER[task] if method == 'iif' else ())} |")
+            paper = PAPER.get(task, ()) if method == "iif" else ()
+            lines.append(f"| {task} | {method} | {len(both)} | {row(both, paper)} |")
     return lines
 
 
