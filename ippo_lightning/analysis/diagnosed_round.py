@@ -41,7 +41,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosedRound:
-    """A kept iteration, its scores, and what they point at. Rows without a finite score are left out of all columns."""
+    """A kept iteration, its scores, and what they point at. What is left out is in no column."""
 
     iteration: int
     episodes: Episodes
@@ -50,11 +50,15 @@ class DiagnosedRound:
     monte_carlo: MonteCarlo
     found: Diagnosis
     gamma: float
+    positions: np.ndarray
+    """[rows] int64, in the kept iteration."""
     weights: np.ndarray
     """[rows] of the run's update; 0 for a record that it dropped."""
     trains_policy: bool
     num_broken: int
     """Records without a finite score."""
+    num_unfinished: int
+    """Records of an episode that the end of the buffer cuts, which are left out."""
     grid: GridMap | None = None
     labels: tuple[str, ...] = ()
     """[rows] of the grader; empty without one."""
@@ -105,13 +109,12 @@ def diagnose_round(
     Raises:
         UserError: too few records, or a setting that does not fit them.
     """
-    scores = score_records(rounds, round_, target=target)
-    rows = scores.finite.nonzero().flatten()
-    episodes = round_.episodes.select(rows)
     gamma = float(getattr(rounds.module.advantages, "gamma", 1.0))
-    # before the rows without a score are left out: the returns of the others run through them
+    # of all rows: the returns of those with a score run through those without
     monte_carlo = _monte_carlo(round_.episodes, gamma=gamma, baseline=baseline)
-    at = rows.numpy()
+    scores = score_records(rounds, round_, target=target)
+    rows = (scores.finite & torch.from_numpy(monte_carlo.is_known)).nonzero().flatten()
+    episodes, at = round_.episodes.select(rows), rows.numpy()
     records = Records(
         scores=scores.scores[rows].double().numpy(),
         estimates=masked_row_mean(values=episodes.advantages, mask=episodes.mask).double().numpy(),
@@ -128,9 +131,11 @@ def diagnose_round(
         monte_carlo=monte_carlo,
         found=found,
         gamma=gamma,
+        positions=at,
         weights=round_.weights[rows].numpy(),
         trains_policy=round_.trains_policy,
         num_broken=int((~scores.finite).sum()),
+        num_unfinished=int((~monte_carlo.is_known).sum()),
         grid=map_of(rounds.module.rollouts.settings) if isinstance(episodes, ControlEpisodes) else None,
         labels=labels,
         shares=_shares(labels, found, seed=seed) if labels else (),
@@ -151,7 +156,10 @@ def _monte_carlo(episodes: Episodes, *, gamma: float, baseline: Baseline) -> Mon
 
 def _count(count: int | None, total: int, *, is_text: bool) -> int:
     if total < 2:
-        raise UserError(f"iteration: it has {total} records with a score; expected at least 2")
+        raise UserError(
+            f"iteration: it has {total} records of finished episodes with a score; expected at least 2, or, for the "
+            "others, baseline: critic"
+        )
     if count is None:
         most, fraction = (_DEFAULT_RESPONSES, _MOST_OF_RESPONSES) if is_text else (_DEFAULT_RECORDS, _MOST_OF_BUFFER)
         return max(1, min(most, int(fraction * total)))

@@ -23,7 +23,7 @@ _FIELD_COLOURS = {"H": "#c3ccd4", "C": "#c3ccd4", "G": "#f3e3b3"}
 _ALL_COLOUR = "#aeb8c1"
 _SIDE = 0.14
 """How far the arrows of both signs lie apart, in fields."""
-_FROM_CENTRE, _LENGTH, _THICKEST = 0.07, 0.33, 6.0
+_FROM_CENTRE, _LENGTH, _THICKEST = 0.07, 0.33, 4.5
 _INNER = (0.005, 0.995)
 """Quantiles between which an axis of heavy tails lies; what is beyond is drawn at its edge."""
 

@@ -68,7 +68,8 @@ def numbers_of(diagnosed: DiagnosedRound, *, run: str, command: str, seed: int) 
         "baseline": monte_carlo.baseline,
         "gamma": diagnosed.gamma,
         "records": len(found.records),
-        "records_of_cut_episodes": monte_carlo.cut,
+        "records_bootstrapped": monte_carlo.bootstrapped,
+        "records_unfinished": diagnosed.num_unfinished,
         "records_without_score": diagnosed.num_broken,
         "trains_policy": diagnosed.trains_policy,
         "lowest": asdict(found.of_lowest),
@@ -88,7 +89,7 @@ def numbers_of(diagnosed: DiagnosedRound, *, run: str, command: str, seed: int) 
 def _record(diagnosed: DiagnosedRound, row: int) -> dict[str, Any]:
     records, episodes = diagnosed.found.records, diagnosed.episodes
     entry: dict[str, Any] = {
-        "row": row,
+        "row": int(diagnosed.positions[row]),
         "score": float(records.scores[row]),
         "estimate": float(records.estimates[row]),
         "monte_carlo": float(records.monte_carlo[row]),

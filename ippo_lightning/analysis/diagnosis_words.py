@@ -12,7 +12,7 @@ from ippo_lightning.report.display import counted, percent, plain
 _BASELINES = {
     "states": "the mean discounted return of all records with the same observation and action, minus that of all "
     "records with the same observation",
-    "critic": "the discounted return minus the critic's value, because few observations occur twice",
+    "critic": "the discounted return minus the critic's value",
     "group": "the reward minus the mean reward of the responses to the same prompt",
     "batch": "the reward minus the mean reward of all responses, because each prompt has one response",
 }
@@ -30,7 +30,7 @@ def headline(diagnosed: DiagnosedRound) -> str:
     control = found.control["wrong_fraction"]
     whose = f"the {counted(lowest.count, noun)} with the lowest scores"
     if lowest.judged < lowest.count:
-        whose = f"the {lowest.judged} of {counted(lowest.count, noun)} with the lowest scores that can be judged"
+        whose = f"the {lowest.judged} that can be judged of the {lowest.count} {noun}s with the lowest scores"
     return (
         f"Of {whose}, {_percent(lowest.wrong_fraction)} have an advantage of the wrong sign; of as many random "
         f"{noun}s, {_percent(control.mean)} {_range(control)}"
@@ -53,7 +53,8 @@ _VERDICTS = {
     "reports.",
     "less": "That is less than among random {noun}s: in this iteration, low scores do not point at wrong advantages, "
     "unlike in the examples of IIF.",
-    "equal": "That is within what random {noun}s give: in this iteration, low scores do not point at wrong advantages.",
+    "equal": "That is within what random {noun}s give: this iteration does not show that low scores point at wrong "
+    "advantages.",
     "unknown": "A {noun} is judged if both advantages have a sign; a finding takes at least {enough} of the lowest.",
 }
 
@@ -62,18 +63,19 @@ def lead(diagnosed: DiagnosedRound) -> list[str]:
     """Return the sentences below the headline."""
     found, noun = diagnosed.found, diagnosed.noun
     highest, control = found.of_highest, found.control
-    sentences = [_VERDICTS[verdict(diagnosed)].format(noun=noun, enough=ENOUGH)]
+    sentences = [_VERDICTS[verdict(diagnosed)].format(noun=noun, enough=ENOUGH), *_label_words(diagnosed)]
     if highest.wrong_fraction is not None and highest.judged >= ENOUGH:
         sentences.append(
             f"Of the {counted(highest.judged, noun)} with the highest scores that can be judged, "
             f"{_percent(highest.wrong_fraction)} have the wrong sign."
         )
-    size, difference = control["mean_size"], control["mean_difference"]
-    sentences.append(
-        f"In the lowest, both advantages differ by {plain(found.of_lowest.mean_difference)} on average (random: "
-        f"{plain(difference.mean)}, {plain(difference.low)} to {plain(difference.high)}), and the estimate has the "
-        f"mean size {plain(found.of_lowest.mean_size)} (random: {plain(size.mean)})."
-    )
+    if found.is_judged:
+        size, difference = control["mean_size"], control["mean_difference"]
+        sentences.append(
+            f"In the lowest, both advantages differ by {plain(found.of_lowest.mean_difference)} on average (random: "
+            f"{plain(difference.mean)}, {plain(difference.low)} to {plain(difference.high)}), and the estimate has the "
+            f"mean size {plain(found.of_lowest.mean_size)} (random: {plain(size.mean)})."
+        )
     return [*sentences, *_correlation(diagnosed), *_own_words(diagnosed)]
 
 
@@ -84,10 +86,20 @@ def notes(diagnosed: DiagnosedRound) -> list[str]:
         f"This is iteration {diagnosed.iteration} of one run. Neighbouring {noun}s share rewards, so that the control "
         f"describes the choice of {noun}s in this buffer and not another run."
     ]
-    if diagnosed.monte_carlo.cut:
+    if diagnosed.num_unfinished:
         sentences.append(
-            f"{counted(diagnosed.monte_carlo.cut, noun)} of {len(found.records):,} belong to episodes that the end of "
-            "the buffer or a limit cuts; their returns go on with the critic's value of the last state."
+            f"Left out: {counted(diagnosed.num_unfinished, noun)} of episodes that the end of the buffer cuts, whose "
+            "rewards did not all arrive."
+        )
+    if diagnosed.monte_carlo.bootstrapped:
+        sentences.append(
+            f"{counted(diagnosed.monte_carlo.bootstrapped, noun)} of {len(found.records):,} belong to episodes that "
+            "the end of the buffer or a limit cuts; their returns go on with the critic's value of the last state."
+        )
+    if _follows_bias(diagnosed):
+        sentences.append(
+            f"The critic's values are far off on average: the mean Monte-Carlo advantage of all {noun}s is "
+            f"{plain(found.of_all.mean_monte_carlo)}, and many signs follow that and not the action."
         )
     if diagnosed.num_broken:
         sentences.append(f"{counted(diagnosed.num_broken, noun)} without a finite score are left out.")
@@ -126,7 +138,7 @@ def rows_of_table(diagnosed: DiagnosedRound) -> list[tuple[str, Summary]]:
 
 def terminal_lines(diagnosed: DiagnosedRound) -> list[str]:
     """Return the finding for a terminal, each sentence on a line of its own."""
-    return [headline(diagnosed), *lead(diagnosed), notes(diagnosed)[0]]
+    return [headline(diagnosed), *lead(diagnosed), *notes(diagnosed)]
 
 
 def _correlation(diagnosed: DiagnosedRound) -> list[str]:
@@ -156,7 +168,6 @@ def _own_words(diagnosed: DiagnosedRound) -> list[str]:
         )
     if isinstance(diagnosed.episodes, TextEpisodes):
         lengths = lengths_of(diagnosed)
-        sentences += _label_words(diagnosed)
         sentences.append(
             f"Mean length in tokens: lowest {plain(lengths['lowest'])}, highest {plain(lengths['highest'])}, all "
             f"{plain(lengths['all'])}."
@@ -176,6 +187,12 @@ def _label_words(diagnosed: DiagnosedRound) -> list[str]:
         for one in outside
     ]
     return [f"Labels of the lowest that differ from random responses: {'; '.join(parts)}."]
+
+
+def _follows_bias(diagnosed: DiagnosedRound) -> bool:
+    """Return whether the mean of the Monte-Carlo advantages, 0 for a right critic, is large beside their spread."""
+    true = diagnosed.found.records.monte_carlo
+    return diagnosed.monte_carlo.baseline == "critic" and bool(abs(true.mean()) > true.std() / 2)
 
 
 def _follows_rewards(diagnosed: DiagnosedRound) -> bool:

@@ -51,7 +51,7 @@ def test_the_advantage_of_an_action_is_its_mean_return_minus_that_of_its_state()
     expected = [0.75 - state_0, 1 - state_1, 0 - state_0, 0.75 - state_0, 2 - state_1, 0 - state_0]
     np.testing.assert_array_equal(found.advantages, expected)
     np.testing.assert_array_equal(found.clusters, [0, 0, 1, 2, 2, 3])
-    assert found.cut == 0
+    assert found.is_known.all()
 
 
 def test_an_action_without_an_alternative_has_the_advantage_zero_without_rounding() -> None:
@@ -77,14 +77,30 @@ def test_where_no_observation_repeats_the_critic_is_the_baseline() -> None:
     np.testing.assert_array_equal(forced.advantages, np.zeros(3))
 
 
-def test_a_cut_episode_goes_on_with_the_value_of_its_last_state_and_is_counted() -> None:
+def test_with_the_critic_a_cut_episode_goes_on_with_the_value_of_its_last_state() -> None:
     # Environment 0 ends by a limit, then at the end of the buffer; environment 1 ends by itself.
     rows = transitions([[0.0], [1.0], [2.0], [3.0]], [0] * 4, [1, 1, 1, 2], ends=".L.T", group=[0, 0, 0, 1])
     found = monte_carlo_of_transitions(rows, gamma=HALF, baseline="critic")
     at_limit = 1 + HALF * 8
     np.testing.assert_array_equal(found.advantages + 0.25, [1 + HALF * at_limit, at_limit, 1 + HALF * 8, 2])
     np.testing.assert_array_equal(found.clusters, [0, 0, 1, 2])
-    assert found.cut == 3
+    assert found.bootstrapped == 3
+    assert found.is_known.all()
+
+
+def test_with_states_a_limit_ends_an_episode_and_the_end_of_the_buffer_leaves_it_out() -> None:
+    # Returns: 2 by the limit, 0 by itself; the last one, of the same state and of 50, is not finished.
+    rows = transitions([0, 0, 0], [1, 0, 1], [2, 0, 50], ends="LT.")
+    found = monte_carlo_of_transitions(rows, gamma=HALF)
+    assert found.baseline == "states"
+    np.testing.assert_array_equal(found.advantages, [1, -1, 0])
+    np.testing.assert_array_equal(found.is_known, [True, True, False])
+    assert found.bootstrapped == 0
+
+
+def test_fragments_that_are_mostly_unfinished_have_the_critic_as_baseline() -> None:
+    rows = transitions([0, 0, 0], [1, 0, 1], [2, 0, 1], ends="T..", group=[0, 1, 2])
+    assert monte_carlo_of_transitions(rows, gamma=HALF).baseline == "critic"
 
 
 def test_rows_of_several_steps_are_refused() -> None:

@@ -48,7 +48,7 @@ def test_the_scores_of_the_run_are_taken_if_there_are_any(run: Path) -> None:
     rounds = rounds_of(run, round_)
     kept = score_records(rounds, round_)
     assert kept.target == "run"
-    assert "InfluenceFilter(drop_negatives)" in kept.words
+    assert "InfluenceFilter(DropNegatives)" in kept.words
     again = score_records(rounds, round_, target="return")
     torch.testing.assert_close(kept.scores, again.scores)
 
