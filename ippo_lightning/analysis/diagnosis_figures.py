@@ -176,7 +176,7 @@ def draw_both(found: Diagnosis, path: Path) -> str:
         panel.grid(visible=False)
         panel.set_xlabel("estimated advantage")
         panel.set_ylabel("Monte-Carlo advantage")
-        panel.set_title("Both advantages of each record")
+        panel.set_title("Both advantages")
         # Beside the axes: inside, it would cover records.
         panel.figure.legend(loc="outside lower center", ncols=3, fontsize=9.5, handletextpad=0.2)
     return (

@@ -53,7 +53,6 @@ def test_random_records_are_drawn_without_replacement() -> None:
     assert (control.low, control.high) == pytest.approx([exact.ppf(q) / 100 for q in (0.025, 0.975)], abs=SAMPLING)
     assert found.of_lowest.wrong_fraction is not None
     assert found.of_lowest.wrong_fraction > control.high
-    assert diagnose(records, count=100).control == found.control
     assert diagnose(records, count=100, seed=1).control != found.control
 
 

@@ -54,6 +54,13 @@ def test_the_advantage_of_an_action_is_its_mean_return_minus_that_of_its_state()
     assert found.is_known.all()
 
 
+def test_observations_are_equal_if_all_their_numbers_are() -> None:
+    states = [[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0], [1.0, 0.5]]
+    found = monte_carlo_of_transitions(transitions(states, [0, 1, 0, 1], [4, 2, 7, 9], ends="TTTT"), gamma=HALF)
+    assert found.baseline == "states"
+    np.testing.assert_array_equal(found.advantages, [1, -1, 0, 0])
+
+
 def test_an_action_without_an_alternative_has_the_advantage_zero_without_rounding() -> None:
     rewards = [0.1, 0.2, 0.3, 0.7, 0.1]
     found = monte_carlo_of_transitions(transitions([0] * 5, [2] * 5, rewards, ends="TTTTT"), gamma=HALF)

@@ -29,6 +29,20 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def page(lake: Path) -> Path:
+    """The page of the run without any option."""
+    assert main(["diagnose", str(lake)]) == 0
+    return lake / "diagnosis" / "iteration_0000002" / "diagnosis.html"
+
+
+def numbers_beside(page: Path) -> dict[str, Any]:
+    """What `diagnosis.json` contains, with its checksum compared."""
+    numbers: dict[str, Any] = json.loads((page.parent / "diagnosis.json").read_text(encoding="utf-8"))
+    assert not has_wrong_checksum(numbers)
+    return numbers
+
+
 def diagnosed(run: Path, capsys: Any, *words: str) -> tuple[dict[str, Any], str, list[str]]:
     """The numbers, the page and the lines of a diagnosis."""
     capsys.readouterr()
@@ -36,24 +50,31 @@ def diagnosed(run: Path, capsys: Any, *words: str) -> tuple[dict[str, Any], str,
     lines = capsys.readouterr().out.splitlines()
     assert all(cell_len(line) <= 80 for line in lines[:-1]), lines
     page = Path(lines[-1])
-    numbers = json.loads((page.parent / "diagnosis.json").read_text(encoding="utf-8"))
-    assert not has_wrong_checksum(numbers)
-    return numbers, page.read_text(encoding="utf-8"), lines
+    return numbers_beside(page), page.read_text(encoding="utf-8"), lines
 
 
-def test_the_latest_iteration_becomes_a_page_of_its_own(lake: Path, capsys: Any) -> None:
-    numbers, page, lines = diagnosed(lake, capsys)
-    assert Path(lines[-1]) == lake / "diagnosis" / "iteration_0000002" / "diagnosis.html"
-    assert (numbers["iteration"], numbers["target"]) == (2, "return")
+def test_the_latest_iteration_becomes_one_file_that_needs_no_other(page: Path) -> None:
+    numbers, text = numbers_beside(page), page.read_text(encoding="utf-8")
+    assert (numbers["iteration"], numbers["target"], numbers["baseline"]) == (2, "return", "states")
     assert numbers["records"] + numbers["records_unfinished"] == 64
-    count = numbers["records"] // 20
-    assert (numbers["baseline"], numbers["lowest"]["count"]) == ("states", count)
-    assert " ".join(lines).startswith(f"Of the {count} records with the lowest scores, ")
-    assert "<script" not in page
-    assert "http" not in page.replace("http-equiv", "")
-    assert page.count('<img src="data:image/png;base64,') == 4
+    assert numbers["lowest"]["count"] == numbers["records"] // 20
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert text.count('<img src="data:image/png;base64,') == 4
     assert numbers["command"].endswith("--iteration 2")
-    assert numbers["command"] in page.replace("&#39;", "'")
+    assert numbers["command"] in text.replace("&#39;", "'")
+
+
+def test_the_same_diagnosis_has_the_same_numbers_and_tells_them(
+    lake: Path, page: Path, capsys: Any, tmp_path: Path
+) -> None:
+    again, _, lines = diagnosed(lake, capsys, "--output", str(tmp_path / "again"))
+    first = numbers_beside(page)
+    assert Path(lines[-1]) == tmp_path / "again" / "diagnosis.html"
+    assert " ".join(" ".join(lines).split()).startswith(first["headline"])
+    for numbers in (first, again):
+        del numbers["command"], numbers["sha256"]
+    assert again == first
 
 
 def test_the_numbers_of_the_ends_are_those_of_the_buffer(lake: Path, capsys: Any) -> None:
@@ -69,13 +90,6 @@ def test_the_numbers_of_the_ends_are_those_of_the_buffer(lake: Path, capsys: Any
     wrong = sum(one["estimate"] * one["monte_carlo"] < 0 for one in lowest)
     assert numbers["lowest"]["wrong"] == wrong
     assert (numbers["baseline"], len(lowest)) == ("critic", 20)
-
-
-def test_two_diagnoses_of_one_iteration_are_equal(lake: Path, capsys: Any, tmp_path: Path) -> None:
-    pages = [diagnosed(lake, capsys, "--output", str(tmp_path / name))[0] for name in ("one", "two")]
-    for one in pages:
-        one.pop("command"), one.pop("sha256")
-    assert pages[0] == pages[1]
 
 
 @pytest.mark.parametrize(
