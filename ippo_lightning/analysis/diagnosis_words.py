@@ -51,12 +51,17 @@ def verdict(diagnosed: DiagnosedRound) -> str:
 _VERDICTS = {
     "more": "That is more than among random {noun}s: in this iteration, low scores point at wrong advantages, as IIF "
     "reports.",
-    "less": "That is less than among random {noun}s: in this iteration, low scores do not point at wrong advantages, "
-    "unlike in the examples of IIF.",
+    "less": "That is less than among random {noun}s: in this iteration, low scores do not point at wrong advantages.",
     "equal": "That is within what random {noun}s give: this iteration does not show that low scores point at wrong "
     "advantages.",
     "unknown": "A {noun} is judged if both advantages have a sign; a finding takes at least {enough} of the lowest.",
 }
+
+
+_SAME_CRITIC = (
+    "Both advantages subtract the critic's value here, so that an error of the critic is in both and seldom shows as a "
+    "wrong sign."
+)
 
 
 def lead(diagnosed: DiagnosedRound) -> list[str]:
@@ -64,6 +69,7 @@ def lead(diagnosed: DiagnosedRound) -> list[str]:
     found, noun = diagnosed.found, diagnosed.noun
     highest, control = found.of_highest, found.control
     sentences = [_VERDICTS[verdict(diagnosed)].format(noun=noun, enough=ENOUGH), *_label_words(diagnosed)]
+    sentences += [_SAME_CRITIC] if diagnosed.monte_carlo.baseline == "critic" else []
     if highest.wrong_fraction is not None and highest.judged >= ENOUGH:
         sentences.append(
             f"Of the {counted(highest.judged, noun)} with the highest scores that can be judged, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,23 @@ def test_estimates_that_are_the_rewards_themselves_are_named() -> None:
     text = "The estimated advantages are rewards minus a baseline, too"
     assert any(text in note for note in notes(diagnosed(EVERY_THIRD & False, np.ones(ROWS))))
     assert not any(text in note for note in notes(diagnosed(EVERY_THIRD, np.ones(ROWS))))
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_what_the_critic_cannot_tell_is_named(shift: float) -> None:
+    true = np.where(np.arange(ROWS) % 2, 1.0, -1.0) + shift
+    found = diagnosed(EVERY_THIRD, true)
+    text = "Both advantages subtract the critic's value here"
+    assert not any(text in sentence for sentence in lead(found))
+    of_critic = replace(found, monte_carlo=replace(found.monte_carlo, baseline="critic", bootstrapped=7))
+    assert text in lead(of_critic)[1]
+    assert any(note.startswith("7 responses of 200 belong to episodes that") for note in notes(of_critic))
+    assert any("far off on average" in note for note in notes(of_critic)) == (shift > 0)
+
+
+def test_what_is_left_out_is_counted() -> None:
+    found = replace(diagnosed(EVERY_THIRD, np.ones(ROWS)), num_unfinished=1, num_broken=2, trains_policy=False)
+    said = " ".join(notes(found))
+    assert "Left out: 1 response of episodes that the end of the buffer cuts" in said
+    assert "2 responses without a finite score are left out" in said
+    assert "the critic learned alone" in said
