@@ -68,10 +68,11 @@ def test_an_action_without_an_alternative_has_the_advantage_zero_without_roundin
 
 
 def test_two_actions_of_equal_returns_have_no_sign_by_rounding() -> None:
-    # 0.1 + 0.7 + 0.1 is not 0.9 in every order: the means differ in their last bits.
-    rewards = [0.1, 0.7, 0.1, 0.1, 0.1, 0.7]
-    found = monte_carlo_of_transitions(transitions([0] * 6, [1, 1, 1, 0, 0, 0], rewards, ends="T" * 6), gamma=HALF)
-    np.testing.assert_array_equal(found.advantages, np.zeros(6))
+    # Both actions of state 0 lead to the rewards 0.1, 0.7 and 0.4, but their means differ in the last bit.
+    rewards = [number for last in (0.1, 0.7, 0.4) * 2 for number in (0, last)]
+    rows = transitions([0, 9] * 6, [1, 0] * 3 + [2, 0] * 3, rewards, ends=".T" * 6)
+    found = monte_carlo_of_transitions(rows, gamma=0.3)
+    np.testing.assert_array_equal(found.advantages, np.zeros(12))
 
 
 def test_where_no_observation_repeats_the_critic_is_the_baseline() -> None:
