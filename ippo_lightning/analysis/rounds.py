@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.records import PlanChange
+from ippo_lightning.records import Episodes, PlanChange
 from ippo_lightning.records.kept_rounds import KeptRound, kept_round
 from ippo_lightning.storage.run_folder import BUFFERS, CONFIG, buffer_path, kept_iterations
 from ippo_lightning.storage.tensor_files import read_tensors
@@ -67,8 +67,17 @@ def _joined(first: KeptRound, others: Sequence[KeptRound]) -> KeptRound:
     if any([change.reason for change in one.history] != [change.reason for change in first.history] for one in others):
         raise UserError(f"buffer: the ranks of iteration {first.iteration} were changed by different callbacks")
     history = tuple(_joined_change(changes) for changes in zip(*(one.history for one in ranks), strict=True))
-    episodes = type(first.episodes).concat([one.episodes for one in ranks])
+    episodes = type(first.episodes).concat(_with_own_groups([one.episodes for one in ranks]))
     return replace(first, episodes=episodes, history=history)
+
+
+def _with_own_groups(parts: Sequence[Episodes]) -> list[Episodes]:
+    """Return the rows of the ranks with groups that no other rank has: each rank counts its prompts from 0."""
+    shifted, first = [], 0
+    for part in parts:
+        shifted.append(part.evolve(group=part.group + first))
+        first = int(shifted[-1].group.max()) + 1 if len(part) else first
+    return shifted
 
 
 def _joined_change(changes: Sequence[PlanChange]) -> PlanChange:

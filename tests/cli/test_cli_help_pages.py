@@ -16,7 +16,19 @@ from ippo_lightning.cli.main import main
 from ippo_lightning.cli.short_names import expand_names, full_path
 from ippo_lightning.errors import UserError
 
-COMMANDS = ("init", "experiments", "fit", "evaluate", "compare", "export", "replay", "report")
+COMMANDS = (
+    "init",
+    "experiments",
+    "fit",
+    "evaluate",
+    "compare",
+    "export",
+    "replay",
+    "diagnose",
+    "trace",
+    "intervene",
+    "report",
+)
 
 
 def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -31,7 +43,7 @@ def test_the_program_is_called_ippo_however_it_is_started(tmp_path: Path) -> Non
     done = subprocess.run(
         [*words, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path, env={"PYTHONPATH": root}
     )
-    assert done.stdout.startswith("usage: ippo {init,experiments,fit,evaluate,compare,export,replay,report}")
+    assert done.stdout.startswith(f"usage: ippo {{{','.join(COMMANDS)}}}")
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
