@@ -12,12 +12,16 @@ from ippo_lightning.cli.building import build_loop
 from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.errors import UserError
+from ippo_lightning.storage.output_folders import refuse_run_folder
+from ippo_lightning.storage.public_command import public_command
+from ippo_lightning.storage.terminal_lines import broken_between_words
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 Analysis = Callable[[RepeatedRounds, Path, Any], Path]
 """Takes the repeated rounds, the folder of the run and the settings; returns the page."""
+_WIDTH = 80
 _ONE_DEVICE = ("--fabric.devices=1", "--fabric.num_nodes=1", "--fabric.strategy=auto", "--fabric.loggers=[]")
 
 
@@ -38,6 +42,8 @@ def run_analysis(name: str, given: Namespace, words: Sequence[str]) -> None:
     settings = SETTINGS[name](**given.as_dict())
     # before the experiment, which takes seconds to build
     wanted = getattr(settings, "iteration", None)
+    if name == "trace":
+        settings.check_run(run_dir)
     first = read_round(run_dir, kept_rounds(run_dir)[-1] if wanted is None else wanted)
     parser, experiment = experiment_of(run_dir, *_ONE_DEVICE, given=words)
     experiment[experiment.subcommand].callbacks = None
@@ -53,4 +59,42 @@ def _diagnose(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
     raise UserError("diagnose: not built yet")
 
 
-_ANALYSES: Mapping[str, Analysis] = {"diagnose": _diagnose, "trace": _diagnose, "intervene": _diagnose}
+def _trace(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
+    from ippo_lightning.analysis.behaviour_words import read_behaviour
+    from ippo_lightning.analysis.grid_map import map_of
+    from ippo_lightning.analysis.trace_page import write_trace
+    from ippo_lightning.analysis.trace_words import terminal_lines
+    from ippo_lightning.analysis.traced_rounds import TraceOptions, chosen_iterations, trace_behaviour
+
+    output = Path(settings.output) if settings.output else run_dir / "trace"
+    refuse_run_folder("output", output)
+    environments = getattr(rounds.module, "rollouts", None)
+    options = TraceOptions(
+        iterations=chosen_iterations(run_dir, first=settings.first, last=settings.last, every=settings.every),
+        scores=settings.scores or ("start" if environments is None else "round"),
+        neighbours=settings.neighbours,
+        top=settings.top,
+        seed=settings.seed,
+    )
+    named = None if settings.behaviour is None else read_behaviour(settings.behaviour)
+    trace = trace_behaviour(rounds, run_dir, named=named, options=options, say=print)
+    given = {name: value for name, value in vars(settings).items() if value != vars(type(settings)())[name]}
+    words = [
+        "ippo",
+        "trace",
+        str(run_dir),
+        *(word for name, value in given.items() for word in (f"--{name}", str(value))),
+    ]
+    page = write_trace(
+        trace,
+        output,
+        run=run_dir.resolve().name,
+        command=public_command(words),
+        grid=None if environments is None else map_of(environments.settings),
+    )
+    for line in terminal_lines(trace):
+        print(broken_between_words(line, _WIDTH))
+    return page
+
+
+_ANALYSES: Mapping[str, Analysis] = {"diagnose": _diagnose, "trace": _trace, "intervene": _diagnose}
