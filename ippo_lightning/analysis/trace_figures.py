@@ -18,6 +18,8 @@ from ippo_lightning.report.canvas import FAINT, INK, MUTED, canvas, iteration_ax
 from ippo_lightning.report.display import plain
 
 _PROBABILITY, _ROUGHNESS, _POSITIVE = "#0072B2", "#D55E00", "#009E73"
+_TOWARDS, _AWAY = "#0072B2", "#D55E00"
+"""Records of an advantage above 0, and below."""
 _SHADES = dict(zip(PHASES, ("#eef1f4", "#fdf1d8", "#e4f1ea"), strict=True))
 """Backgrounds of the three parts."""
 _CURVES_HEIGHT = 6.6
@@ -85,7 +87,7 @@ def _name_phases(panel: Axes, trace: Trace, ends: Sequence[int]) -> None:
         centre = (ends[own[0]] + ends[own[-1] + 1]) / 2
         # In a narrow part the name would cover those of its neighbours.
         if (ends[own[-1] + 1] - ends[own[0]]) / (ends[-1] - ends[0]) > _NARROW:
-            panel.text(centre, 1.02, phase, ha="center", va="bottom", fontsize=9, color=MUTED,
+            panel.text(centre, 0.05, phase, ha="center", va="bottom", fontsize=9, color=MUTED,
                        transform=panel.get_xaxis_transform())  # fmt: skip
 
 
@@ -108,23 +110,26 @@ def draw_maps(grid: GridMap, rounds: Sequence[TracedRound], behaviour: ControlEp
         for panel, one in zip(axes[0], rounds, strict=True):
             shares = _shares(one)
             _draw_field(panel, grid, state=int(behaviour.observations[0, 0]))
-            for (state, action), share in shares.items():
-                _draw_arrow(panel, grid, state, action, strength=share / max(shares.values()))
+            for key, share in shares.items():
+                _draw_arrow(panel, grid, *key, strength=share / max(shares.values()))
             panel.set_title(f"Iteration {one.iteration}", fontsize=10)
             best = max(shares, key=shares.__getitem__)
-            words.append(f"iteration {one.iteration}: most of action {best[1]} in observation {best[0]}")
+            sign = "above" if best[2] else "below"
+            words.append(
+                f"iteration {one.iteration}: most of action {best[1]} in observation {best[0]}, advantage {sign} 0"
+            )
     return f"The top records on the map. {'; '.join(words)}."
 
 
-def _shares(one: TracedRound) -> Counter[tuple[int, int]]:
-    """Return the sum of the top scores of each observation and action."""
+def _shares(one: TracedRound) -> Counter[tuple[int, int, bool]]:
+    """Return the sum of the top scores of each observation, action, and sign of the advantage (True above 0)."""
     rows = one.records
     assert isinstance(rows, ControlEpisodes), "of an environment"
-    found: Counter[tuple[int, int]] = Counter()
-    for state, action, score in zip(
-        rows.observations[:, 0].tolist(), rows.actions[:, 0].tolist(), one.scores[one.top].tolist(), strict=True
-    ):
-        found[int(state), int(action)] += score
+    found: Counter[tuple[int, int, bool]] = Counter()
+    columns = (rows.observations, rows.actions, rows.advantages > 0)
+    keys = zip(*(column[:, 0].tolist() for column in columns), strict=True)
+    for (state, action, is_positive), score in zip(keys, one.scores[one.top].tolist(), strict=True):
+        found[int(state), int(action), is_positive] += score
     return found
 
 
@@ -142,7 +147,7 @@ def _draw_field(panel: Axes, grid: GridMap, *, state: int) -> None:
     panel.axis("off")
 
 
-def _draw_arrow(panel: Axes, grid: GridMap, state: int, action: int, *, strength: float) -> None:
+def _draw_arrow(panel: Axes, grid: GridMap, state: int, action: int, is_positive: bool, *, strength: float) -> None:
     row, column = divmod(state, grid.width)
     down, right = grid.directions.get(action, (0.0, 0.0))
     # Nothing but a point for an action that does not move.
@@ -151,7 +156,7 @@ def _draw_arrow(panel: Axes, grid: GridMap, state: int, action: int, *, strength
         xy=(column + 0.42 * right, row + 0.42 * down),
         xytext=(column + 0.02 * right, row + 0.02 * down),
         arrowprops={
-            "arrowstyle": "-|>", "color": _PROBABILITY, "alpha": 0.15 + 0.85 * strength,
+            "arrowstyle": "-|>", "color": _TOWARDS if is_positive else _AWAY, "alpha": 0.15 + 0.85 * strength,
             "linewidth": 0.8 + _LINE * strength, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 6 + 5 * strength,
         },
     )  # fmt: skip

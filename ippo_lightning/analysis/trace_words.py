@@ -7,7 +7,7 @@ from statistics import median
 from ippo_lightning.analysis.phases import END, FEWEST_ITERATIONS, FEWEST_RISE, LEVEL, PHASES, START
 from ippo_lightning.analysis.roughness import FEWEST_ROWS, MOST_ROWS, PERMUTATIONS
 from ippo_lightning.analysis.row_passes import EMBEDDINGS
-from ippo_lightning.analysis.traced_rounds import Trace
+from ippo_lightning.analysis.traced_rounds import Trace, TracedRound
 from ippo_lightning.report.display import counted, in_words, plain
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -28,8 +28,8 @@ def headline(trace: Trace) -> str:
         return f"{moved}, so nothing was learned that could have phases"
     if len(trace.rounds) < _FEW:
         return f"{moved}; too few iterations to see phases"
-    seen = "three phases are seen" if trace.phases.are_seen else "no three phases are seen"
-    return f"{moved}; {seen} in the roughness of the scores"
+    verb = "shows" if trace.phases.are_seen else "does not show"
+    return f"{moved}; the roughness of the scores {verb} three phases"
 
 
 def _capital(text: str) -> str:
@@ -42,7 +42,7 @@ def lead(trace: Trace) -> list[str]:
     Args:
         trace: of a behaviour.
     """
-    return [trace.behaviour.origin, *_of_phases(trace), *_of_roughness(trace), _of_records(trace)]
+    return [trace.behaviour.origin, *_of_phases(trace), *_of_roughness(trace), _of_records(trace), *_of_top(trace)]
 
 
 def _of_phases(trace: Trace) -> list[str]:
@@ -101,6 +101,25 @@ def _of_records(trace: Trace) -> str:
     )
 
 
+def _of_top(trace: Trace) -> list[str]:
+    """Return in which iterations most top records pushed away from what they contain."""
+    usable = [one for one in trace.rounds if len(one.top)]
+    if not usable:
+        return []
+    ends = [usable[0], usable[len(usable) // 2], usable[-1]] if len(usable) > 2 else usable
+    shares = [f"{100 * _pushed_away(one):.0f} % in iteration {one.iteration}" for one in ends]
+    return [
+        f"Among the {trace.options.top} records with the highest scores, those with an advantage below 0 are "
+        f"{in_words(shares)}: they made what they contain less probable, and so the behaviour more."
+    ]
+
+
+def _pushed_away(one: TracedRound) -> float:
+    """Return the fraction of the top records whose summed advantage is below 0."""
+    sums = one.records.advantages.masked_fill(~one.records.mask, 0.0).sum(dim=1)
+    return float((sums < 0).double().mean())
+
+
 def captions(trace: Trace, *, top: int) -> dict[str, str]:
     """Return the captions by figure.
 
@@ -117,7 +136,9 @@ def captions(trace: Trace, *, top: int) -> dict[str, str]:
         ),
         "maps": (
             f"The {top} records with the highest scores, by field and action; the stronger the arrow, the larger the "
-            "sum of their scores in that iteration. The frame is around the field of the behaviour; H is a hole."
+            "sum of their scores in that iteration. Blue: the advantage is above 0, and the record pulls towards its "
+            "action. Orange: it is below 0, and the record pushes away from its action, which makes others more "
+            "probable. The frame is around the field of the behaviour; H is a hole."
         ),
         "clouds": (
             f"The positive records of each iteration by {EMBEDDINGS['control' if trace.is_control else 'text']} at the "
