@@ -58,11 +58,11 @@ def map_of(settings: EnvironmentSettings) -> GridMap | None:
         return None
     plain = environment.unwrapped
     size, start = getattr(environment.observation_space, "n", None), getattr(environment.observation_space, "start", 0)
-    fields, table = getattr(plain, "desc", None), getattr(plain, "P", None)
+    fields, table = np.asarray(getattr(plain, "desc", None)), getattr(plain, "P", None)
     environment.close()
-    if size is None or start != 0 or not isinstance(table, dict) or np.ndim(fields) != 2:
+    if size is None or start != 0 or not isinstance(table, dict) or fields.ndim != 2:
         return None
-    letters = np.asarray(fields).astype("U1")
+    letters = fields.astype("U1")
     if letters.size != int(size) or letters.size > _MOST_FIELDS:
         return None
     width = letters.shape[1]

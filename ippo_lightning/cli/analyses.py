@@ -15,6 +15,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.public_command import public_command
 from ippo_lightning.storage.terminal_lines import broken_between_words
+from ippo_lightning.storage.untrusted_text import visible_text
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -52,7 +53,7 @@ def run_analysis(name: str, given: Namespace, words: Sequence[str]) -> None:
         page = _ANALYSES[name](rounds, run_dir, settings)
     finally:
         rounds.module.close()
-    print(page)
+    print(visible_text(str(page)))
 
 
 def _diagnose(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:

@@ -38,7 +38,7 @@ def test_numbers_name_a_pair_or_a_record() -> None:
     assert read_behaviour("record:5:17") == NamedRecord(iteration=5, row=17)
 
 
-@pytest.mark.parametrize("text", ["14", "14:2:3", "record:5", "record:-1:2", "١:٢", "", "nowhere.json"])
+@pytest.mark.parametrize("text", ["14", "14:2:3", "record:5", "record:-1:2", "\u0661:\u0662", "", "nowhere.json"])
 def test_another_word_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match=r"^behaviour: .* is no file; expected OBSERVATION:ACTION .*, or a JSON file$"):
         read_behaviour(text)
@@ -63,7 +63,7 @@ def test_another_word_is_one_line(text: str) -> None:
 def test_a_file_of_another_content_is_one_line(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "behaviour.json"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="^behaviour: ") as caught:
+    with pytest.raises(UserError, match=r"^behaviour: ") as caught:
         read_behaviour(str(file))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -197,8 +197,7 @@ def test_bounds_without_an_iteration_are_one_line(lake: tuple[Path, RepeatedRoun
 
 
 def test_a_response_of_a_language_model_is_traced(texts: tuple[Path, RepeatedRounds]) -> None:
-    run, rounds = texts
-    rows: Any = read_round(run, 1).episodes
+    rows: Any = read_round(texts[0], 1).episodes
     found = traced(texts, NamedRecord(iteration=1, row=0), scores="start")
     kept = rows.select([0])
     # The rollout of iteration 1 has stored what the parameters at its beginning give.
