@@ -217,7 +217,12 @@ def words_of(rows: Episodes, row: int) -> str:
     if isinstance(rows, TextEpisodes):
         return f"the response {_short(rows.responses[row])!r} to {_short(rows.prompts[row])!r}"
     assert isinstance(rows, ControlEpisodes), "a kept round has no other rows"
-    return f"action {_listed(rows.actions[row, 0])} in observation {_listed(rows.observations[row, 0])}"
+    seen = rows.observations[row, 0]
+    if seen.numel() > _MOST_NUMBERS:
+        where = f"an observation of {'x'.join(map(str, seen.shape))} numbers"
+    else:
+        where = f"observation {_listed(seen)}"
+    return f"action {_listed(rows.actions[row, 0])} in {where}"
 
 
 def _short(text: str) -> str:

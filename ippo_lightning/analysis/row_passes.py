@@ -57,7 +57,7 @@ def embeddings_of(module: Any, rows: Episodes) -> Tensor:
     return _over_passes(
         module,
         rows,
-        lambda part: policy.actor[:-1](policy.features(part.observations[:, 0])).flatten(1),  # type: ignore[attr-defined]
+        lambda part: policy.actor[:-1](policy.features(part.observations[:, 0])).flatten(1),
     )
 
 

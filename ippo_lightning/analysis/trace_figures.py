@@ -178,10 +178,11 @@ def draw_clouds(rounds: Sequence[TracedRound], path: Path) -> str:
             scores = one.scores[one.positive]
             order = scores.argsort()
             # Of the largest score: the scale of the scores changes from iteration to iteration.
+            across, up = one.places[order].numpy().T
+            # The lightest blue would not be seen on white.
             panel.scatter(
-                *one.places[order].numpy().T, c=(scores / scores.max())[order].numpy(), cmap="cividis_r", s=7,
-                linewidths=0, vmin=0, vmax=1, alpha=0.8,
-            )  # fmt: skip
+                across, up, c=(scores / scores.max())[order].numpy(), cmap="Blues", vmin=-0.4, vmax=1, s=8, linewidths=0
+            )
             panel.set_title(f"Iteration {one.iteration}", fontsize=10)
             panel.set_xlim(low[0] - room[0], high[0] + room[0])
             panel.set_ylim(low[1] - room[1], high[1] + room[1])

@@ -25,7 +25,7 @@ def headline(trace: Trace) -> str:
     measure = "" if trace.behaviour.measure == "probability" else f" ({trace.behaviour.measure})"
     moved = f"{_capital(trace.behaviour.words)}: from {plain(first)} to {plain(last)}{measure}"
     if not trace.phases.rises:
-        return f"{moved}, so nothing was learned that could have phases"
+        return f"{moved}; too small a rise to look for phases"
     if len(trace.rounds) < _FEW:
         return f"{moved}; too few iterations to see phases"
     verb = "shows" if trace.phases.are_seen else "does not show"
@@ -109,7 +109,7 @@ def _of_top(trace: Trace) -> list[str]:
     ends = [usable[0], usable[len(usable) // 2], usable[-1]] if len(usable) > 2 else usable
     shares = [f"{100 * _pushed_away(one):.0f} % in iteration {one.iteration}" for one in ends]
     return [
-        f"Among the {trace.options.top} records with the highest scores, those with an advantage below 0 are "
+        f"Among the records with the highest scores (at most {trace.options.top}), those with an advantage below 0 are "
         f"{in_words(shares)}: they made what they contain less probable, and so the behaviour more."
     ]
 
@@ -127,12 +127,17 @@ def captions(trace: Trace, *, top: int) -> dict[str, str]:
         trace: of a behaviour.
         top: records of an iteration in the maps.
     """
+    parts = (
+        " Background: the three parts by the rise of the curve above. Neighbouring iterations depend on each other, so "
+        "the p values are too small."
+        if trace.phases.rises
+        else ""
+    )
     return {
         "curves": (
             "Top: the behaviour at the beginning of each iteration, and after the last one. Middle: the roughness of "
             f"the positive scores; band: 95 % of {PERMUTATIONS} random orders of the same scores. Below the band, "
-            "records that the final network takes for alike also have like scores. Background: the three parts by the "
-            "rise of the curve above. Neighbouring iterations depend on each other, so the p values are too small."
+            f"records that the final network takes for alike also have like scores.{parts}"
         ),
         "maps": (
             f"The {top} records with the highest scores, by field and action; the stronger the arrow, the larger the "
@@ -171,7 +176,7 @@ def steps(trace: Trace) -> dict[str, str]:
         "exp(-d^2 / s^2), d the distance of the embeddings, s its median. Embedding: "
         f"{EMBEDDINGS['control' if trace.is_control else 'text']}, of the network after the last traced "
         f"iteration.{drawn}",
-        "Phases": f"`rising` begins with the update that takes the behaviour over {START:.0%} of its rise for good, "
+        "Phases": f"rising begins with the update that takes the behaviour over {START:.0%} of its rise for good, "
         f"and ends with the one that takes it over {END:.0%} for good. Three phases are seen if the relative roughness "
         f"while rising differs from that before and that after (two-sided Mann-Whitney tests, p < {LEVEL} each, at "
         f"least {FEWEST_ITERATIONS} iterations each). The rule is ours: the paper shows three phases without a rule.",
