@@ -43,6 +43,8 @@ def run_analysis(name: str, given: Namespace, words: Sequence[str]) -> None:
     settings = SETTINGS[name](**given.as_dict())
     # before the experiment, which takes seconds to build
     wanted = getattr(settings, "iteration", None)
+    if name == "trace":
+        settings.check_run(run_dir)
     first = read_round(run_dir, kept_rounds(run_dir)[-1] if wanted is None else wanted)
     parser, experiment = experiment_of(run_dir, *_ONE_DEVICE, given=words)
     experiment[experiment.subcommand].callbacks = None
@@ -79,9 +81,41 @@ def _diagnose(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
     return page
 
 
-def _as_words(settings: Any, *, iteration: int) -> list[str]:
-    """Return the options of a command that are not its defaults, and the iteration that it took."""
-    given = {**vars(settings), "iteration": iteration}
+def _trace(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
+    from ippo_lightning.analysis.behaviour_words import read_behaviour
+    from ippo_lightning.analysis.grid_map import map_of
+    from ippo_lightning.analysis.trace_page import write_trace
+    from ippo_lightning.analysis.trace_words import terminal_lines
+    from ippo_lightning.analysis.traced_rounds import TraceOptions, chosen_iterations, trace_behaviour
+
+    output = Path(settings.output) if settings.output else run_dir / "trace"
+    refuse_run_folder("output", output)
+    environments = getattr(rounds.module, "rollouts", None)
+    options = TraceOptions(
+        iterations=chosen_iterations(run_dir, first=settings.first, last=settings.last, every=settings.every),
+        scores=settings.scores or ("start" if environments is None else "round"),
+        neighbours=settings.neighbours,
+        top=settings.top,
+        seed=settings.seed,
+    )
+    named = None if settings.behaviour is None else read_behaviour(settings.behaviour)
+    trace = trace_behaviour(rounds, run_dir, named=named, options=options, say=print)
+    words = ["ippo", "trace", str(run_dir), *_as_words(settings)]
+    page = write_trace(
+        trace,
+        output,
+        run=run_dir.resolve().name,
+        command=public_command(words),
+        grid=None if environments is None else map_of(environments.settings),
+    )
+    for line in terminal_lines(trace):
+        print(broken_between_words(line, _WIDTH))
+    return page
+
+
+def _as_words(settings: Any, **taken: object) -> list[str]:
+    """Return the options of a command that are not its defaults, and what it took for those that were left open."""
+    given = {**vars(settings), **taken}
     defaults = vars(type(settings)())
     return [word for name, value in given.items() if value != defaults[name] for word in (f"--{name}", str(value))]
 
@@ -90,4 +124,4 @@ def _not_built(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
     raise UserError("not built yet")
 
 
-_ANALYSES: Mapping[str, Analysis] = {"diagnose": _diagnose, "trace": _not_built, "intervene": _not_built}
+_ANALYSES: Mapping[str, Analysis] = {"diagnose": _diagnose, "trace": _trace, "intervene": _not_built}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from ippo_lightning.errors import UserError, require_choice, require_range
@@ -10,6 +11,7 @@ from ippo_lightning.errors import UserError, require_choice, require_range
 # As in `ippo_lightning.analysis`, whose imports take seconds.
 TargetName = Literal["auto", "run", "return", "reward"]
 Baseline = Literal["auto", "states", "critic"]
+ScoresOf = Literal["round", "start"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +55,64 @@ class TraceSettings:
     """What `ippo trace` shows.
 
     Args:
+        behaviour: `OBSERVATION:ACTION` where both are numbers from a list, as in `14:2`; `record:ITERATION:ROW` for a
+            kept row, as in `record:5:17`; or a JSON file with `observation` and `action`, or with `prompt` and
+            `response`. Null for the record whose probability rose most.
+        first: the first iteration, counted from 0; null for the first that was kept.
+        last: the last iteration; null for the last that was kept.
+        every: trace each so many-th kept iteration.
+        scores: `round` sums over the optimizer steps of each iteration; `start` takes the parameters before them, which
+            costs one pass. Null for `round` in environments and `start` for language models.
+        neighbours: of a record in the roughness, 20 to 100.
+        top: records with the highest scores that are listed and drawn.
+        seed: of the permutations that the roughness is compared with.
         output: folder of the page; by default `trace` in that of the run.
 
     Raises:
-        UserError: a number out of its range.
+        UserError: a number out of its range, or a behaviour that cannot be read.
     """
 
+    behaviour: str | None = None
+    first: int | None = None
+    last: int | None = None
+    every: int = 1
+    scores: ScoresOf | None = None
+    neighbours: int = 20
+    top: int = 100
+    seed: int = 0
     output: str | None = None
 
     def __post_init__(self) -> None:
         _check(None, self.output)
+        for name in ("first", "last"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), at_least=0, integer=True)
+        if self.first is not None and self.last is not None and self.last < self.first:
+            raise UserError(f"last: {self.last} is before first, {self.first}; expected at least {self.first}")
+        require_range("every", self.every, at_least=1, integer=True)
+        require_range("neighbours", self.neighbours, at_least=20, at_most=100, integer=True)
+        require_range("top", self.top, at_least=1, at_most=1000, integer=True)
+        require_range("seed", self.seed, at_least=0, below=2**32, integer=True)
+        if self.scores is not None:
+            require_choice("scores", self.scores, get_args(ScoresOf))
+
+    def check_run(self, run_dir: Path) -> None:
+        """Check against the folder of the run what needs no model.
+
+        Args:
+            run_dir: folder of the run.
+
+        Raises:
+            UserError: the behaviour cannot be read, or a kept iteration or row does not exist.
+        """
+        from ippo_lightning.analysis.behaviour_words import NamedRecord, read_behaviour
+        from ippo_lightning.analysis.behaviours import check_record
+        from ippo_lightning.analysis.traced_rounds import chosen_iterations
+
+        named = None if self.behaviour is None else read_behaviour(self.behaviour)
+        if isinstance(named, NamedRecord):
+            check_record(named, run_dir)
+        chosen_iterations(run_dir, first=self.first, last=self.last, every=self.every)
 
 
 @dataclass(frozen=True, kw_only=True)
