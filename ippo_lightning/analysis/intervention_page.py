@@ -10,7 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import ippo_lightning.report
 from ippo_lightning.analysis.intervention_figures import draw_boxes, draw_by_iteration, draw_trainings
-from ippo_lightning.analysis.intervention_summary import Outcomes, as_json, comparisons, headline, lead
+from ippo_lightning.analysis.intervention_summary import Outcomes, as_json, comparisons, headline, in_digits_of, lead
+from ippo_lightning.analysis.training_differences import Estimate
 from ippo_lightning.report.display import counted, plain, signed, unbroken, whole
 from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.atomic import write_text_whole
@@ -27,7 +28,7 @@ _DRAWN: dict[str, tuple[Callable[[Outcomes, Path], str | None], str]] = {
     "boxes": (
         draw_boxes,
         "One dot per iteration; box: quartiles and median; diamond and bar above it: the mean and its 95 % interval "
-        "over iterations. If the scores matter, the last box but those of a run's own weights lies right of zero.",
+        "over iterations. If the scores matter, the difference to the random drop lies right of zero.",
     ),
     "by_iteration": (
         draw_by_iteration,
@@ -72,7 +73,9 @@ def _html(outcomes: Outcomes, figures: list[Figure]) -> str:
         loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(plain=plain, signed=signed, whole=whole, visible=visible_text, unbroken=unbroken)
+    environment.filters.update(
+        plain=plain, signed=signed, whole=whole, visible=visible_text, unbroken=unbroken, digits_of=_digits_of
+    )
     compared = list(comparisons(outcomes).values())
     runs = counted(len(outcomes.runs), "run")
     everything = [one for found in outcomes.runs.values() for one in found]
@@ -102,3 +105,7 @@ def _steps(outcomes: Outcomes) -> str:
         f"{whole(means['without_negatives'])} without the negatives and {whole(means['random_drop'])} after the random "
         "drop. So the random drop is the control, and not the training on all records."
     )
+
+
+def _digits_of(value: float, estimate: Estimate) -> str:
+    return in_digits_of(estimate, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,7 +111,7 @@ def headline(outcomes: Outcomes) -> str:
         (_, one), *_ = outcomes.compared
         what = f"Dropping the {counted(one.negatives, 'record')} with negative scores of iteration {one.iteration}"
         effect = _effect(without.estimate, outcomes.unit)
-        return f"{what} {effect}; dropping as many at random: {shown(random.estimate)}. {_verdict(control)}"
+        return f"{what} {effect}; dropping as many at random: {shown(random.estimate)}"
     better, worse, _ = control.signs
     effect = _effect(without.estimate, f"{outcomes.unit} after it")
     return (
@@ -126,8 +127,7 @@ def lead(outcomes: Outcomes) -> list[str]:
     sentences = []
     if found:
         control = found["negatives_or_random"]
-        if len(control.rounds) > 1:
-            sentences.append(f"{_verdict(control)}.")
+        sentences.append(f"{_verdict(control)}.")
         if 1 < len(control.rounds) < FEWEST_ROUNDS:
             sentences.append(
                 f"Fewer than {FEWEST_ROUNDS} iterations have no interval over iterations, and give no finding."
@@ -164,10 +164,35 @@ def _about_runs(outcomes: Outcomes) -> list[str]:
 
 
 def shown(estimate: Estimate) -> str:
-    """Return a difference with its interval, if it has one: `+0.040 [+0.010, +0.070]`."""
+    """Return a difference with its interval, if it has one, in as many digits as the interval supports.
+
+    Args:
+        estimate: of a difference.
+
+    Example:
+        >>> shown(Estimate(0.0426, 0.0044, 50.0))
+        '+0.0426 [+0.0338, +0.0514]'
+    """
     interval = estimate.interval
-    number = signed(estimate.mean)
-    return number if interval is None else f"{number} [{signed(interval[0])}, {signed(interval[1])}]"
+    if interval is None:
+        return signed(estimate.mean)
+    mean, low, high = (in_digits_of(estimate, value) for value in (estimate.mean, *interval))
+    return f"{mean} [{low}, {high}]"
+
+
+def in_digits_of(estimate: Estimate, value: float) -> str:
+    """Return a number with its sign, in as many decimals as half the width of an interval has two digits.
+
+    Args:
+        estimate: with the interval; without one the number has about three significant digits.
+        value: of the same unit.
+    """
+    interval = estimate.interval
+    if interval is None:
+        return signed(value)
+    decimals = max(0, 1 - math.floor(math.log10((interval[1] - interval[0]) / 2)))
+    rounded = round(value, decimals)
+    return f"{rounded:+,.{decimals}f}".replace("-", _MINUS) if rounded else f"±{0:.{decimals}f}"
 
 
 def is_finding(estimate: Estimate) -> bool:
