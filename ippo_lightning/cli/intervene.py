@@ -162,10 +162,11 @@ def _one_run(
     done = DoneRounds(output, _bound_to(run, sizes, test))
     earlier, found = done.read(), []
     for number, iteration in enumerate(run.iterations, start=before):
-        bar.update(completed=number, numbers={})
         buffer = digest_of(buffer_path(run.folder, iteration=iteration, rank=0))
         one = earlier.get((buffer, iteration))
         if one is None:
+            # Only here: the time that is left is estimated from what was trained, not from what was read.
+            bar.update(completed=number, numbers={})
             one = intervene(rounds, read_round(run.folder, iteration), test=test, sizes=sizes)
             done.add(buffer, one)
             bar.say(f"{_line(run, one)}{bar.left(number + 1)}")

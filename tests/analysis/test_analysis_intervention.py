@@ -89,7 +89,7 @@ def test_the_negatives_and_as_many_random_records_are_left_out(rounds: RepeatedR
     assert 0 < int((kept.weights == 0).sum()) < negatives
 
 
-def test_every_training_is_tested_on_the_same_episodes(rounds: RepeatedRounds, kept: KeptRound) -> None:
+def test_every_training_is_tested_on_the_same_episodes(run: Path, rounds: RepeatedRounds, kept: KeptRound) -> None:
     test = TestNumbers(rounds.loop, 6)
     found = intervene(rounds, kept, test=test, sizes=SIZES)
     shapes = {way: (len(values), len(values[0])) for way, values in found.returns.items()}
@@ -99,6 +99,8 @@ def test_every_training_is_tested_on_the_same_episodes(rounds: RepeatedRounds, k
     assert test.of(kept.iteration) == found.returns[BEFORE][0]
     # the first order is that of the run, with whose weights its own parameters come back
     rounds.train(kept)
+    following = read_round(run, kept.iteration + 1).parameters
+    assert all(torch.equal(value, following[name]) for name, value in rounds.module.trained_parameters().items())
     assert test.of(kept.iteration) == found.returns[OWN][0]
     assert found.steps[ALL] == 2
     again = intervene(rounds, kept, test=test, sizes=SIZES)

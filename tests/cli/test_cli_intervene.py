@@ -64,7 +64,7 @@ def test_seeds_are_pooled_on_one_page_and_an_interrupted_command_goes_on(
         (["RUN", "--repeats", "1"], "repeats: 1 is out of range"),
         (["RUN", "--every", "2", "--iteration", "0"], "every: 2 needs all iterations"),
         (["RUN", "--episodes", "1"], "episodes: 1 is out of range"),
-        (["RUN", "OTHER"], "differ in model; expected seeds of one configuration"),
+        (["RUN", "OTHER"], "differ in data; expected seeds of one configuration"),
         (["RUN", "RUN"], "is given twice"),
         (["RUN", "--output", "RUN"], "is the folder of a run"),
         ([], "intervene: no run is given"),
