@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -207,6 +208,6 @@ def _shown_settings(settings: InterveneSettings, test: TestNumbers, words: Seque
 def _print(outcomes: Outcomes, page: Path) -> None:
     console = Console()
     for line in summary_lines(outcomes):
-        text = broken_between_words(visible_text(line), min(terminal_width(console.file) or 80, 80))
+        text = broken_between_words(visible_text(line), min(terminal_width(sys.stdout) or 80, 80))
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     console.print(visible_text(f"Page: {page}"), soft_wrap=True, markup=False, highlight=False)
