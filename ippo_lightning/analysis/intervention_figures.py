@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ippo_lightning.analysis.intervention import ALL, OWN, RANDOM, WITHOUT
 from ippo_lightning.analysis.intervention_summary import Comparison, Outcomes, comparisons, shown
 from ippo_lightning.analysis.training_differences import Estimate, mean_of_estimates
 from ippo_lightning.report.canvas import INK, MUTED, canvas, iteration_axis, wrapped
-from ippo_lightning.report.display import in_words
 
 COLOURS: Mapping[str, str] = {
     "without_negatives": "#D55E00", "random_drop": "#0072B2", "negatives_or_random": "#7b5ea7",
@@ -50,6 +50,7 @@ def draw_boxes(outcomes: Outcomes, path: Path) -> str | None:
         panel.set_yticks(range(len(found)), [wrapped(one.title, width=_TITLE_WIDTH) for one in reversed(found)])
         panel.set_ylim(-0.6, len(found) - 0.4)
         panel.set_xlabel(f"difference of the {outcomes.unit}   → better", loc="right")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.grid(visible=True, axis="x")
         panel.grid(visible=False, axis="y")
         panel.spines["left"].set_visible(False)
@@ -91,10 +92,10 @@ def draw_by_iteration(outcomes: Outcomes, path: Path) -> str | None:
                 shift = 0.16 * (2 * number - (len(names) - 1))
                 _draw_series(panel, found[name], shift=shift)
             panel.axhline(0, color=INK, linewidth=0.9)
-            panel.set_title(in_words([found[name].title for name in names]), fontsize=10.5)
             panel.set_ylabel("difference")
+            # Above the panel: inside, it would cover intervals.
+            panel.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncol=len(names), fontsize=10)
             iteration_axis(panel, [iteration for _, iteration, _ in found[names[0]].rounds], most=8)
-        axes[0][0].legend(loc="best", fontsize=9)
         axes[0][0].set_xlabel("")
     means = by_iteration(found["negatives_or_random"])
     positive = sum(estimate.mean > 0 for estimate in means.values())

@@ -12,7 +12,7 @@ import ippo_lightning.report
 from ippo_lightning.analysis.intervention_figures import draw_boxes, draw_by_iteration, draw_trainings
 from ippo_lightning.analysis.intervention_summary import Outcomes, as_json, comparisons, headline, in_digits_of, lead
 from ippo_lightning.analysis.training_differences import Estimate
-from ippo_lightning.report.display import counted, plain, signed, unbroken, whole
+from ippo_lightning.report.display import counted, plain, unbroken, whole
 from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.run_folder import FIGURES, RunFolder
@@ -73,9 +73,7 @@ def _html(outcomes: Outcomes, figures: list[Figure]) -> str:
         loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(
-        plain=plain, signed=signed, whole=whole, visible=visible_text, unbroken=unbroken, digits_of=_digits_of
-    )
+    environment.filters.update(plain=plain, whole=whole, visible=visible_text, unbroken=unbroken, digits_of=_digits_of)
     compared = list(comparisons(outcomes).values())
     runs = counted(len(outcomes.runs), "run")
     everything = [one for found in outcomes.runs.values() for one in found]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ippo_lightning.analysis.intervention import BEFORE, COMPARED, Intervened
+from ippo_lightning.analysis.intervention import ALL, BEFORE, COMPARED, Intervened
 from ippo_lightning.analysis.training_differences import FEWEST_ROUNDS, Estimate, mean_of_rounds
 from ippo_lightning.report.display import counted, signed
 from ippo_lightning.report.summary import FEW_SEEDS
@@ -146,13 +146,21 @@ _MOST_NAMED = 3
 
 def _about_the_training(outcomes: Outcomes) -> list[str]:
     rounds = [one for _, one in outcomes.compared]
-    gains = [one.means()["all"] - one.means()[BEFORE] for one in rounds]
+    gains = [one.means()[ALL] - one.means()[BEFORE] for one in rounds]
     gain, fraction = sum(gains) / len(gains), sum(one.negatives / one.records for one in rounds) / len(rounds)
     average = " on average" if len(rounds) > 1 else ""
-    return [
+    sentences = [
         f"For scale: training on all records changes the {outcomes.unit} by {signed(gain)}{average}. "
         f"{100 * fraction:.0f} % of the records have negative scores{average}."
     ]
+    unmoved = [one for one in rounds if all(values == one.returns[BEFORE][0] for values in one.returns[ALL])]
+    if unmoved:
+        count = len(unmoved[0].returns[BEFORE][0])
+        sentences.append(
+            f"In {len(unmoved)} of {counted(len(rounds), 'iteration')} training on all records changed the outcome of "
+            f"no test {outcomes.noun}: what one iteration does is then too small for {counted(count, outcomes.noun)}."
+        )
+    return sentences
 
 
 def _about_runs(outcomes: Outcomes) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,15 @@ def test_iterations_that_were_left_out_are_named_and_not_counted() -> None:
     assert "Over 6 iterations" in headline(found)
     assert "seed_1, iteration 0 is left out: no record has a negative score." in lead(found)
     assert "Nothing to compare" in headline(outcomes(left_out(0)))
+
+
+def test_a_training_that_changed_no_episode_is_told() -> None:
+    moved = outcome(1, effect=1.0)
+    same = [moved.returns["before"][0]] * 3
+    unmoved = replace(moved, iteration=0, returns={**moved.returns, "all": same})
+    words = "In 1 of 2 iterations training on all records changed the outcome of no test episode"
+    assert any(words in sentence for sentence in lead(outcomes(unmoved, moved)))
+    assert not any("changed the outcome" in sentence for sentence in lead(outcomes(moved)))
 
 
 def test_the_mean_over_runs_is_over_all_iterations_of_all_runs() -> None:
