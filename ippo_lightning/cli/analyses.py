@@ -1,4 +1,4 @@
-"""`ippo diagnose`, `ippo trace` and `ippo intervene`: from a run that kept its buffers to one page."""
+"""`ippo diagnose` and `ippo trace`: from a run that kept its buffers to one page."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ippo_lightning.cli.building import build_loop
 from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.errors import UserError
+from ippo_lightning.records.kept_rounds import KeptRound
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.public_command import public_command
 from ippo_lightning.storage.terminal_lines import broken_between_words
@@ -27,7 +28,7 @@ _ONE_DEVICE = ("--fabric.devices=1", "--fabric.num_nodes=1", "--fabric.strategy=
 
 
 def run_analysis(name: str, given: Namespace, words: Sequence[str]) -> None:
-    """Run one of the three commands.
+    """Run one of the two commands.
 
     Args:
         name: of the command.
@@ -46,14 +47,25 @@ def run_analysis(name: str, given: Namespace, words: Sequence[str]) -> None:
     if name == "trace":
         settings.check_run(run_dir)
     first = read_round(run_dir, kept_rounds(run_dir)[-1] if wanted is None else wanted)
-    parser, experiment = experiment_of(run_dir, *_ONE_DEVICE, given=words)
-    experiment[experiment.subcommand].callbacks = None
-    rounds = RepeatedRounds(build_loop(parser, experiment), first)
+    rounds = repeated_rounds(run_dir, first, words)
     try:
         page = _ANALYSES[name](rounds, run_dir, settings)
     finally:
         rounds.module.close()
     print(visible_text(str(page)))
+
+
+def repeated_rounds(run_dir: Path, first: KeptRound, words: Sequence[str]) -> RepeatedRounds:
+    """Build a run's module, data and loop on one device, to repeat its iterations.
+
+    Args:
+        run_dir: folder of the run.
+        first: any kept iteration of it.
+        words: as the user typed them.
+    """
+    parser, experiment = experiment_of(run_dir, *_ONE_DEVICE, given=words)
+    experiment[experiment.subcommand].callbacks = None
+    return RepeatedRounds(build_loop(parser, experiment), first)
 
 
 def _diagnose(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
@@ -120,8 +132,4 @@ def _as_words(settings: Any, **taken: object) -> list[str]:
     return [word for name, value in given.items() if value != defaults[name] for word in (f"--{name}", str(value))]
 
 
-def _not_built(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
-    raise UserError("not built yet")
-
-
-_ANALYSES: Mapping[str, Analysis] = {"diagnose": _diagnose, "trace": _trace, "intervene": _not_built}
+_ANALYSES: Mapping[str, Analysis] = {"diagnose": _diagnose, "trace": _trace}

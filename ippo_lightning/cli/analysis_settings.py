@@ -121,17 +121,37 @@ class InterveneSettings:
 
     Args:
         iteration: counted from 0; null for all that were kept.
-        output: folder of the page; by default `intervention` in that of the run.
+        every: of all kept iterations, take every n-th, from the first one.
+        repeats: orders of minibatches in which each way is trained, at least 2; the first one is that of the run.
+        draws: random sets of records that are dropped as a control, at least 2.
+        episodes: of each test; of a language model the first prompts of its test split. Null for those of the run's
+            own test. Each iteration has other episodes, and the same for all ways to train.
+        own: train also with the weights of the run, if it dropped or weighted records.
+        seed: of orders and draws.
+        output: folder of the page and of the iterations that are done, from which the same command goes on; by default
+            `intervention` in that of the first run.
 
     Raises:
-        UserError: a number out of its range.
+        UserError: a number out of its range, or `every` beside one iteration.
     """
 
     iteration: int | None = None
+    every: int = 1
+    repeats: int = 3
+    draws: int = 5
+    episodes: int | None = None
+    own: bool = False
+    seed: int = 0
     output: str | None = None
 
     def __post_init__(self) -> None:
         _check(self.iteration, self.output)
+        for name, lowest in {"every": 1, "repeats": 2, "draws": 2, "seed": 0}.items():
+            require_range(name, getattr(self, name), at_least=lowest, integer=True)
+        if self.episodes is not None:
+            require_range("episodes", self.episodes, at_least=2, integer=True)
+        if self.iteration is not None and self.every != 1:
+            raise UserError(f"every: {self.every} needs all iterations; leave it out, or iteration")
 
 
 def _check(iteration: int | None, output: str | None) -> None:

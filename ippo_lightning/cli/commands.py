@@ -120,10 +120,17 @@ def replay(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None
 
 
 def analyse(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
-    """Run `ippo diagnose`, `ippo trace` or `ippo intervene`."""
+    """Run `ippo diagnose` or `ippo trace`."""
     from ippo_lightning.cli.analyses import run_analysis
 
     run_analysis(words[0], settings[words[0]].clone(), words)
+
+
+def intervene(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
+    """Run `ippo intervene`."""
+    from ippo_lightning.cli.intervene import run_intervention
+
+    run_intervention(settings.intervene.clone(), words)
 
 
 def _module_of(run_dir: Path, *, given: Sequence[str]) -> Any:
@@ -218,7 +225,7 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Namespace, Sequence[str]], None]] 
     "replay": replay,
     "diagnose": analyse,
     "trace": analyse,
-    "intervene": analyse,
+    "intervene": intervene,
     "report": report,
 }
 """Each takes the parser, the parsed settings, and the words as the user typed them."""

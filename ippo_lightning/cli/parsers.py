@@ -181,8 +181,14 @@ def _analysis_parser(name: str) -> ArgumentParser:
     """Return the parser of `ippo diagnose`, `ippo trace` or `ippo intervene`."""
     from ippo_lightning.cli.analysis_settings import SETTINGS
 
-    parser = _parser(usage=f"ippo {name} RUN [--key value ...]")
-    parser.add_argument("run", type=str, help="folder of a run of `ippo fit` that kept its buffers")
+    takes_several = name == "intervene"
+    parser = _parser(usage=f"ippo {name} RUN {'[RUN ...] ' if takes_several else ''}[--key value ...]")
+    if takes_several:
+        parser.add_argument(
+            "runs", type=str, nargs="+", help="folders of runs of `ippo fit` that kept their buffers: seeds of one kind"
+        )
+    else:
+        parser.add_argument("run", type=str, help="folder of a run of `ippo fit` that kept its buffers")
     parser.add_class_arguments(SETTINGS[name], as_group=False)
     _add_trust(parser)
     return parser

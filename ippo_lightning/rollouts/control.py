@@ -313,7 +313,7 @@ def chosen_actions(policy: ActorCritic, rollouts: ControlRollouts, raw: np.ndarr
 def play_episodes(
     policy: ActorCritic, rollouts: ControlRollouts, *, seeds: Sequence[int], greedy: bool = False
 ) -> list[tuple[float, int]]:
-    """Play one episode per seed in environments of their own; return its return and length.
+    """Play one episode per seed in environments of their own; return its return and length, in the order of the seeds.
 
     Args:
         policy: draws the actions from torch's random stream.
@@ -331,7 +331,7 @@ def play_episodes(
     vector = make_vector(settings, seed=0, episode_seeds=parts)
     left = np.array([len(part) for part in parts])
     returns, lengths = np.zeros(len(parts)), np.zeros(len(parts), dtype=np.int64)
-    found: list[tuple[float, int]] = []
+    found: dict[int, tuple[float, int]] = {}
     raw, _ = vector.reset()
     while left.any():
         actions = chosen_actions(policy, rollouts, raw, greedy=greedy)
@@ -339,7 +339,8 @@ def play_episodes(
         returns, lengths = returns + rewards, lengths + 1
         for index in np.flatnonzero(terminated | truncated):
             if left[index]:
-                found.append((float(returns[index]), int(lengths[index])))
+                place = int(index) + _EVALUATED_TOGETHER * (len(parts[index]) - int(left[index]))
+                found[place] = float(returns[index]), int(lengths[index])
                 left[index] -= 1
             returns[index], lengths[index] = 0.0, 0
         if lengths.max() >= _ENDLESS:
@@ -348,4 +349,4 @@ def play_episodes(
                 "steps; set a limit"
             )
     vector.close()
-    return found
+    return [found[place] for place in range(len(seeds))]

@@ -183,14 +183,21 @@ def _evaluate_batches(
         for done, number in enumerate(numbers):
             bar.update(completed=done, numbers={})
             start = number * batch_size
-            items = _evaluated_batch(loop, prompts[start : start + batch_size], number=number, start=start)
+            items = evaluated_batch(loop, prompts[start : start + batch_size], number=number, start=start)
             folder.write_part(number, items)
         bar.update(completed=len(numbers), numbers={})
 
 
 @torch.no_grad()
-def _evaluated_batch(loop: FabricLoop, prompts: Sequence[Prompt], *, number: int, start: int) -> list[Item]:
-    """Return the items of one batch, whose first prompt is number `start` of the split."""
+def evaluated_batch(loop: FabricLoop, prompts: Sequence[Prompt], *, number: int, start: int) -> list[Item]:
+    """Return the items of one batch, sampled in the random stream of its number.
+
+    Args:
+        loop: after `set_up_evaluation` or `set_up_rounds`; its module samples.
+        prompts: of the batch.
+        number: of the batch.
+        start: place of the first prompt in the split.
+    """
     module = text_module(loop.module)
     batch: Batch = {"prompts": [prompt.text for prompt in prompts], "examples": [prompt.example for prompt in prompts]}
     with loop.fabric.autocast(), module.evaluation_stream(number, of_rank=0):

@@ -98,14 +98,19 @@ class ProgressBar:
         self.progress.update(self.task, completed=completed, numbers=line)
 
     def _line(self, completed: int, numbers: Mapping[str, float]) -> str:
-        return f"iteration {completed}/{self.total}: {_words(numbers, _IN_A_LINE)}{self._left(completed)}"
+        return f"iteration {completed}/{self.total}: {_words(numbers, _IN_A_LINE)}{self.left(completed)}"
 
     def _evaluation_line(self, completed: int, numbers: Mapping[str, float]) -> str:
         # Without the groups, such as the fraction of each label: there may be any number of them.
         shown = [(name, name, "{:.3f}") for name in numbers if "/" not in name]
         return f"evaluation {completed}/{self.total}: {_words(numbers, shown)}"
 
-    def _left(self, completed: int) -> str:
+    def left(self, completed: int) -> str:
+        """Return the time that is probably left in words that begin with a comma; empty if nothing is known of it.
+
+        Args:
+            completed: iterations done.
+        """
         begun, before = self._begun or (time.monotonic(), completed)
         if completed <= before or completed >= self.total:
             return ""

@@ -78,6 +78,9 @@ TABLE = "table.txt"
 RESULTS_MARKDOWN = "results.md"
 FIGURES = "figures"
 
+INTERVENTION = "intervention"
+"""Where `ippo intervene` writes, inside the run's folder."""
+
 JsonObject = Mapping[str, Any]
 """One line of a log, or one file, as JSON. What a value is, its reader has to check: anybody may have written it."""
 
