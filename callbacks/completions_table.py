@@ -16,7 +16,8 @@ from ippo_lightning.callbacks.episode_log import HasRunFolder, episode_rows, gra
 from ippo_lightning.errors import require_range
 from ippo_lightning.records import UpdateStats
 from ippo_lightning.storage.atomic import write_whole
-from ippo_lightning.storage.run_folder import JsonObject, completions_path
+from ippo_lightning.storage.iteration_files import completions_path
+from ippo_lightning.storage.run_folder import JsonObject
 from ippo_lightning.storage.untrusted_text import cut, visible_text
 from ippo_lightning.tasks import Grader
 

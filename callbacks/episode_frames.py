@@ -17,7 +17,8 @@ from ippo_lightning.distributed.dtensor import is_sharded
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.records import RenderedEpisode
 from ippo_lightning.storage.atomic import write_whole
-from ippo_lightning.storage.run_folder import finite, frames_path
+from ippo_lightning.storage.iteration_files import frames_path
+from ippo_lightning.storage.run_folder import finite
 
 _FASTEST, _SLOWEST, _LAST = 60, 200, 1500
 """Milliseconds that a frame is shown; the last one is shown longer."""

@@ -15,7 +15,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.records import UpdateStats
 from ippo_lightning.records.kept_rounds import KNOWN, KeptRound
 from ippo_lightning.storage.atomic import write_whole
-from ippo_lightning.storage.run_folder import buffer_path
+from ippo_lightning.storage.iteration_files import buffer_path
 
 _NEEDED = ("trained_parameters", "only_optimizer", "progress_state")
 

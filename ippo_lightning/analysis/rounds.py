@@ -11,7 +11,8 @@ import torch
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import Episodes, PlanChange
 from ippo_lightning.records.kept_rounds import KeptRound, kept_round
-from ippo_lightning.storage.run_folder import BUFFERS, CONFIG, buffer_path, kept_iterations
+from ippo_lightning.storage.iteration_files import buffer_path, kept_iterations
+from ippo_lightning.storage.run_folder import BUFFERS, CONFIG
 from ippo_lightning.storage.tensor_files import read_tensors
 
 

@@ -11,7 +11,6 @@ from ippo_lightning.cli.analysis_settings import SETTINGS
 from ippo_lightning.cli.building import build_loop
 from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
-from ippo_lightning.errors import UserError
 from ippo_lightning.records.kept_rounds import KeptRound
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.public_command import public_command

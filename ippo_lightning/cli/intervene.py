@@ -28,10 +28,11 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.report.display import signed
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.storage.checksums import digest_of
+from ippo_lightning.storage.iteration_files import buffer_path
 from ippo_lightning.storage.locks import FolderLock, hold
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.public_command import public_command
-from ippo_lightning.storage.run_folder import CONFIG, INTERVENTION, JsonObject, buffer_path
+from ippo_lightning.storage.run_folder import CONFIG, INTERVENTION, JsonObject
 from ippo_lightning.storage.terminal_lines import broken_between_words, terminal_width
 from ippo_lightning.storage.untrusted_text import visible_text
 

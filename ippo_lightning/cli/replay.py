@@ -23,7 +23,8 @@ from ippo_lightning.run.checkpoints import (
     train_as_saved,
 )
 from ippo_lightning.storage.checkpoint_files import newest_first
-from ippo_lightning.storage.run_folder import NONFINITE, RunFolder, nonfinite_files
+from ippo_lightning.storage.iteration_files import nonfinite_files
+from ippo_lightning.storage.run_folder import NONFINITE, RunFolder
 from ippo_lightning.storage.untrusted_text import visible_text
 
 _MOST_RANKS = 1024

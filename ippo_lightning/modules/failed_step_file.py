@@ -16,7 +16,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.policies import EncodedResponses
 from ippo_lightning.records import ControlEpisodes, Episodes, Minibatch, TextEpisodes, plain_values
 from ippo_lightning.storage.atomic import write_whole
-from ippo_lightning.storage.run_folder import nonfinite_files, nonfinite_path
+from ippo_lightning.storage.iteration_files import nonfinite_files, nonfinite_path
 from ippo_lightning.storage.tensor_files import read_tensors
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from ippo_lightning.modules.failed_step_file import (
     write_step,
 )
 from ippo_lightning.records.finite_weights import broken_weights
-from ippo_lightning.storage.run_folder import nonfinite_files, nonfinite_path
+from ippo_lightning.storage.iteration_files import nonfinite_files, nonfinite_path
 
 if TYPE_CHECKING:
     from ippo_lightning.modules.base import BaseModule

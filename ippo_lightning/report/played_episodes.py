@@ -15,7 +15,8 @@ from PIL import Image
 
 from ippo_lightning.report.display import counted, number, plain, whole
 from ippo_lightning.report.records import Comparison, Method, Run
-from ippo_lightning.storage.run_folder import MOST_FRAMES, MOST_PIXELS, newest_frames
+from ippo_lightning.storage.iteration_files import newest_frames
+from ippo_lightning.storage.run_folder import MOST_FRAMES, MOST_PIXELS
 
 _LOG = logging.getLogger(__name__)
 _LARGEST = 16 * 1024 * 1024

@@ -1,8 +1,9 @@
 """From prompts or environments and a policy to episodes."""
 
 from ippo_lightning.rollouts.activations import chosen_layer, response_activations
-from ippo_lightning.rollouts.control import ControlRollouts, play_episodes
+from ippo_lightning.rollouts.control import ControlRollouts
 from ippo_lightning.rollouts.environments import EnvironmentSettings
+from ippo_lightning.rollouts.played_episodes import play_episodes
 from ippo_lightning.rollouts.prompt_values import prompt_values
 from ippo_lightning.rollouts.text import (
     SampledResponses,

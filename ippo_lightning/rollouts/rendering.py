@@ -15,8 +15,9 @@ from PIL import Image
 from ippo_lightning.errors import UserError
 from ippo_lightning.policies import ActorCritic
 from ippo_lightning.records import RenderedEpisode
-from ippo_lightning.rollouts.control import ControlRollouts, chosen_actions
+from ippo_lightning.rollouts.control import ControlRollouts
 from ippo_lightning.rollouts.environments import EnvironmentSettings, make_environment
+from ippo_lightning.rollouts.played_episodes import chosen_actions
 
 _HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
 """Some environments open a window even for pictures, a sound device, or greet on the output."""

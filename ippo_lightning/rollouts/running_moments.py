@@ -46,3 +46,16 @@ class RunningMoments:
         """Continue from what `state_dict` returned."""
         self.mean, self.variance = (torch.as_tensor(state[name]).numpy().copy() for name in ("mean", "variance"))
         self.count = float(state["count"])
+
+
+def normalised(seen: np.ndarray, moments: RunningMoments | None, *, clip: float) -> np.ndarray:
+    """Return observations with mean 0 and variance 1, in float32; without moments, as they are.
+
+    Args:
+        seen: shape [rows, ...].
+        moments: of all observations so far.
+        clip: largest absolute value.
+    """
+    if moments is None:
+        return seen
+    return np.clip((seen - moments.mean) / moments.scale(), -clip, clip).astype(np.float32)

@@ -9,7 +9,7 @@ from small_episodes import make_episodes
 
 from ippo_lightning.analysis import read_round
 from ippo_lightning.records.kept_rounds import KeptRound
-from ippo_lightning.storage.run_folder import buffer_path
+from ippo_lightning.storage.iteration_files import buffer_path
 
 
 def test_the_groups_of_two_ranks_stay_apart(tmp_path: Path) -> None:

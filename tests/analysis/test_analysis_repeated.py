@@ -22,7 +22,8 @@ from ippo_lightning.policies import MLP
 from ippo_lightning.rollouts import EnvironmentSettings
 from ippo_lightning.run.settings import LoopSettings
 from ippo_lightning.selection import DropNegatives, ReturnOfBuffer
-from ippo_lightning.storage.run_folder import CONFIG, buffer_path
+from ippo_lightning.storage.iteration_files import buffer_path
+from ippo_lightning.storage.run_folder import CONFIG
 
 
 def control_loop(folder: Path, *, kind: str = "sgd", callbacks: Any = ()) -> FabricLoop:
@@ -47,7 +48,11 @@ def text_loop(folder: Path, *, kind: str = "adamw", callbacks: Any = ()) -> Fabr
     return tiny_loop(folder, module, callbacks=callbacks, max_iterations=3)
 
 
-@pytest.fixture(scope="module", params=[(control_loop, "sgd"), (control_loop, "adamw"), (text_loop, "adamw")], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(control_loop, "sgd"), (control_loop, "adamw"), (text_loop, "adamw")],
+    ids=["sgd", "adamw", "text"],
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A run of three iterations, filtered and kept, and what builds its loop again."""
     make, kind = request.param

@@ -18,7 +18,7 @@ from ippo_lightning.analysis import read_round
 from ippo_lightning.analysis.monte_carlo import monte_carlo_of_transitions
 from ippo_lightning.cli.main import main
 from ippo_lightning.storage.checksums import has_wrong_checksum
-from ippo_lightning.storage.run_folder import buffer_path
+from ippo_lightning.storage.iteration_files import buffer_path
 
 
 @pytest.fixture(scope="module")

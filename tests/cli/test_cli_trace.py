@@ -16,7 +16,7 @@ from traced_runs import ITERATIONS, STEPS, lake_run, text_run
 
 from ippo_lightning.cli.main import main
 from ippo_lightning.storage.checksums import has_wrong_checksum
-from ippo_lightning.storage.run_folder import buffer_path
+from ippo_lightning.storage.iteration_files import buffer_path
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.modules import SFTModule, failed_step_file, read_failed_step, replay_failed_step
 from ippo_lightning.modules.failed_step_file import MOST_SKIPPED
 from ippo_lightning.policies import LoraSettings
-from ippo_lightning.storage.run_folder import nonfinite_files
+from ippo_lightning.storage.iteration_files import nonfinite_files
 
 
 def test_a_file_of_another_model_or_of_nothing_is_refused_in_one_line(tmp_path: Path) -> None:

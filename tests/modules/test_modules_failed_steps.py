@@ -19,7 +19,7 @@ from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.modules import SFTModule, read_failed_step, replay_failed_step
 from ippo_lightning.modules.failed_steps import StepTrace, diagnose
 from ippo_lightning.policies import LoraSettings
-from ippo_lightning.storage.run_folder import nonfinite_files
+from ippo_lightning.storage.iteration_files import nonfinite_files
 
 # a loss of tokens in bfloat16, whose numbers have 8 bits
 ROUNDING = 0.05

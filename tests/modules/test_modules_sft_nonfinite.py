@@ -15,7 +15,7 @@ from training_parts import TINY, same, trainable
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import FailedStepError, SFTModule, failed_steps
-from ippo_lightning.storage.run_folder import nonfinite_files
+from ippo_lightning.storage.iteration_files import nonfinite_files
 
 
 class WithoutRows(SFTModule):

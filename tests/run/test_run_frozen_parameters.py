@@ -16,7 +16,7 @@ from ippo_lightning.cli.replay import replay_run
 from ippo_lightning.cli.settings import ExportSettings, ReplaySettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import FailedStepError
-from ippo_lightning.storage.run_folder import nonfinite_path
+from ippo_lightning.storage.iteration_files import nonfinite_path
 
 
 def freeze(module: Any, part: str = "mlp") -> None:
