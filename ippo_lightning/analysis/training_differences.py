@@ -69,8 +69,10 @@ def mean_difference(first: Array, *, minus: Array) -> Estimate:
         terms += [(between, len(way) - 1), (rest, (len(way) - 1) * (episodes - 1))]
     weighted = sum(term**2 / degrees for term, degrees in terms)
     mean = float(first.mean() - minus.mean())
-    # Equal sums in another order differ by rounding, which is no variation.
-    if math.sqrt(variance) <= _ROUNDING * max(1.0, float(np.abs(first).max()), float(np.abs(minus).max())):
+    # Equal sums in another order differ by rounding, which is no variation, and no better or worse.
+    rounding = _ROUNDING * max(1.0, float(np.abs(first).max()), float(np.abs(minus).max()))
+    mean = mean if abs(mean) > rounding else 0.0
+    if math.sqrt(variance) <= rounding:
         return Estimate(mean, 0.0, math.nan)
     return Estimate(mean, math.sqrt(variance), variance**2 / weighted)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,23 @@ def test_every_training_is_tested_on_the_same_episodes(run: Path, rounds: Repeat
     assert found.steps[ALL] == 2
     again = intervene(rounds, kept, test=test, sizes=SIZES)
     assert again == found
+
+
+def test_all_ways_are_trained_in_the_same_orders_and_the_first_is_that_of_the_run(
+    rounds: RepeatedRounds, kept: KeptRound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[int | None] = []
+    train = rounds.train
+
+    def watched(round_: KeptRound, weights: torch.Tensor, *, seed: int | None) -> Any:
+        orders.append(seed)
+        return train(round_, weights, seed=seed)
+
+    monkeypatch.setattr(rounds, "train", watched)
+    intervene(rounds, kept, test=TestNumbers(rounds.loop, 2), sizes=SIZES)
+    second = orders[1]
+    assert second is not None
+    assert orders == [None, second, None, second, None, second, None, None, second]
 
 
 def test_another_iteration_has_other_episodes_and_the_pairs_are_by_seed(rounds: RepeatedRounds) -> None:
