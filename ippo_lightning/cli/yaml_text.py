@@ -150,6 +150,8 @@ def _place_and_problem(error: Exception) -> str:
     """Return where a YAML text breaks off; what begins there may be named on an earlier line than the error."""
     begin, end = getattr(error, "context_mark", None), getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or next(iter(str(error).splitlines()), type(error).__name__)
+    if "nesting depth" in str(problem):  # newer versions of PyYAML have a limit of their own
+        return f"nested deeper than {MAX_DEPTH} levels"
     place = f"line {end.line + 1}, column {end.column + 1}: " if end is not None else ""
     started = f" ({error.context}, from line {begin.line + 1})" if begin is not None else ""  # type: ignore[attr-defined]
     return f"{place}{problem}{started}"

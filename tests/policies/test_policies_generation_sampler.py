@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from ippo_lightning.distributed import lockstep
 from ippo_lightning.errors import UserError
@@ -62,7 +63,9 @@ def forwards_of(policy: CausalLMPolicy, **settings: Any) -> list[tuple[tuple[int
 
     def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        seen.append((tuple(ids.shape), type(kwargs.get("past_key_values")).__name__))
+        # by its class: the name of the argument is another one in newer versions of transformers
+        caches = [type(value).__name__ for value in kwargs.values() if isinstance(value, Cache)]
+        seen.append((tuple(ids.shape), next(iter(caches), "none")))
 
     handle = policy.language_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
