@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ippo_lightning.analysis.record_scores import TargetName, score_records
 from ippo_lightning.analysis.repeated import RepeatedRounds
 from ippo_lightning.analysis.test_numbers import TestNumbers
 from ippo_lightning.analysis.training_differences import Estimate, mean_difference
 from ippo_lightning.maths import keep_random
 from ippo_lightning.records import ControlEpisodes
 from ippo_lightning.records.kept_rounds import KeptRound
-from ippo_lightning.selection import AverageReward, DropNegatives, ReturnOfBuffer, ScoringSettings, Target
-from ippo_lightning.selection.module_interface import ModuleInterface
-from ippo_lightning.selection.selector import Selector, SelectorSettings
 
 ALL, WITHOUT, RANDOM, OWN, BEFORE = "all", "without_negatives", "random_drop", "as_the_run", "before"
 """Ways to train; the last one trains nothing."""
@@ -85,7 +83,7 @@ def intervene(rounds: RepeatedRounds, round_: KeptRound, *, test: TestNumbers, s
         sizes: how often.
     """
     scores, about = scores_of(rounds, round_)
-    kept = scores >= 0
+    kept = ~(scores < 0)  # also a row whose score is not finite
     found: dict[str, Any] = {
         "iteration": round_.iteration, "records": len(kept), "negatives": int((~kept).sum()), "scores_of": about,
     }  # fmt: skip
@@ -114,28 +112,10 @@ def scores_of(rounds: RepeatedRounds, round_: KeptRound) -> tuple[Tensor, str]:
         rounds: of the run.
         round_: of the iteration.
     """
-    if isinstance(round_.episodes, ControlEpisodes):
-        return _scored(rounds, round_, ReturnOfBuffer()), "the return of the iteration's own records (f_return)"
-    if round_.scores is not None:
-        return round_.scores.float().cpu(), "the target of the run's own filter"
-    return _scored(rounds, round_, AverageReward()), "the average reward of the iteration's own responses"
-
-
-def _scored(rounds: RepeatedRounds, round_: KeptRound, target: Target) -> Tensor:
-    on_device = rounds.begin(round_)
-    plan = on_device.plan(torch.ones(len(on_device.episodes), device=on_device.episodes.device))
-    selector = Selector(
-        rule=DropNegatives(fraction=1.0),
-        target=target,
-        settings=SelectorSettings(monitor_only=True),
-        scoring=ScoringSettings(health_every_n_iterations=0),
-        interface=ModuleInterface(episode_losses=None, buffer=None),
-    )
-    with rounds.loop.fabric.autocast():
-        selector.change(plan, module=rounds.module, trainer=rounds.loop, iteration=round_.iteration)
-    scores = plan.history[-1].scores
-    assert scores is not None, "a filter that only watches notes its scores"
-    return scores.float().cpu()
+    # The scores of the run's own filter may be about another target than the return.
+    target: TargetName = "return" if isinstance(round_.episodes, ControlEpisodes) else "auto"
+    found = score_records(rounds, round_, target=target)
+    return found.scores.float(), found.words
 
 
 def _reason_to_skip(round_: KeptRound, kept: Tensor) -> str:

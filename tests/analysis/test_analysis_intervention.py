@@ -60,7 +60,7 @@ def kept(run: Path) -> KeptRound:
 
 def test_scores_are_those_of_plain_autograd(rounds: RepeatedRounds, kept: KeptRound) -> None:
     scores, about = scores_of(rounds, kept)
-    assert "f_return" in about
+    assert "ReturnOfBuffer" in about
     module, episodes = rounds.module, rounds.begin(kept).episodes
     parameters = list(module.parameters())
 
