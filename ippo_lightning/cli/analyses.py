@@ -14,6 +14,7 @@ from ippo_lightning.cli.trust import CODE, REMOTE_CODE
 from ippo_lightning.records.kept_rounds import KeptRound
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.public_command import public_command
+from ippo_lightning.storage.run_folder import DIAGNOSIS, TRACE
 from ippo_lightning.storage.terminal_lines import broken_between_words
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -73,7 +74,7 @@ def _diagnose(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
     from ippo_lightning.analysis.diagnosis_words import terminal_lines
 
     iteration = kept_rounds(run_dir)[-1] if settings.iteration is None else settings.iteration
-    output = Path(settings.output) if settings.output else run_dir / "diagnosis" / f"iteration_{iteration:07d}"
+    output = Path(settings.output) if settings.output else run_dir / DIAGNOSIS / f"iteration_{iteration:07d}"
     refuse_run_folder("output", output)
     diagnosed = diagnose_round(
         rounds,
@@ -99,7 +100,7 @@ def _trace(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
     from ippo_lightning.analysis.trace_words import terminal_lines
     from ippo_lightning.analysis.traced_rounds import TraceOptions, chosen_iterations, trace_behaviour
 
-    output = Path(settings.output) if settings.output else run_dir / "trace"
+    output = Path(settings.output) if settings.output else run_dir / TRACE
     refuse_run_folder("output", output)
     environments = getattr(rounds.module, "rollouts", None)
     options = TraceOptions(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import (
+    BUFFERS,
     CHECKPOINTS,
     COMPLETIONS,
     CONFIG,
@@ -18,7 +19,7 @@ from ippo_lightning.storage.run_folder import (
     RunFolder,
 )
 
-_OF_A_RUN = (CHECKPOINTS, MODEL, CSV, COMPLETIONS, FRAMES, NONFINITE)
+_OF_A_RUN = (CHECKPOINTS, MODEL, CSV, COMPLETIONS, FRAMES, NONFINITE, BUFFERS)
 _BESIDE_A_MODEL = ("*.safetensors", "*.bin", "tokenizer*.json")
 
 

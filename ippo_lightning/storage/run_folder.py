@@ -78,8 +78,8 @@ TABLE = "table.txt"
 RESULTS_MARKDOWN = "results.md"
 FIGURES = "figures"
 
-INTERVENTION = "intervention"
-"""Where `ippo intervene` writes, inside the run's folder."""
+DIAGNOSIS, TRACE, INTERVENTION = "diagnosis", "trace", "intervention"
+"""Where `ippo diagnose`, `ippo trace` and `ippo intervene` write, inside the run's folder."""
 
 JsonObject = Mapping[str, Any]
 """One line of a log, or one file, as JSON. What a value is, its reader has to check: anybody may have written it."""
@@ -110,6 +110,12 @@ def seed_of(folder: Path) -> int | None:
 def checkpoint_name(iteration: int) -> str:
     """Return the name of an iteration's checkpoint; names sort as their iterations do."""
     return f"iteration_{iteration:07d}.ckpt"
+
+
+_FOLDERS = (
+    MODEL, CHECKPOINTS, COMPLETIONS, FRAMES, NONFINITE, BUFFERS, EVALUATED, DIAGNOSIS, TRACE, INTERVENTION
+)  # fmt: skip
+"""What a run or a command about it wrote."""
 
 
 class RunFolder:
@@ -212,7 +218,7 @@ class RunFolder:
         # The end first and the lines last: what a kill leaves on the way is an older state of the run, or no run.
         for path in [self.path / RESULTS, self.path / TEST_PROMPTS, *self.path.glob(_EARLIER_RESULTS_PATTERN)]:
             path.unlink(missing_ok=True)
-        for name in (MODEL, CHECKPOINTS, COMPLETIONS, FRAMES, NONFINITE, BUFFERS, EVALUATED):
+        for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         # A callback of the new run may have logged already: its logger replaced the file, and writes into its folder.
         for path, stamp in self._earlier_csv.items():

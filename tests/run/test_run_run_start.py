@@ -24,7 +24,16 @@ from ippo_lightning.data import TextDataModule
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule, SFTModule
 from ippo_lightning.report.runs import read_run, why_unfinished
-from ippo_lightning.storage.run_folder import FINGERPRINT_VARIABLE, RunFolder
+from ippo_lightning.storage.run_folder import (
+    BUFFERS,
+    DIAGNOSIS,
+    EVALUATED,
+    FINGERPRINT_VARIABLE,
+    FRAMES,
+    INTERVENTION,
+    TRACE,
+    RunFolder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +133,9 @@ def test_a_subclass_that_evaluates_in_its_own_way_needs_no_grader(tmp_path: Path
 
 def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
     (run / "mine.txt").write_text("mine")
+    for name in (BUFFERS, FRAMES, EVALUATED, DIAGNOSIS, TRACE, INTERVENTION):
+        (run / name).mkdir(exist_ok=True)
+        (run / name / "old").touch()
     tiny_loop(run, tiny_module(), max_iterations=1, overwrite=True).fit()
     assert sorted(path.name for path in run.iterdir()) == [
         ".lock",
