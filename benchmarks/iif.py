@@ -234,7 +234,7 @@ def draw(curves: Mapping[Name, Curve], tasks: Sequence[str], methods: Sequence[s
         axis.set(title=task, xlabel="round", ylabel="return of an evaluation")
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)
 
 
 def price(rounds: int) -> dict[str, float]:
