@@ -69,7 +69,7 @@ class EpisodeLog(Callback):
             UserError: the module acts in environments and no buffers are kept, or it does not fit `keep_buffers`.
         """
         if self.keep_buffers:
-            self._keeper.check(pl_module)
+            self._keeper.check(pl_module, callbacks=getattr(trainer, "callbacks", ()))
         else:
             require_texts(self, pl_module)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,29 @@ class BufferKeeper:
         self._start: dict[str, Any] = {}
 
     @staticmethod
-    def check(module: object) -> None:
-        """Refuse a module whose update cannot be repeated.
+    def check(module: object, *, callbacks: Iterable[object] = ()) -> None:
+        """Refuse a module or callbacks whose update cannot be repeated.
 
         Args:
             module: any.
+            callbacks: of the run.
 
         Raises:
-            UserError: it has no trained parameters, optimizer or counters under their names.
+            UserError: the module has no trained parameters, optimizer or counters under their names, or a callback
+                decides about each minibatch, which no buffer keeps.
         """
         missing = [name for name in _NEEDED if not callable(getattr(module, name, None))]
         if missing:
             raise UserError(
                 f"EpisodeLog.keep_buffers: {type(module).__name__} has no {missing[0]}; expected a PPOModule or a "
                 "ControlPPOModule, or false"
+            )
+        deciding = [one for one in callbacks if callable(getattr(one, "on_minibatch_start", None))]
+        names = [type(one).__name__ for one in deciding if getattr(one, "changes_minibatches", True)]
+        if names:
+            raise UserError(
+                f"EpisodeLog.keep_buffers: {names[0]} decides about each minibatch (score_at: minibatch), and buffers "
+                "keep the weights of the rollout only; expected score_at: rollout_end, or false"
             )
 
     def begin(self, module: Any) -> None:

@@ -69,6 +69,11 @@ class PromptSelection(Callback):
         if stage != "fit":
             return
         require_prompt_rule(self.rule, pl_module)
+        if getattr(pl_module, "dynamic_sampling", None) is not None:
+            raise UserError(
+                "PromptSelection: model.dynamic_sampling takes other prompts of the batch, which the rule did not "
+                "choose; leave out one of the two"
+            )
         size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         if self.num_kept is not None and isinstance(size, int) and size <= self.num_kept:
             raise UserError(

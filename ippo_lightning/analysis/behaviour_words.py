@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,11 @@ def _numbers(value: Any, place: str) -> tuple[float, ...]:
     """Return a number, or lists of numbers at any depth, as one list."""
     if isinstance(value, list):
         return tuple(number for part in value for number in _numbers(part, place))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Compared and not converted: an integer may be too large for a float.
+    if not is_number or not -_LARGEST <= value <= _LARGEST:
         raise UserError(f"{place} has {str(value)[:40]!r}; expected finite numbers")
     return (float(value),)
+
+
+_LARGEST = sys.float_info.max

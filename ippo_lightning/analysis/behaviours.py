@@ -158,15 +158,19 @@ def _of_transition(named: NamedTransition, *, module: Any, folder: Path, like: E
     if not isinstance(like, ControlEpisodes):
         raise UserError("behaviour: an observation and an action are for environments; give prompt and response")
     record = like.select([0])
+    limits = {
+        "observation": getattr(getattr(module.policy, "observations", None), "num_values", None),
+        "action": module.policy.actions.num_actions,
+    }
+    for name, limit in limits.items():
+        wrong = [one for one in getattr(named, name) if limit is not None and not (one % 1 == 0 and 0 <= one < limit)]
+        if wrong:
+            raise UserError(f"behaviour: {name} {wrong[0]:g} does not exist; expected 0 to {limit - 1}")
     changes = {
         "observations": _shaped(named.observation, record.observations, name="observation"),
         "actions": _shaped(named.action, record.actions, name="action"),
         "mask": torch.ones_like(record.mask),
     }
-    number = changes["actions"]
-    count = module.policy.actions.num_actions
-    if count is not None and not 0 <= int(number) < count:
-        raise UserError(f"behaviour: action {int(number)} does not exist; expected 0 to {count - 1}")
     return behaviour_of_record(record.evolve(**changes), module=module, origin=_GIVEN)
 
 

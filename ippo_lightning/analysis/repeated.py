@@ -62,12 +62,15 @@ class RepeatedRounds:
         """
         module = self.module
         load_parameters(module, round_.parameters, source=Path(f"iteration {round_.iteration}"))
-        # A copy: an optimizer takes over the tensors of a state, and changes them in its steps.
-        module.only_optimizer().load_state_dict(copy.deepcopy(dict(round_.optimizer)))
-        if module.backend.scaler is not None and round_.scaler:
-            module.backend.scaler.load_state_dict(dict(round_.scaler))
-        module.load_progress_state(round_.progress)
-        module.schedule_learning_rate()
+        try:
+            # A copy: an optimizer takes over the tensors of a state, and changes them in its steps.
+            module.only_optimizer().load_state_dict(copy.deepcopy(dict(round_.optimizer)))
+            if module.backend.scaler is not None and round_.scaler:
+                module.backend.scaler.load_state_dict(dict(round_.scaler))
+            module.load_progress_state(round_.progress)
+            module.schedule_learning_rate()
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise _unusable(round_, "optimizer or counters", error) from error
         module.clear_gradients()
         on_device = round_.on(self.loop.fabric.device)
         module.use_rows(on_device.episodes)
@@ -95,7 +98,10 @@ class RepeatedRounds:
         """
         plan.sealed = True
         with isolate_rng(), self.loop.fabric.autocast():
-            continue_own_streams(cast(RandomStates, round_.random))
+            try:
+                continue_own_streams(cast(RandomStates, round_.random))
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise _unusable(round_, "random streams", error) from error
             if seed is not None:
                 torch.manual_seed(seed)
             return run_update(stages, plan, self._settings(round_))
@@ -105,3 +111,10 @@ class RepeatedRounds:
         # A minibatch of the run had so many rows on each rank.
         sizes = {name: getattr(settings, name) * round_.num_ranks for name in ("minibatch_size", "micro_batch_size")}
         return replace(settings, **sizes)
+
+
+def _unusable(round_: KeptRound, what: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+    return UserError(f"buffer: iteration {round_.iteration} has no usable {what} ({reason})")

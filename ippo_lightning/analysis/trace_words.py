@@ -147,7 +147,8 @@ def captions(trace: Trace, *, top: int) -> dict[str, str]:
         ),
         "clouds": (
             f"The positive records of each iteration by {EMBEDDINGS['control' if trace.is_control else 'text']} at the "
-            "end of the run, on its first two principal axes; the darker, the higher the score in that iteration."
+            "end of the run, on its first two principal axes; the stronger the colour, the higher the score in "
+            "that iteration."
         ),
     }
 

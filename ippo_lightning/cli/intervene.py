@@ -102,6 +102,8 @@ def _require_one_configuration(folders: Sequence[Path]) -> None:
 
 
 def _configuration(folder: Path) -> Mapping[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"run: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
     text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     found = load_yaml(text, origin=str(folder / CONFIG))
     return {key: value for key, value in found.items() if key not in _OWN_OF_A_RUN} if isinstance(found, dict) else {}

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from ippo_lightning.distributed.collectives import all_reduce_sum
+from ippo_lightning.distributed.collectives import all_reduce_sum, any_rank
 from ippo_lightning.engine.dynamic_sampling import DynamicSampling, FilledGroups, Reserve, fill_groups
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.minibatch_plans import minibatch_hook
@@ -102,8 +102,9 @@ def run_iteration(
     collector.left_out += len(estimated) - len(episodes)
     # 5. callbacks decide what each episode is worth
     plan = UpdatePlan(episodes=episodes, trains_policy=trains_policy)
-    if filled is not None and filled.is_placeholder:
-        plan.drop(torch.ones_like(plan.keep), reason="equal rewards")
+    if filled is not None and any_rank(filled.is_placeholder, device=episodes.device):
+        # On all ranks, so that their histories have the same changes.
+        plan.drop(torch.full_like(plan.keep, filled.is_placeholder), reason="equal rewards")
     if settings.mask_truncated:
         # Before the callbacks, which then see what the update would train on.
         plan.drop(episodes.truncated, reason="truncated")

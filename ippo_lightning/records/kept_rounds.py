@@ -110,20 +110,34 @@ def kept_round(content: Any, *, source: object) -> KeptRound:
     Raises:
         UserError: it is of another format, or a part is missing or of another kind.
     """
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(
-            f"buffer: {source} is no kept iteration of format {FORMAT}; expected a file of buffers/ of a run"
-        )
+    if not isinstance(content, dict) or _plain_format(content) != FORMAT:
+        raise _refused(source, f"is no kept iteration of format {FORMAT}")
     wrong = [name for name, kind in _PLAIN.items() if not isinstance(content.get(name), kind)]
     if wrong or not isinstance(content.get("history"), list):
-        raise UserError(
-            f"buffer: {source} has no usable {(wrong or ['history'])[0]}; expected a file of buffers/ of a run"
-        )
+        raise _refused(source, f"has no usable {(wrong or ['history'])[0]}")
+    if content["num_ranks"] < 1 or not all(isinstance(value, Tensor) for value in content["parameters"].values()):
+        raise _refused(source, "has no usable num_ranks or parameters")
     episodes = rebuilt(content.get("episodes"), torch.device("cpu"), KNOWN, source=f"buffer: {source}")
     if not isinstance(episodes, Episodes):
         raise _refused(source, "has no usable episodes")
+    for name in episodes.columns():
+        column = getattr(episodes, name)
+        # The returns and values of an estimator without a critic may be NaN.
+        is_usable = name not in _FINITE or bool(torch.isfinite(column).all())
+        if (column.dtype == torch.bool) != (name in _BOOLEAN) or not is_usable:
+            raise _refused(source, f"has no usable {name}")
     history = tuple(_change(entry, len(episodes), source=source) for entry in content["history"])
     return KeptRound(episodes=episodes, history=history, **{name: content[name] for name in _PLAIN})
+
+
+def _plain_format(content: dict[str, Any]) -> object:
+    found = content.get("format")
+    return found if type(found) is int else None
+
+
+_BOOLEAN = frozenset({"mask", "prompt_mask", "truncated", "terminated", "done"})
+"""Columns that are True or False."""
+_FINITE = frozenset({"log_probs", "rewards", "outcome_rewards", "advantages"})
 
 
 def _change(entry: Any, rows: int, *, source: object) -> PlanChange:

@@ -48,6 +48,8 @@ def rebuilt(value: Any, device: torch.device, known: Mapping[str, Any], *, sourc
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict) and set(value) == {"record", "fields"}:
+        if not isinstance(value["record"], str) or not isinstance(value["fields"], dict):
+            raise UserError(f"{source}: a record has no name or no fields")
         if value["record"] not in known:
             raise UserError(f"{source}: {value['record']!r} is unknown; expected one of {', '.join(known)}")
         parts = {str(name): rebuilt(part, device, known, source=source) for name, part in value["fields"].items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,19 @@ def test_a_log_that_would_write_nothing_is_refused() -> None:
 def test_a_module_whose_update_cannot_be_repeated_is_refused() -> None:
     with pytest.raises(UserError, match="keep_buffers: Linear has no trained_parameters"):
         EpisodeLog(keep_buffers=True).setup(None, torch.nn.Linear(1, 1), "fit")  # type: ignore[arg-type]
+
+
+def test_a_filter_of_minibatches_is_refused_because_no_buffer_keeps_its_weights(tmp_path: Path) -> None:
+    callbacks = [EpisodeLog(keep_buffers=True), InfluenceFilter(target=ReturnOfBuffer(), score_at="minibatch")]
+    with pytest.raises(UserError, match=r"EpisodeLog\.keep_buffers: InfluenceFilter decides about each minibatch"):
+        control_loop(tmp_path, callbacks=callbacks).fit()
+
+
+@pytest.mark.parametrize("name", ["optimizer", "progress", "random"])
+def test_a_state_of_another_kind_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    control_loop(tmp_path, callbacks=[EpisodeLog(keep_buffers=True)]).fit()
+    found = replace(read_round(tmp_path, 0), **{name: {}})
+    rounds = RepeatedRounds(control_loop(tmp_path / "again"), found)
+    with pytest.raises(UserError, match="buffer: iteration 0 has no usable"):
+        rounds.train(found)
+    rounds.module.close()

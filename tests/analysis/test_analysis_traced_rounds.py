@@ -175,9 +175,25 @@ def test_a_kept_record_is_a_behaviour(lake: tuple[Path, RepeatedRounds], named: 
         (NamedRecord(iteration=9, row=0), "iteration: 9 was not kept"),
         (NamedTransition(observation=(1.0, 2.0), action=(1.0,)), "observation has 2 numbers; expected 1"),
         (NamedTransition(observation=(1.0,), action=(7.0,)), "behaviour: action 7 does not exist; expected 0 to 3"),
+        (NamedTransition(observation=(99.0,), action=(1.0,)), "observation 99 does not exist; expected 0 to 15"),
+        (NamedTransition(observation=(-1.0,), action=(1.0,)), "observation -1 does not exist; expected 0 to 15"),
+        (NamedTransition(observation=(14.5,), action=(1.0,)), "observation 14.5 does not exist; expected 0 to 15"),
+        (NamedTransition(observation=(1.0,), action=(1e30,)), "action 1e+30 does not exist; expected 0 to 3"),
         (NamedResponse(prompt="a", response="b"), "a prompt and a response are for language models"),
     ],
-    ids=["observation", "action", "row", "iteration", "shape", "action of a file", "text"],
+    ids=[
+        "observation",
+        "action",
+        "row",
+        "iteration",
+        "shape",
+        "action of a file",
+        "too large",
+        "negative",
+        "between",
+        "huge",
+        "text",
+    ],
 )
 def test_a_behaviour_that_does_not_fit_is_one_line(lake: tuple[Path, RepeatedRounds], named: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -13,6 +13,7 @@ from training_parts import same, tiny_data, tiny_loop, tiny_module, tiny_policy,
 from two_ranks_prompts import LENGTHS, ByParity, Sampled
 
 from ippo_lightning.callbacks import InfluenceFilter, PromptSelection
+from ippo_lightning.engine import DynamicSampling
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule, SFTModule
 from ippo_lightning.policies import LoraSettings
@@ -191,6 +192,13 @@ def test_a_run_is_refused_before_its_first_iteration(
     module = critic_free_module("grpo") if policy else tiny_module()
     with pytest.raises(UserError, match=message):
         tiny_loop(tmp_path / "run", module, callbacks=[PromptSelection(rule(), **settings)]).fit()
+    assert module.iteration == 0
+
+
+def test_prompts_that_dynamic_sampling_takes_without_the_rule_are_refused(tmp_path: Path) -> None:
+    module = tiny_module(dynamic_sampling=DynamicSampling(num_prompts=2))
+    with pytest.raises(UserError, match=r"PromptSelection: model\.dynamic_sampling takes other prompts"):
+        tiny_loop(tmp_path / "run", module, callbacks=[PromptSelection(RandomPrompts())]).fit()
     assert module.iteration == 0
 
 

@@ -66,11 +66,13 @@ def test_without_a_score_there_are_none() -> None:
 
 WRONG_PARTS = {
     "format": 9,
+    "num_ranks": 0,
     "iteration": "four",
     "parameters": [],
     "history": [{"reason": "x", "kind": "drop", "factors": torch.ones(2)}],
     "episodes": {"record": "Exploit", "fields": {}},
     "random": None,
+    "optimizer": [],
 }
 
 
@@ -79,6 +81,24 @@ def test_a_wrong_part_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(UserError, match="buffer: f") as found:
         kept_round({**a_round().content(), name: WRONG_PARTS[name]}, source="f")
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"record": ["a"]}, {"fields": None}, {"mask": torch.ones(3, 3)}, {"advantages": torch.full((3, 3), torch.nan)}],
+    ids=["a list for a name", "no fields", "numbers for a mask", "no number"],
+)
+def test_rows_of_another_kind_are_refused_in_one_line(changed: dict[str, Any]) -> None:
+    content = a_round().content()
+    of_record = changed.keys() & {"record", "fields"}
+    (content["episodes"] if of_record else content["episodes"]["fields"]).update(changed)
+    with pytest.raises(UserError, match="buffer: f"):
+        kept_round(content, source="f")
+
+
+def test_a_parameter_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(UserError, match="parameters"):
+        kept_round({**a_round().content(), "parameters": {"weight": "text"}}, source="f")
 
 
 def test_a_field_of_another_shape_is_refused() -> None:

@@ -102,10 +102,13 @@ def test_the_advice_is_about_the_side_that_the_number_is_on():
 )
 def test_the_exactness_check_follows_from_the_scoring_method(method, shown, word):
     config = f"callbacks:\n- init_args:\n    scoring:\n      method: {method}\n"
-    found = rows_of([{"influence/score_median": 0.1}], config=config)["Exactness check of the scores"]
+    scored = {"influence/score_median": 0.1, "influence/gradient_norm": 2.0}
+    found = rows_of([scored], config=config)["Exactness check of the scores"]
     assert (found.verdicts["ippo"].shown, found.worst) == (shown, word)
     assert "Exactness check of the scores" not in rows_of([{"update/entropy": 0.1}], config=config)
-    assert "Exactness check of the scores" not in rows_of([{"influence/score_median": 0.1}], config="")
+    assert "Exactness check of the scores" not in rows_of([scored], config="")
+    # scores without gradients
+    assert "Exactness check of the scores" not in rows_of([{"influence/score_median": 0.1}], config=config)
 
 
 def test_a_sentence_counts_what_is_not_good():
