@@ -51,6 +51,8 @@ def test_a_rank_without_different_rewards_leaves_the_search_to_the_other_one(out
     assert numbers(first) == numbers(second) == (2, 8, 4, 1.0)
     assert (len(first["prompts"]), first["kept"]) == (4, 8)
     assert (len(second["prompts"]), second["kept"]) == (1, 0), "a placeholder that is not trained on"
+    # on both, or the kept rows of the ranks could not be joined
+    assert first["reasons"] == second["reasons"] == ["equal rewards"]
     assert first["optimizer_steps"] == second["optimizer_steps"] > 0
     assert first["changed"]
     assert second["changed"]

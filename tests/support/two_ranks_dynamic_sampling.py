@@ -108,6 +108,7 @@ def trained(
         "prompts": stats.episodes.prompts[::2],
         "sampled": stats.sampled.prompts[::2],
         "kept": int(stats.plan.keep.sum()),
+        "reasons": [change.reason for change in stats.plan.history],
         "episodes_seen": module.episodes_seen,
         "optimizer_steps": stats.optimizer_steps,
         "changed": not all(torch.equal(before[name], value) for name, value in trainable(module).items()),
