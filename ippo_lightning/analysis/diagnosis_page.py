@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ippo_lightning import report
 from ippo_lightning.analysis.diagnosed_round import DiagnosedRound, lengths_of
 from ippo_lightning.analysis.diagnosis_figures import draw_advantages, draw_both, draw_by_rank, draw_maps
 from ippo_lightning.analysis.diagnosis_words import captions, headline, lead, notes, rows_of_table, steps, verdict
+from ippo_lightning.analysis.pages import embedded, page_environment
 from ippo_lightning.records import ControlEpisodes, TextEpisodes
-from ippo_lightning.report.display import MISSING, counted, percent, plain, unbroken
+from ippo_lightning.report.display import MISSING, counted, percent, plain
 from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.run_folder import FIGURES, RunFolder
-from ippo_lightning.storage.untrusted_text import cut, visible_text
+from ippo_lightning.storage.untrusted_text import cut
 
 PAGE, NUMBERS = "diagnosis.html", "diagnosis.json"
 _SHOWN_TEXTS = 5
@@ -136,42 +134,31 @@ def _figures(diagnosed: DiagnosedRound, folder: Path) -> dict[str, Figure]:
     for name, (bins, title, axis) in by_rank.items():
         if bins:
             words[name] = draw_by_rank(bins, paths[name], title=title, name=axis, ends=len(found.lowest))
-    return {name: _figure(name, captions(diagnosed)[name], words[name], paths[name]) for name in words}
-
-
-def _figure(name: str, caption: str, alternative: str, path: Path) -> Figure:
-    encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-    return Figure(name, caption, alternative, f"data:image/png;base64,{encoded}")
+    return {name: embedded(name, captions(diagnosed)[name], words[name], paths[name]) for name in words}
 
 
 def _rendered(diagnosed: DiagnosedRound, figures: Mapping[str, Figure], *, run: str, command: str, seed: int) -> str:
     found = diagnosed.found
-    places = [Path(__file__).parent, Path(report.__file__).parent]
-    # Escaped always: a model may have written HTML. A misspelt name in the template is an error.
-    environment = Environment(
-        loader=FileSystemLoader(places),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, plain=plain, visible=visible_text, unbroken=unbroken)
-    return environment.get_template("diagnosis.html.j2").render(
-        headline=headline(diagnosed),
-        lead=lead(diagnosed),
-        notes=notes(diagnosed),
-        scope=f"{run} · iteration {diagnosed.iteration} · {counted(len(found.records), diagnosed.noun)}",
-        noun=diagnosed.noun,
-        figures=figures,
-        table=rows_of_table(diagnosed),
-        control=found.control,
-        count=len(found.lowest),
-        percent=percent,
-        plain=plain,
-        shares=diagnosed.shares,
-        texts=_texts(diagnosed),
-        steps=steps(diagnosed, seed=seed),
-        command=command,
+    return (
+        page_environment()
+        .get_template("diagnosis.html.j2")
+        .render(
+            headline=headline(diagnosed),
+            lead=lead(diagnosed),
+            notes=notes(diagnosed),
+            scope=f"{run} · iteration {diagnosed.iteration} · {counted(len(found.records), diagnosed.noun)}",
+            noun=diagnosed.noun,
+            figures=figures,
+            table=rows_of_table(diagnosed),
+            control=found.control,
+            count=len(found.lowest),
+            percent=percent,
+            plain=plain,
+            shares=diagnosed.shares,
+            texts=_texts(diagnosed),
+            steps=steps(diagnosed, seed=seed),
+            command=command,
+        )
     )
 
 

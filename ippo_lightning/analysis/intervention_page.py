@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-import ippo_lightning.report
 from ippo_lightning.analysis.intervention_figures import draw_boxes, draw_by_iteration, draw_trainings
 from ippo_lightning.analysis.intervention_summary import Outcomes, as_json, comparisons, headline, in_digits_of, lead
+from ippo_lightning.analysis.pages import embedded, page_environment
 from ippo_lightning.analysis.training_differences import Estimate
-from ippo_lightning.report.display import counted, plain, unbroken, whole
+from ippo_lightning.report.display import counted, whole
 from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.run_folder import FIGURES, RunFolder
-from ippo_lightning.storage.untrusted_text import visible_text
 
 PAGE, NUMBERS = "intervention.html", "intervention.json"
 _DRAWN: dict[str, tuple[Callable[[Outcomes, Path], str | None], str]] = {
@@ -61,19 +57,13 @@ def _figures(outcomes: Outcomes, folder: Path) -> list[Figure]:
         if alternative is None:
             path.unlink(missing_ok=True)  # left by an earlier page
             continue
-        encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-        figures.append(Figure(name, caption, alternative, f"data:image/png;base64,{encoded}"))
+        figures.append(embedded(name, caption, alternative, path))
     return figures
 
 
 def _html(outcomes: Outcomes, figures: list[Figure]) -> str:
-    folders = [Path(__file__).parent, Path(ippo_lightning.report.__file__).parent]
-    # Escaped always: names of runs and settings come from files.
-    environment = Environment(
-        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(plain=plain, whole=whole, visible=visible_text, unbroken=unbroken, digits_of=_digits_of)
+    environment = page_environment()
+    environment.filters.update(whole=whole, digits_of=_digits_of)
     compared = list(comparisons(outcomes).values())
     runs = counted(len(outcomes.runs), "run")
     everything = [one for found in outcomes.runs.values() for one in found]

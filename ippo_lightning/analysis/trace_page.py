@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from ippo_lightning import report
 from ippo_lightning.analysis.behaviours import words_of
 from ippo_lightning.analysis.grid_map import GridMap
+from ippo_lightning.analysis.pages import embedded, page_environment
 from ippo_lightning.analysis.trace_figures import draw_clouds, draw_curves, draw_maps
 from ippo_lightning.analysis.trace_words import captions, headline, lead, steps
 from ippo_lightning.analysis.traced_rounds import Trace, TracedRound, shown_rounds
 from ippo_lightning.records import ControlEpisodes, TextEpisodes
-from ippo_lightning.report.display import counted, percent, plain, unbroken
+from ippo_lightning.report.display import counted
 from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.run_folder import FIGURES, RunFolder
-from ippo_lightning.storage.untrusted_text import cut, visible_text
+from ippo_lightning.storage.untrusted_text import cut
 
 PAGE, NUMBERS = "trace.html", "trace.json"
 _SHOWN_ROUNDS = 4
@@ -123,40 +120,31 @@ def _figures(trace: Trace, folder: Path, grid: GridMap | None) -> dict[str, Figu
         words["maps"] = draw_maps(grid, shown, trace.behaviour.record, paths["maps"])
     elif shown:
         words["clouds"] = draw_clouds(shown, paths["clouds"])
-    return {name: _figure(name, titles[name], words[name], paths[name]) for name in words}
-
-
-def _figure(name: str, caption: str, alternative: str, path: Path) -> Figure:
-    encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-    return Figure(name, caption, alternative, f"data:image/png;base64,{encoded}")
+    return {name: embedded(name, titles[name], words[name], paths[name]) for name in words}
 
 
 def _rendered(trace: Trace, figures: dict[str, Figure], *, run: str, command: str) -> str:
-    places = [Path(__file__).parent, Path(report.__file__).parent]
-    # Escaped always: a model may have written HTML. A misspelt name in the template is an error.
-    environment = Environment(
-        loader=FileSystemLoader(places),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, plain=plain, visible=visible_text, unbroken=unbroken)
     numbers = numbers_of(trace, run=run, command=command)
     shown = {one.iteration for one in shown_rounds(trace, _SHOWN_ROUNDS)}
     every = -(-len(trace.rounds) // _SHOWN_ROWS)
-    return environment.get_template("trace.html.j2").render(
-        headline=headline(trace),
-        lead=lead(trace),
-        scope=f"{run} · {counted(len(trace.rounds), 'iteration')}",
-        figures=figures,
-        measure=trace.behaviour.measure,
-        rows=numbers["iterations"][::every],
-        every=every,
-        is_control=trace.is_control,
-        top={
-            row["iteration"]: row["top"][:_SHOWN_RECORDS] for row in numbers["iterations"] if row["iteration"] in shown
-        },
-        steps=steps(trace),
-        command=command,
+    return (
+        page_environment()
+        .get_template("trace.html.j2")
+        .render(
+            headline=headline(trace),
+            lead=lead(trace),
+            scope=f"{run} · {counted(len(trace.rounds), 'iteration')}",
+            figures=figures,
+            measure=trace.behaviour.measure,
+            rows=numbers["iterations"][::every],
+            every=every,
+            is_control=trace.is_control,
+            top={
+                row["iteration"]: row["top"][:_SHOWN_RECORDS]
+                for row in numbers["iterations"]
+                if row["iteration"] in shown
+            },
+            steps=steps(trace),
+            command=command,
+        )
     )
