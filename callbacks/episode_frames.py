@@ -157,7 +157,7 @@ def animated(episode: RenderedEpisode) -> Sequence[AnimatedFrame]:
     Args:
         episode: frames by the number of steps before them.
     """
-    # Pillow itself leaves equal frames out, and then nobody would know which step a frame is of.
+    # Equal frames are joined here: Pillow would drop them, and the number of a frame would not tell its step.
     shown: list[AnimatedFrame] = []
     steps = sorted(episode.frames)
     for step, later in zip(steps, [*steps[1:], None], strict=True):

@@ -100,7 +100,7 @@ def notes(diagnosed: DiagnosedRound) -> list[str]:
     if diagnosed.monte_carlo.bootstrapped:
         sentences.append(
             f"{counted(diagnosed.monte_carlo.bootstrapped, noun)} of {len(found.records):,} belong to episodes that "
-            "the end of the buffer or a limit cuts; their returns go on with the critic's value of the last state."
+            "the end of the buffer or a limit cuts; the critic's value of the last state completes their returns."
         )
     if _follows_bias(diagnosed):
         sentences.append(

@@ -70,7 +70,7 @@ class HeldReward:
             allow_nonfinite: see there.
             episodes: see there.
             grader: see there.
-            joins_parts: whether the parts of earlier calls that nobody took stay before those of this one.
+            joins_parts: whether the reward's parts of earlier calls are kept, and those of this call are added.
         """
         called = call_in_parts(
             self.reward,
