@@ -72,6 +72,9 @@ def columns_of(settings: CompareSettings) -> list[Column]:
 def baseline_of(column: Column, columns: list[Column], *, baseline: str | None) -> str | None:
     """Return the name of the column that a column is compared with; None for the baseline itself, or without one.
 
+    A method joined from several files adds to the first of them: `grpo+ippo` is compared with `grpo`, if that is a
+    column too.
+
     Args:
         column: of `columns`.
         columns: all of the comparison.
@@ -79,6 +82,9 @@ def baseline_of(column: Column, columns: list[Column], *, baseline: str | None) 
     """
     if baseline is None:
         return None
+    first, *added = column.method.split("+")
+    if added and any(other.method == first and other.group == column.group for other in columns):
+        baseline = first
     same_group = [other for other in columns if baseline in (other.method, other.name) and other.group == column.group]
     # a column that is given by its files belongs to no group, so its name counts in all of them
     found = same_group or [other for other in columns if other.name == baseline]

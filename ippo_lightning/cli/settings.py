@@ -44,7 +44,8 @@ class CompareSettings:
             for none.
         methods: more columns, by name, for what the axes cannot state. They come first in the table.
         titles: of methods, as the table shows them.
-        baseline: the method or column that differences are taken against; null for none.
+        baseline: the method or column that differences are taken against; null for none. A method such as `grpo+ippo`
+            is compared with `grpo` if that is a column too.
         featured: the method or column that the headline of the report is about; null for the first one.
         seeds: every column runs once with each.
         overrides: dotted keys and values for all columns.

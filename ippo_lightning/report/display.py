@@ -114,3 +114,12 @@ def plain(value: float | None) -> str:
     else:
         shown = f"{value:#.3g}"  # "#" keeps trailing zeros: 2.30, so that columns have equal digits
     return shown.replace("-", _MINUS)
+
+
+def escaped_markdown(text: str) -> str:
+    """Escape a name, so that it cannot become Markdown or HTML."""
+    for character in "\\`*[]<>|":  # the backslash first, or it would escape the escapes
+        text = text.replace(character, f"\\{character}")
+    # inside a word, as in x86_64, it means nothing to markdown
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    return text or MISSING

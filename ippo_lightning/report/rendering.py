@@ -11,11 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ippo_lightning.report.canvas import method_colours
 from ippo_lightning.report.curves import CURVES, PART_FIGURES
 from ippo_lightning.report.display import counted, percent, plain, unbroken, whole
+from ippo_lightning.report.equal_compute import COSTS, EqualCost
 from ippo_lightning.report.evidence import extremes, label_meanings
 from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
 from ippo_lightning.report.health import HealthRow, health, health_words
 from ippo_lightning.report.kept import kept_table, kept_words
 from ippo_lightning.report.measures import MEASURES, compared_metrics, shown_metrics
+from ippo_lightning.report.misleading import Detection
 from ippo_lightning.report.overview import course, overview
 from ippo_lightning.report.parts import PARTS, model_parts
 from ippo_lightning.report.plan_changes import plan_changes
@@ -23,6 +25,7 @@ from ippo_lightning.report.played_episodes import PlayedEpisode
 from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.seed_words import band_words, difference_words, table_spread
+from ippo_lightning.report.selection_tables import equal_costs, equal_metrics, equal_rows
 from ippo_lightning.report.summary import FEW_SEEDS, Results, common_result
 from ippo_lightning.report.tables import intervals_over, own_columns, pairs_over, shared_cores_words
 from ippo_lightning.report.wording import wording
@@ -53,6 +56,8 @@ def render_html(
     *,
     skipped: Sequence[str],
     played: Sequence[PlayedEpisode] = (),
+    equal: Mapping[str, Mapping[str, EqualCost]] | None = None,
+    detections: Mapping[str, Detection] | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -62,6 +67,8 @@ def render_html(
         figures: by name.
         skipped: names of the figures that have no data.
         played: episodes in environments, in pictures.
+        equal: from `equal_compute`; None leaves the section out.
+        detections: by method, from `detection`; None leaves the section out.
 
     Returns:
         One HTML file. Every text from a run is escaped: a model may have written HTML.
@@ -92,6 +99,10 @@ def render_html(
         figures=figures,
         training_figures=[figures[name] for name in _training_figures(figures)],
         played=played,
+        equal_rows=equal_rows(equal or {}, results),
+        equal_metrics=equal_metrics(equal or {}),
+        equal_titles=[COSTS[cost][0] for cost in equal_costs(equal or {})],
+        detections=detections or {},
         has_curves=any(name != "time_parts" for name in _training_figures(figures)),
         skipped=[name.replace("_", " ") for name in skipped],
         colours=method_colours(comparison),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ippo_lightning.report.display import MISSING, break_words, counted, percent, plain
+from ippo_lightning.report.display import MISSING, break_words, counted, escaped_markdown, percent, plain
 from ippo_lightning.report.measures import MEASURES, Metric, compared_metrics, shown_metrics
 from ippo_lightning.report.seed_words import difference_words, table_spread
 from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third, pair_key
@@ -74,7 +73,7 @@ def results_markdown(results: Results) -> str:
     ]
     for summary in summaries:
         cells = [_inline(metric, summary) for metric in metrics] + [column.show(summary) for column in own]
-        lines.append(f"| {' | '.join([_escaped(summary['title']), str(len(summary['seeds'])), *cells])} |")
+        lines.append(f"| {' | '.join([escaped_markdown(summary['title']), str(len(summary['seeds'])), *cells])} |")
     lines += [
         "",
         _markdown_caption(results),
@@ -201,7 +200,7 @@ def _markdown_differences(results: Results) -> list[str]:
     for pair, difference in results["differences"].items():
         cells = [_inline_difference(metric, difference[metric]) for metric in metrics]
         num_seeds = max(len(difference[metric]["seeds"]) for metric in metrics)
-        lines.append(f"| {_escaped(titles_of[pair])} | {num_seeds} | {' | '.join(cells)} |")
+        lines.append(f"| {escaped_markdown(titles_of[pair])} | {num_seeds} | {' | '.join(cells)} |")
     # A blank line between them, or markdown would make a row of the sentence.
     notes = " ".join(filter(None, [difference_words(results).replace("Below it", "In brackets"), pairs_over(results)]))
     return [*lines, "", notes] if notes else lines
@@ -231,19 +230,15 @@ def _inline_difference(metric: Metric, difference: PairedDifference) -> str:
 def _markdown_origin(results: Results) -> list[str]:
     lines: list[str] = []
     if results.get("unfinished"):
-        lines += ["", "Not finished and left out:", "", *(f"- {_escaped(run)}" for run in results["unfinished"])]
+        lines += [
+            "",
+            "Not finished and left out:",
+            "",
+            *(f"- {escaped_markdown(run)}" for run in results["unfinished"]),
+        ]
     if results["command"]:
         # Three backticks inside the command would end the code block early.
         lines += ["", "```sh", results["command"].replace("```", "` ` `"), "```"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     origin = "; ".join(part for part in (results["machine"], versions) if part)
-    return [*lines, "", _escaped(origin)] if origin else lines
-
-
-def _escaped(text: str) -> str:
-    """Escape a name, so that it cannot become markdown or HTML."""
-    for character in "\\`*[]<>|":  # the backslash first, or it would escape the escapes
-        text = text.replace(character, f"\\{character}")
-    # inside a word, as in x86_64, it means nothing to markdown
-    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-    return text or MISSING
+    return [*lines, "", escaped_markdown(origin)] if origin else lines

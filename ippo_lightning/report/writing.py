@@ -12,10 +12,13 @@ from rich.console import Console
 
 from ippo_lightning.report.all_figures import ALL_FIGURES, draw_figures
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
+from ippo_lightning.report.equal_compute import equal_compute
+from ippo_lightning.report.misleading import detection
 from ippo_lightning.report.played_episodes import played_episodes
 from ippo_lightning.report.published import published_markdown
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import render_html
+from ippo_lightning.report.selection_tables import selection_markdown
 from ippo_lightning.report.summary import Results, summarise
 from ippo_lightning.report.tables import results_markdown, results_table
 from ippo_lightning.storage.atomic import write_text_whole
@@ -87,16 +90,22 @@ def write_files(comparison: Comparison) -> Path:
     refuse_run_folder("output", comparison.root)
     # Computed once for all files, because each interval takes 9,999 resamples.
     results = summarise(comparison)
+    equal = equal_compute(comparison)
+    detections = {m.name: found for m in comparison.methods.values() if (found := detection(m)) is not None}
     folder = comparison.root
     folder.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(comparison, folder / FIGURES, earlier=_figures_of(folder / RESULTS))
     # allow_nan=False, because NaN is no JSON and other readers would refuse the file.
-    _write(folder / RESULTS, json.dumps({**results, "figures": list(figures)}, indent=2, allow_nan=False) + "\n")
+    content = {**results, "equal_compute": equal, "detection": detections, "figures": list(figures)}
+    _write(folder / RESULTS, json.dumps(content, indent=2, allow_nan=False) + "\n")
     _write(folder / TABLE, _table_text(results))
-    _write(folder / RESULTS_MARKDOWN, results_markdown(results) + published_markdown(comparison, results))
+    selection = selection_markdown(equal, detections, results)
+    _write(folder / RESULTS_MARKDOWN, results_markdown(results) + selection + published_markdown(comparison, results))
     skipped = [name for name in ALL_FIGURES if name not in figures]
     path = folder / REPORT
-    _write(path, render_html(comparison, results, figures, skipped=skipped, played=played_episodes(comparison)))
+    played = played_episodes(comparison)
+    html = render_html(comparison, results, figures, skipped=skipped, played=played, equal=equal, detections=detections)
+    _write(path, html)
     return path
 
 

@@ -62,6 +62,12 @@ def test_with_several_tasks_each_column_is_compared_within_its_own(tmp_path: Pat
     assert listed["sums.tiny.ippo"]["title"] == "sums, tiny: ippo"
 
 
+def test_a_joined_method_is_compared_with_its_first_part_if_that_is_a_column(tmp_path: Path) -> None:
+    methods = ["ppo", "ippo", "ippo+stopping", "stopping+ippo"]
+    listed = listing(CompareSettings(axes={"task": ["sums"], "method": methods}, baseline="ppo"), tmp_path)
+    assert [listed[name]["baseline"] for name in methods] == [None, "ppo", "ippo", "ppo"]
+
+
 def test_without_a_baseline_there_are_no_differences(tmp_path: Path) -> None:
     listed = listing(CompareSettings(axes={"task": ["sums"], "method": ["ppo", "ippo"]}), tmp_path)
     assert {column["baseline"] for column in listed.values()} == {None}

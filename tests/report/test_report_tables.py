@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from ippo_lightning.report import read_comparison, results_markdown, results_table, summarise
-from ippo_lightning.report.tables import _escaped, intervals_over, pairs_over
+from ippo_lightning.report.display import escaped_markdown
+from ippo_lightning.report.tables import intervals_over, pairs_over
 
 
 def printed(results, width=80):
@@ -116,4 +117,4 @@ def test_the_tables_tell_what_the_intervals_are_over(over, words):
     [("x86_64", "x86_64"), ("_em_", "\\_em\\_"), ("__init__", "\\_\\_init\\_\\_"), ("a _b", "a \\_b")],
 )
 def test_a_line_below_a_word_is_escaped_where_markdown_would_read_it(name, written):
-    assert _escaped(name) == written
+    assert escaped_markdown(name) == written

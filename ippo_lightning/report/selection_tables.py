@@ -1,0 +1,130 @@
+"""Tables of what a selector is worth: its pair at equal cost, and what it recognises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ippo_lightning.report.display import MISSING, escaped_markdown, percent
+from ippo_lightning.report.equal_compute import COSTS, EqualCost
+from ippo_lightning.report.measures import COMPARED, MEASURES, ComparedMetric
+from ippo_lightning.report.misleading import Detection
+from ippo_lightning.report.summary import Results, pair_key
+
+_WHOLE = 0.995
+"""A run that is cut after this fraction of its iterations is called whole."""
+
+
+@dataclass(frozen=True)
+class EqualCell:
+    """A difference at one cost, as the tables show it."""
+
+    mean: float
+    interval: list[float] | None
+    cut: str
+    """Which of the two was cut, and where; empty if neither was."""
+
+
+@dataclass(frozen=True)
+class EqualRow:
+    """A pair of methods."""
+
+    name: str
+    title: str
+    baseline_title: str
+    cells: Mapping[ComparedMetric, list[EqualCell | None]]
+    """In the order of the costs of the table; None for a cost or metric that was not recorded."""
+
+
+def equal_costs(equal: Mapping[str, Mapping[str, EqualCost]]) -> list[str]:
+    """Return the names of the costs that at least one pair has, in their order."""
+    return [cost for cost in COSTS if any(cost in views for views in equal.values())]
+
+
+def equal_metrics(equal: Mapping[str, Mapping[str, EqualCost]]) -> list[ComparedMetric]:
+    """Return the metrics that at least one pair has, in their order; not the reward of a graded test."""
+    views = [view for by_cost in equal.values() for view in by_cost.values()]
+    found = [metric for metric in COMPARED if any(metric in view["differences"] for view in views)]
+    return [metric for metric in found if not (metric == "reward" and "exact_match" in found)]
+
+
+def equal_rows(equal: Mapping[str, Mapping[str, EqualCost]], results: Results) -> list[EqualRow]:
+    """Return one row per pair, in the order of the methods.
+
+    Args:
+        equal: from `equal_compute`.
+        results: from `summarise`.
+    """
+    rows = []
+    for name, summary in results["methods"].items():
+        views = equal.get(pair_key(name, summary["baseline"])) if summary["baseline"] else None
+        if views and summary["baseline"]:
+            cells = {m: [_cell(views.get(cost), m) for cost in equal_costs(equal)] for m in equal_metrics(equal)}
+            rows.append(EqualRow(name, summary["title"], results["methods"][summary["baseline"]]["title"], cells))
+    return rows
+
+
+def selection_markdown(
+    equal: Mapping[str, Mapping[str, EqualCost]], detections: Mapping[str, Detection], results: Results
+) -> str:
+    """Return both tables as markdown; empty without data.
+
+    Args:
+        equal: from `equal_compute`.
+        detections: by method, from `detection`.
+        results: from `summarise`.
+    """
+    lines: list[str] = []
+    titles = [COSTS[cost][0] for cost in equal_costs(equal)]
+    for metric in equal_metrics(equal):
+        unit = ", points" if MEASURES[metric].is_fraction else ""
+        lines += [
+            "",
+            f"| {MEASURES[metric].title}{unit}, minus baseline at equal | {' | '.join(titles)} |",
+            f"|---|{'--:|' * len(titles)}",
+        ]
+        lines += [
+            f"| {escaped_markdown(row.title)} - {escaped_markdown(row.baseline_title)} | "
+            f"{' | '.join(_inline(cell, metric) for cell in row.cells[metric])} |"
+            for row in equal_rows(equal, results)
+        ]
+    if detections:
+        lines += [
+            "",
+            "| What is recognised, % | misleading | dropped | precision | recall | AUC of dropping | AUC of scores |",
+            f"|---|{'--:|' * 6}",
+        ]
+        for name, found in detections.items():
+            cells = [percent(found["misleading"]), percent(found["dropped"])]
+            cells += [
+                _rate(found["precision"], found["intervals"]["precision"]),
+                _rate(found["recall"], found["intervals"]["recall"]),
+                _rate(found["dropped_auc"], found["intervals"]["dropped_auc"]),
+                _rate(found["score_auc"], found["intervals"]["score_auc"]),
+            ]
+            lines.append(f"| {escaped_markdown(results['methods'][name]['title'])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _cell(view: EqualCost | None, metric: ComparedMetric) -> EqualCell | None:
+    difference = view["differences"].get(metric) if view else None
+    if view is None or difference is None:
+        return None
+    cut = ""
+    if view["baseline_used"] < _WHOLE:
+        cut = f"of {percent(view['baseline_used'], digits=0)} %"
+    elif view["method_used"] < _WHOLE:
+        cut = f"after {percent(view['method_used'], digits=0)} %"
+    return EqualCell(difference["mean"], difference["interval"], cut)
+
+
+def _inline(cell: EqualCell | None, metric: ComparedMetric) -> str:
+    if cell is None:
+        return MISSING
+    show = MEASURES[metric].show_difference
+    interval = f" [{show(cell.interval[0])}, {show(cell.interval[1])}]" if cell.interval else ""
+    return f"{show(cell.mean)}{interval}{f' ({cell.cut})' if cell.cut else ''}"
+
+
+def _rate(value: float | None, interval: list[float] | None) -> str:
+    return f"{percent(value)} [{percent(interval[0])}, {percent(interval[1])}]" if interval else percent(value)

@@ -1,0 +1,31 @@
+"""The tables of equal cost and of what is recognised, in the files of a report."""
+
+from __future__ import annotations
+
+import json
+
+from ippo_lightning.report import write_report
+
+
+def test_a_report_compares_at_equal_cost_and_tells_what_was_recognised(folders, without_figures):
+    root = folders.comparison(seeds=5)
+    page = write_report(root).read_text(encoding="utf-8")
+    text = (root / "results.md").read_text(encoding="utf-8")
+    results = json.loads((root / "results.json").read_text(encoding="utf-8"))
+    assert set(results["equal_compute"]) == {"random - ppo", "ippo - ppo"}
+    # in these runs all methods take the same steps, and each iteration of I-PPO is 0.25 s dearer and saves updates
+    assert set(results["equal_compute"]["ippo - ppo"]) == {"iterations", "optimizer_steps", "seconds"}
+    for words in ("At equal compute", "What the selection recognises", "Equal optimizer steps", "AUC of scores"):
+        assert words in page
+    assert "| Exact match, points, minus baseline at equal | iterations | optimizer steps | seconds |" in text
+    assert "| What is recognised, % | misleading | dropped | precision | recall |" in text
+
+
+def test_a_report_without_evaluations_and_drops_has_neither_table(folders, without_figures):
+    folders.run("ppo", 1)
+    root = folders.root
+    (root / "ppo" / "seed_1" / "evaluations.jsonl").unlink()
+    folders.list_methods({"ppo": {"title": "PPO", "seeds": [1], "baseline": None, "featured": False}})
+    page = write_report(root).read_text(encoding="utf-8")
+    assert "At equal compute" not in page
+    assert "What the selection recognises" not in page
