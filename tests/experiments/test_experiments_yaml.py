@@ -45,7 +45,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 """Methods that change the module and not the callbacks, and the numbers of their recipes."""
 PROMPT_METHODS = ("dump", "pcl", "random_prompts")
 """Methods that choose prompts before sampling."""
-FILTERS = [method for method in METHODS if method not in ALGORITHMS]
+SAMPLING_METHODS = ("refill",)
+"""Methods that change what is sampled: neither an algorithm nor a callback."""
+FILTERS = [method for method in METHODS if method not in (*ALGORITHMS, *SAMPLING_METHODS)]
 MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml") if path.stem not in CONTROL_MODELS)
 CONTINUED = "#   "
 
@@ -163,16 +165,8 @@ def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     assert axis_names("base") == ["control", "ppo", "sft"]
     assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS, *REWARD_TASKS))
     filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
-    published = {
-        "pods",
-        "drop_equal",
-        "length",
-        "random_half",
-        "leave_one_out",
-        "average_reward",
-        "activation",
-        *PROMPT_METHODS,
-    }
+    published = {"pods", "drop_equal", "length", "random_half", "leave_one_out", "average_reward", "activation"}
+    published |= {*PROMPT_METHODS, *SAMPLING_METHODS}
     of_control = {"iif", "random_drop", "advantage_heuristic", "td_priority"}
     assert {"ppo", "keep_buffers", *filters, *of_control, *published} | ALGORITHMS.keys() == set(METHODS)
 
@@ -276,12 +270,22 @@ CONTROLS = ["fast", "paper", "filter_only", "random", "advantage_sign"]
 WEIGHTS = ["root", "root_cap", "linear", "linear_cap", "cosine_root_cap", "cosine_linear", "adam_only", "adam_linear"]
 
 
+SCORED = ["filter_only", "leave_one_out", "average_reward", "iif_text", "activation"]
+SELECTORS = [*SCORED, "advantage_sign", "reward", "pods", "random_half", "length", "drop_equal"]
+SELECTION = ["ppo", "ippo", "random", "grpo", "grpo+ippo", "grpo+random"]
+SELECTION += [*SELECTORS, *(f"grpo+{name}" for name in SELECTORS)]
+WORDS = ["ppo", "ippo", "random", "pods", "grpo", "grpo+ippo", "grpo+random", "grpo+pods"]
+
+
 @pytest.mark.parametrize(
     ("name", "columns", "seeds"),
     [
         ("demo", ["sft", "ppo", "ippo"], 1),
         ("arithmetic", ["sft", "ppo", "ippo", *CONTROLS], 5),
         ("word_problems", ["sft", "ppo", "ippo"], 3),
+        ("selection", ["pcl", "random_prompts", "grpo+refill", *SELECTION], 5),
+        ("selection_word_problems", WORDS, 3),
+        ("demonstrations", ["size_64", "size_8", "size_16", "size_512", "noise_10", "noise_20", "noise_40"], 5),
         ("sweep", ["ppo", "adam_root_cap", "random", "filter_only", *WEIGHTS], 5),
     ],
 )
@@ -316,7 +320,17 @@ def test_the_grid_of_the_paper_has_its_table_and_every_run_of_it_resolves() -> N
 
 
 def test_every_grid_is_tested_here() -> None:
-    assert [f"grids/{name}.yaml" for name in ("arithmetic", "demo", "paper", "sweep", "word_problems")] == GRIDS
+    names = (
+        "arithmetic",
+        "demo",
+        "demonstrations",
+        "paper",
+        "selection",
+        "selection_word_problems",
+        "sweep",
+        "word_problems",
+    )
+    assert [f"grids/{name}.yaml" for name in names] == GRIDS
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("rewards/")])
