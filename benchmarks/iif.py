@@ -219,8 +219,11 @@ def draw(curves: Mapping[Name, Curve], tasks: Sequence[str], methods: Sequence[s
     import numpy as np
     from scipy import stats
 
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False, layout="constrained")
-    for task, axis in zip(tasks, axes[0], strict=True):
+    rows, columns = -(-len(tasks) // 2), min(len(tasks), 2)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(tasks) :]:
+        axis.remove()
+    for task, axis in zip(tasks, axes.flat, strict=False):
         for method in methods:
             runs = [curve.returns for (of_task, name, _), curve in curves.items() if (of_task, name) == (task, method)]
             if not runs:
