@@ -64,14 +64,16 @@ def equal_compute(comparison: Comparison) -> dict[str, dict[str, EqualCost]]:
 
     Returns:
         Keys are those of `differences` in results.json, then those of `COSTS`. A pair without evaluations during
-        training, or a cost that a run did not record, is left out.
+        training, a cost that a run did not record, and the seconds of runs that shared the cores are left out.
     """
     found: dict[str, dict[str, EqualCost]] = {}
     for name, method in comparison.methods.items():
         if method.baseline is None:
             continue
         baseline = comparison.methods[method.baseline]
-        costs = {cost: view for cost in COSTS if (view := _at_equal(cost, method, baseline)) is not None}
+        # runs that shared the cores have the seconds of the others in theirs
+        names = [cost for cost in COSTS if cost != "seconds" or not comparison.shared_cores]
+        costs = {cost: view for cost in names if (view := _at_equal(cost, method, baseline)) is not None}
         if costs:
             found[pair_key(name, baseline.name)] = costs
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,11 @@ def test_pairs_are_those_of_a_seed():
 def test_what_cannot_be_compared_is_left_out(change, missing):
     found = equal_compute(comparison(run("ppo", 1, **PPO), run("ippo", 1, **{**IPPO, **change})))
     assert {"iterations", "optimizer_steps", "episodes", "seconds"} - set(found.get("ippo - ppo", {})) == missing
+
+
+def test_runs_that_shared_the_cores_are_not_compared_at_equal_seconds():
+    shared = replace(comparison(run("ppo", 1, **PPO), run("ippo", 1, **IPPO)), jobs=2)
+    assert set(equal_compute(shared)["ippo - ppo"]) == {"iterations", "optimizer_steps", "episodes"}
 
 
 def test_a_run_whose_last_iterations_cost_nothing_is_read_at_its_end():
