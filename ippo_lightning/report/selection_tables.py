@@ -112,9 +112,9 @@ def _cell(view: EqualCost | None, metric: ComparedMetric) -> EqualCell | None:
         return None
     cut = ""
     if view["baseline_used"] < _WHOLE:
-        cut = f"of {percent(view['baseline_used'], digits=0)} %"
+        cut = f"baseline cut at {percent(view['baseline_used'], digits=0)} %"
     elif view["method_used"] < _WHOLE:
-        cut = f"after {percent(view['method_used'], digits=0)} %"
+        cut = f"cut at {percent(view['method_used'], digits=0)} %"
     return EqualCell(difference["mean"], difference["interval"], cut)
 
 
