@@ -22,6 +22,7 @@ from ippo_lightning.report.canvas import (
     percent_axis,
 )
 from ippo_lightning.report.display import percent, plain
+from ippo_lightning.report.misleading import dropped_auc_by_iteration
 from ippo_lightning.report.records import Comparison, Run
 from ippo_lightning.report.score_axis import draw_powers, linear_range
 from ippo_lightning.report.wording import wording
@@ -133,6 +134,13 @@ CURVES: Mapping[str, Curve] = {
         "Episodes kept for the update",
         "Fraction of the sampled episodes that the update used. Without selection all are used.",
         _history("update/kept_fraction"),
+        "percent",
+    ),
+    "dropped_auc": Curve(
+        "Recognised: AUC of dropping",
+        "How well the dropped episodes are those whose update misleads, by the labels of the grader: the mean of "
+        "recall and specificity. 50 % is chance.",
+        lambda run: counted_from_one(dropped_auc_by_iteration(run)),
         "percent",
     ),
     "effective_sample_size": Curve(

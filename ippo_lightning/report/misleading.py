@@ -15,7 +15,7 @@ from typing import TypedDict
 from scipy import stats
 
 from ippo_lightning.report.evidence import LABELS
-from ippo_lightning.report.records import EpisodeRow, Method
+from ippo_lightning.report.records import EpisodeRow, Method, Run
 from ippo_lightning.report.summary import seed_interval
 
 _FAITHFUL = "faithful"
@@ -125,6 +125,21 @@ def rates_of(counts: Counts, *, auc: float | None) -> dict[str, float | None]:
         "dropped_auc": None if recall is None or specificity is None else (recall + specificity) / 2,
         "score_auc": auc,
     }
+
+
+def dropped_auc_by_iteration(run: Run) -> dict[int, float]:
+    """Return the area under the ROC curve of dropping, by iteration; without those that dropped nothing.
+
+    Args:
+        run: with recorded episodes, in the order of the iterations.
+    """
+    found = {}
+    for iteration, members in groupby(run.episodes, key=lambda episode: episode.iteration):
+        counts = counts_of(episode for episode in members if episode.kept is not None)
+        auc = rates_of(counts, auc=None)["dropped_auc"]
+        if auc is not None and counts["misleading_dropped"] + counts["other_dropped"]:
+            found[iteration] = auc
+    return found
 
 
 def score_auc(episodes: Sequence[EpisodeRow]) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ippo_lightning.report.misleading import counts_of, detection, is_misleading, score_auc
+from ippo_lightning.report.misleading import counts_of, detection, dropped_auc_by_iteration, is_misleading, score_auc
 from ippo_lightning.report.records import EpisodeRow, Method, Run
 
 
@@ -89,6 +89,16 @@ def test_rates_are_means_over_seeds_and_not_over_episodes():
     assert found is not None
     assert (found["precision"], found["recall"]) == (0.5, 0.5)
     assert found["intervals"]["precision"] == [0.0, 1.0]
+
+
+def test_the_curve_has_the_iterations_that_dropped_something():
+    rows = [
+        *(row(label="shortcut", weight=0.0, iteration=0), row(iteration=0)),
+        *(row(label="shortcut", iteration=1), row(iteration=1)),
+        *(row(label="shortcut", weight=0.0, iteration=2), row(weight=0.0, iteration=2)),
+        *(row(weight=0.0, iteration=3), row(iteration=3)),
+    ]
+    assert dropped_auc_by_iteration(method(rows).runs[0]) == {0: 1.0, 2: 0.5}
 
 
 @pytest.mark.parametrize(

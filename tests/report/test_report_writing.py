@@ -71,7 +71,7 @@ def test_everything_is_written(written):
     assert {path.name for path in written.iterdir() if path.is_file()} == {
         "comparison.json", "report.html", "results.json", "results.md", "table.txt",
     }  # fmt: skip
-    assert len(list((written / "figures").glob("*.png"))) == 10
+    assert len(list((written / "figures").glob("*.png"))) == 11
     results = json.loads((written / "results.json").read_text())
     assert results["methods"]["ippo"]["title"] == "I-PPO"
     assert {path.stem for path in (written / "figures").iterdir()} == set(results["figures"])
@@ -105,7 +105,7 @@ def test_the_report_needs_no_other_file(written, html):
 
 def test_pictures_are_inside_and_described(html):
     images = html.all("img")
-    assert len(images) == 10
+    assert len(images) == 11
     for image in images:
         assert base64.b64decode(image["src"].partition(",")[2], validate=True).startswith(b"\x89PNG")
         assert len(image["alt"]) > 40
