@@ -35,6 +35,8 @@ from ippo_lightning.storage.untrusted_text import visible_text
 # The other figures have places of their own in the template.
 _TRAINING_FIGURES = (*CURVES, "time_parts")
 _LAST_REWARD = "validation_reward"
+_MOST_LISTED = 12
+"""Unfinished runs that are listed at once; more of them, as of a large comparison that has begun, are folded."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def render_html(
         table_spread=table_spread(results),
         band_words=band_words(results),
         few_seeds=FEW_SEEDS,
+        most_listed=_MOST_LISTED,
         intervals_over=intervals_over(results),
         shared_cores=shared_cores_words(results),
         several_seeds=any(len(method.finished) > 1 for method in methods),

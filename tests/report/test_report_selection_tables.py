@@ -29,3 +29,13 @@ def test_a_report_without_evaluations_and_drops_has_neither_table(folders, witho
     page = write_report(root).read_text(encoding="utf-8")
     assert "At equal compute" not in page
     assert "What the selection recognises" not in page
+
+
+def test_many_unfinished_runs_are_folded(folders, without_figures):
+    folders.run("ppo", 1)
+    listed = {"title": "PPO", "baseline": None, "featured": False}
+    for last, is_folded in ((13, False), (14, True)):
+        folders.list_methods({"ppo": {**listed, "seeds": list(range(1, last + 1))}})
+        page = write_report(folders.root).read_text(encoding="utf-8")
+        assert ("<summary>13 runs</summary>" in page) == is_folded
+        assert f"PPO, seed {last}" in page
