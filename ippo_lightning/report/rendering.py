@@ -61,7 +61,7 @@ def render_html(
         comparison: the runs.
         results: from `summarise`.
         figures: by name.
-        skipped: names of the figures that have no data.
+        skipped: names of the figures that the runs have too little data for.
         played: episodes in environments, in pictures.
 
     Returns:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ippo_lightning.report.all_figures import ALL_FIGURES, draw_figures
+from ippo_lightning.report.all_figures import draw_figures, too_short
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
 from ippo_lightning.report.played_episodes import played_episodes
 from ippo_lightning.report.published import published_markdown
@@ -94,7 +94,7 @@ def write_files(comparison: Comparison) -> Path:
     _write(folder / RESULTS, json.dumps({**results, "figures": list(figures)}, indent=2, allow_nan=False) + "\n")
     _write(folder / TABLE, _table_text(results))
     _write(folder / RESULTS_MARKDOWN, results_markdown(results) + published_markdown(comparison, results))
-    skipped = [name for name in ALL_FIGURES if name not in figures]
+    skipped = [name for name in too_short(comparison) if name not in figures]
     path = folder / REPORT
     _write(path, render_html(comparison, results, figures, skipped=skipped, played=played_episodes(comparison)))
     return path
