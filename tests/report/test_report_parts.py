@@ -25,7 +25,7 @@ def test_numbers_are_averaged_over_the_iterations_and_seeds_that_have_them(folde
         "Attention": {"ippo": pytest.approx(0.5)},
         "MLP": {"ippo": pytest.approx(0.25)},
     }
-    assert '<td>50.0</td>' in write_report(root).read_text()
+    assert '<td data-name="I-PPO">50.0</td>' in write_report(root).read_text()
 
 
 def test_runs_that_recorded_nothing_show_nothing(folders) -> None:
