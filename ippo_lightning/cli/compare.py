@@ -25,6 +25,7 @@ from ippo_lightning.cli.trust import check_trust
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.locks import hold
 from ippo_lightning.storage.output_folders import refuse_run_folder
+from ippo_lightning.storage.public_yaml import public_yaml
 from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, seed_folder
 from ippo_lightning.storage.untrusted_text import visible_text
 
@@ -157,7 +158,8 @@ def describe(settings: CompareSettings, columns: Sequence[Column], *, command: s
         "command": command,
         # the report finds the numbers of papers by them
         "axes": {column.name: axes_of(column) for column in columns},
-        "config": "\n".join(f"{column.name}: {json.dumps(_shown(column))}" for column in columns),
+        # Only shown, and so without keys and personal paths: whoever passes on a report may pass on this file, too.
+        "config": public_yaml("\n".join(f"{column.name}: {json.dumps(_shown(column))}" for column in columns)),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {settings.jobs} runs at a time",
         # The most there ever were: runs that are finished keep the seconds that they took beside others.

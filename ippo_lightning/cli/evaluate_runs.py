@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ import transformers
 import ippo_lightning
 from ippo_lightning.cli.building import build_loop
 from ippo_lightning.cli.commands import experiment_of
-from ippo_lightning.cli.evaluated_model import START, EvaluatedModel, model_of, named_model, use_model
+from ippo_lightning.cli.evaluate_episodes import evaluate_episodes, use_episodes
+from ippo_lightning.cli.evaluated_model import START, EvaluationJob, model_of, named_model, use_model
 from ippo_lightning.cli.evaluation_table import Column, print_evaluations
 from ippo_lightning.cli.run_words import fabric_words
 from ippo_lightning.cli.settings import EvaluateSettings
@@ -130,21 +131,7 @@ def evaluate_all(
     print_evaluations(columns, found, with_pass_at_1=settings.k is not None)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One run: its folder, its name in the table, its model, where the results go if the user has said so.
-
-    `remote_code` allows code that comes with a model which is not of the run.
-    """
-
-    run: Path
-    name: str
-    model: EvaluatedModel
-    output: Path | None
-    remote_code: bool
-
-
-def _jobs(runs: Sequence[Path], settings: EvaluateSettings, *, remote_code: bool) -> list[_Job]:
+def _jobs(runs: Sequence[Path], settings: EvaluateSettings, *, remote_code: bool) -> list[EvaluationJob]:
     # All runs are checked before the first one takes hours.
     models = [(run, name, model_of(run, settings)) for run, name in zip(runs, labels(runs), strict=True)]
     if settings.baseline is not None:
@@ -160,7 +147,7 @@ def _jobs(runs: Sequence[Path], settings: EvaluateSettings, *, remote_code: bool
         if settings.output is not None:
             output = Path(settings.output) / name if len(models) > 1 else Path(settings.output)
             refuse_run_folder("output", output)
-        jobs.append(_Job(run, name, model, output, remote_code))
+        jobs.append(EvaluationJob(run, name, model, output, remote_code))
     return jobs
 
 
@@ -207,10 +194,12 @@ def sampling_of(own: SamplingSettings, settings: EvaluateSettings) -> SamplingSe
     return chosen
 
 
-def _evaluate(job: _Job, settings: EvaluateSettings, build: BuildLoop) -> Column | None:
+def _evaluate(job: EvaluationJob, settings: EvaluateSettings, build: BuildLoop) -> Column | None:
     """Evaluate one run; return its column on rank 0, None on other ranks."""
-    loop, digest = _loop_of(job, build)
-    module = text_module(loop.module)
+    loop, digest = _loop_of(job, settings, build)
+    if loop.module.evaluates == "episodes":
+        return evaluate_episodes(loop, job, settings, digest=digest)
+    module = text_module(loop.module, run=job.run)
     module.evaluation = sampling_of(module.evaluation, settings)
     samples = module.evaluation.num_responses
     ks = settings.k or default_ks(samples)
@@ -253,12 +242,13 @@ def _begin(folder: EvaluationFolder, settings: JsonObject, loop: FabricLoop) -> 
         raise UserError(error)
 
 
-def _loop_of(job: _Job, build: BuildLoop) -> tuple[FabricLoop, str]:
+def _loop_of(job: EvaluationJob, settings: EvaluateSettings, build: BuildLoop) -> tuple[FabricLoop, str]:
     """Return the loop of a run, without its callbacks, and a digest of its data, grader and reward."""
     digest = ""
 
     def change(experiment: Namespace) -> None:
         nonlocal digest
+        use_episodes(experiment, settings)
         arguments = experiment.model.init_args
         graded_by = [experiment.data, arguments.get("grader"), arguments.get("reward")]
         digest = digest_of(graded_by)
@@ -279,7 +269,9 @@ def _loop_of(job: _Job, build: BuildLoop) -> tuple[FabricLoop, str]:
         raise
 
 
-def _described(loop: FabricLoop, prompts: Sequence[Prompt], *, job: _Job, checkpoint: Path | None) -> dict[str, Any]:
+def _described(
+    loop: FabricLoop, prompts: Sequence[Prompt], *, job: EvaluationJob, checkpoint: Path | None
+) -> dict[str, Any]:
     """Return what the responses depend on, as JSON: two evaluations with the same are the same."""
     # Before the first forward, see `frozen_fingerprint`.
     module = text_module(loop.module)
@@ -306,7 +298,9 @@ def _described(loop: FabricLoop, prompts: Sequence[Prompt], *, job: _Job, checkp
     }
 
 
-def _column(job: _Job, items: Sequence[Item], *, folder: Path, settings: JsonObject, ks: Sequence[int]) -> Column:
+def _column(
+    job: EvaluationJob, items: Sequence[Item], *, folder: Path, settings: JsonObject, ks: Sequence[int]
+) -> Column:
     groups = by_prompt(items)
     found = ratios(groups, ks=ks)
     return Column(
@@ -318,7 +312,14 @@ def _column(job: _Job, items: Sequence[Item], *, folder: Path, settings: JsonObj
         prompts=[(group[0]["prompt"], group[0]["reference"]) for group in groups],
         ratios=found,
         numbers=numbers(found),
+        size=_size(len(groups), settings["sampling"]),
     )
+
+
+def _size(num_prompts: int, sampling: Any) -> str:
+    how = "greedy" if sampling["greedy"] else f"temperature {sampling['temperature']:g}"
+    responses = f"{num_prompts} prompts x {sampling['num_responses']} responses"
+    return f"{responses}, {how}, at most {sampling['max_new_tokens']} tokens"
 
 
 def _content(column: Column) -> JsonObject:

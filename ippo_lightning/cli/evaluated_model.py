@@ -54,6 +54,25 @@ class EvaluatedModel:
     is_of_run: bool = False
 
 
+@dataclass(frozen=True)
+class EvaluationJob:
+    """One column of a table.
+
+    Args:
+        run: folder of the run.
+        name: of the run, in the table.
+        model: which of its models.
+        output: where the results go, if the user has said so.
+        remote_code: run code that comes with a model which is not of the run.
+    """
+
+    run: Path
+    name: str
+    model: EvaluatedModel
+    output: Path | None
+    remote_code: bool
+
+
 def model_of(run: Path, settings: EvaluateSettings) -> EvaluatedModel:
     """Return which model of a run is evaluated, by the settings and by what is on disk.
 
@@ -144,7 +163,14 @@ def use_model(experiment: Namespace, model: EvaluatedModel, *, remote_code: bool
     policy: Any = experiment.model.init_args.get("policy")
     arguments = policy.get("init_args") if policy is not None else None
     if arguments is None or "pretrained" not in arguments:
-        raise UserError(f"model: {pretrained} cannot replace the policy of the run, which is no CausalLMPolicy")
+        if model.is_of_run:
+            raise UserError(
+                f"run: the run has no checkpoint, and {pretrained} is no language model; run `ippo fit --resume`, or "
+                f"measure the policy that it began with: --model {START}"
+            )
+        raise UserError(
+            f"{model.option}: {pretrained} cannot replace the policy of the run, which is no CausalLMPolicy"
+        )
     own_code = arguments.get("trust_remote_code", False)
     arguments["pretrained"] = pretrained
     for name, value in _OF_ANOTHER_MODEL.items():

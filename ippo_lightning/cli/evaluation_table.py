@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -36,6 +36,8 @@ class Column:
         prompts: each with its right answer, in the order of the split.
         ratios: of each number its sums over prompts.
         numbers: of each number its value and its interval.
+        size: what was measured and how, in words.
+        unit: what `prompts` are: those of texts, or episodes in an environment.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Column:
     prompts: Sequence[tuple[str, str | None]]
     ratios: Ratios
     numbers: Mapping[str, Number]
+    size: str
+    unit: Literal["prompts", "episodes"] = "prompts"
 
 
 def print_evaluations(
@@ -80,24 +84,20 @@ def print_evaluations(
 
 
 def _heading(column: Column) -> list[str | Table]:
-    sampling: Any = column.settings["sampling"]
     model: Any = column.settings["model"]
-    how = "greedy" if sampling["greedy"] else f"temperature {sampling['temperature']:g}"
     unfinished = "" if column.is_finished or model["iteration"] is None else "; run not ended"
     iteration = "" if model["iteration"] is None else f" (iteration {model['iteration']}{unfinished})"
-    size = f"{len(column.prompts)} prompts x {sampling['num_responses']} responses"
-    size = f"{len(column.prompts)} prompts x {sampling['num_responses']} responses"
     began = model["began_with"] or "a new model"
     name = f"start of {column.run}, {began}" if model["name"] == START else model["name"]
     return [
         f"{_short(column.name, keep_end=True)}: {name}{iteration}",
-        f"  {column.settings['split']}: {size}, {how}, at most {sampling['max_new_tokens']} tokens",
+        f"  {column.settings['split']}: {column.size}",
     ]
 
 
 def _differences(first: Column, others: Sequence[tuple[Column, Mapping[str, Difference]]]) -> list[str | Table]:
     lines: list[str | Table] = [
-        f"no differences of {_short(column.name, keep_end=True)}: it has no prompt in common with the first run"
+        f"no differences of {_short(column.name, keep_end=True)}: the first run has none of its {column.unit}"
         for column, found in others
         if not found
     ]
@@ -106,7 +106,7 @@ def _differences(first: Column, others: Sequence[tuple[Column, Mapping[str, Diff
     if names:
         rows = [(name, [_cell(found.get(name), sign="+") for _, found in paired]) for name in names]
         counts = ", ".join(str(next(iter(found.values()))["prompts"]) for _, found in paired)
-        title = f"minus {_short(first.name, keep_end=True)}, over the same prompts ({counts})"
+        title = f"minus {_short(first.name, keep_end=True)}, over the same {first.unit} ({counts})"
         lines.append(_table(title, [column.name for column, _ in paired], rows))
     return lines
 

@@ -20,11 +20,13 @@ USES = {
     "grids": "ippo compare --config grids/NAME",
 }
 """Folders of experiments in the order of a list, and how a name of each is used."""
+_MOST_LINES = 8
+"""Lines of a comment that a question may take; a user's file may begin with a long text without a full stop."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One experiment: its folder, its name, the first line of its comment, and whether it is the user's own."""
+    """One experiment: its folder, its name, the question it answers, and whether it is the user's own."""
 
     folder: str
     name: str
@@ -61,12 +63,21 @@ def _is_packaged(path: Path) -> bool:
 
 
 def _question(path: Path) -> str:
-    """Return the first line of the comment at the beginning of a YAML; empty if there is none."""
+    """Return what a YAML asks: its first comment up to the line that ends a sentence; empty if there is none."""
     try:
-        first = read_text(path).partition("\n")[0]
+        lines = read_text(path).splitlines()
     except UserError:  # one file that cannot be read does not hide the others
         return ""
-    return visible_text(first.lstrip("# ").strip()) if first.startswith("#") else ""
+    words: list[str] = []
+    for line in lines[:_MOST_LINES]:
+        text = line.lstrip("# ").strip()
+        # A command below an unfinished sentence is no part of it.
+        if not line.startswith("#") or not text or text.startswith("ippo "):
+            break
+        words.append(text)
+        if text.endswith((".", "?", "!")):
+            break
+    return visible_text(" ".join(words))
 
 
 def print_experiments(entries: list[Entry]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ippo_lightning.cli.closed_output import reader_is_gone, silence
 from ippo_lightning.cli.command_line import CommandLine, read_command_line
 from ippo_lightning.cli.error_messages import one_line, suggestion
 from ippo_lightning.cli.help_pages import light_answer
@@ -33,7 +34,7 @@ from ippo_lightning.storage.untrusted_text import visible_text
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-EXIT_USER_ERROR, EXIT_FAILURE, EXIT_SIGNAL, EXIT_INTERRUPT = 2, 1, 128, 130
+EXIT_USER_ERROR, EXIT_FAILURE, EXIT_SIGNAL, EXIT_INTERRUPT, EXIT_BROKEN_PIPE = 2, 1, 128, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 after success; 2 after an error of the user, which is one line; 1 if training broke down; 130 after Ctrl-C,
-        128 plus the number of the signal after another one.
+        128 plus the number of the signal after another one; 141 without a word if nobody reads the output any more.
     """
+    try:
+        try:
+            return _run_and_report(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a broken pipe is caught, and not at the end of the process
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise
+        silence()
+        return EXIT_BROKEN_PIPE
+
+
+def _run_and_report(arguments: Sequence[str] | None) -> int:
+    """Run the command line; turn errors into one line and an exit code. Arguments and return value as in `main`."""
     quieten()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -57,17 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
     # not a mistake in the words: training or the disk failed, so the code is another one
     except (FloatingPointError, OSError) as error:
-        if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # no disk is at fault: the name was given by the user
-            name = str(getattr(error, "filename", ""))
-            _say(
-                f"ippo: error: {name[:60]}...: this name is too long for a file; expected the path of a file or folder"
-            )
-            return EXIT_USER_ERROR
-        if os.environ.get("IPPO_TRACEBACK"):
-            raise
-        # longer than other lines: episodes with their prompts come before the file that keeps the step
-        _say(f"ippo: stopped: {one_line(str(error), limit=1200)}")
-        return EXIT_FAILURE
+        return _failure(error)
     except (RuntimeError, MemoryError) as error:
         return _lost_rank_or_memory(error)
     # before KeyboardInterrupt, which is its base class
@@ -83,6 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _say(line: str) -> None:
     """Print a line to standard error; text of any origin in it must not reach the terminal as control characters."""
     print(broken_between_words(visible_text(line), terminal_width(sys.stderr)), file=sys.stderr)
+
+
+def _failure(error: FloatingPointError | OSError) -> int:
+    """Report that training or the disk failed; raise the error if nobody reads the output any more."""
+    if isinstance(error, BrokenPipeError) and reader_is_gone():
+        raise error
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # no disk is at fault: the name was given by the user
+        name = str(getattr(error, "filename", ""))
+        _say(f"ippo: error: {name[:60]}...: this name is too long for a file; expected the path of a file or folder")
+        return EXIT_USER_ERROR
+    if os.environ.get("IPPO_TRACEBACK"):
+        raise error
+    # longer than other lines: episodes with their prompts come before the file that keeps the step
+    _say(f"ippo: stopped: {one_line(str(error), limit=1200)}")
+    return EXIT_FAILURE
 
 
 def _lost_rank_or_memory(error: RuntimeError | MemoryError) -> int:

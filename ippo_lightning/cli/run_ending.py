@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
-from ippo_lightning.storage.run_folder import BUFFERS, CONFIG, LAST_CHECKPOINT, RunFolder
+from ippo_lightning.storage.run_folder import BUFFERS, LAST_CHECKPOINT, RunFolder
 
 _OF_MODELS = ("config.json", "adapter_config.json", "policy.safetensors")
 """A folder with one of these files contains a model: a whole one, an adapter, or the networks of an environment."""
@@ -21,8 +21,7 @@ def ending_lines(folder: RunFolder, *, evaluates: Literal["prompts", "episodes"]
     """
     run = shlex.quote(str(folder.path))
     if evaluates == "episodes":
-        config = shlex.quote(str(folder.path / CONFIG))
-        commands = [f"  ippo evaluate --config {config} --checkpoint last", f"  ippo report {run}"]
+        commands = [f"  ippo evaluate {run}", f"  ippo report {run}"]
     else:
         commands = [f"  ippo evaluate {run} --samples 8", f"  ippo report {run}", f"  ippo export {run}"]
     if (folder.path / BUFFERS).is_dir():

@@ -165,6 +165,8 @@ class EvaluateSettings:
         batch_size: prompts that are sampled together, with their own random stream. After an interruption, batches that
             are done are not sampled again.
         k: of pass@k; null for 1, 2, 4, ... and the number of samples.
+        episodes: of a run in environments, in place of the five options before; null for those of the run's own
+            evaluation.
         output: folder of the results, with a folder for each run if there are several; by default
             `evaluations/NAME` in the folder of each run.
 
@@ -181,10 +183,11 @@ class EvaluateSettings:
     max_new_tokens: int | None = None
     batch_size: int | None = None
     k: list[int] | None = None
+    episodes: int | None = None
     output: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "batch_size"):
+        for name in ("samples", "max_new_tokens", "batch_size", "episodes"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), at_least=1, integer=True)
         if self.temperature:

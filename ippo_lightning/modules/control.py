@@ -39,6 +39,7 @@ from ippo_lightning.records import (
 )
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.rollouts import ControlRollouts, EnvironmentSettings, play_episodes
+from ippo_lightning.rollouts.environments import reward_threshold
 
 NormaliseAdvantages = Literal["minibatch", "none"]
 
@@ -297,8 +298,10 @@ class ControlPPOModule(CriticWarmup, EvaluatedModule):
         return len(batch["seeds"])
 
     def describe_evaluation(self) -> dict[str, Any]:
-        """Return the environment, and how its actions were chosen."""
-        return {"environment": self.rollouts.settings.id, "greedy": self.greedy_evaluation}
+        """Return the environment, the return at which gymnasium calls it solved, and how actions were chosen."""
+        threshold = reward_threshold(self.rollouts.settings)
+        solved = {} if threshold is None else {"reward_threshold": threshold}
+        return {"environment": self.rollouts.settings.id, **solved, "greedy": self.greedy_evaluation}
 
     def save_model(self, folder: Path) -> None:
         """Write the weights as `policy.safetensors`, and the environment's settings as `environment.json`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import pickle
 import tempfile
@@ -59,11 +60,13 @@ class RebuildableModule(LightningModule):
                 example a reward, is never built from a checkpoint, and so is given here.
 
         Raises:
-            UserError: the checkpoint cannot be read, is damaged or of something else, does not describe an argument, or
-                names code outside this library; or this machine has no such `map_location`. What your own code raises,
-                a constructor or a hook of a subclass for example, passes unchanged.
+            UserError: the constructor has no such argument; the checkpoint cannot be read, is damaged or of something
+                else, does not describe an argument, or names code outside this library; or this machine has no such
+                `map_location`. What your own code raises, a constructor or a hook of a subclass for example, passes
+                unchanged.
         """
         with one_line_for(checkpoint_path, kind=cls, map_location=map_location):
+            _check_names(cls, arguments)
             if hparams_file is None:
                 arguments = _arguments(cls, checkpoint_path, arguments)
             # older versions of Lightning have no such option
@@ -106,6 +109,23 @@ def _arguments(cls: type, source: Any, given: dict[str, Any]) -> dict[str, Any]:
     files = added.get(_TOKENIZER)
     tokenizer = None if files is None or "policy" in given else _tokenizer_of(files, source)
     return rebuilt_arguments(saved, given=given, tokenizer=tokenizer, call=f"{cls.__name__}.load_from_checkpoint")
+
+
+def _check_names(cls: type, given: Mapping[str, Any]) -> None:
+    """Refuse an argument that the constructor does not have: Lightning would leave it out without a word.
+
+    Raises:
+        UserError: the constructor has no such argument.
+    """
+    parameters = inspect.signature(cls).parameters.values()
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+        return
+    known = [one.name for one in parameters]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+            raise UserError(f"{name}: {cls.__name__} has no such argument; {remedy}")
 
 
 _GIVE_ALL = "give its arguments, at least policy=..."

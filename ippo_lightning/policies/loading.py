@@ -27,7 +27,7 @@ from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.quantized import is_quantized
 from ippo_lightning.policies.reference import POLICY_ADAPTER
 from ippo_lightning.policies.settings import LoraSettings
-from ippo_lightning.policies.tokenizer_loading import check_vocabulary, one_line, require_folder
+from ippo_lightning.policies.tokenizer_loading import check_vocabulary, one_line, require_model
 from ippo_lightning.policies.tying import adapters_on_tied_weights, text_configs, untie
 from ippo_lightning.storage.attention_choice import config_without_kernel
 from ippo_lightning.storage.quantized_loading import (
@@ -125,7 +125,7 @@ class ModelSource:
         return model
 
     def _from_pretrained(self, pretrained: str) -> PreTrainedModel:
-        _check_model_folder(pretrained)
+        require_model(pretrained)
         settings = self._common()
         config = config_without_kernel(
             pretrained,
@@ -306,22 +306,3 @@ def _check_config_names(fields: dict[str, object], default: PreTrainedConfig) ->
             near = difflib.get_close_matches(name, known, n=1)
             remedy = f"did you mean {near[0]}?" if near else "see the architecture's configuration for its fields"
             raise UserError(f"policy.config.{name}: {default.model_type} has no such field; {remedy}")
-
-
-def _check_model_folder(pretrained: str) -> None:
-    require_folder(pretrained, field="policy.pretrained")
-    path = Path(pretrained)
-    if not path.exists():
-        return  # a name of the Hub
-    if (path / "config.json").is_file():
-        return
-    if (path / "adapter_config.json").is_file():
-        raise UserError(
-            f"policy.pretrained: {pretrained!r} contains an adapter; give its base model here and the folder as "
-            "policy.lora.adapter_path"
-        )
-    # `save_model` puts an adapter and the merged model into folders of their own.
-    inside = f"; did you mean {str(path / 'merged')!r}?" if (path / "merged" / "config.json").is_file() else ""
-    raise UserError(
-        f"policy.pretrained: no config.json in {pretrained!r}{inside or '; give a saved model or a Hub name'}"
-    )

@@ -13,6 +13,10 @@ from ippo_lightning.policies.hub_names import require_on_hub
 from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.tokenization import check_tokenizer, pad_id_of
 
+_CONFIG = "config.json"
+_MODELS_INSIDE = ("merged", "model", "model/merged")
+"""Folders of a model in those of a run, and in that of an adapter with its merged model beside it."""
+
 
 def load_tokenizer(
     tokenizer: PreTrainedTokenizerBase | str | None,
@@ -35,7 +39,7 @@ def load_tokenizer(
     model = local_model(pretrained)
     # before the tokenizer: a wrong name of the model is no fault of the tokenizer, which has the same name by default
     if model is not None:
-        require_folder(model, field="policy.pretrained")
+        require_model(model)
     source = model if tokenizer is None else tokenizer
     if source is None:
         raise UserError("policy.tokenizer: none; a model built from a config needs one")
@@ -68,6 +72,29 @@ def require_folder(name: str, *, field: str) -> None:
             f"{field}: no folder '{name}'; give a saved model or a Hub name; if a run writes it, make that run first"
         )
     require_on_hub(name, field=field)
+
+
+def require_model(name: str) -> None:
+    """Refuse what `require_folder` refuses, and a folder that contains no model.
+
+    Args:
+        name: of the model, as `policy.pretrained`.
+
+    Raises:
+        UserError: there is no such model. The line names a folder inside that contains one.
+    """
+    require_folder(name, field="policy.pretrained")
+    path = Path(name)
+    if not path.exists() or (path / _CONFIG).is_file():  # a name of the Hub, or a model
+        return
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"policy.pretrained: {name!r} contains an adapter; give its base model here and the folder as "
+            "policy.lora.adapter_path"
+        )
+    inside = next((str(path / part) for part in _MODELS_INSIDE if (path / part / _CONFIG).is_file()), None)
+    remedy = f"did you mean {inside!r}?" if inside else "give a saved model or a Hub name"
+    raise UserError(f"policy.pretrained: {name!r} is no model, because there is no {_CONFIG} in it; {remedy}")
 
 
 def eos_ids_of(model: PreTrainedModel) -> tuple[int, ...]:

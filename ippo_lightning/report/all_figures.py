@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ippo_lightning.report.curves import CURVES, PART_FIGURE, part_curves, plot_curve
 from ippo_lightning.report.histogram import plot_score_histogram
-from ippo_lightning.report.plots import plot_results, plot_score_quantiles, plot_time_parts
+from ippo_lightning.report.plots import plot_results, plot_score_quantiles, plot_time_parts, results_legend
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import Figure
 
@@ -17,8 +17,7 @@ _LOG = logging.getLogger(__name__)
 _DRAWN: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
     "results": (
         plot_results,
-        "Final test results. Large dot: mean; small dots: seeds; bar: 95 % interval over seeds, or over the "
-        "test prompts of a single run; dotted: a method that was not trained here.",
+        "Final test results.",
     ),
     "time_parts": (
         plot_time_parts,
@@ -39,6 +38,19 @@ _DRAWN: Mapping[str, tuple[Callable[[Comparison, Path], str | None], str]] = {
 """By name: how the figure is drawn, and its caption."""
 ALL_FIGURES = (*CURVES, *_DRAWN)
 """Names of all figures. Those whose data no run recorded are not drawn."""
+
+
+def too_short(comparison: Comparison) -> list[str]:
+    """Return the names of the curves that the runs have a value of, and not enough for a line.
+
+    What no run recorded is of other runs: a run in environments has no exact match, and that is no news.
+
+    Args:
+        comparison: the runs.
+    """
+    runs = [run for method in comparison.methods.values() for run in method.finished]
+    longest = {name: max((len(curve.read(run)) for run in runs), default=0) for name, curve in CURVES.items()}
+    return [name for name, length in longest.items() if length == 1]
 
 
 def draw_figures(comparison: Comparison, folder: Path, *, earlier: Collection[str] = ()) -> dict[str, Figure]:
@@ -67,6 +79,7 @@ def draw_figures(comparison: Comparison, folder: Path, *, earlier: Collection[st
         else:
             draw, caption = _DRAWN[name]
             alternative = draw(comparison, path)
+            caption = f"{caption} {results_legend(comparison)}" if name == "results" else caption
         if alternative is None:
             _LOG.info("figure %s skipped: no finished run recorded data for it", name)
             path.unlink(missing_ok=True)  # left by an earlier report

@@ -6,14 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 from ippo_lightning.report.display import in_words, percent, plain
-from ippo_lightning.report.health_checks import CHECKS, Check
+from ippo_lightning.report.health_checks import CHECKS, Check, Word
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.wording import wording
 
-Word = Literal["good", "watch", "bad"]
 _WORST = ("bad", "watch", "good")
 _CHECKED_METHODS = re.compile(r"^\s+method: (hooks|forward)\s*$", re.MULTILINE)
 _OTHER_METHODS = re.compile(r"^\s+method: (finite_difference|per_episode)\s*$", re.MULTILINE)
@@ -94,6 +92,14 @@ def value_of(method: Method, check: Check) -> float | None:
     return fmean(found) if found else None
 
 
+def _success(method: Method, check: Check) -> bool | None:
+    """Return what is known of all runs of a method: the least of them."""
+    if check.is_success is None:
+        return None
+    found = {check.is_success(run) for run in method.finished}
+    return None if None in found else all(found)
+
+
 def _row(comparison: Comparison, check: Check, words: Callable[[str], str]) -> HealthRow | None:
     found = {
         name: value for name, method in comparison.methods.items() if (value := value_of(method, check)) is not None
@@ -101,14 +107,15 @@ def _row(comparison: Comparison, check: Check, words: Callable[[str], str]) -> H
     if not found:
         return None
     show = (lambda value: f"{percent(value)} %") if check.is_percent else plain
-    verdicts = {name: Verdict(show(value), check.word(value)) for name, value in found.items()}
+    success = {name: _success(comparison.methods[name], check) for name in found}
+    verdicts = {name: Verdict(show(value), check.word(value, success=success[name])) for name, value in found.items()}
     worst = min(found, key=lambda name: _WORST.index(verdicts[name].word))
     return HealthRow(
         title=words(check.title),
         meaning=words(check.meaning),
         good=check.good_words,
         verdicts=verdicts,
-        advice="" if verdicts[worst].word == "good" else words(check.advice(found[worst])),
+        advice="" if verdicts[worst].word == "good" else words(check.advice(found[worst], success=success[worst])),
     )
 
 

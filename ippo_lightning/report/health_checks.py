@@ -13,6 +13,10 @@ from typing import Literal
 
 from ippo_lightning.report.records import Run
 
+Word = Literal["good", "watch", "bad"]
+_LEARNT = 0.95
+"""Fraction of right responses from which on a policy has little to explore."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -29,18 +33,34 @@ class Check:
     """What to do about a value below the good ones."""
     too_high: str = ""
     """What to do about a value above the good ones."""
+    is_success: Callable[[Run], bool | None] | None = None
+    """Tells whether a low value belongs to a run that has learnt its task (True), or may be the price of learning that
+    went on (False); None if nothing is known. Only for a number that falls when a policy becomes sure."""
+    too_low_learning: str = ""
+    """What to do about a value below the good ones, if the run went on learning."""
     is_percent: bool = False
     is_of_texts: bool = False
     """Whether a run in environments, without prompts and reference, records only a constant."""
 
-    def word(self, value: float) -> Literal["good", "watch", "bad"]:
-        """Return how good a value is."""
+    def word(self, value: float, *, success: bool | None = None) -> Word:
+        """Return how good a value is.
+
+        Args:
+            value: of a method.
+            success: of its runs, see `is_success`.
+        """
+        if success is not None and self._is_low(value):
+            return "good" if success else "watch"
         return "good" if _within(value, self.good) else "watch" if _within(value, self.watch) else "bad"
 
-    def advice(self, value: float) -> str:
-        """Return what to do about a value that is not good."""
-        low = self.good[0]
-        return self.too_low if low is not None and value < low else self.too_high
+    def advice(self, value: float, *, success: bool | None = None) -> str:
+        """Return what to do about a value that is not good; arguments as of `word`."""
+        if not self._is_low(value):
+            return self.too_high
+        return self.too_low if success is None else self.too_low_learning
+
+    def _is_low(self, value: float) -> bool:
+        return self.good[0] is not None and value < self.good[0]
 
     @property
     def good_words(self) -> str:
@@ -96,6 +116,28 @@ def ratio(key: str, *divisors: str) -> Callable[[Run], float | None]:
         return _mean(_last_third(found))
 
     return read
+
+
+def has_learnt(run: Run) -> bool | None:
+    """Return whether a run has learnt its task; False if its results rose and did not fall; None otherwise.
+
+    A task is learnt if the last third of its evaluations has 95 % right responses, or the return at which gymnasium
+    calls the environment solved.
+    """
+    curve = "episode_return" if run.is_control else "exact_match"
+    values = list(run.validation(curve).values())
+    final = run.result(curve)
+    values += [] if final is None else [final]
+    late_value = _mean(_last_third(values))
+    if late_value is None:
+        return None
+    goal = run.result("reward_threshold") if run.is_control else _LEARNT
+    if goal is not None and late_value >= goal:
+        return True
+    third = max(1, len(values) // 3)
+    first, middle = _mean(values[:third]), _mean(values[third:-third])
+    rose = first is not None and middle is not None and late_value > first and late_value >= middle
+    return False if rose else None
 
 
 def total(*keys: str) -> Callable[[Run], float | None]:
@@ -194,7 +236,10 @@ CHECKS: tuple[Check, ...] = (
         "Entropy in the last third of training, divided by that in the first third.",
         change("update/entropy"),
         good=(0.3, 2.0), watch=(0.1, 4.0),
+        is_success=has_learnt,
         too_low="The samples become alike: raise entropy_coef or the KL coefficient, or lower the learning rate.",
+        too_low_learning="The policy became sure while its results rose. If they stop rising too early: raise "
+        "entropy_coef or the KL coefficient.",
         too_high="The policy becomes random: lower entropy_coef or the learning rate.",
     ),
     Check(

@@ -111,26 +111,13 @@ COMPARED: tuple[ComparedMetric, ...] = ("exact_match", "unfaithful_fraction", "r
 """Metrics with a paired difference and a panel in the figure of the results."""
 
 
-def shown_metrics(summaries: Iterable[Any]) -> tuple[Metric, ...]:
-    """Return the metrics that a report shows: each that at least one method has.
-
-    The one rule for figures, tables and sentences: a grader that tells nothing of reasoning, or no grader at all,
-    leaves no empty panel and no column of dashes.
-
-    Args:
-        summaries: of the methods, from `summarise`.
-    """
-    found = list(summaries)
-    return tuple(metric for metric in METRICS if any(summary.get(metric) is not None for summary in found))
-
-
 def compared_metrics(summaries: Iterable[Any]) -> tuple[ComparedMetric, ...]:
-    """Return those of `shown_metrics` that have a paired difference.
+    """Return the metrics with a paired difference that at least one method has.
 
     Args:
         summaries: of the methods, from `summarise`.
     """
-    return compared_among(shown_metrics(summaries))
+    return compared_among(key for summary in summaries for key, value in summary.items() if value is not None)
 
 
 def compared_among(shown: Iterable[str]) -> tuple[ComparedMetric, ...]:

@@ -26,14 +26,16 @@ def model_parts(comparison: Comparison, named: Mapping[str, str]) -> dict[str, d
 
     Returns:
         Name of the number to method name to the mean. The mean is None if the method never recorded the number. Numbers
-        and methods without any record are left out.
+        and methods without any record are left out. Empty if there is one number alone: it has no other to compare
+        with, and `Other` is then the whole model.
     """
     methods = {name: method for name, method in comparison.methods.items() if _recorded(method, named)}
-    return {
+    found = {
         title: {name: _mean(method, key) for name, method in methods.items()}
         for key, title in named.items()
         if any(_mean(method, key) is not None for method in methods.values())
     }
+    return found if len(found) > 1 else {}
 
 
 def _recorded(method: Method, named: Mapping[str, str]) -> bool:

@@ -24,7 +24,7 @@ from ippo_lightning.report.display import plain
 from ippo_lightning.report.measures import COMPARED, MEASURES, ComparedMetric, compared_among
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.score_axis import draw_powers, range_of_scales, score_label
-from ippo_lightning.report.summary import mean_by_iteration, metric_intervals
+from ippo_lightning.report.summary import FEW_SEEDS, mean_by_iteration, metric_intervals
 
 # The first key that a run recorded counts: a run without the influence filter has only the time of all callbacks.
 _PARTS: Mapping[str, tuple[str, ...]] = {
@@ -70,6 +70,36 @@ def plot_results(comparison: Comparison, path: Path) -> str | None:
         for panel in axes[0][1:]:
             panel.set_yticklabels([])  # the panel on the left has the names
     return f"Final results of each method, with seeds and intervals. {_final_words(methods, metrics)}"
+
+
+def results_legend(comparison: Comparison) -> str:
+    """Return what the marks of `plot_results` mean, of those that it draws.
+
+    Args:
+        comparison: as drawn.
+    """
+    drawn = [
+        (method, metric, values)
+        for method in comparison.methods.values()
+        for metric in COMPARED
+        if (values := _values(method, metric))
+    ]
+    several = any(len(values) > 1 for *_, values in drawn)
+    parts = ["large dot: mean", "small dots: seeds"] if several else ["dot: the result of one run"]
+    bars = dict.fromkeys(bar for method, metric, values in drawn if (bar := _bar_words(method, metric, len(values))))
+    parts += [f"bar: {' or '.join(bars)}"] if bars else []
+    parts += ["dotted: a method that was not trained here"] if any(method.is_untrained for method, *_ in drawn) else []
+    words = "; ".join(parts)
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def _bar_words(method: Method, metric: ComparedMetric, num_values: int) -> str:
+    intervals, over = metric_intervals(method, [metric])
+    if intervals[metric] is None:
+        return ""
+    if over == "prompts":
+        return "95 % interval over the test prompts of a single run"
+    return "95 % interval over seeds" if num_values >= FEW_SEEDS else "range of the seeds"
 
 
 def _set_result_axes(panel: Axes, metric: ComparedMetric, methods: list[Method]) -> None:

@@ -16,7 +16,7 @@ from ippo_lightning.report.evidence import extremes, label_meanings
 from ippo_lightning.report.headline import baseline_summary, compared_methods, difference_of, findings, headline, lead
 from ippo_lightning.report.health import HealthRow, health, health_words
 from ippo_lightning.report.kept import kept_table, kept_words
-from ippo_lightning.report.measures import MEASURES, compared_metrics, shown_metrics
+from ippo_lightning.report.measures import MEASURES, compared_metrics
 from ippo_lightning.report.misleading import Detection
 from ippo_lightning.report.overview import course, overview
 from ippo_lightning.report.parts import PARTS, model_parts
@@ -24,6 +24,7 @@ from ippo_lightning.report.plan_changes import plan_changes
 from ippo_lightning.report.played_episodes import PlayedEpisode
 from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
+from ippo_lightning.report.sample_counts import measure_of, shown_columns
 from ippo_lightning.report.seed_words import band_words, difference_words, table_spread
 from ippo_lightning.report.selection_tables import equal_costs, equal_metrics, equal_rows
 from ippo_lightning.report.summary import FEW_SEEDS, Results, common_result
@@ -67,7 +68,7 @@ def render_html(
         comparison: the runs.
         results: from `summarise`.
         figures: by name.
-        skipped: names of the figures that have no data.
+        skipped: names of the figures that the runs have too little data for.
         played: episodes in environments, in pictures.
         equal: from `equal_compute`; None leaves the section out.
         detections: by method, from `detection`; None leaves the section out.
@@ -95,6 +96,7 @@ def render_html(
     changed = {method.name: changes for method in methods if (changes := plan_changes(method))}
     verdicts = health(comparison)
     summaries = list(results["methods"].values())
+    columns = shown_columns(summaries)
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         results=results,
@@ -112,13 +114,13 @@ def render_html(
         lead=_lead(comparison, results, verdicts),
         compared=[_compared(results, name) for name in compared_methods(results)],
         baselines=comparison.baselines,
-        measures=MEASURES,
-        metrics=shown_metrics(summaries),
-        all_percent=bool(shown_metrics(summaries)) and all(MEASURES[m].is_fraction for m in shown_metrics(summaries)),
+        measure_of=measure_of,
+        columns=columns,
+        all_percent=bool(columns) and all(measure_of(column).is_fraction for column in columns),
         any_percent=any(MEASURES[metric].is_fraction for metric in compared_metrics(summaries)),
         compared_metrics=compared_metrics(summaries),
         own_columns=own_columns(summaries),
-        metric_names=_metric_names(comparison),
+        metric_names=_metric_names(results, columns),
         counted=counted,
         words=wording(comparison),
         origins=_origins(comparison),
@@ -192,10 +194,9 @@ def _extremes(method: Method) -> dict[str, object]:
     return {"method": method, "ends": ends, "several_seeds": len(method.finished) > 1}
 
 
-def _metric_names(comparison: Comparison) -> dict[str, str]:
-    names: dict[str, str] = {metric: measure.title for metric, measure in MEASURES.items()}
-    # Runs may have sampled different numbers of responses; then no k is right for all columns.
-    k = common_result(comparison, "k")
+def _metric_names(results: Results, columns: Sequence[str]) -> dict[str, str]:
+    names = {column: measure_of(column).title for column in (*MEASURES, *columns)}
+    k = results.get("k")
     return names if k is None else {**names, "pass_at_k": f"Pass@{k}"}
 
 

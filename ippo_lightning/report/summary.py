@@ -14,6 +14,7 @@ from ippo_lightning.report.measures import COMPARED, METRICS, USUAL, ComparedMet
 from ippo_lightning.report.paired_prompts import paired_over_prompts
 from ippo_lightning.report.prompt_intervals import prompt_interval
 from ippo_lightning.report.records import Comparison, Method, Run
+from ippo_lightning.report.sample_counts import column_of, columns_in, count_of, metric_of, split_metrics, value_in
 
 # The interval of a table is computed once. A curve has hundreds of points, so it makes do with fewer resamples.
 _RESAMPLES = 9999
@@ -48,13 +49,13 @@ class MethodSummary(_Curves, _Unusual):
     majority_vote: float | None
     pass_at_k: float | None
     unfaithful_fraction: float | None
-    intervals: dict[Metric, list[float] | None]
+    intervals: dict[str, list[float] | None]
     """95 % interval of each metric, [low, high]; the range of fewer than five seeds; None if there is none."""
     interval_over: Literal["seeds", "prompts"] | None
     """What the intervals are about: other seeds, or, for a single run, other test prompts."""
     seeds: list[int | None]
-    per_seed: dict[Metric, list[float | None]]
-    """In the order of `seeds`."""
+    per_seed: dict[str, list[float | None]]
+    """In the order of `seeds`. A key is a metric, or a column such as `pass_at_8`: see `summarise`."""
     optimizer_steps: float | None
     tokens_trained: float | None
     effective_sample_size: list[float] | None
@@ -83,7 +84,7 @@ class Results(TypedDict):
     jobs: int | None
     """Runs under way at the same time; with more than one, seconds measure what the others did, too."""
     k: int | None
-    """Of pass@k; None if the runs have different ones."""
+    """Of pass@k; None if the runs have different ones, which then have columns such as `pass_at_4` and `pass_at_8`."""
 
 
 def summarise(comparison: Comparison) -> Results:
@@ -94,18 +95,21 @@ def summarise(comparison: Comparison) -> Results:
 
     Returns:
         `methods`, `differences` (paired by seed; a key is "<method> - <baseline>"), `unfinished`, `versions`,
-        `command`, `machine`, `jobs`. Fractions are in [0, 1]; a missing number is None, never NaN.
+        `command`, `machine`, `jobs`. Fractions are in [0, 1]; a missing number is None, never NaN. If runs sampled
+        different numbers of responses, no mean mixes them: `pass_at_k` and `majority_vote` are None, and each method
+        has its number under `pass_at_<k>` and `majority_vote_of_<samples>`.
     """
-    metrics = _recorded(comparison)
+    split = split_metrics(run for method in comparison.methods.values() for run in method.finished)
+    columns = _recorded(comparison, split)
     return {
-        "methods": {name: _summarise_method(method, metrics) for name, method in comparison.methods.items()},
+        "methods": {name: _summarise_method(method, columns, split) for name, method in comparison.methods.items()},
         "differences": _differences(comparison),
         "unfinished": list(comparison.unfinished),
         "versions": dict(comparison.versions),
         "command": comparison.command,
         "machine": comparison.machine,
         "jobs": comparison.jobs,
-        "k": common_result(comparison, "k"),
+        "k": _common_k(comparison),
     }
 
 
@@ -122,28 +126,41 @@ def common_result(comparison: Comparison, key: str) -> int | None:
     return None if value is None else int(value)
 
 
+def _common_k(comparison: Comparison) -> int | None:
+    runs = [run for method in comparison.methods.values() for run in method.finished]
+    # A run without pass@k, such as one in an environment, has no k that could differ.
+    found = {count_of(run, "pass_at_k") for run in runs if run.result("pass_at_k") is not None}
+    return found.pop() if len(found) == 1 else None
+
+
 def metric_intervals(
-    method: Method, metrics: Sequence[Metric] = USUAL
-) -> tuple[dict[Metric, list[float] | None], Literal["seeds", "prompts"] | None]:
-    """Return the 95 % interval of each metric of a method, and over what it is.
+    method: Method, columns: Sequence[str] = USUAL, split: frozenset[Metric] = frozenset()
+) -> tuple[dict[str, list[float] | None], Literal["seeds", "prompts"] | None]:
+    """Return the 95 % interval of each number of a method, and over what it is.
 
     Args:
         method: with several finished runs the interval is over seeds, and fewer than five have their range. A single
             run has only its prompts, which tell how exact its test is, and nothing about another seed.
-        metrics: of the final test.
+        columns: of the final test.
+        split: metrics with a column for each count, from `split_metrics`.
     """
     runs = method.finished
     outcomes = runs[0].prompt_outcomes if len(runs) == 1 else None
     if outcomes is not None:
         # The counts of the prompts are those of a grader; they have no rewards and no returns.
-        return {m: prompt_interval(outcomes, m) if m in USUAL else None for m in metrics}, "prompts"
-    found = {metric: seed_interval([run.result(metric) for run in runs]) for metric in metrics}
+        of_prompts = [c for c in columns if metric_of(c) in USUAL and column_of(runs[0], metric_of(c), split) == c]
+        return {c: prompt_interval(outcomes, metric_of(c)) if c in of_prompts else None for c in columns}, "prompts"
+    found = {column: seed_interval([value_in(run, column, split) for run in runs]) for column in columns}
     return found, "seeds" if any(found.values()) else None
 
 
-def _recorded(comparison: Comparison) -> tuple[Metric, ...]:
+def _recorded(comparison: Comparison, split: frozenset[Metric]) -> tuple[str, ...]:
+    """Return the columns: the usual ones always, any other one if a run has it."""
     found = _with_values(comparison)
-    return tuple(metric for metric in METRICS if metric in USUAL or metric in found)
+    runs = [run for method in comparison.methods.values() for run in method.finished]
+    names = {column_of(run, metric, split) for run in runs for metric in split if run.result(metric) is not None}
+    known = [metric for metric in METRICS if metric in USUAL or metric in found]
+    return tuple(column for metric in known for column in columns_in(metric, {metric, *names}))
 
 
 def _with_values(comparison: Comparison) -> list[Metric]:
@@ -226,11 +243,11 @@ def last_third(values: Sequence[float | None]) -> float | None:
     return _mean(values[-max(1, len(values) // 3) :]) if values else None
 
 
-def _summarise_method(method: Method, metrics: Sequence[Metric]) -> MethodSummary:
+def _summarise_method(method: Method, columns: Sequence[str], split: frozenset[Metric]) -> MethodSummary:
     runs = method.finished
-    intervals, interval_over = metric_intervals(method, metrics)
-    per_seed: dict[Metric, list[float | None]] = {metric: [run.result(metric) for run in runs] for metric in metrics}
-    unusual = cast(_Unusual, {metric: _mean(per_seed[metric]) for metric in metrics if metric not in USUAL})
+    intervals, interval_over = metric_intervals(method, columns, split)
+    per_seed = {column: [value_in(run, column, split) for run in runs] for column in columns}
+    unusual = cast(_Unusual, {column: _mean(per_seed[column]) for column in columns if column not in USUAL})
     kept_fraction = mean_by_iteration(runs, "update/kept_fraction")
     # A method that never updates on episodes (an evaluation, supervised training) has no such curves.
     iterations: _Curves = (

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import cast
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from ippo_lightning.report.display import MISSING, break_words, counted, escaped_markdown, percent, plain
-from ippo_lightning.report.measures import MEASURES, Metric, compared_metrics, shown_metrics
+from ippo_lightning.report.measures import MEASURES, Metric, compared_metrics
+from ippo_lightning.report.sample_counts import measure_of, shown_columns
 from ippo_lightning.report.seed_words import difference_words, table_spread
 from ippo_lightning.report.summary import MethodSummary, PairedDifference, Results, last_third, pair_key
 from ippo_lightning.storage.metric_names import shown_metric
 
 _NAME_WIDTH = 18
 """Characters of a line with a method's name beside six columns."""
+_MOST_WIDE = 6
+"""Columns with room for an interval on one line."""
 _SPARED = 8
 """Characters that each column leaves to the names if it has no number, and that a seventh one takes."""
 
@@ -36,18 +40,18 @@ def results_table(results: Results) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     table.title_justify = "left"
     summaries = list(results["methods"].values())
-    metrics, own = shown_metrics(summaries), own_columns(summaries)
-    all_percent = all(MEASURES[metric].is_fraction for metric in metrics)
+    metrics, own = shown_columns(summaries), own_columns(summaries)
+    all_percent = all(measure_of(metric).is_fraction for metric in metrics)
     table.title = "Test results, %" if metrics and all_percent else "Results"
     # Whole and in lines of our own: rich would break a long name in the middle of a word.
     table.add_column("Method", overflow="fold", min_width=8)
-    units = ["" if all_percent else MEASURES[metric].unit for metric in metrics]
+    units = ["" if all_percent else measure_of(metric).unit for metric in metrics]
     headings = [f"{_short(metric, results)}{unit}" for metric, unit in zip(metrics, units, strict=True)]
     for heading in (*headings, *(column.short for column in own)):
         table.add_column(heading, justify="right", no_wrap=True)
     width = max(8, _NAME_WIDTH + _SPARED * (6 - len(metrics) - len(own)))
     for summary in summaries:
-        cells = [_stacked(metric, summary) for metric in metrics]
+        cells = [_stacked(metric, summary, narrow=len(metrics) + len(own) > _MOST_WIDE) for metric in metrics]
         # Text, not str: rich would read "[bold]" in a title as markup.
         title = Text("\n".join(break_words(summary["title"], width=width)))
         table.add_row(title, *cells, *(column.show(summary) for column in own))
@@ -65,8 +69,8 @@ def results_markdown(results: Results) -> str:
         Markdown that ends with a newline.
     """
     summaries = list(results["methods"].values())
-    metrics, own = shown_metrics(summaries), own_columns(summaries)
-    titles = [f"{_short(metric, results)}{MEASURES[metric].unit}" for metric in metrics]
+    metrics, own = shown_columns(summaries), own_columns(summaries)
+    titles = [f"{_short(metric, results)}{measure_of(metric).unit}" for metric in metrics]
     lines = [
         f"| {' | '.join(['Method', 'Seeds', *titles, *(column.markdown for column in own)])} |",
         f"|---|{'--:|' * (1 + len(metrics) + len(own))}",
@@ -84,8 +88,8 @@ def results_markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _short(metric: Metric, results: Results) -> str:
-    return shown_metric(metric, k=results.get("k")) if metric == "pass_at_k" else MEASURES[metric].short
+def _short(column: str, results: Results) -> str:
+    return shown_metric(column, k=results.get("k")) if column == "pass_at_k" else measure_of(column).short
 
 
 def kept_fraction(summary: MethodSummary) -> str:
@@ -148,17 +152,18 @@ def _markdown_caption(results: Results) -> str:
     return f"{'; '.join(parts).capitalize()}."
 
 
-def _stacked(metric: Metric, summary: MethodSummary) -> Text:
-    show, interval = MEASURES[metric].show, summary["intervals"].get(metric)
-    text = Text(show(summary.get(metric)))
+def _stacked(column: str, summary: MethodSummary, *, narrow: bool) -> Text:
+    show, interval = measure_of(column).show, summary["intervals"].get(column)
+    text = Text(show(cast(float | None, summary.get(column))))
     if interval is not None:
-        text.append(f"\n{show(interval[0])}\N{EN DASH}{show(interval[1])}", style="dim")
+        line = "\n" if narrow else ""
+        text.append(f"\n{show(interval[0])}\N{EN DASH}{line}{show(interval[1])}", style="dim")
     return text
 
 
-def _inline(metric: Metric, summary: MethodSummary) -> str:
-    show, interval = MEASURES[metric].show, summary["intervals"].get(metric)
-    mean = show(summary.get(metric))
+def _inline(column: str, summary: MethodSummary) -> str:
+    show, interval = measure_of(column).show, summary["intervals"].get(column)
+    mean = show(cast(float | None, summary.get(column)))
     return mean if interval is None else f"{mean} [{show(interval[0])}, {show(interval[1])}]"
 
 
@@ -166,7 +171,7 @@ def _caption(results: Results) -> str:
     # Methods may have different numbers of seeds: an evaluation of the start has one.
     counts = sorted({len(summary["seeds"]) for summary in results["methods"].values()})
     over = intervals_over(results)
-    if not shown_metrics(results["methods"].values()):
+    if not shown_columns(results["methods"].values()):
         seeds = "No final test."
     elif counts[-1] < 2:
         seeds = f"One seed per method: {f'95 % intervals over {over}' if over else 'no intervals'}."

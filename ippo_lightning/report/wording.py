@@ -32,6 +32,7 @@ _IN_ENVIRONMENTS = {
     "time to score and select episodes": "time to score and select transitions",
     "of its episodes": "of its transitions",
     "the samples": "the actions",
+    "The samples": "The actions",
     "Two halves of the demonstrations give": "Two halves of what the scores are measured by give",
     "two halves of the demonstrations": "two halves of what the scores are measured by",
     "groups of demonstrations": "groups of what the scores are measured by",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ippo_lightning.report.all_figures import ALL_FIGURES, draw_figures
+from ippo_lightning.report.all_figures import draw_figures, too_short
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
 from ippo_lightning.report.equal_compute import equal_compute
 from ippo_lightning.report.misleading import detection
@@ -101,7 +101,7 @@ def write_files(comparison: Comparison) -> Path:
     _write(folder / TABLE, _table_text(results))
     selection = selection_markdown(equal, detections, results)
     _write(folder / RESULTS_MARKDOWN, results_markdown(results) + selection + published_markdown(comparison, results))
-    skipped = [name for name in ALL_FIGURES if name not in figures]
+    skipped = [name for name in too_short(comparison) if name not in figures]
     path = folder / REPORT
     played = played_episodes(comparison)
     html = render_html(comparison, results, figures, skipped=skipped, played=played, equal=equal, detections=detections)

@@ -266,3 +266,17 @@ def _wrapper(name: str) -> Any:
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'?" if near else f"expected a class of {' or '.join(_WRAPPERS)}"
     raise UserError(f"environment.wrappers: '{name}' is unknown; {hint}")
+
+
+def reward_threshold(settings: EnvironmentSettings) -> float | None:
+    """Return the mean return at which gymnasium calls an environment solved; None if it has no such number.
+
+    Args:
+        settings: of an environment that was made. With options or wrappers, it may have other rewards than its id.
+    """
+    import gymnasium
+
+    spec = gymnasium.registry.get(settings.id)
+    if spec is None or spec.reward_threshold is None or settings.wrappers:
+        return None
+    return float(spec.reward_threshold)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +14,14 @@ from typing import Any
 import torch
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
+_OF_ENVIRONMENTS = {
+    "gymnasium": ("gymnasium",),
+    "minigrid": ("minigrid",),
+    "highway_env": ("highway-env",),
+    "Box2D": ("box2d", "box2d-py"),
+    "stable_baselines3": ("stable-baselines3",),
+}
+"""Module to the packages that contain it. Only a module that is imported counts: a run of texts uses none of them."""
 
 
 def environment() -> dict[str, str]:
@@ -34,7 +43,7 @@ def origin(command: str) -> dict[str, Any]:
         command: see `public_command`; empty for a run of a Python program.
     """
     versions = {"python": platform.python_version(), "ippo-lightning": _version("ippo-lightning")}
-    versions |= {name: _version(name) for name in _PACKAGES}
+    versions |= {name: _version(name) for name in (*_PACKAGES, *_environment_packages())}
     gpus = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     machine = [platform.machine(), f"{os.cpu_count()} cores", *(f"{count} x {name}" for name, count in gpus.items())]
     return {
@@ -42,6 +51,10 @@ def origin(command: str) -> dict[str, Any]:
         "versions": {name: version for name, version in versions.items() if version},
         "machine": ", ".join(machine),
     }
+
+
+def _environment_packages() -> list[str]:
+    return [name for module, names in _OF_ENVIRONMENTS.items() if module in sys.modules for name in names]
 
 
 def warn_of_environment(saved: Mapping[str, str] | None) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice, repeat
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -26,6 +28,7 @@ from ippo_lightning.run.items import Item
 from ippo_lightning.run.loaders import LoaderStream, loader_of
 from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.run.stable_text import plain_text
+from ippo_lightning.storage.run_folder import CONFIG
 from ippo_lightning.tasks import Grade, callable_name, label_text, row_prompt
 
 _OWN_WAYS = ("evaluate_batch", "validation_step", "test_step")
@@ -64,19 +67,29 @@ def prompts_of(loop: FabricLoop, split: EvaluationSplit) -> list[Prompt]:
     return [Prompt(text, example) for text, example in found]
 
 
-def text_module(module: object) -> TextModule:
+def text_module(module: object, *, run: Path | None = None) -> TextModule:
     """Return a module whose evaluation is a grade or a reward of each response.
+
+    Args:
+        module: of a run.
+        run: its folder, for the message.
 
     Raises:
         UserError: it is no `TextModule`, or evaluates in a way of its own.
     """
     name = type(module).__name__
     if not isinstance(module, TextModule):
-        raise UserError(f"model: {name} is no TextModule, and so samples no responses; use `ippo evaluate --config`")
+        raise UserError(f"model: {name} is no TextModule, and so samples no responses{_other_command(run)}")
     own = [way for way in _OWN_WAYS if getattr(type(module), way) is not getattr(TextModule, way)]
     if own:
-        raise UserError(f"model: {name} evaluates in its own way ({own[0]}); use `ippo evaluate --config`")
+        raise UserError(f"model: {name} evaluates in its own way ({own[0]}){_other_command(run)}")
     return module
+
+
+def _other_command(run: Path | None) -> str:
+    if run is None:
+        return ""
+    return f"; use `ippo evaluate --config {shlex.quote(str(run / CONFIG))} --checkpoint last`"
 
 
 def check_judge(module: TextModule) -> None:

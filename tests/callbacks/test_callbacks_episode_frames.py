@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Callback, Fabric, Trainer
+from lightning import Callback, Fabric, Trainer, seed_everything
 from PIL import Image
 from small_environments import register
 from training_parts import tiny_loop, tiny_module
 
 from ippo_lightning import ControlPPOModule, FabricLoop
-from ippo_lightning.callbacks import EpisodeFrames
+from ippo_lightning.callbacks import EpisodeFrames, EpisodeLog
 from ippo_lightning.callbacks.episode_frames import animated
 from ippo_lightning.data import ControlDataModule
 from ippo_lightning.engine import UpdateSettings
@@ -139,6 +140,35 @@ def test_lightnings_trainer_shows_the_end_too(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit(module_of("Painted-v0"), datamodule=ControlDataModule())
     assert written(tmp_path) == ["iteration_0000002.gif"]
+
+
+def content(path: Path) -> bytes:
+    """A kept buffer without the fingerprint of the run's settings, of which a Trainer knows fewer."""
+    buffer = io.BytesIO()
+    torch.save({**torch.load(path, weights_only=True), "fingerprint": ""}, buffer)
+    return buffer.getvalue()
+
+
+def test_lightnings_trainer_does_the_same_bits_with_pictures_and_kept_buffers(tmp_path: Path) -> None:
+    def both() -> list[Callback]:
+        return [EpisodeFrames(every_n_iterations=1), EpisodeLog(keep_buffers=True)]
+
+    trained = []
+    for name, callbacks in (("plain", []), ("kept", both())):
+        trained.append(module_of("Painted-v0"))
+        seed_everything(3, verbose=False)
+        Trainer(
+            accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False, default_root_dir=tmp_path / name, limit_val_batches=0, callbacks=callbacks,
+        ).fit(trained[-1], datamodule=ControlDataModule())  # fmt: skip
+    trained.append(run(tmp_path / "fabric", *both(), evaluate_every_n_iterations=0, evaluate_first=False))
+    first = trained[0].state_dict()
+    assert all(torch.equal(first[name], other.state_dict()[name]) for other in trained[1:] for name in first)
+    for iteration in range(3):
+        name = f"buffers/iteration_{iteration:07d}.pt"
+        assert content(tmp_path / "kept" / name) == content(tmp_path / "fabric" / name)
+        gif = f"episode_frames/iteration_{iteration + 1:07d}.gif"
+        assert (tmp_path / "kept" / gif).read_bytes() == (tmp_path / "fabric" / gif).read_bytes()
 
 
 def test_a_run_on_texts_is_refused_before_its_first_iteration(tmp_path: Path) -> None:

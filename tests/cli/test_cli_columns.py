@@ -168,3 +168,13 @@ def test_the_listing_keeps_the_most_runs_that_ever_shared_the_cores(tmp_path: Pa
         listing(settings, tmp_path)
         found.append(json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["jobs"])
     assert found == [1, 3, 3]
+
+
+def test_a_comparison_writes_no_keys_and_no_personal_paths(tmp_path: Path) -> None:
+    overrides = {"fabric.loggers": [{"init_args": {"api_key": "sk-1234"}}], "x.token": "abcd", "loop.max_iterations": 3}
+    given = MethodSettings(config=[str(tmp_path / "experiments/tasks/sums.yaml")], overrides=overrides)
+    listing(CompareSettings(methods={"mine": given}), tmp_path)
+    written = (tmp_path / "comparison.json").read_text(encoding="utf-8")
+    assert not [word for word in ("sk-1234", "abcd", str(tmp_path)) if word in written]
+    assert json.loads(written)["config"].count("<hidden>") == 2
+    assert '"loop.max_iterations": 3' in json.loads(written)["config"]

@@ -25,8 +25,9 @@ def test_every_packaged_experiment_is_listed_with_its_question(listed: list[list
     assert {(folder, name) for folder, name, _ in listed} == {(path.parent.name, path.stem) for path in FILES}
     for folder, name, question in listed:
         text = (packaged_root() / folder / f"{name}.yaml").read_text(encoding="utf-8")
-        assert question
-        assert text.startswith(f"# {question}\n")
+        assert question.endswith((".", "?"))
+        comment = " ".join(line.lstrip("# ") for line in text.splitlines()[:8])
+        assert comment.startswith(question)
 
 
 def test_every_folder_of_experiments_has_a_use() -> None:
@@ -59,6 +60,29 @@ def test_experiments_of_the_working_folder_hide_packaged_ones_and_hide_no_other(
     assert "tasks\tbroken\t\n" in output
     assert "\x1b" not in output
     assert output.count("gsm8k") == 1
+
+
+@pytest.mark.parametrize(
+    ("comment", "question"),
+    [
+        ("# Is it so? Yes,\n# it is.\n# ippo fit\n", "Is it so? Yes, it is."),
+        ("# Is it so?\n# More of it.\n", "Is it so?"),
+        ("# no full stop\n# ippo fit --task own\n", "no full stop"),
+        ("# no full stop\n#\n# Another part.\n", "no full stop"),
+        ("# no full stop\nloop: {}\n", "no full stop"),
+        ("# endless\n" * 9, " ".join(["endless"] * 8)),
+        ("", ""),
+    ],
+)
+def test_a_question_ends_where_its_sentence_ends(
+    comment: str, question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "experiments" / "tasks"
+    own.mkdir(parents=True)
+    (own / "own.yaml").write_text(comment, encoding="utf-8")
+    assert main(["experiments", "tasks"]) == 0
+    assert f"tasks\town\t{question}\n" in capsys.readouterr().out
 
 
 def test_a_terminal_gets_tables_of_80_columns(

@@ -67,6 +67,6 @@ def test_a_run_in_environments_names_commands_that_take_it(tmp_path: Path) -> No
     assert ending_lines(RunFolder(tmp_path), evaluates="episodes") == [
         f"Model: {tmp_path / 'model'}",
         "Next:",
-        f"  ippo evaluate --config {tmp_path / 'config.yaml'} --checkpoint last",
+        f"  ippo evaluate {tmp_path}",
         f"  ippo report {tmp_path}",
     ]

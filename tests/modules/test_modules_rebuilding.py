@@ -89,6 +89,22 @@ def test_a_subclass_gets_the_arguments_of_its_own_constructor(tmp_path: Path) ->
     assert Halved.load_from_checkpoint(path, half=0.4).entropy_coef == 0.2
 
 
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"rewrd": length_reward}, "rewrd: PPOModule has no such argument; did you mean reward?"),
+        ({"nothing": 1}, "nothing: PPOModule has no such argument; expected one of policy, "),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"hparams_file": "hparams.yaml"}], ids=["checkpoint", "hparams"])
+def test_an_argument_that_the_constructor_lacks_is_named(
+    given: dict[str, Any], line: str, more: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        PPOModule.load_from_checkpoint(tmp_path / "any.ckpt", **more, **given)
+    assert str(caught.value).startswith(line)
+
+
 def test_code_of_the_users_is_given_again_which_one_line_says(tmp_path: Path) -> None:
     path = trained(ppo(tiny_policy(), reward=length_reward), tmp_path)
     expected = (

@@ -138,7 +138,7 @@ def test_a_policy_needs_a_tokenizer_that_stops(
         make_policy()
 
 
-def refused(pretrained: str | Path, tokenizer: PreTrainedTokenizerFast) -> str:
+def refused(pretrained: str | Path, tokenizer: PreTrainedTokenizerFast | None) -> str:
     with pytest.raises(UserError, match=r"policy\.pretrained: ") as caught:
         CausalLMPolicy(pretrained=str(pretrained), tokenizer=tokenizer)
     assert "\n" not in str(caught.value)
@@ -147,7 +147,12 @@ def refused(pretrained: str | Path, tokenizer: PreTrainedTokenizerFast) -> str:
 
 def test_a_missing_or_empty_folder_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     assert "no folder" in refused(tmp_path / "missing", tokenizer)
-    assert "no config.json" in refused(tmp_path, tokenizer)
+    line = f"policy.pretrained: '{tmp_path}' is no model, because there is no config.json in it; "
+    assert refused(tmp_path, tokenizer).startswith(line)
+    assert refused(tmp_path, None).startswith(line)  # no tokenizer is at fault, which would be in the same folder
+    (tmp_path / "model" / "merged").mkdir(parents=True)
+    (tmp_path / "model" / "merged" / "config.json").touch()
+    assert refused(tmp_path, None) == f"{line}did you mean '{tmp_path}/model/merged'?"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,44 @@ def test_a_run_in_environments_is_not_judged_by_numbers_of_texts():
 
 def test_runs_that_recorded_nothing_have_no_health():
     assert health(comparison(sft=run([]))) == []
+
+
+FALLING = [{"update/entropy": value} for value in (2, 2, 1, 1, 0.1, 0.1)]
+ENTROPY = "Entropy, late against early"
+
+
+def entropy_row(values, *, metric="exact_match", threshold=None):
+    """The row of a run whose entropy falls to a twentieth, and whose evaluations had these values."""
+    evaluations = tuple({"iteration": i, "split": "validation", metric: value} for i, value in enumerate(values))
+    results = {"episode_return": values[-1], "reward_threshold": threshold} if metric == "episode_return" else {}
+    one = replace(run(FALLING), evaluations=evaluations, results=results)
+    return next(row for row in health(comparison(ppo=one)) if row.title == ENTROPY)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "word", "advice"),
+    [
+        ([0.1, 0.5, 0.97], {}, "good", ""),
+        ([0.2, 0.4, 0.6], {}, "watch", "The policy became sure while its results rose."),
+        ([0.2, 0.6, 0.4], {}, "bad", "The samples become alike: raise entropy_coef or the KL"),
+        ([0.5, 0.5, 0.5], {}, "bad", "The samples become alike"),
+        ([20, 200, 490], {"metric": "episode_return", "threshold": 475}, "good", ""),
+        ([20, 50, 90], {"metric": "episode_return", "threshold": 475}, "watch", "The policy became sure"),
+        ([20, 90, 40], {"metric": "episode_return", "threshold": 475}, "bad", "The actions become alike: raise"),
+        ([-500, -200, -90], {"metric": "episode_return", "threshold": -100}, "good", ""),
+        ([20, 90, 200], {"metric": "episode_return"}, "watch", "The policy became sure"),
+    ],
+)
+def test_a_low_entropy_is_judged_by_what_the_run_has_learnt(values, options, word, advice):
+    row = entropy_row([float(value) for value in values], **options)
+    assert row.worst == word
+    assert row.advice.startswith(advice)
+    assert bool(row.advice) == bool(advice)
+    assert ("KL" in row.advice) == (bool(advice) and not options)  # an environment has no reference
+
+
+def test_one_run_that_has_not_learnt_decides_for_its_method():
+    good = tuple({"iteration": i, "split": "validation", "exact_match": v} for i, v in enumerate((0.1, 0.5, 0.97)))
+    runs = (replace(run(FALLING), evaluations=good), run(FALLING))
+    rows = health(Comparison(Path(), {"m": Method("m", "M", runs)}))
+    assert next(row for row in rows if row.title == ENTROPY).worst == "bad"

@@ -19,12 +19,24 @@ def test_numbers_are_averaged_over_the_iterations_and_seeds_that_have_them(folde
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row, value in zip(rows, values, strict=False):
             row["influence/part_attention"] = value
+            row["influence/part_mlp"] = 0.25
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert model_parts(read_comparison(root), PARTS) == {"Attention": {"ippo": pytest.approx(0.5)}}
-    assert "<td>50.0</td>" in write_report(root).read_text()
+    assert model_parts(read_comparison(root), PARTS) == {
+        "Attention": {"ippo": pytest.approx(0.5)},
+        "MLP": {"ippo": pytest.approx(0.25)},
+    }
+    assert '<td data-name="I-PPO">50.0</td>' in write_report(root).read_text()
 
 
 def test_runs_that_recorded_nothing_show_nothing(folders) -> None:
     root = folders.comparison(seeds=1, methods=("ppo", "ippo"), iterations=2, episodes=4)
     assert model_parts(read_comparison(root), PARTS) == {}
     assert "Which part of the model" not in write_report(root).read_text()
+
+
+def test_a_part_that_is_the_whole_model_is_not_shown(folders) -> None:
+    root = folders.comparison(seeds=1, methods=("ppo", "ippo"), iterations=2, episodes=4)
+    path = root / "ippo" / "seed_1" / "history.jsonl"
+    rows = [{**json.loads(line), "influence/part_other": 1.0} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert model_parts(read_comparison(root), PARTS) == {}

@@ -264,3 +264,19 @@ def test_one_edge_of_the_histogram_is_zero(scores):
     assert 0.0 in edges
     assert 2 <= len(edges) <= 45
     assert (edges[1:] > edges[:-1]).all()
+
+
+def test_the_caption_of_the_results_names_only_what_is_drawn(folders):
+    from ippo_lightning.report.plots import results_legend
+
+    def of(root):
+        return results_legend(report.read_comparison(root))
+
+    single = folders.comparison(seeds=1, methods=("ppo",), iterations=2, episodes=2)
+    assert of(single) == "Dot: the result of one run."
+    three = type(folders)(single.parent / "three").comparison(seeds=3, methods=("ppo",), iterations=2, episodes=2)
+    assert of(three) == "Large dot: mean; small dots: seeds; bar: range of the seeds."
+    five = type(folders)(single.parent / "five").comparison(seeds=5, methods=("sft", "ppo"), iterations=2, episodes=2)
+    assert of(five) == (
+        "Large dot: mean; small dots: seeds; bar: 95 % interval over seeds; dotted: a method that was not trained here."
+    )
