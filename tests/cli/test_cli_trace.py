@@ -38,12 +38,12 @@ def traced(run: Path, capsys: Any, *words: str) -> tuple[dict[str, Any], str, li
 
 def test_a_behaviour_becomes_a_page(lake: Path, capsys: Any) -> None:
     numbers, page, lines = traced(lake, capsys, "--behaviour", "4:1")
-    assert Path(lines[-1]) == lake / "trace" / "trace.html"
+    assert Path(lines[-1]) == lake / "trace" / "4_1" / "trace.html"
     assert lines[0].startswith("Scores of one iteration take ")
-    assert (numbers["behaviour"], numbers["scores"]) == ("action 1 in observation 4", "round")
+    assert (numbers["behaviour"], numbers["scores"]) == ("action 1 in state 4", "round")
     assert [one["iteration"] for one in numbers["iterations"]] == list(range(ITERATIONS))
     assert all(one["records"] == STEPS for one in numbers["iterations"])
-    assert numbers["headline"].startswith("Action 1 in observation 4: from 0.2")
+    assert numbers["headline"].startswith("The probability of action 1 in state 4 rose from 0.2")
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     # the curves, and the map
@@ -63,7 +63,7 @@ def test_two_traces_are_equal(lake: Path, capsys: Any, tmp_path: Path) -> None:
             entry.pop("seconds")
     assert pages[0] == pages[1]
     assert [one["iteration"] for one in pages[0]["iterations"]] == [0, 2]
-    assert "Chosen, because none was given" in pages[0]["origin"]
+    assert "No behaviour was given, so this one was chosen" in pages[0]["origin"]
 
 
 @pytest.mark.parametrize(
