@@ -199,7 +199,7 @@ def _about_the_training(outcomes: Outcomes) -> list[str]:
     ]
     unmoved = [one for one in rounds if all(values == one.returns[BEFORE][0] for values in one.returns[ALL])]
     if unmoved:
-        where = "" if len(rounds) == 1 else f"In {len(unmoved)} of {len(rounds)} iterations, "
+        where = "" if len(rounds) == 1 else f"In {len(unmoved)} of {len(rounds)} iterations "
         sentence = (
             f"{where}training on all records changed the outcome of no test {outcomes.noun}: what one iteration does "
             f"is then too small for {counted(_tested(unmoved[0]), outcomes.noun)}."

@@ -104,8 +104,12 @@ def _marks(maps: Sequence[ArrowMap], *, word: str, frame_word: str) -> list[Line
             Line2D([], [], color=INK, marker="X", linestyle="none", markersize=7, label="most have the wrong sign")
         )
     if frame_word:
-        frame = {"marker": "s", "markerfacecolor": "none", "markersize": 10, "markeredgewidth": 1.6}
-        marks.append(Line2D([], [], color=INK, linestyle="none", label=frame_word, **frame))
+        marks.append(
+            Line2D(
+                [], [], color=INK, linestyle="none", marker="s", markerfacecolor="none", markersize=10,
+                markeredgewidth=1.6, label=frame_word,
+            )
+        )  # fmt: skip
     return marks
 
 

@@ -50,10 +50,10 @@ def run_analysis(name: str, given: Namespace, words: Sequence[str]) -> None:
     wanted = getattr(settings, "iteration", None)
     if name == "trace":
         settings.check_run(run_dir)
-    require_place(output_of(name, settings, run_dir))
     first = read_round(run_dir, kept_rounds(run_dir)[-1] if wanted is None else wanted)
     rounds = repeated_rounds(run_dir, first, words)
     try:
+        require_place(output_of(name, settings, run_dir))
         page = _ANALYSES[name](rounds, run_dir, settings)
     finally:
         rounds.module.close()

@@ -14,6 +14,8 @@ from hostile_texts import hostile_texts
 from rich.cells import cell_len
 from traced_runs import ITERATIONS, STEPS, lake_run, text_run
 
+from ippo_lightning.cli.analyses import output_of
+from ippo_lightning.cli.analysis_settings import TraceSettings
 from ippo_lightning.cli.main import main
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.iteration_files import buffer_path
@@ -109,3 +111,18 @@ def test_hostile_responses_are_shown_and_do_nothing(tmp_path: Path, capsys: Any)
     assert "<script" not in page
     assert not any(ord(character) < 32 for line in lines for character in line)
     assert page.count('<bdi class="foreign">') >= 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "chosen"),
+        ("14:2", "14_2"),
+        ("record:5:17", "record_5_17"),
+        ("../../a b.json", "a_b_json"),
+        ("x" * 300, "x" * 40),
+        ("//", "behaviour"),
+    ],
+)
+def test_each_behaviour_has_a_folder_of_its_own(given: str | None, expected: str, tmp_path: Path) -> None:
+    assert output_of("trace", TraceSettings(behaviour=given), tmp_path) == tmp_path / "trace" / expected
