@@ -33,14 +33,14 @@ def choose_behaviour(rounds: RepeatedRounds, first: KeptRound, last: KeptRound) 
     before, after = (_values(rounds, round_, candidates) for round_ in (first, last))
     best = int((after - before).argmax())
     among = (
-        f"{len(chosen)} that make up at least {FREQUENT:.0%} of its records each"
+        f"the {len(chosen)} kinds that make up at least {100 * FREQUENT:g} % of its records each"
         if are_frequent
-        else f"its {len(chosen)} {'first ' if len(chosen) < len(representatives) else ''}different records (none of "
-        "them occurs often)"
+        else f"its {'first ' if len(chosen) < len(representatives) else ''}{len(chosen)} different records, none of "
+        "which occurs often"
     )
     origin = (
-        f"Chosen, because none was given: row {int(chosen[best])} of iteration {last.iteration}, which became more "
-        f"probable since iteration {first.iteration} than any other of {among}."
+        f"No behaviour was given, so this one was chosen: it became more probable since iteration {first.iteration} "
+        f"than any other of the records of iteration {last.iteration} (row {int(chosen[best])}; compared were {among})."
     )
     return behaviour_of_record(candidates.select([best]), module=rounds.module, origin=origin)
 

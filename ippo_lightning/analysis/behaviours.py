@@ -225,7 +225,7 @@ def words_of(rows: Episodes, row: int) -> str:
     if seen.numel() > _MOST_NUMBERS:
         where = f"an observation of {'x'.join(map(str, seen.shape))} numbers"
     else:
-        where = f"observation {_listed(seen)}"
+        where = f"{'state' if seen.numel() == 1 else 'observation'} {_listed(seen)}"
     return f"action {_listed(rows.actions[row, 0])} in {where}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import numpy as np
 from ippo_lightning.analysis.diagnosed_round import DiagnosedRound, lengths_of
 from ippo_lightning.analysis.diagnosis_figures import draw_advantages, draw_both, draw_by_rank, draw_maps
 from ippo_lightning.analysis.diagnosis_words import captions, headline, lead, notes, rows_of_table, steps, verdict
-from ippo_lightning.analysis.pages import embedded, page_environment
+from ippo_lightning.analysis.pages import FROM_ZERO, Draw, PageFigure, nothing, page_environment, page_figures
 from ippo_lightning.records import ControlEpisodes, TextEpisodes
 from ippo_lightning.report.display import MISSING, counted, percent, plain
-from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.run_folder import FIGURES, RunFolder
@@ -112,33 +112,35 @@ def _record(diagnosed: DiagnosedRound, row: int) -> dict[str, Any]:
 _MOST_OBSERVED = 64
 
 
-def _figures(diagnosed: DiagnosedRound, folder: Path) -> dict[str, Figure]:
+def _figures(diagnosed: DiagnosedRound, folder: Path) -> dict[str, PageFigure]:
     found = diagnosed.found
-    paths = {name: folder / f"{name}.png" for name in captions(diagnosed)}
-    for path in paths.values():  # of an earlier diagnosis
-        path.unlink(missing_ok=True)
-    words: dict[str, str] = {}
+    drawings: dict[str, Draw] = {"both": partial(draw_both, found)}
     if diagnosed.grid is not None:
         ends = [
             (f"{len(rows)} {name} scores", diagnosed.arrows(rows))
             for name, rows in (("lowest", found.lowest), ("highest", found.highest))
         ]
-        words["maps"] = draw_maps(diagnosed.grid, ends, paths["maps"])
-    words["both"] = draw_both(found, paths["both"])
-    if diagnosed.grid is None:
-        words["advantages"] = draw_advantages(found, paths["advantages"])
+        drawings = {"maps": partial(draw_maps, diagnosed.grid, ends), **drawings}
+    else:
+        drawings["advantages"] = partial(draw_advantages, found)
     by_rank = {
         "difference": (found.difference_by_rank, "How far the advantages differ, by rank", "|Monte Carlo - estimate|"),
         "product": (found.product_by_rank, "Do the advantages agree, by rank", "Monte Carlo times estimate"),
     }
     for name, (bins, title, axis) in by_rank.items():
         if bins:
-            words[name] = draw_by_rank(bins, paths[name], title=title, name=axis, ends=len(found.lowest))
-    return {name: embedded(name, captions(diagnosed)[name], words[name], paths[name]) for name in words}
+            drawings[name] = partial(draw_by_rank, bins, title=title, name=axis, ends=len(found.lowest))
+    # those without data, too: an earlier page may have left them
+    return page_figures(
+        folder, [(name, caption, drawings.get(name, nothing)) for name, caption in captions(diagnosed).items()]
+    )
 
 
-def _rendered(diagnosed: DiagnosedRound, figures: Mapping[str, Figure], *, run: str, command: str, seed: int) -> str:
+def _rendered(
+    diagnosed: DiagnosedRound, figures: Mapping[str, PageFigure], *, run: str, command: str, seed: int
+) -> str:
     found = diagnosed.found
+    count = counted(len(found.records), diagnosed.noun)
     return (
         page_environment()
         .get_template("diagnosis.html.j2")
@@ -146,7 +148,7 @@ def _rendered(diagnosed: DiagnosedRound, figures: Mapping[str, Figure], *, run: 
             headline=headline(diagnosed),
             lead=lead(diagnosed),
             notes=notes(diagnosed),
-            scope=f"{run} · iteration {diagnosed.iteration} · {counted(len(found.records), diagnosed.noun)}",
+            scope=f"{run} · iteration {diagnosed.iteration} ({FROM_ZERO}) · {count}",
             noun=diagnosed.noun,
             figures=figures,
             table=rows_of_table(diagnosed),

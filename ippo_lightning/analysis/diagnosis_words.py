@@ -6,6 +6,7 @@ import numpy as np
 
 from ippo_lightning.analysis.diagnosed_round import DiagnosedRound, lengths_of
 from ippo_lightning.analysis.diagnosis import ENOUGH, Control, Summary
+from ippo_lightning.analysis.pages import FROM_ZERO
 from ippo_lightning.records import TextEpisodes
 from ippo_lightning.report.display import counted, percent, plain
 
@@ -73,7 +74,8 @@ def lead(diagnosed: DiagnosedRound) -> list[str]:
     if highest.wrong_fraction is not None and highest.judged >= ENOUGH:
         sentences.append(
             f"Of the {counted(highest.judged, noun)} with the highest scores that can be judged, "
-            f"{_percent(highest.wrong_fraction)} have the wrong sign."
+            f"{_percent(highest.wrong_fraction)} have the wrong sign; of as many random {noun}s, "
+            f"{_percent(control['wrong_fraction'].mean)} {_range(control['wrong_fraction'])}."
         )
     if found.is_judged:
         size, difference = control["mean_size"], control["mean_difference"]
@@ -89,8 +91,8 @@ def notes(diagnosed: DiagnosedRound) -> list[str]:
     """Return what limits the finding."""
     found, noun = diagnosed.found, diagnosed.noun
     sentences = [
-        f"This is iteration {diagnosed.iteration} of one run. Neighbouring {noun}s share rewards, so that the control "
-        f"describes the choice of {noun}s in this buffer and not another run."
+        f"This is iteration {diagnosed.iteration} ({FROM_ZERO}) of one run. Neighbouring {noun}s share rewards, "
+        f"so that the control describes the choice of {noun}s in this buffer and not another run."
     ]
     if diagnosed.num_unfinished:
         sentences.append(
@@ -156,11 +158,17 @@ def _correlation(diagnosed: DiagnosedRound) -> list[str]:
         few = counted(found.clusters, unit)
         return [f"Score and product of both advantages: Spearman {_signed(found.value)}, of {few} without an interval."]
     low, high = found.interval
+    is_weak = abs(found.value) < _WEAKEST
     which = "rises with" if low > 0 else "falls with" if high < 0 else "shows no relation to"
+    which = "is nearly unrelated to" if is_weak and not low <= 0 <= high else which
     return [
         f"Over all {len(diagnosed.found.records):,} {diagnosed.noun}s, the score {which} the product of both "
         f"advantages: Spearman {_signed(found.value)} ({_signed(low)} to {_signed(high)})."
     ]
+
+
+_WEAKEST = 0.1
+"""Of a correlation, below which a direction of thousands of records is certain, and of no use."""
 
 
 def _own_words(diagnosed: DiagnosedRound) -> list[str]:
@@ -223,7 +231,7 @@ def captions(diagnosed: DiagnosedRound) -> dict[str, str]:
     """Return what to see in each figure, by its name."""
     noun, count = diagnosed.noun, len(diagnosed.found.lowest)
     return {
-        "maps": f"An arrow is an action in a field; its number and thickness count the {noun}s. Green: the estimate "
+        "maps": f"An arrow is an action in a field; its number and size count the {noun}s. Green: the estimate "
         "calls the action better than usual, purple: worse. A cross marks arrows that Monte Carlo judges the other "
         "way. Moves into a wall count, too.",
         "advantages": f"Fractions of the {noun}s by their estimated advantage. The outermost bars include everything "

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from ippo_lightning.analysis.intervention_figures import draw_boxes, draw_by_iteration, draw_trainings
-from ippo_lightning.analysis.intervention_summary import Outcomes, as_json, comparisons, headline, in_digits_of, lead
-from ippo_lightning.analysis.pages import embedded, page_environment
+from ippo_lightning.analysis.intervention_figures import draw_boxes, draw_by_iteration, draw_trainings, has_box
+from ippo_lightning.analysis.intervention_summary import (
+    Outcomes,
+    as_json,
+    changed_nothing,
+    comparisons,
+    headline,
+    in_digits_of,
+    lead,
+)
+from ippo_lightning.analysis.pages import Draw, PageFigure, nothing, page_environment, page_figures
 from ippo_lightning.analysis.training_differences import Estimate
 from ippo_lightning.report.display import counted, whole
-from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.run_folder import FIGURES, RunFolder
 
 PAGE, NUMBERS = "intervention.html", "intervention.json"
-_DRAWN: dict[str, tuple[Callable[[Outcomes, Path], str | None], str]] = {
-    "trainings": (
-        draw_trainings,
-        "Mean of each training (dot) and of each way to train (diamond); dotted: before the iteration. The dots of one "
-        "way differ by the order of the minibatches alone, and those of the random drop also by what was dropped.",
-    ),
-    "boxes": (
-        draw_boxes,
-        "One dot per iteration; box: quartiles and median; diamond and bar above it: the mean and its 95 % interval "
-        "over iterations. If the scores matter, the difference to the random drop lies right of zero.",
-    ),
-    "by_iteration": (
-        draw_by_iteration,
-        "Mean over the runs at each iteration, with the 95 % interval over trainings and test episodes. An early "
-        "iteration may matter more than a late one.",
-    ),
-}
-"""By name: how the figure is drawn, and its caption."""
 
 
 def write_intervention(outcomes: Outcomes, folder: Path) -> Path:
@@ -40,28 +29,47 @@ def write_intervention(outcomes: Outcomes, folder: Path) -> Path:
 
     Args:
         outcomes: of at least one iteration.
-        folder: it exists; the files of an earlier page are replaced.
+        folder: of the page; the files of an earlier page are replaced.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     RunFolder(folder).write(NUMBERS, as_json(outcomes))
     figures = _figures(outcomes, folder / FIGURES)
     write_text_whole(folder / PAGE, _html(outcomes, figures))
     return folder / PAGE
 
 
-def _figures(outcomes: Outcomes, folder: Path) -> list[Figure]:
-    folder.mkdir(exist_ok=True)
-    figures = []
-    for name, (draw, caption) in _DRAWN.items():
-        path = folder / f"{name}.png"
-        alternative = draw(outcomes, path)
-        if alternative is None:
-            path.unlink(missing_ok=True)  # left by an earlier page
-            continue
-        figures.append(embedded(name, caption, alternative, path))
-    return figures
+def _figures(outcomes: Outcomes, folder: Path) -> list[PageFigure]:
+    boxes = any(has_box(found.means) for found in comparisons(outcomes).values())
+    box = "box: quartiles and median; " if boxes else ""
+    drawings: list[tuple[str, str, Draw]] = [
+        (
+            "trainings",
+            "Top: the mean of each training (dots) and of each way to train (diamond above them); dotted: before the "
+            "iteration. The dots of one way differ by the order of the minibatches, and those of the random drop also "
+            "by what was dropped. Bottom: differences of the ways with their 95 % intervals over trainings and "
+            f"{outcomes.noun}s; without a bar nothing varied.",
+            partial(draw_trainings, outcomes),
+        ),
+        (
+            "boxes",
+            f"One dot per iteration, equal ones below each other; {box}diamond and bar above: the mean and its 95 % "
+            "interval over iterations, if there are enough. If the scores matter, the difference to the random drop "
+            "lies right of zero.",
+            partial(draw_boxes, outcomes),
+        ),
+        (
+            "by_iteration",
+            "Mean over the runs at each iteration, with the 95 % interval over trainings and test "
+            f"{outcomes.noun}s. An early iteration may matter more than a late one.",
+            partial(draw_by_iteration, outcomes),
+        ),
+    ]
+    if changed_nothing(outcomes):  # there is nothing to see
+        drawings = [(name, caption, nothing) for name, caption, _ in drawings]
+    return list(page_figures(folder, drawings).values())
 
 
-def _html(outcomes: Outcomes, figures: list[Figure]) -> str:
+def _html(outcomes: Outcomes, figures: list[PageFigure]) -> str:
     environment = page_environment()
     environment.filters.update(whole=whole, digits_of=_digits_of)
     compared = list(comparisons(outcomes).values())

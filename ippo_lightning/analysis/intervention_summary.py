@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ippo_lightning.analysis.intervention import ALL, BEFORE, COMPARED, Intervened
+from ippo_lightning.analysis.pages import FROM_ZERO
 from ippo_lightning.analysis.training_differences import FEWEST_ROUNDS, Estimate, mean_of_rounds
 from ippo_lightning.report.display import counted, signed
 from ippo_lightning.report.summary import FEW_SEEDS
@@ -106,10 +107,13 @@ def headline(outcomes: Outcomes) -> str:
     found = comparisons(outcomes)
     if not found:
         return "Nothing to compare: no iteration could be trained again without its negative records"
+    if changed_nothing(outcomes):
+        return _nothing_words(outcomes)
     without, random, control = (found[name] for name in ("without_negatives", "random_drop", "negatives_or_random"))
     if len(without.rounds) == 1:
         (_, one), *_ = outcomes.compared
-        what = f"Dropping the {counted(one.negatives, 'record')} with negative scores of iteration {one.iteration}"
+        where = f"iteration {one.iteration} ({FROM_ZERO})"
+        what = f"Dropping the {counted(one.negatives, 'record')} with negative scores of {where}"
         effect = _effect(without.estimate, outcomes.unit)
         return f"{what} {effect}; dropping as many at random: {shown(random.estimate)}"
     better, worse, _ = control.signs
@@ -121,11 +125,51 @@ def headline(outcomes: Outcomes) -> str:
     )
 
 
+def changed_nothing(outcomes: Outcomes) -> bool:
+    """Return whether every training of every iteration left each number of the test as it was before.
+
+    Args:
+        outcomes: of at least one run.
+    """
+    rounds = [one for _, one in outcomes.compared]
+    return bool(rounds) and all(map(_is_unmoved, rounds))
+
+
+def _is_unmoved(one: Intervened) -> bool:
+    (before,) = one.returns[BEFORE]
+    return all(values == before for trainings in one.returns.values() for values in trainings)
+
+
+def _nothing_words(outcomes: Outcomes) -> str:
+    rounds = [one for _, one in outcomes.compared]
+    tested = f"the {outcomes.unit} of each of the {counted(_tested(rounds[0]), outcomes.noun)} stayed the same"
+    if len(rounds) > 1:
+        return (
+            f"None of the {len(rounds)} iterations changed anything in its test: with all records, without the "
+            f"negative ones and after a random drop, {tested}"
+        )
+    (one,) = rounds
+    return (
+        f"Iteration {one.iteration} ({FROM_ZERO}) changed nothing in the test: with all records, without the "
+        f"{counted(one.negatives, 'negative one')} and after a random drop, {tested}"
+    )
+
+
+def _tested(one: Intervened) -> int:
+    return len(one.returns[BEFORE][0])
+
+
 def lead(outcomes: Outcomes) -> list[str]:
     """Return the sentences below the headline."""
     found = comparisons(outcomes)
     sentences = []
-    if found:
+    if changed_nothing(outcomes):
+        sentences.append(
+            "So there is nothing to compare, and the scores are neither right nor wrong here. Choose iterations in "
+            f"which the curve of the report rises, or more {outcomes.noun}s."
+        )
+        sentences += _about_runs(outcomes)
+    elif found:
         control = found["negatives_or_random"]
         sentences.append(f"{_verdict(control)}.")
         if 1 < len(control.rounds) < FEWEST_ROUNDS:
@@ -155,11 +199,12 @@ def _about_the_training(outcomes: Outcomes) -> list[str]:
     ]
     unmoved = [one for one in rounds if all(values == one.returns[BEFORE][0] for values in one.returns[ALL])]
     if unmoved:
-        count = len(unmoved[0].returns[BEFORE][0])
-        sentences.append(
-            f"In {len(unmoved)} of {counted(len(rounds), 'iteration')} training on all records changed the outcome of "
-            f"no test {outcomes.noun}: what one iteration does is then too small for {counted(count, outcomes.noun)}."
+        where = "" if len(rounds) == 1 else f"In {len(unmoved)} of {len(rounds)} iterations "
+        sentence = (
+            f"{where}training on all records changed the outcome of no test {outcomes.noun}: what one iteration does "
+            f"is then too small for {counted(_tested(unmoved[0]), outcomes.noun)}."
         )
+        sentences.append(sentence[:1].upper() + sentence[1:])
     return sentences
 
 
@@ -212,7 +257,7 @@ def is_finding(estimate: Estimate) -> bool:
 def _effect(estimate: Estimate, unit: str) -> str:
     """Return what a way to train does to the test, as the end of a sentence."""
     if estimate.interval is None:
-        return f"changed the {unit} by {shown(estimate)}"
+        return f"changed the {unit} by {shown(estimate)}" if estimate.mean else f"did not change the {unit}"
     if not is_finding(estimate):
         return f"shows no clear change of the {unit}: {shown(estimate)}"
     return f"{'raises' if estimate.mean > 0 else 'lowers'} the {unit}: {shown(estimate)}"
@@ -260,8 +305,11 @@ def as_json(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def summary_lines(outcomes: Outcomes) -> list[str]:
-    """Return the summary for a terminal: the headline, and a line per comparison."""
-    lines = [f"{headline(outcomes)}.", ""]
+    """Return the summary for a terminal: the headline, and a line per comparison unless nothing changed."""
+    lines = [f"{headline(outcomes)}."]
+    if changed_nothing(outcomes):
+        return [*lines, *lead(outcomes)[:1]]
+    lines.append("")
     for found in comparisons(outcomes).values():
         better, worse, equal = found.signs
         signs = f", better {better}, worse {worse}, equal {equal}" if len(found.rounds) > 1 else ""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -11,6 +14,24 @@ from ippo_lightning import report
 from ippo_lightning.report.display import percent, plain, unbroken
 from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.untrusted_text import visible_text
+
+FROM_ZERO = "counted from 0"
+"""Stands beside each number of an iteration that a reader may type; the report counts iterations that are done."""
+
+
+@dataclass(frozen=True)
+class PageFigure(Figure):
+    """A figure that has another shape on a phone, where the letters of the usual one would be too small."""
+
+    narrow_uri: str
+    """The PNG for a phone."""
+
+
+class Draw(Protocol):
+    """Writes a figure as PNG and returns it in words, for readers who do not see it; None if there is nothing."""
+
+    def __call__(self, path: Path, *, narrow: bool) -> str | None:
+        """Draw into `path`, for a phone if `narrow`."""
 
 
 def page_environment() -> Environment:
@@ -27,14 +48,29 @@ def page_environment() -> Environment:
     return environment
 
 
-def embedded(name: str, caption: str, alternative: str, path: Path) -> Figure:
-    """Return a figure with its picture inside.
+def page_figures(folder: Path, drawings: Sequence[tuple[str, str, Draw]]) -> dict[str, PageFigure]:
+    """Draw figures, and return those that there are data for, by name.
 
     Args:
-        name: of the figure.
-        caption: what to see in it.
-        alternative: for readers who do not see it.
-        path: of the PNG file.
+        folder: of the PNG files; those of an earlier page are replaced or removed.
+        drawings: name, caption, and how the figure is drawn.
     """
-    encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-    return Figure(name, caption, alternative, f"data:image/png;base64,{encoded}")
+    folder.mkdir(exist_ok=True)
+    found = {}
+    for name, caption, draw in drawings:
+        wide, narrow = folder / f"{name}.png", folder / f"{name}_narrow.png"
+        for path in (wide, narrow):
+            path.unlink(missing_ok=True)
+        words = draw(wide, narrow=False)
+        if words is not None:
+            draw(narrow, narrow=True)
+            found[name] = PageFigure(name, caption, words, _data_uri(wide), _data_uri(narrow))
+    return found
+
+
+def nothing(path: Path, *, narrow: bool) -> None:
+    """Draw nothing: there are no data."""
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

@@ -48,7 +48,7 @@ def read_round(folder: Path, iteration: int) -> KeptRound:
     """
     there = kept_rounds(folder)
     if iteration not in there:
-        raise UserError(f"iteration: {iteration} was not kept; {folder} has {_listed(there)}")
+        raise UserError(f"iteration: {iteration} was not kept; {folder} has {_listed(there)}, counted from 0")
     first = _read(folder, iteration, rank=0)
     others = [_read(folder, iteration, rank=rank) for rank in range(1, first.num_ranks)]
     return _joined(first, others) if others else first

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ippo_lightning.analysis.behaviours import words_of
 from ippo_lightning.analysis.grid_map import GridMap
-from ippo_lightning.analysis.pages import embedded, page_environment
+from ippo_lightning.analysis.pages import FROM_ZERO, Draw, PageFigure, nothing, page_environment, page_figures
 from ippo_lightning.analysis.trace_figures import draw_clouds, draw_curves, draw_maps
 from ippo_lightning.analysis.trace_words import captions, headline, lead, steps
 from ippo_lightning.analysis.traced_rounds import Trace, TracedRound, shown_rounds
 from ippo_lightning.records import ControlEpisodes, TextEpisodes
 from ippo_lightning.report.display import counted
-from ippo_lightning.report.rendering import Figure
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.run_folder import FIGURES, RunFolder
@@ -109,21 +109,19 @@ def _record(one: TracedRound, place: int) -> dict[str, Any]:
     return entry | {"record": words_of(records, place)}
 
 
-def _figures(trace: Trace, folder: Path, grid: GridMap | None) -> dict[str, Figure]:
-    titles = captions(trace, top=trace.options.top)
-    paths = {name: folder / f"{name}.png" for name in titles}
-    for path in paths.values():  # of an earlier trace
-        path.unlink(missing_ok=True)
-    words = {"curves": draw_curves(trace, paths["curves"])}
+def _figures(trace: Trace, folder: Path, grid: GridMap | None) -> dict[str, PageFigure]:
+    drawings: dict[str, Draw] = {"curves": partial(draw_curves, trace)}
     shown = shown_rounds(trace, _SHOWN_ROUNDS)
     if shown and grid is not None and isinstance(trace.behaviour.record, ControlEpisodes):
-        words["maps"] = draw_maps(grid, shown, trace.behaviour.record, paths["maps"])
+        drawings["maps"] = partial(draw_maps, grid, shown, trace.behaviour.record)
     elif shown:
-        words["clouds"] = draw_clouds(shown, paths["clouds"])
-    return {name: embedded(name, titles[name], words[name], paths[name]) for name in words}
+        drawings["clouds"] = partial(draw_clouds, shown)
+    titles = captions(trace, top=trace.options.top)
+    # those without data, too: an earlier page may have left them
+    return page_figures(folder, [(name, caption, drawings.get(name, nothing)) for name, caption in titles.items()])
 
 
-def _rendered(trace: Trace, figures: dict[str, Figure], *, run: str, command: str) -> str:
+def _rendered(trace: Trace, figures: dict[str, PageFigure], *, run: str, command: str) -> str:
     numbers = numbers_of(trace, run=run, command=command)
     shown = {one.iteration for one in shown_rounds(trace, _SHOWN_ROUNDS)}
     every = -(-len(trace.rounds) // _SHOWN_ROWS)
@@ -133,7 +131,7 @@ def _rendered(trace: Trace, figures: dict[str, Figure], *, run: str, command: st
         .render(
             headline=headline(trace),
             lead=lead(trace),
-            scope=f"{run} · {counted(len(trace.rounds), 'iteration')}",
+            scope=f"{run} · {_span(trace)}",
             figures=figures,
             measure=trace.behaviour.measure,
             rows=numbers["iterations"][::every],
@@ -148,3 +146,9 @@ def _rendered(trace: Trace, figures: dict[str, Figure], *, run: str, command: st
             command=command,
         )
     )
+
+
+def _span(trace: Trace) -> str:
+    first, *_, last = [one.iteration for one in (trace.rounds[0], *trace.rounds)]
+    which = f"{first} to {last}" if last > first else f"{first}"
+    return f"{counted(len(trace.rounds), 'iteration')}: {which} ({FROM_ZERO})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from ippo_lightning.analysis.pages import FROM_ZERO
 from ippo_lightning.analysis.phases import END, FEWEST_ITERATIONS, FEWEST_RISE, LEVEL, PHASES, START
 from ippo_lightning.analysis.roughness import FEWEST_ROWS, MOST_ROWS, PERMUTATIONS
 from ippo_lightning.analysis.row_passes import EMBEDDINGS
@@ -22,18 +23,16 @@ def headline(trace: Trace) -> str:
         trace: of a behaviour.
     """
     first, last = trace.values[0], trace.values[-1]
-    measure = "" if trace.behaviour.measure == "probability" else f" ({trace.behaviour.measure})"
-    moved = f"{_capital(trace.behaviour.words)}: from {plain(first)} to {plain(last)}{measure}"
+    verb = "rose" if last > first else "fell" if last < first else "stayed"
+    moved = f"The {trace.behaviour.measure} of {trace.behaviour.words} {verb} from {plain(first)} to {plain(last)}"
+    if verb == "stayed":
+        moved = f"The {trace.behaviour.measure} of {trace.behaviour.words} stayed at {plain(first)}"
     if not trace.phases.rises:
-        return f"{moved}; too small a rise to look for phases"
+        return f"{moved}; that is too small a rise to look for phases"
     if len(trace.rounds) < _FEW:
-        return f"{moved}; too few iterations to see phases"
+        return f"{moved}; these are too few iterations to see phases"
     verb = "shows" if trace.phases.are_seen else "does not show"
     return f"{moved}; the roughness of the scores {verb} three phases"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def lead(trace: Trace) -> list[str]:
@@ -50,7 +49,7 @@ def _of_phases(trace: Trace) -> list[str]:
     if not phases.rises:
         unit = " nats" if trace.behaviour.measure == "log density" else ""
         return [
-            f"Between the first and the last traced iteration it rose by less than {FEWEST_RISE}{unit}, "
+            f"It did not rise by {FEWEST_RISE}{unit} or more between the first and the last traced iteration, "
             "so the iterations are not divided."
         ]
     spans = []
@@ -87,8 +86,8 @@ def _of_roughness(trace: Trace) -> list[str]:
     rougher = sum(one.value > one.high for one in found)
     return [
         f"In {smoother} of {counted(len(found), 'iteration')} the scores of neighbours are more alike than shuffled "
-        f"ones (below the 95 % interval of chance), in {rougher} less alike; chance alone gives about "
-        f"{0.025 * len(found):.1f} each."
+        f"ones, and in {rougher} less alike. Chance alone gives about {0.025 * len(found):.2g} of each, because its "
+        "interval contains 95 % of the shuffled ones."
     ]
 
 
@@ -140,15 +139,16 @@ def captions(trace: Trace, *, top: int) -> dict[str, str]:
             f"records that the final network takes for alike also have like scores.{parts}"
         ),
         "maps": (
-            f"The {top} records with the highest scores, by field and action; the stronger the arrow, the larger the "
-            "sum of their scores in that iteration. Blue: the advantage is above 0, and the record pulls towards its "
-            "action. Orange: it is below 0, and the record pushes away from its action, which makes others more "
-            "probable. The frame is around the field of the behaviour; H is a hole."
+            f"The {top} records with the highest scores, by field and action. The number at an arrow, and its size, is "
+            "the percentage of their summed scores in that iteration. Green: the advantage is above 0, and the record "
+            "pulls towards its action. Purple: it is below 0, and the record pushes away from its action, which makes "
+            "others more probable. The frame is around the field of the behaviour."
         ),
         "clouds": (
             f"The positive records of each iteration by {EMBEDDINGS['control' if trace.is_control else 'text']} at the "
-            "end of the run, on its first two principal axes; the stronger the colour, the higher the score in "
-            "that iteration."
+            "end of the run, on its first two principal axes: points that lie together are alike for the final "
+            "network. The darker and larger the point (in the dark mode: the brighter), the higher the score in its "
+            "iteration."
         ),
     }
 
@@ -171,7 +171,7 @@ def steps(trace: Trace) -> dict[str, str]:
         "Target": f"log pi of the behaviour{temperature}; a record with a positive score made it more probable.",
         "Scores": f"Gradient of the record's policy loss times gradient of the target, {sums[options.scores]}.",
         "Iterations": f"{counted(len(options.iterations), 'kept iteration')}, {options.iterations[0]} to "
-        f"{options.iterations[-1]}; each was scored from its own beginning.",
+        f"{options.iterations[-1]}, {FROM_ZERO}; each was scored from its own beginning.",
         "Roughness": "sum w (I - I')^2 / sum w over each positive record and its "
         f"{options.neighbours} nearest neighbours among them; I is the score over the largest one; w = "
         "exp(-d^2 / s^2), d the distance of the embeddings, s its median. Embedding: "

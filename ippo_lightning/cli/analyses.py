@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ippo_lightning.analysis import RepeatedRounds, kept_rounds, read_round
+from ippo_lightning.analysis.page_links import link_pages
 from ippo_lightning.cli.analysis_settings import SETTINGS
 from ippo_lightning.cli.building import build_loop
 from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
+from ippo_lightning.errors import UserError
 from ippo_lightning.records.kept_rounds import KeptRound
 from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.public_command import public_command
@@ -49,10 +53,59 @@ def run_analysis(name: str, given: Namespace, words: Sequence[str]) -> None:
     first = read_round(run_dir, kept_rounds(run_dir)[-1] if wanted is None else wanted)
     rounds = repeated_rounds(run_dir, first, words)
     try:
+        require_place(output_of(name, settings, run_dir))
         page = _ANALYSES[name](rounds, run_dir, settings)
     finally:
         rounds.module.close()
+    link_pages(run_dir)
     print(visible_text(str(page)))
+
+
+def output_of(name: str, settings: Any, run_dir: Path) -> Path:
+    """Return the folder of a page: one for each iteration, or each behaviour.
+
+    Args:
+        name: of the command, `diagnose` or `trace`.
+        settings: of the command.
+        run_dir: folder of a run that kept its buffers.
+    """
+    if settings.output:
+        return Path(settings.output)
+    if name == "trace":
+        return run_dir / TRACE / _name_of_behaviour(settings.behaviour)
+    iteration = kept_rounds(run_dir)[-1] if settings.iteration is None else settings.iteration
+    return run_dir / DIAGNOSIS / f"iteration_{iteration:07d}"
+
+
+def _name_of_behaviour(given: str | None) -> str:
+    """Return a name of a folder: `14_2`, `record_5_17`, that of a file, or `chosen`."""
+    if given is None:
+        return "chosen"
+    words = Path(given).stem if Path(given).is_file() else given
+    return re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")[:_LONGEST_NAME] or "behaviour"
+
+
+_LONGEST_NAME = 40
+
+
+def require_place(output: Path) -> None:
+    """Refuse a folder that no page can be written into, before hours of work.
+
+    Args:
+        output: it may be missing; then it is made.
+
+    Raises:
+        UserError: it is the folder of a run or a part of one, or cannot be written into.
+    """
+    refuse_run_folder("output", output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output: {output} cannot be written into ({error.strerror}); name another folder with --output"
+        ) from error
 
 
 def repeated_rounds(run_dir: Path, first: KeptRound, words: Sequence[str]) -> RepeatedRounds:
@@ -74,8 +127,7 @@ def _diagnose(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
     from ippo_lightning.analysis.diagnosis_words import terminal_lines
 
     iteration = kept_rounds(run_dir)[-1] if settings.iteration is None else settings.iteration
-    output = Path(settings.output) if settings.output else run_dir / DIAGNOSIS / f"iteration_{iteration:07d}"
-    refuse_run_folder("output", output)
+    output = output_of("diagnose", settings, run_dir)
     diagnosed = diagnose_round(
         rounds,
         read_round(run_dir, iteration),
@@ -100,8 +152,7 @@ def _trace(rounds: RepeatedRounds, run_dir: Path, settings: Any) -> Path:
     from ippo_lightning.analysis.trace_words import terminal_lines
     from ippo_lightning.analysis.traced_rounds import TraceOptions, chosen_iterations, trace_behaviour
 
-    output = Path(settings.output) if settings.output else run_dir / TRACE
-    refuse_run_folder("output", output)
+    output = output_of("trace", settings, run_dir)
     environments = getattr(rounds.module, "rollouts", None)
     options = TraceOptions(
         iterations=chosen_iterations(run_dir, first=settings.first, last=settings.last, every=settings.every),

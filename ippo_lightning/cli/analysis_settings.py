@@ -19,7 +19,8 @@ class DiagnoseSettings:
     """What `ippo diagnose` shows.
 
     Args:
-        iteration: counted from 0; null for the latest that was kept.
+        iteration: counted from 0 as in the names of the buffers, so that the report's iteration 1 is 0; null for the
+            latest that was kept.
         records: how many with the lowest scores, and as many with the highest; null for 100 in environments and 20
             responses, and fewer of a small buffer.
         target: what scores are about: `run` for those that the run's own filter made, `return` for the return of the
@@ -56,17 +57,17 @@ class TraceSettings:
 
     Args:
         behaviour: `OBSERVATION:ACTION` where both are numbers from a list, as in `14:2`; `record:ITERATION:ROW` for a
-            kept row, as in `record:5:17`; or a JSON file with `observation` and `action`, or with `prompt` and
-            `response`. Null for the record whose probability rose most.
-        first: the first iteration, counted from 0; null for the first that was kept.
-        last: the last iteration; null for the last that was kept.
+            kept row, as in `record:5:17`, both counted from 0; or a JSON file with `observation` and
+            `action`, or with `prompt` and `response`. Null for the record whose probability rose most.
+        first: the first iteration, counted from 0 (the report counts from 1); null for the first that was kept.
+        last: the last iteration, counted from 0; null for the last that was kept.
         every: trace each so many-th kept iteration.
         scores: `round` sums over the optimizer steps of each iteration; `start` takes the parameters before them, which
             costs one pass. Null for `round` in environments and `start` for language models.
         neighbours: of a record in the roughness, 20 to 100.
         top: records with the highest scores that are listed and drawn.
         seed: of the permutations that the roughness is compared with.
-        output: folder of the page; by default `trace` in that of the run.
+        output: folder of the page; by default one in `trace` of the run, with the name of the behaviour.
 
     Raises:
         UserError: a number out of its range, or a behaviour that cannot be read.
@@ -120,7 +121,8 @@ class InterveneSettings:
     """What `ippo intervene` compares.
 
     Args:
-        iteration: counted from 0; null for all that were kept.
+        iteration: counted from 0 as in the names of the buffers, so that the report's iteration 1 is 0; null for all
+            that were kept.
         every: of all kept iterations, take every n-th, from the first one.
         repeats: orders of minibatches in which each way is trained, at least 2; the first one is that of the run.
         draws: random sets of records that are dropped as a control, at least 2.
@@ -129,7 +131,7 @@ class InterveneSettings:
         own: train also with the weights of the run, if it dropped or weighted records.
         seed: of orders and draws.
         output: folder of the page and of the iterations that are done, from which the same command goes on; by default
-            `intervention` in that of the first run.
+            `intervention` in that of the first run, where each page has a folder of its own.
 
     Raises:
         UserError: a number out of its range, or `every` beside one iteration.

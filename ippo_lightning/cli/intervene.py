@@ -18,8 +18,9 @@ from ippo_lightning.analysis.intervened_rounds import DoneRounds
 from ippo_lightning.analysis.intervention import Intervened, Sizes, intervene
 from ippo_lightning.analysis.intervention_page import write_intervention
 from ippo_lightning.analysis.intervention_summary import Outcomes, summary_lines
+from ippo_lightning.analysis.page_links import link_pages
 from ippo_lightning.analysis.test_numbers import TestNumbers
-from ippo_lightning.cli.analyses import repeated_rounds
+from ippo_lightning.cli.analyses import repeated_rounds, require_place
 from ippo_lightning.cli.analysis_settings import InterveneSettings
 from ippo_lightning.cli.evaluate_runs import labels
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
@@ -30,7 +31,6 @@ from ippo_lightning.run.progress import ProgressBar
 from ippo_lightning.storage.checksums import digest_of
 from ippo_lightning.storage.iteration_files import buffer_path
 from ippo_lightning.storage.locks import FolderLock, hold
-from ippo_lightning.storage.output_folders import refuse_run_folder
 from ippo_lightning.storage.public_command import public_command
 from ippo_lightning.storage.run_folder import CONFIG, INTERVENTION, JsonObject
 from ippo_lightning.storage.terminal_lines import broken_between_words, terminal_width
@@ -72,14 +72,23 @@ def run_intervention(given: Namespace, words: Sequence[str]) -> None:
     ]
     _require_one_configuration(folders)
     output = Path(settings.output) if settings.output else folders[0] / INTERVENTION
+    place = output if settings.output else output / _name_of_page(settings, len(folders))
     lock = _begin(output)
     try:
-        page, outcomes = _intervene(runs, settings, output, words)
+        page, outcomes = _intervene(runs, settings, output, place, words)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"what is done stays in {output}; the same command goes on from there") from error
     finally:
         lock.release()
+    link_pages(folders[0])
     _print(outcomes, page)
+
+
+def _name_of_page(settings: InterveneSettings, runs: int) -> str:
+    """Return the folder of the page, so that those of other iterations stay."""
+    every = "all_iterations" if settings.every == 1 else f"every_{settings.every}"
+    name = every if settings.iteration is None else f"iteration_{settings.iteration:07d}"
+    return name if runs == 1 else f"{name}_of_{runs}_runs"
 
 
 def _wanted(folder: Path, settings: InterveneSettings) -> list[int]:
@@ -110,21 +119,17 @@ def _configuration(folder: Path) -> Mapping[str, Any]:
 
 
 def _begin(output: Path) -> FolderLock:
-    refuse_run_folder("output", output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = hold(output)
-    except OSError as error:
-        raise UserError(f"output: {output} cannot be written into ({error.strerror}); name another folder") from error
+    require_place(output)
+    lock = hold(output)
     if lock is None:
         raise UserError(f"output: another process writes into {output}; wait for it, or name another folder")
     return lock
 
 
 def _intervene(
-    runs: Sequence[_Run], settings: InterveneSettings, output: Path, words: Sequence[str]
+    runs: Sequence[_Run], settings: InterveneSettings, output: Path, place: Path, words: Sequence[str]
 ) -> tuple[Path, Outcomes]:
-    """Do what is missing, run by run, and write the page after each run."""
+    """Do what is missing, run by run, into `output`, and write the page into `place` after each run."""
     total = sum(len(run.iterations) for run in runs)
     found: dict[str, list[Intervened]] = {}
     with ProgressBar(enabled=True, total=total, title="intervene") as bar:
@@ -147,7 +152,7 @@ def _intervene(
                 noun=test.noun,
                 settings=_shown_settings(settings, test, words),
             )
-            page = write_intervention(outcomes, output)
+            page = write_intervention(outcomes, place)
     return page, outcomes
 
 

@@ -47,10 +47,41 @@ _EVALUATE = (
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """The help of the parser without its lists of all subclasses that any import has brought along."""
+    """The help of the parser without its lists of all subclasses, and with choices in place of words of Python."""
 
     def _get_help_string(self, action: Action) -> str:
-        return re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))
+        text = re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))
+        said, found, kinds = text.rpartition("(type: ")
+        return said + found + plain_types(kinds)
+
+
+def plain_types(text: str) -> str:
+    """Return the types of Python in a text as a user types their values.
+
+    Example:
+        >>> plain_types("Optional[Literal['round', 'start']], default: null")
+        'round | start | null, default: null'
+        >>> plain_types("Union[Literal[64, 32], list[dict[str, int]]]")
+        '64 | 32 | list[dict[str, int]]'
+    """
+    before = ""
+    while before != text:  # from the inside out
+        before, text = text, re.sub(r"\b(\w+)\[([^][]*)\]", _plain_type, text)
+    return text.translate(_WRITTEN)
+
+
+_WRITTEN = str.maketrans({"\0": "[", "\1": "]", "\2": ","})
+"""What stands for the brackets and commas of a type that stays as it is."""
+
+
+def _plain_type(found: re.Match[str]) -> str:
+    name, inner = found[1], found[2]
+    if name == "Literal":
+        inner = inner.replace("'", "")
+    if name in ("Literal", "Union"):
+        return inner.replace(", ", " | ")
+    kept = inner.replace(",", "\2")
+    return f"{inner} | null" if name == "Optional" else f"{name}\0{kept}\1"
 
 
 def build_parser(command: str | None = None, *, reads_files: bool = True) -> ArgumentParser:

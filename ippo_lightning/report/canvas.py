@@ -33,7 +33,8 @@ _COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7", "#
             "#661100", "#44AA99", "#AA4499")  # fmt: skip
 _LABEL_WIDTH = 28
 """Characters of a name at the end of a curve: longer ones would leave no room for the curve."""
-_WIDTH = 6.4
+_WIDTH, _NARROW_WIDTH = 6.4, 4.0
+"""Inches. A phone shows the narrow one with letters that are as large as those of its text."""
 _DPI = 150
 # A context, not rcParams: a user's own figures keep their style. Any, because not all versions know all these keys.
 _STYLE: Any = {
@@ -89,11 +90,21 @@ def method_colours(comparison: Comparison) -> dict[str, str]:
 
 
 @contextmanager
-def canvas(path: Path, *, height: float = 3.7, rows: int = 1, columns: int = 1) -> Iterator[list[list[Axes]]]:
-    """Yield the axes `[rows][columns]` of a figure; write it as PNG if the block ends without an error."""
+def canvas(
+    path: Path, *, height: float = 3.7, rows: int = 1, columns: int = 1, narrow: bool = False
+) -> Iterator[list[list[Axes]]]:
+    """Yield the axes `[rows][columns]` of a figure; write it as PNG if the block ends without an error.
+
+    Args:
+        path: of the PNG.
+        height: inches.
+        rows: of panels.
+        columns: of panels.
+        narrow: for a phone.
+    """
     with mpl.rc_context(_STYLE):
         # No pyplot: it keeps every figure alive and picks a window system.
-        figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
+        figure = Figure(figsize=(_NARROW_WIDTH if narrow else _WIDTH, height), dpi=_DPI)
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.09, wspace=0.04, hspace=0.06)
         FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False).tolist()

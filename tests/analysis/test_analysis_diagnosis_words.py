@@ -10,7 +10,7 @@ import torch
 from small_episodes import make_episodes
 
 from ippo_lightning.analysis.diagnosed_round import DiagnosedRound
-from ippo_lightning.analysis.diagnosis import Records, diagnose
+from ippo_lightning.analysis.diagnosis import Correlation, Records, diagnose
 from ippo_lightning.analysis.diagnosis_words import headline, lead, notes, verdict
 from ippo_lightning.analysis.monte_carlo import MonteCarlo
 from ippo_lightning.analysis.record_scores import RecordScores
@@ -108,3 +108,26 @@ def test_what_is_left_out_is_counted() -> None:
     assert "Left out: 1 response of episodes that the end of the buffer cuts" in said
     assert "2 responses without a finite score are left out" in said
     assert "the critic learned alone" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (-0.09, "is nearly unrelated to"),
+        (0.09, "is nearly unrelated to"),
+        (-0.11, "falls with"),
+        (0.11, "rises with"),
+    ],
+)
+def test_a_weak_correlation_has_no_direction_however_certain_it_is(value: float, said: str) -> None:
+    one = diagnosed(EVERY_THIRD, np.ones(ROWS))
+    certain = Correlation(value, (value - 0.01, value + 0.01), ROWS)
+    found = replace(one, found=replace(one.found, correlation=certain))
+    assert any(said in sentence for sentence in lead(found))
+
+
+def test_the_highest_scores_are_beside_random_ones_too() -> None:
+    one = diagnosed(AT_THE_LOW_END, np.ones(ROWS))
+    (sentence,) = (sentence for sentence in lead(one) if "with the highest scores" in sentence)
+    control = one.found.control["wrong_fraction"]
+    assert f"of as many random responses, {100 * control.mean:.0f} % [{100 * control.low:.0f}, " in sentence

@@ -11,6 +11,7 @@ import pytest
 
 from ippo_lightning.analysis.intervened_rounds import DoneRounds
 from ippo_lightning.analysis.intervention import Intervened
+from ippo_lightning.analysis.intervention_figures import has_box, stacked
 from ippo_lightning.analysis.intervention_page import write_intervention
 from ippo_lightning.analysis.intervention_summary import Outcomes, comparisons, headline, lead, shown, summary_lines
 from ippo_lightning.analysis.training_differences import Estimate
@@ -94,6 +95,50 @@ def test_a_training_that_changed_no_episode_is_told() -> None:
     assert not any("changed the outcome" in sentence for sentence in lead(outcomes(moved)))
 
 
+def unchanged(iteration: int) -> Intervened:
+    moved = outcome(iteration, effect=1.0)
+    before = moved.returns["before"][0]
+    return replace(moved, returns={way: [before] * len(trainings) for way, trainings in moved.returns.items()})
+
+
+@pytest.mark.parametrize(
+    ("iterations", "said"),
+    [
+        ((3,), "Iteration 3 (counted from 0) changed nothing in the test: with all records, without the 30 negative"),
+        ((3, 4), "None of the 2 iterations changed anything in its test: with all records, without the negative ones"),
+    ],
+)
+def test_an_intervention_that_changed_nothing_says_so_and_draws_nothing(
+    iterations: tuple[int, ...], said: str, tmp_path: Path
+) -> None:
+    found = outcomes(*map(unchanged, iterations))
+    assert headline(found).startswith(said)
+    assert "each of the 20 episodes stayed the same" in headline(found)
+    assert summary_lines(found) == [f"{headline(found)}.", lead(found)[0]]
+    assert "nothing to compare" in lead(found)[0]
+    assert "<figure" not in write_intervention(found, tmp_path).read_text(encoding="utf-8")
+    # one training that moved one episode is a change
+    moved = unchanged(iterations[-1])
+    moved.returns["random_drop"][0] = [1.0, *moved.returns["before"][0][1:]]
+    assert "changed nothing" not in headline(outcomes(moved))
+
+
+def test_a_single_iteration_is_not_counted_as_one_of_one() -> None:
+    moved = outcome(1, effect=1.0)
+    same = [moved.returns["before"][0]] * 3
+    found = lead(outcomes(replace(moved, returns={**moved.returns, "all": same})))
+    assert any(sentence.startswith("Training on all records changed the outcome of no test") for sentence in found)
+
+
+def test_equal_differences_lie_beside_each_other_and_have_no_box() -> None:
+    steps = stacked([0.0, 0.0, 0.5, 0.0, 1.0])
+    assert len({steps[0], steps[1], steps[3]}) == 3
+    assert (steps[2], steps[4]) == (0, 0)
+    assert max(stacked([0.0] * 30)) == 1
+    assert not has_box([0.0] * 9 + [1.0])
+    assert has_box([0.0, 1.0, 2.0, 3.0, 4.0])
+
+
 def test_the_mean_over_runs_is_over_all_iterations_of_all_runs() -> None:
     pooled = Outcomes(
         runs={"a": [outcome(k, effect=1.0) for k in range(3)], "b": [outcome(k, effect=0.0) for k in range(3, 6)]},
@@ -124,17 +169,19 @@ def test_the_page_contains_its_figures_and_escapes_names(tmp_path: Path) -> None
     page = write_intervention(several, tmp_path)
     text = page.read_text(encoding="utf-8")
     assert HOSTILE not in text
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("data:image/png;base64,") == 2 * 2  # each for a phone, too
     assert "http://" not in text
     assert "https://" not in text
-    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["boxes", "by_iteration"]
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == [
+        "boxes", "boxes_narrow", "by_iteration", "by_iteration_narrow",
+    ]  # fmt: skip
     numbers = json.loads((tmp_path / "intervention.json").read_text(encoding="utf-8"))
     assert not has_wrong_checksum(numbers)
     assert numbers["headline"] == headline(several)
     assert len(numbers["iterations"]) == 7
     # a page about one iteration has another figure, and leaves none of the earlier ones
     write_intervention(outcomes(outcome(3, effect=1.0)), tmp_path)
-    assert [path.stem for path in (tmp_path / "figures").iterdir()] == ["trainings"]
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"trainings", "trainings_narrow"}
     assert write_intervention(outcomes(left_out(0)), tmp_path).is_file()
     assert all(len(line) > 0 for line in summary_lines(several) if line)
 

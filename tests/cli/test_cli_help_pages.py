@@ -55,6 +55,7 @@ def test_help_has_no_inner_names(command: str, capsys: pytest.CaptureFixture[str
     text = printed([command, "--help"], capsys)
     assert text.startswith(f"usage: ippo {command}")
     assert not [word for word in ("<lambda>", "known subclasses", "__main__", "<class") if word in text]
+    assert not [word for word in ("Optional[", "Literal[", "Union[") if word in text]
 
 
 @pytest.mark.parametrize(

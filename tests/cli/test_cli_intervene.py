@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,27 @@ def test_a_mistake_is_one_line_before_anything_is_trained(
     names = {"RUN": runs[0], "OTHER": runs[2]}
     assert main(["intervene", *(names.get(word, word) for word in words)]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_pages_of_other_iterations_stay_and_link_each_other(runs: list[str], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs[0], tmp_path / "seed_1"))
+    for words in (["--iteration", "0"], ["--iteration", "1"], ["--every", "2"]):
+        assert main(["intervene", str(run), *FAST, *words]) == 0
+    found = {path.parent.name: path for path in (run / "intervention").glob("*/intervention.html")}
+    assert sorted(found) == ["every_2", "iteration_0000000", "iteration_0000001"]
+    assert 'href="../iteration_0000001/intervention.html"' in found["iteration_0000000"].read_text(encoding="utf-8")
+    # iteration 0 was trained once, for both pages that need it
+    (done,) = (run / "intervention").glob("rounds-*.jsonl")
+    assert len(done.read_text(encoding="utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["diagnose", "trace", "intervene"])
+def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_trained(
+    name: str, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    # a file in the way is refused for root as well
+    assert main([name, runs[0], "--output", str(tmp_path / "file" / "page")]) == 2
+    line = " ".join(capsys.readouterr().err.split())
+    assert "cannot be written into" in line
+    assert "Traceback" not in line

@@ -14,6 +14,8 @@ from hostile_texts import hostile_texts
 from rich.cells import cell_len
 from traced_runs import ITERATIONS, STEPS, lake_run, text_run
 
+from ippo_lightning.cli.analyses import output_of
+from ippo_lightning.cli.analysis_settings import TraceSettings
 from ippo_lightning.cli.main import main
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.iteration_files import buffer_path
@@ -38,12 +40,12 @@ def traced(run: Path, capsys: Any, *words: str) -> tuple[dict[str, Any], str, li
 
 def test_a_behaviour_becomes_a_page(lake: Path, capsys: Any) -> None:
     numbers, page, lines = traced(lake, capsys, "--behaviour", "4:1")
-    assert Path(lines[-1]) == lake / "trace" / "trace.html"
+    assert Path(lines[-1]) == lake / "trace" / "4_1" / "trace.html"
     assert lines[0].startswith("Scores of one iteration take ")
-    assert (numbers["behaviour"], numbers["scores"]) == ("action 1 in observation 4", "round")
+    assert (numbers["behaviour"], numbers["scores"]) == ("action 1 in state 4", "round")
     assert [one["iteration"] for one in numbers["iterations"]] == list(range(ITERATIONS))
     assert all(one["records"] == STEPS for one in numbers["iterations"])
-    assert numbers["headline"].startswith("Action 1 in observation 4: from 0.2")
+    assert numbers["headline"].startswith("The probability of action 1 in state 4 rose from 0.2")
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     # the curves, and the map
@@ -63,7 +65,7 @@ def test_two_traces_are_equal(lake: Path, capsys: Any, tmp_path: Path) -> None:
             entry.pop("seconds")
     assert pages[0] == pages[1]
     assert [one["iteration"] for one in pages[0]["iterations"]] == [0, 2]
-    assert "Chosen, because none was given" in pages[0]["origin"]
+    assert "No behaviour was given, so this one was chosen" in pages[0]["origin"]
 
 
 @pytest.mark.parametrize(
@@ -109,3 +111,18 @@ def test_hostile_responses_are_shown_and_do_nothing(tmp_path: Path, capsys: Any)
     assert "<script" not in page
     assert not any(ord(character) < 32 for line in lines for character in line)
     assert page.count('<bdi class="foreign">') >= 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "chosen"),
+        ("14:2", "14_2"),
+        ("record:5:17", "record_5_17"),
+        ("../../a b.json", "a_b_json"),
+        ("x" * 300, "x" * 40),
+        ("//", "behaviour"),
+    ],
+)
+def test_each_behaviour_has_a_folder_of_its_own(given: str | None, expected: str, tmp_path: Path) -> None:
+    assert output_of("trace", TraceSettings(behaviour=given), tmp_path) == tmp_path / "trace" / expected
