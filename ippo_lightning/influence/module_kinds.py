@@ -107,9 +107,9 @@ def _conv1d_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: T
 
 def _convolution_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    # `_conv_forward` with the block as weight applies the module's own stride, padding (also circular) and groups.
-    with torch.no_grad():
-        along = module._conv_forward(inputs.to(dtype=block.dtype), block, None)
+    # `_conv_forward` with the block as weight applies the module's own stride, padding (also circular) and groups. Not
+    # under no_grad: the derivative with respect to the block is the gradient of a row.
+    along = module._conv_forward(inputs.to(dtype=block.dtype), block, None)
     return convolution_term(output_along=along, output_gradient=gradient, block=block, rows=rows)
 
 
