@@ -56,6 +56,38 @@ def kind_of(module: nn.Module) -> ModuleKind | None:
     return next((kind for kind in _KINDS if kind.matches(module)), None)
 
 
+def parameter_gradient(
+    module: nn.Module, attribute: str, inputs: Tensor, gradient: Tensor, *, like: Tensor
+) -> Tensor:
+    """Return the gradient of a parameter of a covered module, summed over rows.
+
+    Args:
+        module: of a kind that `kind_of` knows.
+        attribute: of the parameter.
+        inputs: the module's input, shape [rows, ...].
+        gradient: the gradient at its output, shape [rows, ...].
+        like: the parameter.
+
+    Returns:
+        Shape, dtype and device of the parameter.
+    """
+    kind = kind_of(module)
+    assert kind is not None, "the caller has looked"
+    term = kind.terms[attribute]
+    # A backward inside autocast would round its products.
+    with torch.autocast(device_type=gradient.device.type, enabled=False):
+        if term is _linear_weight:  # as autograd makes it: in the precision of the forward, from one product
+            steps = gradient.flatten(end_dim=-2)
+            return (steps.T @ inputs.flatten(end_dim=-2).to(steps)).to(like)
+        # A contraction is linear in its block, so its derivative with respect to the block is the gradient itself.
+        # This reuses the contractions, whatever the kind of module.
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        block = torch.zeros(like.shape, dtype=dtype, device=like.device, requires_grad=True)
+        with torch.enable_grad():
+            total = term(module, inputs, gradient, block, rows=Rows(careful=False)).sum()
+        return torch.autograd.grad(total, block)[0].to(like)
+
+
 def _is_linear(module: nn.Module) -> bool:
     return _keeps_forward_of(module, nn.Linear)
 

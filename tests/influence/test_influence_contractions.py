@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ippo_lightning.influence.contractions import Rows, bias_term, embedding_term, linear_term, scale_term
 from ippo_lightning.influence.coverage import HookedModule, HookedParameter
 from ippo_lightning.influence.hooks import episode_gradients
-from ippo_lightning.influence.module_kinds import kind_of
+from ippo_lightning.influence.module_kinds import kind_of, parameter_gradient
 
 EXACT = 1e-12  # float64, sums of fewer than a hundred products
 SINGLE = 1e-6  # Gemma's norm multiplies by its weight in float32, so autograd's gradient is rounded to float32
@@ -84,6 +84,8 @@ def test_the_derivative_of_a_contraction_is_the_gradient_of_each_row(build: obje
             output = module(inputs[row : row + 1])
             (expected,) = torch.autograd.grad(output, parameter, output_gradient[row : row + 1])
             torch.testing.assert_close(formed[row], expected, rtol=tolerance, atol=tolerance)
+        summed = parameter_gradient(module, name, inputs, output_gradient, like=parameter)
+        torch.testing.assert_close(summed, formed.sum(dim=0), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("build", [lambda: nn.Linear(3, 8), lambda: nn.RMSNorm(4, eps=0.3), lambda: nn.LayerNorm(4)])
