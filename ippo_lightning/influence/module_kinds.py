@@ -56,9 +56,7 @@ def kind_of(module: nn.Module) -> ModuleKind | None:
     return next((kind for kind in _KINDS if kind.matches(module)), None)
 
 
-def parameter_gradient(
-    module: nn.Module, attribute: str, inputs: Tensor, gradient: Tensor, *, like: Tensor
-) -> Tensor:
+def parameter_gradient(module: nn.Module, attribute: str, inputs: Tensor, gradient: Tensor, *, like: Tensor) -> Tensor:
     """Return the gradient of a parameter of a covered module, summed over rows.
 
     Args:

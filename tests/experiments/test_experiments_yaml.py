@@ -170,6 +170,7 @@ def test_the_axes_have_the_names_that_the_pages_promise() -> None:
         "random_half",
         "leave_one_out",
         "average_reward",
+        "by_layer",
         "activation",
         *PROMPT_METHODS,
     }

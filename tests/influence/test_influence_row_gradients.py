@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_nets import a_net, squared_errors
 from small_nets import a_batch as net_batch
+from small_nets import a_net, squared_errors
 from tiny_language_models import a_batch, episode_losses, language_model, with_lora
 from torch import Tensor, nn
 
@@ -177,8 +177,9 @@ def test_the_model_is_whole_again_after_an_error() -> None:
 
 def test_what_cannot_be_split_by_row_is_refused(tmp_path: Path) -> None:
     keep = RowShare(torch.ones(ROWS, dtype=torch.bool))
-    with pytest.raises(UserError, match="shares: 'x' is no parameter of the model"), gradients_of_rows(
-        nn.Linear(2, 2), {"x": keep}
+    with (
+        pytest.raises(UserError, match="shares: 'x' is no parameter of the model"),
+        gradients_of_rows(nn.Linear(2, 2), {"x": keep}),
     ):
         pass
     with pytest.raises(CoverageError, match=r"of type Bilinear, as 'weight', has a gradient that cannot be split"):
