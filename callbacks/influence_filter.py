@@ -137,7 +137,9 @@ class InfluenceFilter(Callback):
                 whole_groups=whole_groups,
                 baselines=baselines,
             ),
-            scoring=scoring_at(score_at, scoring or ScoringSettings(), chosen, whole_groups=whole_groups),
+            scoring=scoring_at(
+                score_at, scoring or ScoringSettings(), chosen, whole_groups=whole_groups, baselines=baselines
+            ),
             interface=interface,
         )
         self.token = object()

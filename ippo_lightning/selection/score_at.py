@@ -14,13 +14,18 @@ from ippo_lightning.selection.accumulation import Accumulation
 from ippo_lightning.selection.rules import SelectionRule
 from ippo_lightning.selection.selector import Selector
 from ippo_lightning.selection.settings import ScoringSettings
-from ippo_lightning.selection.whole_groups import WholeGroups
+from ippo_lightning.selection.whole_groups import Baselines, WholeGroups
 
 ScoreAt = Literal["rollout_end", "minibatch", "layer"]
 
 
 def scoring_at(
-    score_at: ScoreAt, scoring: ScoringSettings, rule: SelectionRule, *, whole_groups: WholeGroups | None
+    score_at: ScoreAt,
+    scoring: ScoringSettings,
+    rule: SelectionRule,
+    *,
+    whole_groups: WholeGroups | None,
+    baselines: Baselines = "all",
 ) -> ScoringSettings:
     """Return the settings of scoring, after a check that they make sense there.
 
@@ -29,6 +34,7 @@ def scoring_at(
         scoring: as the user set it.
         rule: of the filter.
         whole_groups: of the filter.
+        baselines: of the filter.
 
     Raises:
         UserError: an unknown word, or a combination that makes no sense.
@@ -40,6 +46,11 @@ def scoring_at(
         reader = rule.name if whole_groups is None else f"whole_groups {whole_groups}"
         found = f"and {reader} reads groups, which are whole only at the end of a rollout"
         raise UserError(f"InfluenceFilter.score_at: {score_at}, {found}; use rollout_end")
+    if baselines == "kept":
+        found = (
+            "and baselines: kept compares the responses to a prompt, which are together only at the end of a rollout"
+        )
+        raise UserError(f"InfluenceFilter.score_at: {score_at}, {found}; use rollout_end, or baselines: all")
     if type(rule).own_columns is not SelectionRule.own_columns:
         found = f"and {rule.name} reads the rows of a rollout in their order"
         raise UserError(f"InfluenceFilter.score_at: {score_at}, {found}; use rollout_end")

@@ -106,6 +106,7 @@ def test_iterations_that_are_not_due_are_plain(settings: dict[str, Any], tmp_pat
             r"minibatch, and MaxRewardVariance reads groups, .*; use rollout_end",
         ),
         ({"whole_groups": "mean"}, r"minibatch, and whole_groups mean reads groups, .*; use rollout_end"),
+        ({"baselines": "kept"}, r"and baselines: kept compares .* only at the end of a rollout; use rollout_end, or"),
         (
             {"rule": AdvantageHeuristic()},
             "minibatch, and AdvantageHeuristic reads the rows .* in their order; use roll",
