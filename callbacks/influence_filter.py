@@ -179,6 +179,7 @@ class InfluenceFilter(Callback):
         if "scores" in self.selector.rule.needs:
             self.selector.interface.require_any_losses(pl_module)
             self.selector.target.require(pl_module)
+            self.selector.require_method(pl_module)
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score and select; called by modules that make a plan of their update."""

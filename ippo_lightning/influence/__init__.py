@@ -17,6 +17,7 @@ from ippo_lightning.influence.health import (
     sign_agreement,
     sign_certainty,
 )
+from ippo_lightning.influence.methods import require_method
 from ippo_lightning.influence.options import Method, Normalisation, TokenMethod
 from ippo_lightning.influence.refusals import ChecksumError, CoverageError, NonFiniteScoreError
 from ippo_lightning.influence.row_gradients import RowShare, gradients_of_rows, require_row_gradients
@@ -46,6 +47,7 @@ __all__ = [
     "influence_scores",
     "mean_direction",
     "precondition",
+    "require_method",
     "require_row_gradients",
     "return_target",
     "row_products",

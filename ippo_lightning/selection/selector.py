@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ippo_lightning.distributed.collectives import world_size
 from ippo_lightning.errors import UserError, require_choice, require_range
-from ippo_lightning.influence import agree_to_drop
+from ippo_lightning.influence import agree_to_drop, require_method
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection.activations import ForwardTarget, require_no_gradient_settings, scored_forward
 from ippo_lightning.selection.buffer_view import BufferView
@@ -191,6 +191,16 @@ class Selector:
 
     def require_outlet(self, view: BufferView) -> None:
         """Check that a foreign buffer has room for what the settings may decide.
+
+    def require_method(self, module: Any) -> None:
+        """Check that the method of scoring is right for a module.
+
+        Args:
+            module: under training; one without losses of its own is scored by a part, which is not known yet.
+        """
+        is_scored = isinstance(module, torch.nn.Module) and callable(getattr(module, "episode_losses", None))
+        if is_scored and not isinstance(self.target, ForwardTarget):
+            require_method(module, method=self.scorer.settings.method)
 
         Args:
             view: of the buffer.
