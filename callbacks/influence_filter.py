@@ -189,8 +189,8 @@ class InfluenceFilter(Callback):
             self._change(trainer, pl_module, plan)
             return
         is_due = self.is_due(self.iteration) and plan.trains_policy
-        # an iteration that leaves all rows needs no minibatch
-        self.has_acted = self.has_acted or not is_due
+        # an iteration that leaves all rows needs no minibatch, and one without any has none
+        self.has_acted = self.has_acted or not is_due or not bool(plan.keep.any())
         self.iteration += 1
         self.minibatches.begin(plan if is_due else None)
 

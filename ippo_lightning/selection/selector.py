@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import world_size
+from ippo_lightning.distributed.collectives import any_rank, world_size
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.influence import agree_to_drop, require_method
 from ippo_lightning.records import UpdatePlan
@@ -127,6 +127,9 @@ class Selector:
             The factors of all ranks' weights, as the rule decided them, shape [rows].
         """
         self.require_module(module)
+        if not any_rank(bool(plan.keep.any()), device=plan.weights.device):
+            # Other callbacks or the length limit have left nothing: a target from the rollout would have no gradient.
+            return self._when_empty(torch.zeros_like(plan.weights), trainer)
         rule = self.rule.fitted(module)
         found = self.scored(plan, module=module, trainer=trainer, iteration=iteration, part=part)
         own = rule.own_columns(plan.episodes)
@@ -189,9 +192,6 @@ class Selector:
         self.rule.fitted(module)
         require_groups(module, whole_groups=self.settings.whole_groups, baselines=self.settings.baselines)
 
-    def require_outlet(self, view: BufferView) -> None:
-        """Check that a foreign buffer has room for what the settings may decide.
-
     def require_method(self, module: Any) -> None:
         """Check that the method of scoring is right for a module.
 
@@ -201,6 +201,9 @@ class Selector:
         is_scored = isinstance(module, torch.nn.Module) and callable(getattr(module, "episode_losses", None))
         if is_scored and not isinstance(self.target, ForwardTarget):
             require_method(module, method=self.scorer.settings.method)
+
+    def require_outlet(self, view: BufferView) -> None:
+        """Check that a foreign buffer has room for what the settings may decide.
 
         Args:
             view: of the buffer.

@@ -14,7 +14,7 @@ from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.modules import PPOModule
-from ippo_lightning.policies import encode_demonstrations
+from ippo_lightning.policies import SamplingSettings, encode_demonstrations
 from ippo_lightning.records import Episodes, TextEpisodes, UpdatePlan
 from ippo_lightning.selection import Influence, ReturnOfBuffer
 
