@@ -137,6 +137,8 @@ def is_allowed(case: Case) -> bool:
         case["keep_buffers"] == "yes" and not is_early,
         case["value_on_dropped"] == "yes" and case["score_at"] == "layer",
         case["method"] == "forward" and case["weights"] == "nf4",
+        # Of a random model in bfloat16, forward derivatives and autograd can differ by more than their check allows.
+        case["method"] == "forward" and case["precision"] == "bf16-mixed",
         case["rule"] in OF_ENVIRONMENTS or case["target"] in OF_ENVIRONMENTS,
     )
     if any(refused):
