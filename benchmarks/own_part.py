@@ -53,6 +53,8 @@ def cases(num_prompts: int) -> dict[str, dict[str, Any]]:
         "minibatch: demonstrations": {"score_at": "minibatch"},
         "minibatch: average reward": {"score_at": "minibatch", "target": AverageReward()},
         "minibatch: mean of the other rows": {"score_at": "minibatch", "target": LeaveOneOutMean()},
+        "layer: demonstrations": {"score_at": "layer", "power": 0.0},
+        "layer: average reward": {"score_at": "layer", "power": 0.0, "target": AverageReward()},
     }
 
 

@@ -13,6 +13,7 @@ from ippo_lightning.records import Episodes, UpdatePlan
 from ippo_lightning.selection import BufferView, ScoringSettings, SelectionRule, Target
 from ippo_lightning.selection.accumulation import Accumulation
 from ippo_lightning.selection.buffer_watch import BufferWatch
+from ippo_lightning.selection.layer_scores import LayerScores, require_layer_settings, require_layers
 from ippo_lightning.selection.module_interface import (
     TO_PASS,
     Buffer,
@@ -66,7 +67,8 @@ class InfluenceFilter(Callback):
             advantages are then estimated again. Of an algorithm without a critic.
         scoring: how scores are made; see `ScoringSettings`.
         score_at: where scores are made: once at `rollout_end`, or again before the step of each `minibatch`, at its
-            parameters and for this step only. A target from the rollout is then one from the minibatch.
+            parameters and for this step only. A target from the rollout is then one from the minibatch. With `layer`,
+            as with `minibatch`, but each layer chooses by its own part of the scores which rows it learns from.
         target: what scores are about: `Demonstrations` by default; without demonstrations `ReturnOfBuffer`,
             `AverageReward`, `SequenceReturn` or `LeaveOneOutMean`; without gradients `ActivationDifference`; or a
             `Target` by class_path.
@@ -135,14 +137,18 @@ class InfluenceFilter(Callback):
                 whole_groups=whole_groups,
                 baselines=baselines,
             ),
-            scoring=scoring_at(score_at, scoring or ScoringSettings(), chosen, whole_groups=whole_groups),
+            scoring=scoring_at(
+                score_at, scoring or ScoringSettings(), chosen, whole_groups=whole_groups, baselines=baselines
+            ),
             interface=interface,
         )
         self.token = object()
         """Says which of several filters wrote a buffer's weights."""
         self.watch = BufferWatch(interface)
         self.accumulation = Accumulation()
-        self.minibatches = MinibatchScores(self.selector)
+        if score_at == "layer":
+            require_layer_settings(chosen, self.selector.target, self.selector.scorer.settings, self.selector.settings)
+        self.minibatches = (LayerScores if score_at == "layer" else MinibatchScores)(self.selector)
         self.iteration = 0
         self.has_acted: bool | None = None
         """None before the first batch of a fit."""
@@ -159,6 +165,8 @@ class InfluenceFilter(Callback):
         """Refuse settings that do not fit the module's algorithm, before the first iteration."""
         if stage == "fit":
             self.selector.require_module(pl_module)
+            if self.score_at == "layer":
+                require_layers(pl_module, getattr(trainer, "callbacks", ()))
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check before the first batch that there can be something to score.
@@ -171,6 +179,7 @@ class InfluenceFilter(Callback):
         if "scores" in self.selector.rule.needs:
             self.selector.interface.require_any_losses(pl_module)
             self.selector.target.require(pl_module)
+            self.selector.require_method(pl_module)
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score and select; called by modules that make a plan of their update."""
@@ -180,15 +189,15 @@ class InfluenceFilter(Callback):
             self._change(trainer, pl_module, plan)
             return
         is_due = self.is_due(self.iteration) and plan.trains_policy
-        # an iteration that leaves all rows needs no minibatch
-        self.has_acted = self.has_acted or not is_due
+        # an iteration that leaves all rows needs no minibatch, and one without any has none
+        self.has_acted = self.has_acted or not is_due or not bool(plan.keep.any())
         self.iteration += 1
         self.minibatches.begin(plan if is_due else None)
 
     @property
     def changes_minibatches(self) -> bool:
         """Whether each minibatch is filtered by itself; the engine then calls `on_minibatch_start`."""
-        return self.score_at == "minibatch"
+        return self.score_at != "rollout_end"
 
     def on_minibatch_start(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score and select the rows of one optimizer step, at its parameters."""
@@ -277,7 +286,7 @@ class InfluenceFilter(Callback):
         """Change the plan if it is due; return the numbers for the log, of all micro-batches of an optimizer step."""
         if self.changes_minibatches:
             raise UserError(
-                "InfluenceFilter.score_at: minibatch needs a module whose update calls on_minibatch_start; use "
+                f"InfluenceFilter.score_at: {self.score_at} needs a module whose update calls on_minibatch_start; use "
                 "rollout_end"
             )
         self.has_acted = True

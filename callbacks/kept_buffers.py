@@ -52,7 +52,7 @@ class BufferKeeper:
         names = [type(one).__name__ for one in deciding if getattr(one, "changes_minibatches", True)]
         if names:
             raise UserError(
-                f"EpisodeLog.keep_buffers: {names[0]} decides about each minibatch (score_at: minibatch), and buffers "
+                f"EpisodeLog.keep_buffers: {names[0]} decides about each minibatch (score_at), and buffers "
                 "keep the weights of the rollout only; expected score_at: rollout_end, or false"
             )
 

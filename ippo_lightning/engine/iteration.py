@@ -18,6 +18,7 @@ from ippo_lightning.engine.nonfinite import OnNonfinite, without_broken
 from ippo_lightning.engine.random_streams import own_streams
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.engine.update import UpdateStages, run_update
+from ippo_lightning.errors import UserError
 from ippo_lightning.maths import masked_row_mean
 from ippo_lightning.records import Episodes, RolloutPlan, UpdatePlan, UpdateStats
 
@@ -109,6 +110,8 @@ def run_iteration(
         # Before the callbacks, which then see what the update would train on.
         plan.drop(episodes.truncated, reason="truncated")
     _timed(seconds, "plan", lambda: call_hook(callbacks, "on_rollout_end", trainer, stages, plan))
+    if plan.layers is not None:
+        raise UserError("plan.choose_by_layer: it is about one optimizer step; call it in on_minibatch_start")
     plan.sealed = True
     random = own_streams()
     # 6. epochs of minibatches

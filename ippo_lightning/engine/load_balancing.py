@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_max, gather_rows, rank, world_size
-from ippo_lightning.records import Episodes
+from ippo_lightning.records import Episodes, LayerRows
 
 _TOLERATED = 1.1  # the fullest rank may have so many times the mean number of tokens
 
@@ -25,6 +25,8 @@ class Work(NamedTuple):
     """[rows] int64, the number of each in messages: its position in the plan of the rank that sampled it."""
     placeholder: Episodes
     """One episode of this rank, for collectives in which it has no work of its own."""
+    layers: LayerRows | None = None
+    """Which of the rows each layer learns from in one step; None for all rows."""
 
 
 def rebalance(work: Work) -> Work:

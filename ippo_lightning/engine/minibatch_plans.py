@@ -76,4 +76,5 @@ def _with_new_weights(
     plan.sealed = True
     weights = work.weights.clone()
     weights[rows] = plan.weights.to(weights)
-    return work._replace(weights=weights), rows if settings.train_value_on_dropped else rows[plan.keep]
+    layers = None if plan.layers is None else plan.layers.placed(rows, num_rows=len(weights))
+    return work._replace(weights=weights, layers=layers), rows if settings.train_value_on_dropped else rows[plan.keep]

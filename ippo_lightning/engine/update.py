@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, any_rank, world_size
 from ippo_lightning.engine.denominators import Divisors, counted, counts_per_step, row_sizes
+from ippo_lightning.engine.layer_steps import LayerStep
 from ippo_lightning.engine.load_balancing import Work, rebalance
 from ippo_lightning.engine.minibatch_plans import MinibatchHook, Step, planned_step
 from ippo_lightning.engine.nonfinite import name_broken
@@ -252,6 +253,7 @@ def _accumulated(
 ) -> _Sums:
     """Forward and backward over one minibatch, micro-batch by micro-batch; return metric sums of all ranks."""
     is_own = float(len(rows) > 0)
+    layers = LayerStep(work, rows, settings=settings, divisors=divisors)
     episodes, rows, weights = _or_placeholder(work, rows)
     value_weights = torch.full_like(weights, is_own)
     # Before the first backward, over the whole minibatch and all ranks: the parts then add up to the same loss, however
@@ -278,11 +280,12 @@ def _accumulated(
         largest = int((costs if is_whole else costs[one.rows]).max())
         measuring = size.measuring(rows.device, tokens=len(one.rows) * largest, largest=largest)
         # Around the forward too: DDP decides there whether the backward will average.
-        with measuring, stages.no_sync(not one.is_last):
+        with measuring, stages.no_sync(not one.is_last), layers.of_pass(one.rows):
             loss, sums = stages.loss_through_wrapper(minibatch)
             stages.backward_loss(loss)
         for name, value in sums.items():
             totals[name] = totals[name] + value if name in totals else value
+    layers.leave_empty()
     # One reduction for all sums, stacked in the same order on every rank.
     names = tuple(sorted(totals))
     reduced = all_reduce_sum(torch.stack([totals[name] for name in names]).double())

@@ -17,8 +17,10 @@ from ippo_lightning.influence.health import (
     sign_agreement,
     sign_certainty,
 )
+from ippo_lightning.influence.methods import require_method
 from ippo_lightning.influence.options import Method, Normalisation, TokenMethod
 from ippo_lightning.influence.refusals import ChecksumError, CoverageError, NonFiniteScoreError
+from ippo_lightning.influence.row_gradients import RowShare, gradients_of_rows, require_row_gradients
 from ippo_lightning.influence.row_products import row_products
 from ippo_lightning.influence.scores import EpisodeScores, influence_scores, score_episodes, token_scores
 from ippo_lightning.influence.target_gradient import TargetGroups, target_gradient, target_gradient_groups
@@ -33,16 +35,20 @@ __all__ = [
     "NonFiniteScoreError",
     "Normalisation",
     "OptimizerWrapper",
+    "RowShare",
     "TargetGroups",
     "TokenMethod",
     "action_target",
     "add_weighted",
     "agree_to_drop",
     "gradient_norm",
+    "gradients_of_rows",
     "halves_agreement",
     "influence_scores",
     "mean_direction",
     "precondition",
+    "require_method",
+    "require_row_gradients",
     "return_target",
     "row_products",
     "score_episodes",

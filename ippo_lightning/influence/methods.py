@@ -10,13 +10,28 @@ from torch import Tensor, nn
 
 from ippo_lightning.influence.coverage import Block
 from ippo_lightning.influence.finite_difference import difference_scores
-from ippo_lightning.influence.forward import forward_derivative, verify_forward
-from ippo_lightning.influence.options import Method
+from ippo_lightning.influence.forward import forward_derivative, refuse_what_drops_tangents, verify_forward
+from ippo_lightning.influence.options import Method, check_sharding
 from ippo_lightning.influence.per_episode import per_episode_norms, per_episode_scores
 from ippo_lightning.influence.refusals import checked_losses, require_finite_scores
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
+
+
+def require_method(model: nn.Module, *, method: Method) -> None:
+    """Refuse a method that would be wrong for a model, before anything is computed.
+
+    Args:
+        model: any module.
+        method: one of `Method`.
+
+    Raises:
+        UserError: the model is sharded, or has a part that the method does not support.
+    """
+    check_sharding(model, method=method)
+    if method == "forward":
+        refuse_what_drops_tangents(model)
 
 
 def scores_without_hooks(

@@ -56,6 +56,36 @@ def kind_of(module: nn.Module) -> ModuleKind | None:
     return next((kind for kind in _KINDS if kind.matches(module)), None)
 
 
+def parameter_gradient(module: nn.Module, attribute: str, inputs: Tensor, gradient: Tensor, *, like: Tensor) -> Tensor:
+    """Return the gradient of a parameter of a covered module, summed over rows.
+
+    Args:
+        module: of a kind that `kind_of` knows.
+        attribute: of the parameter.
+        inputs: the module's input, shape [rows, ...].
+        gradient: the gradient at its output, shape [rows, ...].
+        like: the parameter.
+
+    Returns:
+        Shape, dtype and device of the parameter.
+    """
+    kind = kind_of(module)
+    assert kind is not None, "the caller has looked"
+    term = kind.terms[attribute]
+    # A backward inside autocast would round its products.
+    with torch.autocast(device_type=gradient.device.type, enabled=False):
+        if term is _linear_weight:  # as autograd makes it: in the precision of the forward, from one product
+            steps = gradient.flatten(end_dim=-2)
+            return (steps.T @ inputs.flatten(end_dim=-2).to(steps)).to(like)
+        # A contraction is linear in its block, so its derivative with respect to the block is the gradient itself.
+        # This reuses the contractions, whatever the kind of module.
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        block = torch.zeros(like.shape, dtype=dtype, device=like.device, requires_grad=True)
+        with torch.enable_grad():
+            total = term(module, inputs, gradient, block, rows=Rows(careful=False)).sum()
+        return torch.autograd.grad(total, block)[0].to(like)
+
+
 def _is_linear(module: nn.Module) -> bool:
     return _keeps_forward_of(module, nn.Linear)
 
@@ -107,9 +137,9 @@ def _conv1d_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: T
 
 def _convolution_weight(module: nn.Module, inputs: Tensor, gradient: Tensor, block: Tensor, *, rows: Rows) -> Tensor:
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    # `_conv_forward` with the block as weight applies the module's own stride, padding (also circular) and groups.
-    with torch.no_grad():
-        along = module._conv_forward(inputs.to(dtype=block.dtype), block, None)
+    # `_conv_forward` with the block as weight applies the module's own stride, padding (also circular) and groups. Not
+    # under no_grad: the derivative with respect to the block is the gradient of a row.
+    along = module._conv_forward(inputs.to(dtype=block.dtype), block, None)
     return convolution_term(output_along=along, output_gradient=gradient, block=block, rows=rows)
 
 

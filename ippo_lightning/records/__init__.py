@@ -2,6 +2,7 @@
 
 from ippo_lightning.records.control import ControlEpisodes
 from ippo_lightning.records.episodes import Episodes
+from ippo_lightning.records.layer_rows import LayerRows
 from ippo_lightning.records.passes import Pass, cut_rows, passes
 from ippo_lightning.records.plans import Batch, Minibatch, PlanChange, RolloutPlan, UpdatePlan, UpdateStats
 from ippo_lightning.records.rendered import RenderedEpisode
@@ -12,6 +13,7 @@ __all__ = [
     "ControlEpisodes",
     "Episodes",
     "Example",
+    "LayerRows",
     "Minibatch",
     "Pass",
     "PlanChange",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.records.episodes import Episodes
+from ippo_lightning.records.layer_rows import LayerRows
 
 Batch = Mapping[str, Any]
 """What a data loader gives, by column: for text `prompts` and `examples`, each with one entry per prompt. What a column
@@ -106,6 +107,8 @@ class UpdatePlan:
     """False in the critic's warm-up, when no policy loss counts, whatever its weight."""
     sealed: bool = False
     """True once the update has begun."""
+    layers: LayerRows | None = field(default=None, init=False)
+    """Which rows each layer learns from in the optimizer step; None for all rows that are kept."""
     # Private, so that each change goes through `drop` or `scale`, which check and remember it.
     _weights: Tensor = field(init=False)
 
@@ -180,6 +183,25 @@ class UpdatePlan:
             raise UserError(f"plan.replace_advantages: '{reason}' contains NaN or infinity; expected finite advantages")
         self._multiply("note", torch.ones_like(self._weights), reason=reason, scores=None)
         self.episodes = self.episodes.evolve(advantages=advantages.detach().to(self.episodes.advantages, copy=True))
+
+    def choose_by_layer(self, layers: LayerRows, *, reason: str) -> None:
+        """Let each layer learn from rows of its own, in the one optimizer step of this plan; the weights stay.
+
+        Args:
+            layers: of the rows of this plan.
+            reason: the rule's name, kept in `history`.
+
+        Raises:
+            UserError: the plan is sealed, has a choice already, or `layers` is about another number of rows.
+        """
+        shape, expected = tuple(layers.keep.shape), len(self._weights)
+        if self.layers is not None:
+            raise UserError(f"plan.choose_by_layer: '{reason}' is the second choice of one step; expected one")
+        if layers.keep.dtype != torch.bool or layers.keep.ndim != 2 or shape[1] != expected:
+            found = f"{layers.keep.dtype} of shape {shape}"
+            raise UserError(f"plan.choose_by_layer: '{reason}' has {found}; expected bool of [layers, {expected}]")
+        self._multiply("note", torch.ones_like(self._weights), reason=reason, scores=None)
+        self.layers = layers
 
     def record(self, **metrics: float) -> None:
         """Add numbers to this iteration's log; a double underscore in a name becomes the slash of its group."""

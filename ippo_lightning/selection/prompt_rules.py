@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +165,7 @@ class SourceBandit(PromptRule):
     window: int = 300
     recent: dict[int, list[float]] = field(default_factory=dict, init=False)
     """Source to the last abs(A), oldest first."""
-    counts: dict[int, int] = field(default_factory=dict, init=False)
+    counts: Counter[int] = field(default_factory=Counter, init=False)
     """Source to its number of responses."""
 
     def __post_init__(self) -> None:
@@ -184,35 +185,38 @@ class SourceBandit(PromptRule):
         Args:
             source: from `PromptTable.keys`.
         """
-        recent, total = self.recent.get(source, []), sum(self.counts.values())
-        bonus = math.sqrt(2 * math.log(total + 1) / (self.counts.get(source, 0) + 1))
+        recent = self.recent.get(source, [])
+        bonus = math.sqrt(2 * math.log(self.counts.total() + 1) / (self.counts[source] + 1))
         return math.fsum(recent) / max(len(recent), 1) + bonus
 
     def ranking(self, table: PromptTable) -> Tensor:
         """Return minus the turn in which each prompt is drawn; within a source, the first prompts are drawn first."""
-        left = {source: [place for place, key in enumerate(table.keys) if key == source] for source in set(table.keys)}
         ranking = torch.full((len(table),), -torch.inf, dtype=torch.float64)
+        left = list(table.keys)
         for turn in range(table.num_kept):
             # In an order that does not depend on the process; a logit less the log of an exponential draw is largest
             # with the probability of the softmax, also where that underflows.
-            sources = sorted(source for source in left if left[source])
-            logits = torch.tensor([self.value(source) / self.temperature for source in sources], dtype=torch.float64)
+            sources = sorted(set(left) - {_DRAWN})
+            logits = torch.tensor([self.value(source) for source in sources], dtype=torch.float64) / self.temperature
             noise = torch.empty_like(logits).exponential_(generator=table.generator)
-            chosen = sources[int((logits - noise.log()).argmax())]
-            ranking[left[chosen].pop(0)] = -turn
+            place = left.index(sources[int((logits - noise.log()).argmax())])
+            ranking[place], left[place] = -turn, _DRAWN
         return ranking
 
     def learn(self, rows: SampledRows) -> None:
         """Add the rows of a rollout to their sources."""
+        self.counts.update(rows.keys)
         for source, advantage in zip(rows.keys, rows.advantages.abs().tolist(), strict=True):
             self.recent[source] = [*self.recent.get(source, []), advantage][-self.window :]
-            self.counts[source] = self.counts.get(source, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return windows and counts."""
-        return {"recent": {source: list(recent) for source, recent in self.recent.items()}, "counts": {**self.counts}}
+        return {"recent": {**self.recent}, "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from windows and counts."""
-        self.recent = {source: list(recent) for source, recent in state["recent"].items()}
-        self.counts = dict(state["counts"])
+        self.recent, self.counts = {**state["recent"]}, Counter(state["counts"])
+
+
+_DRAWN = -1
+"""In the place of a key, which is at least 0."""

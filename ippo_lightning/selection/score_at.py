@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from ippo_lightning.distributed.collectives import any_rank
 from ippo_lightning.errors import UserError, require_choice
 from ippo_lightning.records import UpdatePlan
@@ -12,13 +14,18 @@ from ippo_lightning.selection.accumulation import Accumulation
 from ippo_lightning.selection.rules import SelectionRule
 from ippo_lightning.selection.selector import Selector
 from ippo_lightning.selection.settings import ScoringSettings
-from ippo_lightning.selection.whole_groups import WholeGroups
+from ippo_lightning.selection.whole_groups import Baselines, WholeGroups
 
-ScoreAt = Literal["rollout_end", "minibatch"]
+ScoreAt = Literal["rollout_end", "minibatch", "layer"]
 
 
 def scoring_at(
-    score_at: ScoreAt, scoring: ScoringSettings, rule: SelectionRule, *, whole_groups: WholeGroups | None
+    score_at: ScoreAt,
+    scoring: ScoringSettings,
+    rule: SelectionRule,
+    *,
+    whole_groups: WholeGroups | None,
+    baselines: Baselines = "all",
 ) -> ScoringSettings:
     """Return the settings of scoring, after a check that they make sense there.
 
@@ -27,6 +34,7 @@ def scoring_at(
         scoring: as the user set it.
         rule: of the filter.
         whole_groups: of the filter.
+        baselines: of the filter.
 
     Raises:
         UserError: an unknown word, or a combination that makes no sense.
@@ -37,16 +45,21 @@ def scoring_at(
     if "groups" in rule.needs or whole_groups is not None:
         reader = rule.name if whole_groups is None else f"whole_groups {whole_groups}"
         found = f"and {reader} reads groups, which are whole only at the end of a rollout"
-        raise UserError(f"InfluenceFilter.score_at: minibatch, {found}; use rollout_end")
+        raise UserError(f"InfluenceFilter.score_at: {score_at}, {found}; use rollout_end")
+    if baselines == "kept":
+        found = (
+            "and baselines: kept compares the responses to a prompt, which are together only at the end of a rollout"
+        )
+        raise UserError(f"InfluenceFilter.score_at: {score_at}, {found}; use rollout_end, or baselines: all")
     if type(rule).own_columns is not SelectionRule.own_columns:
         found = f"and {rule.name} reads the rows of a rollout in their order"
-        raise UserError(f"InfluenceFilter.score_at: minibatch, {found}; use rollout_end")
+        raise UserError(f"InfluenceFilter.score_at: {score_at}, {found}; use rollout_end")
     if scoring.method == "finite_difference":
         found = "and finite_difference reads losses at the parameters that sampled"
-        raise UserError(f"InfluenceFilter.score_at: minibatch, {found}; use another scoring.method")
+        raise UserError(f"InfluenceFilter.score_at: {score_at}, {found}; use another scoring.method")
     if scoring.refresh_every_n_iterations > 1:
         found = f"and scoring.refresh_every_n_iterations is {scoring.refresh_every_n_iterations}"
-        raise UserError(f"InfluenceFilter.score_at: minibatch, {found}; set it to 1")
+        raise UserError(f"InfluenceFilter.score_at: {score_at}, {found}; set it to 1")
     # Of a few rows, agreement between groups of the target says nothing, and its cost would come with each step.
     return replace(scoring, health_every_n_iterations=0)
 
@@ -85,5 +98,17 @@ class MinibatchScores:
         if self._rollout is None or not any_rank(bool(plan.keep.any()), device=plan.weights.device):
             return
         number, self._count = self._count, self._count + 1
-        weights = self.selector.change(plan, module=module, trainer=trainer, iteration=iteration, minibatch=number)
+        weights = self.decided(plan, module=module, trainer=trainer, iteration=iteration, minibatch=number)
         self._rollout.metrics.update(self._numbers.together(plan.metrics, weights, rows=len(plan.weights)))
+
+    def decided(self, plan: UpdatePlan, *, module: Any, trainer: Any, iteration: int, minibatch: int) -> Tensor | None:
+        """Change the plan of a minibatch; return the factors of all ranks' weights, None if weights stay.
+
+        Args:
+            plan: as in `change`.
+            module: as in `change`.
+            trainer: as in `change`.
+            iteration: as in `change`.
+            minibatch: number of the optimizer step in its iteration.
+        """
+        return self.selector.change(plan, module=module, trainer=trainer, iteration=iteration, minibatch=minibatch)

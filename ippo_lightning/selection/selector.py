@@ -10,10 +10,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import world_size
+from ippo_lightning.distributed.collectives import any_rank, world_size
 from ippo_lightning.errors import UserError, require_choice, require_range
-from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
-from ippo_lightning.maths import effective_sample_size
+from ippo_lightning.influence import agree_to_drop, require_method
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection.activations import ForwardTarget, require_no_gradient_settings, scored_forward
 from ippo_lightning.selection.buffer_view import BufferView
@@ -21,8 +20,8 @@ from ippo_lightning.selection.group_agreement import GroupAgreement
 from ippo_lightning.selection.grouped_gradients import AlongGroups, TargetGradients
 from ippo_lightning.selection.module_interface import ModuleInterface
 from ippo_lightning.selection.own_terms import require_own_terms
+from ippo_lightning.selection.plan_metrics import ScoredPlan, weight_metrics
 from ippo_lightning.selection.rules import Influence, Random, SelectionRule, decide
-from ippo_lightning.selection.score_health import health_of, part_fractions
 from ippo_lightning.selection.scorer import Scored, Scorer
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.table import RolloutTable, gather_table
@@ -128,30 +127,14 @@ class Selector:
             The factors of all ranks' weights, as the rule decided them, shape [rows].
         """
         self.require_module(module)
-        rule, start = self.rule.fitted(module), time.perf_counter()
-        scored = gradients = halves_cosine = None
-        spent = 0.0
-        taken = start
-        if "scores" in self.rule.needs and isinstance(self.target, ForwardTarget):
-            skips = self.settings.skips_nonfinite
-            scored = scored_forward(self.target, module, plan, trainer=trainer, skips=skips)
-        elif "scores" in self.rule.needs:
-            # before the target's gradient is taken, which takes long on a large model
-            self.interface.require_losses(module)
-            agreement = self._agreement(module, plan)
-            gradients = self.take_gradients(
-                plan, module=module, trainer=trainer, iteration=iteration, part=part, along_groups=agreement.add
-            )
-            halves_cosine = agreement.halves_cosine()
-            taken, spent = time.perf_counter(), agreement.seconds
-            scored = self.scorer.score(module, plan.episodes, gradients, iteration=iteration)
-            of_sample = agreement.scores()
-            if of_sample is not None:
-                # also those whose own part in the target is not finite
-                of_sample[:, scored.broken] = torch.nan
-                scored = scored._replace(group_scores=of_sample)
+        if not any_rank(bool(plan.keep.any()), device=plan.weights.device):
+            # Other callbacks or the length limit have left nothing: a target from the rollout would have no gradient.
+            return self._when_empty(torch.zeros_like(plan.weights), trainer)
+        rule = self.rule.fitted(module)
+        found = self.scored(plan, module=module, trainer=trainer, iteration=iteration, part=part)
         own = rule.own_columns(plan.episodes)
-        table = self._table(plan, scored, iteration=iteration, part=part or minibatch, own=own)
+        scored = found.scored
+        table = self.table(plan, scored, iteration=iteration, part=part or minibatch, own=own)
         settings = self.settings
         factors = decide(
             rule,
@@ -162,15 +145,7 @@ class Selector:
         )
         # decided in float64, applied in the scores' dtype, which the plan and the log have
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
-        now = time.perf_counter()
-        if scored is not None:
-            plan.record(
-                # groups are scored while the gradient is taken
-                time__target_gradient_seconds=taken - start - spent,
-                time__scoring_seconds=now - taken + spent,
-                time__influence_seconds=now - start,
-                **_score_metrics(table, scored, gradients, halves_cosine),
-            )
+        plan.record(**found.metrics(table))
         # the log shows what the rule decided, also if monitor_only or on_empty keeps the plan from it
         plan.record(**weight_metrics(factors))
         scores = None if scored is None else scored.scores
@@ -181,6 +156,33 @@ class Selector:
             self.gradients.release()
         return factors
 
+    def scored(
+        self, plan: UpdatePlan, *, module: Any, trainer: Any, iteration: int, part: int | None = None
+    ) -> ScoredPlan:
+        """Return the scores of this rank's rows, if the rule reads them; arguments as in `change`."""
+        start = time.perf_counter()
+        if "scores" not in self.rule.needs:
+            return ScoredPlan(start=start)
+        if isinstance(self.target, ForwardTarget):
+            skips = self.settings.skips_nonfinite
+            scored = scored_forward(self.target, module, plan, trainer=trainer, skips=skips)
+            return ScoredPlan(scored, start=start, taken=start)
+        # before the target's gradient is taken, which takes long on a large model
+        self.interface.require_losses(module)
+        agreement = self._agreement(module, plan)
+        gradients = self.take_gradients(
+            plan, module=module, trainer=trainer, iteration=iteration, part=part, along_groups=agreement.add
+        )
+        halves_cosine = agreement.halves_cosine()
+        taken, spent = time.perf_counter(), agreement.seconds
+        scored = self.scorer.score(module, plan.episodes, gradients, iteration=iteration)
+        of_sample = agreement.scores()
+        if of_sample is not None:
+            # also those whose own part in the target is not finite
+            of_sample[:, scored.broken] = torch.nan
+            scored = scored._replace(group_scores=of_sample)
+        return ScoredPlan(scored, gradients, halves_cosine, start=start, taken=taken, spent=spent)
+
     def require_module(self, module: Any) -> None:
         """Check that rule and settings fit the algorithm of a module; see `require_groups` and `SelectionRule.fitted`.
 
@@ -189,6 +191,16 @@ class Selector:
         """
         self.rule.fitted(module)
         require_groups(module, whole_groups=self.settings.whole_groups, baselines=self.settings.baselines)
+
+    def require_method(self, module: Any) -> None:
+        """Check that the method of scoring is right for a module.
+
+        Args:
+            module: under training; one without losses of its own is scored by a part, which is not known yet.
+        """
+        is_scored = isinstance(module, torch.nn.Module) and callable(getattr(module, "episode_losses", None))
+        if is_scored and not isinstance(self.target, ForwardTarget):
+            require_method(module, method=self.scorer.settings.method)
 
     def require_outlet(self, view: BufferView) -> None:
         """Check that a foreign buffer has room for what the settings may decide.
@@ -250,9 +262,10 @@ class Selector:
             raise UserError(f"{method}: returned a {type(found).__name__}; expected TargetLoss(loss, batches)")
         return found
 
-    def _table(
+    def table(
         self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int, own: Mapping[str, Tensor]
     ) -> RolloutTable:
+        """Return what the rule decides from, of all ranks; arguments as in `gather_table`."""
         needs = self.rule.needs if self.settings.whole_groups is None else self.rule.needs | {"groups"}
         if scored is None:
             return gather_table(plan, needs=needs, iteration=iteration, part=part, own=own)
@@ -303,34 +316,3 @@ class Selector:
                 raise UserError("InfluenceFilter.on_empty: stop needs a trainer to stop; nothing was kept")
             trainer.should_stop = True  # on all ranks: the factors are those of all ranks
         return torch.ones_like(factors) if self.settings.on_empty == "keep_all" else factors
-
-
-def weight_metrics(factors: Tensor) -> dict[str, float]:
-    """Return numbers about the weights of all ranks, for `UpdatePlan.record`.
-
-    Args:
-        factors: shape [rows], 0 for rows that are dropped.
-    """
-    # As one column of several: torch sums a contiguous tensor in another order, and the last bit of the effective
-    # sample size would depend on how many columns are gathered.
-    factors = torch.stack([factors, factors], dim=1)[:, 0]
-    return {
-        "influence__scored_kept_fraction": int((factors > 0).sum()) / max(len(factors), 1),
-        "influence__effective_sample_size": float(effective_sample_size(weights=factors)),
-        "influence__max_weight": float(factors.max()) if len(factors) else 0.0,
-    }
-
-
-def _score_metrics(
-    table: RolloutTable, scored: Scored, gradients: TargetGradients | None, halves_cosine: float | None
-) -> dict[str, float]:
-    """Return numbers about the scores of all ranks, for `UpdatePlan.record`."""
-    # back to the scores' own dtype: float64 was only for the way through the gather
-    scores = table.scores.to(scored.scores.dtype)
-    return {
-        **({} if gradients is None else {"influence__gradient_norm": gradient_norm(gradients.mean)}),
-        "influence__nonfinite_episodes": float(table.force_drop.sum()),
-        **{f"influence__score_{name}": value for name, value in score_quantiles(scores).items()},
-        **{f"influence__part_{name}": value for name, value in part_fractions(scored.by_parameter).items()},
-        **health_of(table.group_scores.to(scored.scores.dtype), halves_cosine=halves_cosine),
-    }

@@ -14,7 +14,7 @@ from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores, target_gradient
 from ippo_lightning.modules import PPOModule
-from ippo_lightning.policies import encode_demonstrations
+from ippo_lightning.policies import SamplingSettings, encode_demonstrations
 from ippo_lightning.records import Episodes, TextEpisodes, UpdatePlan
 from ippo_lightning.selection import Influence, ReturnOfBuffer
 
@@ -268,3 +268,27 @@ def test_what_belongs_to_the_default_target_is_refused_beside_another() -> None:
         InfluenceFilter(target=ReturnOfBuffer(), demonstrations=[1])
     with pytest.raises(UserError, match=r"InfluenceFilter.drop_when: all needs a rule that reads scores; reward reads"):
         InfluenceFilter(rule="reward", drop_when="all")
+
+
+def test_a_method_that_is_wrong_for_the_model_is_refused_before_the_first_iteration(module: PPOModule) -> None:
+    module.register_module("compiled", torch.compile(torch.nn.Linear(1, 1)))
+    callback = InfluenceFilter(scoring=ScoringSettings(method="forward"))
+    with pytest.raises(UserError, match="method: 'forward'"):
+        callback.on_fit_start(trainer_with(), module)
+    # Without the losses that are scored, the module is not what is scored.
+    InfluenceFilter(rule="reward", scoring=ScoringSettings(method="forward")).on_fit_start(None, module)
+
+
+@pytest.mark.parametrize("settings", [{"target": ReturnOfBuffer()}, {"score_at": "minibatch", "rule": "reward"}])
+def test_an_iteration_that_has_no_row_left_is_no_error(settings: dict[str, Any], tmp_path: Path) -> None:
+    module = tiny_module(update={"mask_truncated": True}, sampling=SamplingSettings(num_responses=2, max_new_tokens=1))
+    tiny_loop(tmp_path, module, callbacks=[InfluenceFilter(**settings)], max_iterations=1).fit()
+    assert module.last_stats is not None
+    assert (module.last_stats.kept_fraction, module.last_stats.optimizer_steps) == (0, 0)
+
+
+def test_a_run_can_stop_where_other_callbacks_have_left_nothing(module: PPOModule, episodes: Episodes) -> None:
+    plan, trainer = UpdatePlan(episodes=episodes), trainer_with()
+    plan.drop(torch.ones(len(episodes), dtype=torch.bool), reason="another")
+    InfluenceFilter(on_empty="stop", target=ReturnOfBuffer()).on_rollout_end(trainer, module, plan)
+    assert trainer.should_stop

@@ -126,6 +126,21 @@ def test_two_ranks_on_halves_equal_one_rank_on_the_whole(
     assert any(not torch.equal(start[name], parameter) for name, parameter in whole.items())
 
 
+@pytest.mark.parametrize("reduction", ["episode_mean", "token_mean"])
+def test_layers_that_choose_their_rows_on_two_ranks_choose_and_learn_as_on_one(
+    outcome: Outcome, reduction: str, tmp_path: Path
+) -> None:
+    module = two_ranks.exact_module(loss_reduction=reduction)
+    buffer = two_ranks.whole_buffer(module)
+    loop = tiny_loop(tmp_path, module, fabric=Fabric(accelerator="cpu", devices=1, precision="64-true"))
+    loop.set_up()
+    whole = two_ranks.layer_rows(loop, module, buffer, list(range(len(buffer))))
+    assert 0 < float(whole["kept"][1]) < float(whole["kept"][0]) < 1
+    for half in outcome.tensors(f"halves.layers.{reduction}"):
+        for name, value in whole.items():
+            torch.testing.assert_close(half[name], value, rtol=0, atol=FLOAT32 if name == "kept" else EXACT, msg=name)
+
+
 @pytest.mark.parametrize(("kind", "allowed"), [("lora", EXACT), ("nf4", FLOAT32_STEPS)])
 def test_an_adapter_on_two_ranks_equals_one_on_the_whole(
     outcome: Outcome, kind: str, allowed: float, tmp_path: Path

@@ -166,7 +166,7 @@ def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     assert axis_names("task") == sorted((*TASKS, *CONTROL_TASKS, *REWARD_TASKS))
     filters = {"ippo", "fast", "paper", "filter_only", "random", "advantage_sign", "reward"}
     published = {"pods", "drop_equal", "length", "random_half", "leave_one_out", "average_reward", "activation"}
-    published |= {*PROMPT_METHODS, *SAMPLING_METHODS}
+    published |= {"by_layer", *PROMPT_METHODS, *SAMPLING_METHODS}
     of_control = {"iif", "random_drop", "advantage_heuristic", "td_priority"}
     assert {"ppo", "keep_buffers", *filters, *of_control, *published} | ALGORITHMS.keys() == set(METHODS)
 

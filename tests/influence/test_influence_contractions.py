@@ -11,7 +11,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from ippo_lightning.influence.contractions import Rows, bias_term, embedding_term, linear_term, scale_term
-from ippo_lightning.influence.module_kinds import kind_of
+from ippo_lightning.influence.coverage import HookedModule, HookedParameter
+from ippo_lightning.influence.hooks import episode_gradients
+from ippo_lightning.influence.module_kinds import kind_of, parameter_gradient
 
 EXACT = 1e-12  # float64, sums of fewer than a hundred products
 SINGLE = 1e-6  # Gemma's norm multiplies by its weight in float32, so autograd's gradient is rounded to float32
@@ -65,6 +67,25 @@ def test_a_contraction_equals_the_inner_product_with_the_gradient_of_autograd(bu
         for rows in (Rows(careful=True), Rows(careful=False)):
             actual = kind.terms[name](module, inputs, output_gradient, block, rows=rows)
             torch.testing.assert_close(actual, torch.stack(expected), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("build", "inputs"), CASES)
+def test_the_derivative_of_a_contraction_is_the_gradient_of_each_row(build: object, inputs: Tensor) -> None:
+    module = build().double()
+    kind = kind_of(module)
+    assert kind is not None
+    tolerance = SINGLE if isinstance(module, Gemma2RMSNorm) else EXACT
+    output_gradient = features(*module(inputs).shape, seed=2)
+    for name, parameter in module.named_parameters():
+        part = HookedParameter(name, kind.terms[name], (torch.ones_like(parameter.detach()),))
+        entry = HookedModule("", module, (part,), kind.knows_tokens)
+        formed = episode_gradients(entry, part, inputs, output_gradient)
+        for row in range(len(inputs)):
+            output = module(inputs[row : row + 1])
+            (expected,) = torch.autograd.grad(output, parameter, output_gradient[row : row + 1])
+            torch.testing.assert_close(formed[row], expected, rtol=tolerance, atol=tolerance)
+        summed = parameter_gradient(module, name, inputs, output_gradient, like=parameter)
+        torch.testing.assert_close(summed, formed.sum(dim=0), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("build", [lambda: nn.Linear(3, 8), lambda: nn.RMSNorm(4, eps=0.3), lambda: nn.LayerNorm(4)])

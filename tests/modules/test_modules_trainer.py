@@ -67,6 +67,7 @@ def supervised() -> SFTModule:
         for kind in ("ppo", "filtered", "adapter", "sft")
         for evaluates in (False, True)
     ]
+    + [pytest.param("layers", False, marks=pytest.mark.slow)]
     + [pytest.param(name, False, marks=() if name == "dapo" else pytest.mark.slow) for name in ALGORITHMS],
 )
 def test_trainer_and_fabric_loop_give_bit_equal_parameters(kind: str, evaluates: bool, tmp_path: Path) -> None:
@@ -74,12 +75,15 @@ def test_trainer_and_fabric_loop_give_bit_equal_parameters(kind: str, evaluates:
         return {
             "ppo": adaptive,
             "filtered": adaptive,
+            "layers": adaptive,
             "adapter": lambda: adaptive(policy=tiny_policy(lora=LoraSettings(r=2))),
             "sft": supervised,
             **{name: partial(critic_free_module, name, update={"num_epochs": 2}) for name in ALGORITHMS},
         }[kind]()
 
     def callbacks() -> list[Any]:
+        if kind == "layers":
+            return [InfluenceFilter(score_at="layer", power=0.0)]
         return [] if kind in ("ppo", "sft") else [InfluenceFilter(min_keep=1), IntrinsicStopping(threshold=0.01)]
 
     stage: dict[str, Any] = {"stage": "sft", "num_demonstrations": 32} if kind == "sft" else {}

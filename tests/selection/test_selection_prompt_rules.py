@@ -72,6 +72,16 @@ def test_the_mean_is_over_the_last_responses_and_the_bonus_over_all() -> None:
     assert rule.value(key_number("a")) == pytest.approx(0.4 + math.sqrt(2 * math.log(4) / 4), abs=FLOAT64)
 
 
+def test_sources_whose_groups_have_equal_rewards_are_told_apart_by_their_counts_alone() -> None:
+    rule = SourceBandit(source="kind")
+    rule.learn(rows(a=[0.0] * 4, b=[0.0]))  # a group baseline gives each response of such a group the advantage 0
+    for source, count in (("a", 4), ("b", 1)):
+        assert rule.value(key_number(source)) == pytest.approx(math.sqrt(2 * math.log(6) / (count + 1)), abs=FLOAT64)
+    drawn = [chosen_prompts(rule, table(rule, "ab", num_kept=1, iteration=iteration)) for iteration in range(20)]
+    assert drawn.count([1]) > drawn.count([0]), "the rarer one is worth more"
+    assert len(chosen_prompts(rule, table(rule, "abab", num_kept=4))) == 4
+
+
 def test_sources_are_drawn_with_the_probabilities_of_the_softmax() -> None:
     rule = SourceBandit(source="kind", temperature=0.5)
     rule.learn(rows(a=[0.2] * 4, b=[0.6] * 4, c=[1.0] * 4))

@@ -106,13 +106,14 @@ def test_iterations_that_are_not_due_are_plain(settings: dict[str, Any], tmp_pat
             r"minibatch, and MaxRewardVariance reads groups, .*; use rollout_end",
         ),
         ({"whole_groups": "mean"}, r"minibatch, and whole_groups mean reads groups, .*; use rollout_end"),
+        ({"baselines": "kept"}, r"and baselines: kept compares .* only at the end of a rollout; use rollout_end, or"),
         (
             {"rule": AdvantageHeuristic()},
             "minibatch, and AdvantageHeuristic reads the rows .* in their order; use roll",
         ),
         ({"scoring": ScoringSettings(method="finite_difference")}, "and finite_difference reads losses at the param"),
         ({"scoring": ScoringSettings(refresh_every_n_iterations=2)}, "refresh_every_n_iterations is 2; set it to 1"),
-        ({"score_at": "layer"}, "score_at: 'layer' is unknown; expected"),
+        ({"score_at": "token"}, "score_at: 'token' is unknown; expected"),
     ],
 )
 def test_what_makes_no_sense_for_a_minibatch_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,31 @@ def filter_rows(loop: Any, module: PPOModule, buffer: TextEpisodes, rows: list[i
     plan = UpdatePlan(episodes=module.compute_advantages(buffer.select(rows)))
     InfluenceFilter(max_weight=1.5).on_rollout_end(loop, module, plan)
     return plan.weights
+
+
+def layer_rows(loop: Any, module: PPOModule, buffer: TextEpisodes, rows: list[int]) -> dict[str, torch.Tensor]:
+    """Update on the given rows of the buffer, of which each layer chooses its own; return the parameters."""
+    plan = UpdatePlan(episodes=module.compute_advantages(buffer.select(rows)))
+    callback = InfluenceFilter(score_at="layer", power=0.0)
+    callback.setup(loop, module, "fit")
+    callback.on_rollout_end(loop, module, plan)
+    plan.sealed = True
+    hook = partial(callback.on_minibatch_start, loop, module)
+    run_update(module, plan, module.update_settings, on_minibatch=hook)
+    kept = torch.tensor([plan.metrics[f"influence/{name}"] for name in ("scored_kept_fraction", "layer_kept_min")])
+    return {"kept": kept, **trainable(module)}
+
+
+def layer_halves(folder: Path, fabric: Fabric) -> None:
+    """Update on three rows against five: what a layer keeps is decided over all ranks."""
+    for reduction in ("episode_mean", "token_mean"):
+        module = exact_module(loss_reduction=reduction)
+        buffer = whole_buffer(module)
+        loop = tiny_loop(folder / "unused", module, fabric=fabric, overwrite=True)
+        loop.set_up()
+        rows = [0, 1, 2] if fabric.global_rank == 0 else [3, 4, 5, 6, 7]
+        results = layer_rows(loop, module, buffer, rows)
+        torch.save(results, folder / f"halves.layers.{reduction}.rank{fabric.global_rank}.pt")
 
 
 def nf4_base(folder: Path) -> Path:
@@ -239,6 +265,7 @@ def main(folder: Path) -> None:
                 "steps": module.update_settings.num_epochs,
                 "parameter_bytes": sum(p.numel() * p.element_size() for p in trainable(module).values()),
             }
+    layer_halves(folder, exact)
     module = exact_module()
     buffer = whole_buffer(module)
     loop = tiny_loop(folder / "unused", module, fabric=exact, overwrite=True)
