@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.selection.module_interface import accumulated_step
-from ippo_lightning.selection.selector import weight_metrics
+from ippo_lightning.selection.score_health import weight_metrics
 
 
 class Accumulation:

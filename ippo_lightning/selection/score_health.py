@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.influence import score_intervals, sign_agreement, sign_certainty
+from ippo_lightning.maths import effective_sample_size
 
 # The first pattern that matches counts: `post_attention_layernorm` is a norm, and so is `q_norm` of an attention.
 _PARTS = {
@@ -83,4 +84,20 @@ def health_of(group_scores: Tensor, *, halves_cosine: float | None) -> dict[str,
         "influence__sign_certain_fraction": sign_certainty(low, high),
         # relative, because the unit of the scores depends on the model and on the loss
         "influence__interval_width": float((high - low).median() / scale),
+    }
+
+
+def weight_metrics(factors: Tensor) -> dict[str, float]:
+    """Return numbers about the weights of all ranks, for `UpdatePlan.record`.
+
+    Args:
+        factors: shape [rows], 0 for rows that are dropped.
+    """
+    # As one column of several: torch sums a contiguous tensor in another order, and the last bit of the effective
+    # sample size would depend on how many columns are gathered.
+    factors = torch.stack([factors, factors], dim=1)[:, 0]
+    return {
+        "influence__scored_kept_fraction": int((factors > 0).sum()) / max(len(factors), 1),
+        "influence__effective_sample_size": float(effective_sample_size(weights=factors)),
+        "influence__max_weight": float(factors.max()) if len(factors) else 0.0,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 from ippo_lightning.distributed.collectives import world_size
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.influence import agree_to_drop, gradient_norm, score_quantiles
-from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection.activations import ForwardTarget, require_no_gradient_settings, scored_forward
 from ippo_lightning.selection.buffer_view import BufferView
@@ -21,8 +21,9 @@ from ippo_lightning.selection.group_agreement import GroupAgreement
 from ippo_lightning.selection.grouped_gradients import AlongGroups, TargetGradients
 from ippo_lightning.selection.module_interface import ModuleInterface
 from ippo_lightning.selection.own_terms import require_own_terms
+from ippo_lightning.selection.predicted_gain import GainPredictor, weights_of_all
 from ippo_lightning.selection.rules import Influence, Random, SelectionRule, decide
-from ippo_lightning.selection.score_health import health_of, part_fractions
+from ippo_lightning.selection.score_health import health_of, part_fractions, weight_metrics
 from ippo_lightning.selection.scorer import Scored, Scorer
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.table import RolloutTable, gather_table
@@ -99,6 +100,8 @@ class Selector:
         self.target = target
         self.settings = settings
         self.interface = interface
+        self.predictor: GainPredictor | None = None
+        """Reads the scores of all rows along the groups, if a callback asks for predictions."""
         self.gradients = TargetGradientCache(scoring, needs_groups=by_groups)
         self.scorer = Scorer(
             scoring, interface=interface, skips_nonfinite=settings.skips_nonfinite, all_groups=by_groups
@@ -129,6 +132,7 @@ class Selector:
         """
         self.require_module(module)
         rule, start = self.rule.fitted(module), time.perf_counter()
+        predictor = self._due_predictor(iteration)
         scored = gradients = halves_cosine = None
         spent = 0.0
         taken = start
@@ -153,13 +157,16 @@ class Selector:
         own = rule.own_columns(plan.episodes)
         table = self._table(plan, scored, iteration=iteration, part=part or minibatch, own=own)
         settings = self.settings
-        factors = decide(
+        decided = partial(
+            decide,
             rule,
-            table,
             min_keep=settings.min_keep,
             max_weight=settings.max_weight,
             whole_groups=settings.whole_groups,
         )
+        factors = decided(table)
+        if predictor is not None:
+            predictor.predict(table, weights_of_all if settings.monitor_only else decided)
         # decided in float64, applied in the scores' dtype, which the plan and the log have
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
         now = time.perf_counter()
@@ -236,6 +243,15 @@ class Selector:
             along_groups=along_groups,
         )
 
+    def _due_predictor(self, iteration: int) -> GainPredictor | None:
+        """Return what predicts the gain of this iteration, and have all rows scored along the groups for it."""
+        if self.predictor is None:
+            return None
+        self.predictor.newest = None
+        is_due = self.predictor.is_due(iteration)
+        self.gradients.needs_groups = self.scorer.all_groups = is_due
+        return self.predictor if is_due else None
+
     def _agreement(self, module: Any, plan: UpdatePlan) -> GroupAgreement:
         if self.scorer.all_groups:  # then all rows are scored along the groups, together with the mean
             return GroupAgreement(None)
@@ -253,7 +269,8 @@ class Selector:
     def _table(
         self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int, own: Mapping[str, Tensor]
     ) -> RolloutTable:
-        needs = self.rule.needs if self.settings.whole_groups is None else self.rule.needs | {"groups"}
+        reads_groups = self.settings.whole_groups is not None or self.predictor is not None
+        needs = self.rule.needs | ({"groups"} if reads_groups else frozenset())
         if scored is None:
             return gather_table(plan, needs=needs, iteration=iteration, part=part, own=own)
         return gather_table(
@@ -303,22 +320,6 @@ class Selector:
                 raise UserError("InfluenceFilter.on_empty: stop needs a trainer to stop; nothing was kept")
             trainer.should_stop = True  # on all ranks: the factors are those of all ranks
         return torch.ones_like(factors) if self.settings.on_empty == "keep_all" else factors
-
-
-def weight_metrics(factors: Tensor) -> dict[str, float]:
-    """Return numbers about the weights of all ranks, for `UpdatePlan.record`.
-
-    Args:
-        factors: shape [rows], 0 for rows that are dropped.
-    """
-    # As one column of several: torch sums a contiguous tensor in another order, and the last bit of the effective
-    # sample size would depend on how many columns are gathered.
-    factors = torch.stack([factors, factors], dim=1)[:, 0]
-    return {
-        "influence__scored_kept_fraction": int((factors > 0).sum()) / max(len(factors), 1),
-        "influence__effective_sample_size": float(effective_sample_size(weights=factors)),
-        "influence__max_weight": float(factors.max()) if len(factors) else 0.0,
-    }
 
 
 def _score_metrics(
