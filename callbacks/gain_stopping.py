@@ -8,18 +8,19 @@ from lightning import Callback
 
 from ippo_lightning.callbacks.influence_filter import InfluenceFilter
 from ippo_lightning.errors import UserError, require_range
+from ippo_lightning.maths import GainEstimate, pooled_gain
 from ippo_lightning.records import UpdateStats
 from ippo_lightning.selection import Demonstrations
-from ippo_lightning.selection.predicted_gain import FEWEST_GROUPS, GainPredictor, clipped_size
+from ippo_lightning.selection.predicted_gain import FEWEST_GROUPS, GainPredictor, clipped_size, interval
 
 
 class GainStopping(Callback):
-    """Stop when `patience` predictions in a row do not promise a lower loss of the demonstrations.
+    """Stop when the predicted gain on the demonstrations is not above zero, `patience` predictions in a row.
 
     Before an update, half of the demonstrations chooses and weights the episodes, and the other half predicts the gain
-    of this choice: to first order, the decrease of their mean loss. Then the halves change places. The prediction is
-    the mean of both; its interval contains the spread over prompts and over demonstrations. A prediction whose interval
-    does not lie above zero counts. Without the halves, kept scores would be positive also where they are noise.
+    of this choice: to first order, the decrease of their mean loss. Then the halves change places. Without the halves,
+    kept scores would be positive also where they are noise. The mean of the newest `window` predictions has an interval
+    with the spread over prompts and over demonstrations; a prediction counts if this interval does not lie above zero.
     docs/guides/stopping.md derives the rule and says what it cannot see.
 
     It reads the scores of the `InfluenceFilter` of the same run, which must come before it. All ranks see the same
@@ -27,6 +28,8 @@ class GainStopping(Callback):
 
     Args:
         patience: number of predictions in a row, at least 1.
+        window: number of the newest predictions whose mean decides, at least 1; the first decision waits for all of
+            them. One rollout alone rarely tells a gain from none.
         confidence: of the interval, in (0, 1).
         min_iterations: the run does not stop before this many iterations.
         every_n_iterations: predict in every n-th iteration, a multiple of the filter's `every_n_iterations`. With
@@ -39,18 +42,27 @@ class GainStopping(Callback):
     """
 
     def __init__(
-        self, patience: int = 3, confidence: float = 0.95, min_iterations: int = 0, every_n_iterations: int = 1
+        self,
+        patience: int = 3,
+        window: int = 10,
+        confidence: float = 0.95,
+        min_iterations: int = 0,
+        every_n_iterations: int = 1,
     ) -> None:
         super().__init__()
         require_range("GainStopping.patience", patience, at_least=1, integer=True)
+        require_range("GainStopping.window", window, at_least=1, integer=True)
         require_range("GainStopping.confidence", confidence, above=0, below=1)
         require_range("GainStopping.min_iterations", min_iterations, at_least=0, integer=True)
         require_range("GainStopping.every_n_iterations", every_n_iterations, at_least=1, integer=True)
         self.patience = patience
+        self.window = window
         self.confidence = confidence
         self.min_iterations = min_iterations
         self.every_n_iterations = every_n_iterations
         self.predictions_without_gain = 0
+        self.newest: list[GainEstimate] = []
+        """The newest `window` predictions, in units of the loss per iteration."""
         self._predictor: GainPredictor | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -69,7 +81,6 @@ class GainStopping(Callback):
                 f"InfluenceFilter.every_n_iterations: {influence.every_n_iterations}"
             )
         self._predictor = influence.selector.predictor = GainPredictor(
-            confidence=self.confidence,
             every_n_iterations=self.every_n_iterations,
             first_iteration=influence.warmup_iterations,
         )
@@ -81,13 +92,13 @@ class GainStopping(Callback):
             return
         self._predictor.newest = None  # an iteration that is not filtered must not count it again
         gain = predicted.times(_step_size(pl_module, stats))
+        self.newest = [*self.newest, gain][-self.window :]
+        low, high = interval(pooled_gain(self.newest), confidence=self.confidence)
         stats.record(
-            influence__predicted_gain=gain.mean,
-            influence__predicted_gain_low=gain.low,
-            influence__predicted_gain_high=gain.high,
+            influence__predicted_gain=gain.mean, influence__predicted_gain_low=low, influence__predicted_gain_high=high
         )
-        # By the prediction per unit of step size: an update without a step, or at learning rate 0, says nothing.
-        self.predictions_without_gain = self.count(self.predictions_without_gain, low=predicted.low)
+        if len(self.newest) == self.window:
+            self.predictions_without_gain = self.count(self.predictions_without_gain, low=low)
         # Never set to False: another callback may already have stopped the run.
         if self.predictions_without_gain >= self.patience and stats.iteration + 1 >= self.min_iterations:
             trainer.should_stop = True
@@ -101,13 +112,15 @@ class GainStopping(Callback):
         """
         return 0 if low > 0 else predictions_without_gain + 1
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the count, so that a resumed run stops at the same iteration as an uninterrupted one."""
-        return {"predictions_without_gain": self.predictions_without_gain}
+    def state_dict(self) -> dict[str, Any]:
+        """Return count and window, so that a resumed run stops at the same iteration as an uninterrupted one."""
+        newest = [list(gain) for gain in self.newest]
+        return {"predictions_without_gain": self.predictions_without_gain, "newest": newest}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Restore the count."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore count and window."""
         self.predictions_without_gain = int(state_dict["predictions_without_gain"])
+        self.newest = [GainEstimate(*gain) for gain in state_dict["newest"]]
 
     def _filter_of(self, trainer: Any) -> InfluenceFilter:
         callbacks = list(trainer.callbacks)

@@ -6,6 +6,8 @@ the demonstrations are split into two halves: one half chooses, the other measur
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,10 +21,44 @@ class GainEstimate(NamedTuple):
     """The predicted decrease of the target's loss per unit of step size."""
 
     mean: float
-    standard_error: float
-    """>= 0; 0 if nothing varies, for example because nothing is kept."""
+    of_demonstrations: float
+    """Standard error from the spread over demonstrations, >= 0."""
+    of_rows: float
+    """Standard error from the spread over rows, beyond what it shares with that over demonstrations, >= 0."""
     degrees_of_freedom: float
     """Of Student's t, for an interval."""
+
+    @property
+    def standard_error(self) -> float:
+        """From both sources; 0 if nothing varies, for example because nothing is kept."""
+        return math.hypot(self.of_demonstrations, self.of_rows)
+
+    def times(self, size: float) -> GainEstimate:
+        """Return the estimate for a step of another size.
+
+        Args:
+            size: >= 0, for example the learning rate times the number of optimizer steps.
+        """
+        mean, of_demonstrations, of_rows, freedom = self
+        return GainEstimate(size * mean, size * of_demonstrations, size * of_rows, freedom)
+
+
+def pooled_gain(estimates: Sequence[GainEstimate]) -> GainEstimate:
+    """Return the mean of estimates from several rollouts along the same demonstrations.
+
+    The rows of two rollouts are independent, so their part of the error falls with the number of rollouts. The
+    demonstrations are the same, so their part is taken as equal in all estimates and does not fall.
+
+    Args:
+        estimates: at least one.
+    """
+    count = len(estimates)
+    return GainEstimate(
+        mean=sum(one.mean for one in estimates) / count,
+        of_demonstrations=sum(one.of_demonstrations for one in estimates) / count,
+        of_rows=math.hypot(*(one.of_rows for one in estimates)) / count,
+        degrees_of_freedom=sum(one.degrees_of_freedom for one in estimates) / count,
+    )
 
 
 def cross_fitted_gain(*, group_scores: Tensor, weights: Tensor, clusters: Tensor) -> GainEstimate:
@@ -38,8 +74,8 @@ def cross_fitted_gain(*, group_scores: Tensor, weights: Tensor, clusters: Tensor
     The variance of gain(A, B) has two sources, rows and demonstrations: it is that of a mean over clusters of rows,
     plus that of a mean over groups, minus that over pairs of both, which the two others both contain (Cameron, Gelbach
     and Miller 2011, two-way clustering). Both gains read all demonstrations and all rows, so their correlation is
-    unknown; the standard error of their mean is at most the mean of their standard errors, which is the result. The
-    degrees of freedom are Satterthwaite's (1946).
+    unknown; each standard error of their mean is at most the mean of both, which is the result. The degrees of freedom
+    are Satterthwaite's (1946).
 
     Args:
         group_scores: scores of the rows along the gradient of each group of demonstrations, shape [groups, rows], at
@@ -56,7 +92,8 @@ def cross_fitted_gain(*, group_scores: Tensor, weights: Tensor, clusters: Tensor
     gains = [_half_gain(scores[1 - half :: 2], factors[half], clusters) for half in (0, 1)]
     return GainEstimate(
         mean=sum(gain.mean for gain in gains) / 2,
-        standard_error=sum(gain.standard_error for gain in gains) / 2,
+        of_demonstrations=sum(gain.of_demonstrations for gain in gains) / 2,
+        of_rows=sum(gain.of_rows for gain in gains) / 2,
         degrees_of_freedom=sum(gain.degrees_of_freedom for gain in gains),
     )
 
@@ -72,7 +109,7 @@ def _half_gain(scores: Tensor, weights: RowFloats, clusters: Tensor) -> GainEsti
     num_groups, total = len(scores), weights.sum()
     _, members, counts = clusters.unique(return_inverse=True, return_counts=True)
     if not bool(total > 0):
-        return GainEstimate(0.0, 0.0, num_groups - 1.0)
+        return GainEstimate(0.0, 0.0, 0.0, num_groups - 1.0)
     gains = scores @ weights / total
     mean = gains.mean()
     # What each cluster and group adds to the gain, linearised: the gain is a ratio of two sums over rows.
@@ -81,11 +118,11 @@ def _half_gain(scores: Tensor, weights: RowFloats, clusters: Tensor) -> GainEsti
     of_groups = gains.var() / num_groups
     of_rows = parts.sum(dim=0).square().sum() * _correction(len(counts))
     of_pairs = parts.square().sum()
-    # Never below either source alone: a difference of estimates may be, and even below 0.
-    variance = torch.maximum(of_groups + of_rows - of_pairs, torch.maximum(of_groups, of_rows))
+    # Together never below either source alone: a difference of estimates may be, and even below 0.
+    beyond = torch.maximum(of_rows - torch.minimum(of_pairs, of_groups), torch.zeros_like(of_rows))
     spread = of_groups.square() / (num_groups - 1) + of_rows.square() / max(len(counts) - 1, 1)
-    freedom = float(variance.square() / spread) if bool(spread > 0) else num_groups - 1.0
-    return GainEstimate(float(mean), float(variance.sqrt()), max(freedom, 1.0))
+    freedom = float((of_groups + beyond).square() / spread) if bool(spread > 0) else num_groups - 1.0
+    return GainEstimate(float(mean), float(of_groups.sqrt()), float(beyond.sqrt()), max(freedom, 1.0))
 
 
 def _correction(count: int) -> float:

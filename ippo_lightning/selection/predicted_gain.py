@@ -5,33 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths import cross_fitted_gain
+from ippo_lightning.maths import GainEstimate, cross_fitted_gain
 from ippo_lightning.selection.table import RolloutTable
 
 FEWEST_GROUPS = 4
 """Two for each half of the demonstrations, so that each half has a spread."""
-
-
-class PredictedGain(NamedTuple):
-    """A prediction and the ends of its interval, in units of the target's loss per unit of step size."""
-
-    mean: float
-    low: float
-    high: float
-
-    def times(self, size: float) -> PredictedGain:
-        """Return the prediction for a step of another size.
-
-        Args:
-            size: >= 0, for example the learning rate times the number of optimizer steps.
-        """
-        return PredictedGain(size * self.mean, size * self.low, size * self.high)
 
 
 @dataclass(kw_only=True)
@@ -39,15 +22,13 @@ class GainPredictor:
     """Predicts from a table of scores what the coming update does to the target's loss.
 
     Args:
-        confidence: of the interval, in (0, 1).
         every_n_iterations: predict in every n-th filtered iteration.
         first_iteration: the first one that is filtered, counted from 0.
     """
 
-    confidence: float
     every_n_iterations: int = 1
     first_iteration: int = 0
-    newest: PredictedGain | None = None
+    newest: GainEstimate | None = None
     """Of the newest iteration; None if it had no prediction."""
 
     def is_due(self, iteration: int) -> bool:
@@ -76,11 +57,22 @@ class GainPredictor:
             weights_of(replace(table, columns={**table.columns, "scores": scores})).to(groups) for scores in halves
         ]
         # On the CPU, whose sums have one order: each rank predicts, and all of them must stop together.
-        estimate = cross_fitted_gain(
+        self.newest = cross_fitted_gain(
             group_scores=groups.cpu(), weights=torch.stack(weights).cpu(), clusters=table.groups.cpu()
         )
-        half_width = _quantile(self.confidence, estimate.degrees_of_freedom) * estimate.standard_error
-        self.newest = PredictedGain(estimate.mean, estimate.mean - half_width, estimate.mean + half_width)
+
+
+def interval(estimate: GainEstimate, *, confidence: float) -> tuple[float, float]:
+    """Return the ends of the two-sided interval of an estimate, by Student's t.
+
+    Args:
+        estimate: of a gain.
+        confidence: in (0, 1).
+    """
+    from scipy import stats
+
+    half_width = float(stats.t.ppf((1 + confidence) / 2, estimate.degrees_of_freedom)) * estimate.standard_error
+    return estimate.mean - half_width, estimate.mean + half_width
 
 
 def weights_of_all(table: RolloutTable) -> Tensor:
@@ -90,13 +82,6 @@ def weights_of_all(table: RolloutTable) -> Tensor:
         table: of all ranks.
     """
     return (table.kept & ~table.force_drop).double()
-
-
-def _quantile(confidence: float, degrees_of_freedom: float) -> float:
-    """Return the half-width of a two-sided interval, in standard errors, by Student's t."""
-    from scipy import stats
-
-    return float(stats.t.ppf((1 + confidence) / 2, degrees_of_freedom))
 
 
 def clipped_size(*, max_norm: float | None, norm: float | None) -> float:

@@ -15,7 +15,7 @@ from ippo_lightning.callbacks import GainStopping, InfluenceFilter, ScoringSetti
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import UpdateStats
 from ippo_lightning.selection import AverageReward
-from ippo_lightning.selection.predicted_gain import PredictedGain, clipped_size
+from ippo_lightning.selection.predicted_gain import clipped_size
 from ippo_lightning.storage.run_folder import HISTORY, RunFolder
 
 NAMES = ("influence/predicted_gain", "influence/predicted_gain_low", "influence/predicted_gain_high")
@@ -39,14 +39,14 @@ def predictions(folder: Path) -> list[tuple[float, ...]]:
 
 def test_a_run_stops_after_its_patience_and_logs_each_prediction(tmp_path: Path) -> None:
     # an interval this wide contains zero
-    module = fitted(tmp_path / "run", GainStopping(patience=2, confidence=1 - 1e-9), max_iterations=5)
+    module = fitted(tmp_path / "run", GainStopping(patience=2, window=1, confidence=1 - 1e-9), max_iterations=5)
     found = predictions(tmp_path / "run")
     assert module.iteration == len(found) == 2
     assert all(low < mean < high for mean, low, high in found)
 
 
 def test_a_run_goes_on_before_its_fewest_iterations_and_predicts_every_nth(tmp_path: Path) -> None:
-    stopping = GainStopping(patience=1, confidence=1 - 1e-9, min_iterations=3, every_n_iterations=2)
+    stopping = GainStopping(patience=1, window=1, confidence=1 - 1e-9, min_iterations=3, every_n_iterations=2)
     module = fitted(tmp_path / "run", stopping, max_iterations=6)
     assert module.iteration == 3
     assert len(predictions(tmp_path / "run")) == 2
@@ -60,7 +60,7 @@ def test_a_gain_sets_the_count_back() -> None:
 
 def test_a_resumed_run_stops_where_an_unbroken_one_does(tmp_path: Path) -> None:
     def stopping() -> GainStopping:
-        return GainStopping(patience=3, confidence=1 - 1e-9)
+        return GainStopping(patience=2, window=2, confidence=1 - 1e-9)
 
     whole = fitted(tmp_path / "whole", stopping(), max_iterations=6)
     fitted(tmp_path / "broken", stopping(), max_iterations=2)
@@ -72,7 +72,7 @@ def test_a_resumed_run_stops_where_an_unbroken_one_does(tmp_path: Path) -> None:
 
 def test_trainer_predicts_and_stops_as_the_loop_does(tmp_path: Path) -> None:
     def stopping() -> GainStopping:
-        return GainStopping(patience=2, confidence=1 - 1e-9)
+        return GainStopping(patience=2, window=1, confidence=1 - 1e-9)
 
     fitted(tmp_path / "loop", stopping(), max_iterations=4)
     seen: list[tuple[float, ...]] = []
@@ -125,13 +125,13 @@ def test_the_prediction_is_what_the_scores_of_halves_give(tmp_path: Path) -> Non
 def test_a_longer_gradient_than_its_clipping_allows_shortens_the_step() -> None:
     assert clipped_size(max_norm=1.0, norm=4.0) == 0.25
     assert clipped_size(max_norm=None, norm=4.0) == clipped_size(max_norm=1.0, norm=0.5) == 1.0
-    assert PredictedGain(1.0, 0.5, 1.5).times(2.0) == (2.0, 1.0, 3.0)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"patience": 0}, "patience: 0 is out of range; expected an integer >= 1"),
+        ({"window": 0}, "window: 0 is out of range; expected an integer >= 1"),
         ({"confidence": 1.0}, r"confidence: 1\.0 is out of range; expected a number > 0 and < 1"),
         ({"min_iterations": -1}, "min_iterations: -1 is out of range"),
         ({"every_n_iterations": 0}, "every_n_iterations: 0 is out of range"),

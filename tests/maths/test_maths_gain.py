@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.maths import GainEstimate, cross_fitted_gain
+from ippo_lightning.maths import GainEstimate, cross_fitted_gain, pooled_gain
 
 COVERAGE = 0.95
 NUM_RUNS = 200
@@ -26,10 +26,12 @@ def test_one_half_measures_what_the_other_half_has_chosen() -> None:
     assert found.mean == pytest.approx((3 + -1) / 2)
     # groups gave 4 and 2: variance 2 / 2; rows 2 and 4 around 3: (0.5^2 + 0.5^2) * 3 / 2; pairs: 4 parts
     parts = [(3 - 3) / 4, (5 - 3) / 4, (1 - 3) / 4, (3 - 3) / 4]
-    variance = 1.0 + 0.75 - sum(part**2 for part in parts)
+    beyond = 0.75 - sum(part**2 for part in parts)
     # the second half has no spread at all
-    assert found.standard_error == pytest.approx(math.sqrt(variance) / 2)
-    assert found.degrees_of_freedom == pytest.approx(variance**2 / (1.0**2 / 1 + 0.75**2 / 2) + 1)
+    assert found.of_demonstrations == pytest.approx(1.0 / 2)
+    assert found.of_rows == pytest.approx(math.sqrt(beyond) / 2)
+    assert found.standard_error == pytest.approx(math.sqrt(1.0 + beyond) / 2)
+    assert found.degrees_of_freedom == pytest.approx((1.0 + beyond) ** 2 / (1.0**2 / 1 + 0.75**2 / 2) + 1)
 
 
 def test_responses_to_one_prompt_count_as_one() -> None:
@@ -47,6 +49,13 @@ def test_nothing_kept_promises_nothing() -> None:
     zeros = torch.zeros(2, 5)
     found = cross_fitted_gain(group_scores=torch.ones(4, 5), weights=zeros, clusters=torch.arange(5))
     assert (found.mean, found.standard_error) == (0, 0)
+
+
+def test_only_the_error_of_rows_falls_with_more_rollouts() -> None:
+    estimates = [GainEstimate(mean, 3.0, 4.0, 6.0) for mean in (1.0, 2.0, 3.0, 6.0)]
+    assert pooled_gain(estimates) == (3.0, 3.0, 2.0, 6.0)
+    assert estimates[0].standard_error == 5.0
+    assert estimates[0].times(2.0) == (2.0, 6.0, 8.0, 6.0)
 
 
 def test_fewer_than_two_groups_for_each_half_are_refused() -> None:
