@@ -10,6 +10,7 @@ from ippo_lightning.maths.advantages import (
     response_gae,
     rewards_differ,
 )
+from ippo_lightning.maths.gain import GainEstimate, cross_fitted_gain, pooled_gain
 from ippo_lightning.maths.kl import KLEstimator, kl_estimate
 from ippo_lightning.maths.log_probs import token_log_probs, token_log_probs_and_entropy
 from ippo_lightning.maths.losses import (
@@ -44,11 +45,13 @@ from ippo_lightning.maths.selection import (
 from ippo_lightning.maths.shaping import shape_rewards
 
 __all__ = [
+    "GainEstimate",
     "KLEstimator",
     "LossReduction",
     "Moments",
     "capped_ratio_terms",
     "clipped_surrogate",
+    "cross_fitted_gain",
     "discounted_returns",
     "effective_sample_size",
     "equal_rewards",
@@ -70,6 +73,7 @@ __all__ = [
     "mean_and_variance",
     "normalise_weights",
     "policy_loss_terms",
+    "pooled_gain",
     "reduce_terms",
     "response_gae",
     "rewards_differ",

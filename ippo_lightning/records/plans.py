@@ -205,8 +205,7 @@ class UpdatePlan:
 
     def record(self, **metrics: float) -> None:
         """Add numbers to this iteration's log; a double underscore in a name becomes the slash of its group."""
-        # A keyword cannot contain a slash.
-        self.metrics.update({name.replace("__", "/"): float(value) for name, value in metrics.items()})
+        self.metrics.update(_named(metrics))
 
     def _multiply(
         self, kind: Literal["drop", "scale", "note"], factors: Tensor, *, reason: str, scores: Tensor | None
@@ -252,10 +251,14 @@ class UpdateStats:
     """Optimizer steps of this iteration."""
     tokens_trained: int
     """Steps that took part in an optimizer step on all ranks, each epoch counted."""
-    metrics: Mapping[str, float]
+    metrics: dict[str, float]
     """Everything that goes into the log, `group/name`."""
     random: Any = None
     """`RandomStates` of this rank, before the first minibatch was drawn."""
+
+    def record(self, **metrics: float) -> None:
+        """Add numbers to this iteration's log in `on_update_end`; names as in `UpdatePlan.record`."""
+        self.metrics.update(_named(metrics))
 
 
 class Minibatch:
@@ -285,6 +288,11 @@ class Minibatch:
         """Rows (or steps) that the policy loss of the whole optimizer step is divided by, over all ranks."""
         self.value_denominator = value_denominator
         """The same for the value loss and the entropy."""
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    # A keyword cannot contain a slash.
+    return {name.replace("__", "/"): float(value) for name, value in metrics.items()}
 
 
 def _checked_counts(counts: Tensor, *, like: Tensor, reason: str) -> Tensor:

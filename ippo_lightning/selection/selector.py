@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from ippo_lightning.selection.grouped_gradients import AlongGroups, TargetGradie
 from ippo_lightning.selection.module_interface import ModuleInterface
 from ippo_lightning.selection.own_terms import require_own_terms
 from ippo_lightning.selection.plan_metrics import ScoredPlan, weight_metrics
+from ippo_lightning.selection.predicted_gain import GainPredictor, weights_of_all
 from ippo_lightning.selection.rules import Influence, Random, SelectionRule, decide
 from ippo_lightning.selection.scorer import Scored, Scorer
 from ippo_lightning.selection.settings import ScoringSettings
@@ -98,6 +100,8 @@ class Selector:
         self.target = target
         self.settings = settings
         self.interface = interface
+        self.predictor: GainPredictor | None = None
+        """Reads the scores of all rows along the groups, if a callback asks for predictions."""
         self.gradients = TargetGradientCache(scoring, needs_groups=by_groups)
         self.scorer = Scorer(
             scoring, interface=interface, skips_nonfinite=settings.skips_nonfinite, all_groups=by_groups
@@ -127,6 +131,7 @@ class Selector:
             The factors of all ranks' weights, as the rule decided them, shape [rows].
         """
         self.require_module(module)
+        predictor = self._due_predictor(iteration)
         if not any_rank(bool(plan.keep.any()), device=plan.weights.device):
             # Other callbacks or the length limit have left nothing: a target from the rollout would have no gradient.
             return self._when_empty(torch.zeros_like(plan.weights), trainer)
@@ -136,13 +141,16 @@ class Selector:
         scored = found.scored
         table = self.table(plan, scored, iteration=iteration, part=part or minibatch, own=own)
         settings = self.settings
-        factors = decide(
+        decided = partial(
+            decide,
             rule,
-            table,
             min_keep=settings.min_keep,
             max_weight=settings.max_weight,
             whole_groups=settings.whole_groups,
         )
+        factors = decided(table)
+        if predictor is not None:
+            predictor.predict(table, weights_of_all if settings.monitor_only else decided)
         # decided in float64, applied in the scores' dtype, which the plan and the log have
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
         plan.record(**found.metrics(table))
@@ -248,6 +256,15 @@ class Selector:
             along_groups=along_groups,
         )
 
+    def _due_predictor(self, iteration: int) -> GainPredictor | None:
+        """Return what predicts the gain of this iteration, and have all rows scored along the groups for it."""
+        if self.predictor is None:
+            return None
+        self.predictor.newest = None
+        is_due = self.predictor.is_due(iteration)
+        self.gradients.needs_groups = self.scorer.all_groups = is_due
+        return self.predictor if is_due else None
+
     def _agreement(self, module: Any, plan: UpdatePlan) -> GroupAgreement:
         if self.scorer.all_groups:  # then all rows are scored along the groups, together with the mean
             return GroupAgreement(None)
@@ -266,7 +283,8 @@ class Selector:
         self, plan: UpdatePlan, scored: Scored | None, *, iteration: int, part: int, own: Mapping[str, Tensor]
     ) -> RolloutTable:
         """Return what the rule decides from, of all ranks; arguments as in `gather_table`."""
-        needs = self.rule.needs if self.settings.whole_groups is None else self.rule.needs | {"groups"}
+        reads_groups = self.settings.whole_groups is not None or self.predictor is not None
+        needs = self.rule.needs | ({"groups"} if reads_groups else frozenset())
         if scored is None:
             return gather_table(plan, needs=needs, iteration=iteration, part=part, own=own)
         return gather_table(

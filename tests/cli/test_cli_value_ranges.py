@@ -32,6 +32,7 @@ CLASSES = (
     "FixedKLController",
     "GAE",
     "GSM8KTask",
+    "GainStopping",
     "InfluenceFilter",
     "IntrinsicStopping",
     "LoraSettings",

@@ -168,7 +168,9 @@ def test_the_axes_have_the_names_that_the_pages_promise() -> None:
     published = {"pods", "drop_equal", "length", "random_half", "leave_one_out", "average_reward", "activation"}
     published |= {"by_layer", *PROMPT_METHODS, *SAMPLING_METHODS}
     of_control = {"iif", "random_drop", "advantage_heuristic", "td_priority"}
-    assert {"ppo", "keep_buffers", *filters, *of_control, *published} | ALGORITHMS.keys() == set(METHODS)
+    assert {"ppo", "keep_buffers", "gain_stopping", *filters, *of_control, *published} | ALGORITHMS.keys() == set(
+        METHODS
+    )
 
 
 @pytest.mark.parametrize(

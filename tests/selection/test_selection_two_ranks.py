@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing
 import two_ranks_select
 from launching import start_method
-from two_ranks_select import BASELINES, COUNT, RULES
+from two_ranks_select import BASELINES, COUNT, GAIN, RULES
 
 FLOAT32 = 1e-6
 Weights = list[dict[str, torch.Tensor]]
@@ -35,3 +35,10 @@ def test_two_ranks_give_the_weights_of_one_process(rule: str, halves: Weights) -
 def test_two_ranks_compare_the_kept_rows_as_one_process_does(halves: Weights) -> None:
     expected = two_ranks_select.weights_of(list(range(COUNT)))[BASELINES]
     torch.testing.assert_close(torch.cat([half[BASELINES] for half in halves]), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_two_ranks_predict_the_gain_of_one_process(halves: Weights) -> None:
+    expected = two_ranks_select.weights_of(list(range(COUNT)))[GAIN]
+    assert (expected[1:] > 0).all()
+    assert torch.equal(halves[0][GAIN], halves[1][GAIN])  # so that both stop together
+    torch.testing.assert_close(halves[0][GAIN], expected, rtol=1e-12, atol=1e-12)

@@ -23,6 +23,7 @@ from ippo_lightning.selection import (
     RolloutTable,
     SelectionRule,
 )
+from ippo_lightning.selection.predicted_gain import GainPredictor
 
 COUNT, STEPS = 12, 5
 HALVES = (list(range(7)), list(range(7, COUNT)))
@@ -30,6 +31,7 @@ HALVES = (list(range(7)), list(range(7, COUNT)))
 
 
 BASELINES = "advantages over the kept rows"
+GAIN = "predicted gain"
 
 
 class BestOfGroup(SelectionRule):
@@ -86,6 +88,13 @@ class Policy(nn.Module):
         """Any layer will do."""
 
 
+class Quadratic(Policy):
+    """Its demonstrations pull into different directions."""
+
+    def validation_loss(self, batch: Tensor) -> Tensor:
+        return self.actor(batch).square().mean()
+
+
 class Compared(Policy):
     """Its baseline has a spread that is that of all ranks."""
 
@@ -140,7 +149,18 @@ def weights_of(rows: list[int]) -> dict[str, Tensor]:
         found[name] = plan.weights
     plan = UpdatePlan(episodes=rollout(rows))
     InfluenceFilter(rule="reward", baselines="kept").on_rollout_end(None, Compared(), plan)
-    return {**found, BASELINES: plan.episodes.advantages}
+    return {**found, BASELINES: plan.episodes.advantages, GAIN: predicted_gain(rows)}
+
+
+def predicted_gain(rows: list[int]) -> Tensor:
+    """Return the fields of the estimate, shape [4]."""
+    generator = torch.Generator().manual_seed(4)
+    batches = list(torch.randn(8, 1, 4, generator=generator, dtype=torch.float64))
+    influence = InfluenceFilter(demonstrations=batches)
+    predictor = influence.selector.predictor = GainPredictor()
+    influence.on_rollout_end(None, Quadratic(), UpdatePlan(episodes=rollout(rows)))
+    assert predictor.newest is not None
+    return torch.tensor(predictor.newest, dtype=torch.float64)
 
 
 def work(rank: int, folder: str) -> None:

@@ -1,0 +1,129 @@
+"""How much the coming update lowers the loss of a target: a prediction with its standard error, without selection bias.
+
+Rows that are kept because their scores are positive have a positive mean score, also where the scores are noise. So
+the demonstrations are split into two halves: one half chooses, the other measures, and then the other way round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.maths.shapes import RowFloats
+
+
+class GainEstimate(NamedTuple):
+    """The predicted decrease of the target's loss per unit of step size."""
+
+    mean: float
+    of_demonstrations: float
+    """Standard error from the spread over demonstrations, >= 0."""
+    of_rows: float
+    """Standard error from the spread over rows, beyond what it shares with that over demonstrations, >= 0."""
+    degrees_of_freedom: float
+    """Of Student's t, for an interval."""
+
+    @property
+    def standard_error(self) -> float:
+        """From both sources; 0 if nothing varies, for example because nothing is kept."""
+        return math.hypot(self.of_demonstrations, self.of_rows)
+
+    def times(self, size: float) -> GainEstimate:
+        """Return the estimate for a step of another size.
+
+        Args:
+            size: >= 0, for example the learning rate times the number of optimizer steps.
+        """
+        mean, of_demonstrations, of_rows, freedom = self
+        return GainEstimate(size * mean, size * of_demonstrations, size * of_rows, freedom)
+
+
+def pooled_gain(estimates: Sequence[GainEstimate]) -> GainEstimate:
+    """Return the mean of estimates from several rollouts along the same demonstrations.
+
+    The rows of two rollouts are independent, so their part of the error falls with the number of rollouts. The
+    demonstrations are the same, so their part is taken as equal in all estimates and does not fall.
+
+    Args:
+        estimates: at least one.
+    """
+    count = len(estimates)
+    return GainEstimate(
+        mean=sum(one.mean for one in estimates) / count,
+        of_demonstrations=sum(one.of_demonstrations for one in estimates) / count,
+        of_rows=math.hypot(*(one.of_rows for one in estimates)) / count,
+        degrees_of_freedom=sum(one.degrees_of_freedom for one in estimates) / count,
+    )
+
+
+def cross_fitted_gain(*, group_scores: Tensor, weights: Tensor, clusters: Tensor) -> GainEstimate:
+    """Estimate the weighted mean score of the rows along demonstrations that did not choose the weights.
+
+    Even groups of demonstrations are one half, odd groups the other. With half A choosing and half B measuring,
+
+        gain(A, B) = sum_i w_i(A) s_i(B) / sum_i w_i(A),   s_i(B) = mean of the scores along the groups of B.
+
+    The estimate is the mean of gain(A, B) and gain(B, A). Given A and the rows, its expectation over demonstrations is
+    the score along the gradient of their expected loss, so it is 0 where that gradient is 0.
+
+    The variance of gain(A, B) has two sources, rows and demonstrations: it is that of a mean over clusters of rows,
+    plus that of a mean over groups, minus that over pairs of both, which the two others both contain (Cameron, Gelbach
+    and Miller 2011, two-way clustering). Both gains read all demonstrations and all rows, so their correlation is
+    unknown; each standard error of their mean is at most the mean of both, which is the result. The degrees of freedom
+    are Satterthwaite's (1946).
+
+    Args:
+        group_scores: scores of the rows along the gradient of each group of demonstrations, shape [groups, rows], at
+            least 4 groups of about the same size. Group g belongs to half g modulo 2.
+        weights: weights of the rows as each half alone decides them, shape [2, rows], >= 0.
+        clusters: rows with the same number depend on each other, such as responses to one prompt; shape [rows], int64.
+
+    Raises:
+        UserError: fewer than 4 groups, so that a half has no spread.
+    """
+    if len(group_scores) < 4:
+        raise UserError(f"group_scores: {len(group_scores)} groups of demonstrations; expected at least 4")
+    scores, factors = group_scores.double(), weights.double()
+    gains = [_half_gain(scores[1 - half :: 2], factors[half], clusters) for half in (0, 1)]
+    return GainEstimate(
+        mean=sum(gain.mean for gain in gains) / 2,
+        of_demonstrations=sum(gain.of_demonstrations for gain in gains) / 2,
+        of_rows=sum(gain.of_rows for gain in gains) / 2,
+        degrees_of_freedom=sum(gain.degrees_of_freedom for gain in gains),
+    )
+
+
+def _half_gain(scores: Tensor, weights: RowFloats, clusters: Tensor) -> GainEstimate:
+    """Return the gain of weights that these scores have not chosen.
+
+    Args:
+        scores: along each group of the measuring half, shape [groups, rows].
+        weights: as the other half decides them, shape [rows].
+        clusters: shape [rows], int64.
+    """
+    num_groups, total = len(scores), weights.sum()
+    _, members, counts = clusters.unique(return_inverse=True, return_counts=True)
+    if not bool(total > 0):
+        return GainEstimate(0.0, 0.0, 0.0, num_groups - 1.0)
+    gains = scores @ weights / total
+    mean = gains.mean()
+    # What each cluster and group adds to the gain, linearised: the gain is a ratio of two sums over rows.
+    parts = scores.new_zeros(num_groups, len(counts)).index_add(1, members, weights * (scores - mean))
+    parts /= total * num_groups
+    of_groups = gains.var() / num_groups
+    of_rows = parts.sum(dim=0).square().sum() * _correction(len(counts))
+    of_pairs = parts.square().sum()
+    # Together never below either source alone: a difference of estimates may be, and even below 0.
+    beyond = torch.maximum(of_rows - torch.minimum(of_pairs, of_groups), torch.zeros_like(of_rows))
+    spread = of_groups.square() / (num_groups - 1) + of_rows.square() / max(len(counts) - 1, 1)
+    freedom = float((of_groups + beyond).square() / spread) if bool(spread > 0) else num_groups - 1.0
+    return GainEstimate(float(mean), float(of_groups.sqrt()), float(beyond.sqrt()), max(freedom, 1.0))
+
+
+def _correction(count: int) -> float:
+    return count / max(count - 1, 1)

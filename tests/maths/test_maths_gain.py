@@ -1,0 +1,111 @@
+"""The predicted gain: against a calculation by hand, and the coverage of its interval where the truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from ippo_lightning.errors import UserError
+from ippo_lightning.maths import GainEstimate, cross_fitted_gain, pooled_gain
+
+COVERAGE = 0.95
+NUM_RUNS = 200
+SLACK = 0.04
+"""Two and a half standard errors of a fraction of 0.95 over so many runs."""
+
+
+def test_one_half_measures_what_the_other_half_has_chosen() -> None:
+    # by hand: even groups choose rows 0 and 1, odd groups choose row 2 alone
+    scores = torch.tensor([[1, 2, -1], [3, 5, 9], [1, 2, -1], [1, 3, 9]], dtype=torch.float64)
+    weights = torch.tensor([[1, 1, 0], [0, 0, 2]], dtype=torch.float64)
+    found = cross_fitted_gain(group_scores=scores, weights=weights, clusters=torch.tensor([0, 1, 2]))
+    # half 0 chose: means of rows 0 and 1 along the odd groups, (2 + 4) / 2; half 1 chose: row 2 along the even groups
+    assert found.mean == pytest.approx((3 + -1) / 2)
+    # groups gave 4 and 2: variance 2 / 2; rows 2 and 4 around 3: (0.5^2 + 0.5^2) * 3 / 2; pairs: 4 parts
+    parts = [(3 - 3) / 4, (5 - 3) / 4, (1 - 3) / 4, (3 - 3) / 4]
+    beyond = 0.75 - sum(part**2 for part in parts)
+    # the second half has no spread at all
+    assert found.of_demonstrations == pytest.approx(1.0 / 2)
+    assert found.of_rows == pytest.approx(math.sqrt(beyond) / 2)
+    assert found.standard_error == pytest.approx(math.sqrt(1.0 + beyond) / 2)
+    assert found.degrees_of_freedom == pytest.approx((1.0 + beyond) ** 2 / (1.0**2 / 1 + 0.75**2 / 2) + 1)
+
+
+def test_responses_to_one_prompt_count_as_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(8, 20, generator=generator, dtype=torch.float64)
+    weights, clusters = torch.ones(2, 20, dtype=torch.float64), torch.arange(20)
+    single = cross_fitted_gain(group_scores=scores, weights=weights, clusters=clusters)
+    copied = cross_fitted_gain(
+        group_scores=scores.repeat(1, 3), weights=weights.repeat(1, 3), clusters=clusters.repeat(3)
+    )
+    assert copied == pytest.approx(single)
+
+
+def test_nothing_kept_promises_nothing() -> None:
+    zeros = torch.zeros(2, 5)
+    found = cross_fitted_gain(group_scores=torch.ones(4, 5), weights=zeros, clusters=torch.arange(5))
+    assert (found.mean, found.standard_error) == (0, 0)
+
+
+def test_only_the_error_of_rows_falls_with_more_rollouts() -> None:
+    estimates = [GainEstimate(mean, 3.0, 4.0, 6.0) for mean in (1.0, 2.0, 3.0, 6.0)]
+    assert pooled_gain(estimates) == (3.0, 3.0, 2.0, 6.0)
+    assert estimates[0].standard_error == 5.0
+    assert estimates[0].times(2.0) == (2.0, 6.0, 8.0, 6.0)
+
+
+def test_fewer_than_two_groups_for_each_half_are_refused() -> None:
+    with pytest.raises(UserError, match="3 groups of demonstrations; expected at least 4"):
+        cross_fitted_gain(group_scores=torch.ones(3, 5), weights=torch.ones(2, 5), clusters=torch.arange(5))
+
+
+def drawn(signal: float, generator: torch.Generator) -> tuple[GainEstimate, float, tuple[float, float]]:
+    """Return the estimate, the truth, and the plain mean of the kept scores with its interval."""
+    width, prompts, responses = 12, 32, 4
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def rows(count: int) -> torch.Tensor:
+        return (normal(count, 1, width) + normal(count, responses, width)).flatten(end_dim=1)
+
+    expected = torch.zeros(width, dtype=torch.float64)
+    expected[0] = signal
+    groups = (expected + normal(64, width)).view(8, 8, width).mean(dim=0)
+    gradients = rows(prompts)
+    scores = groups @ gradients.T
+
+    def keep(gradients: torch.Tensor, half: int) -> torch.Tensor:
+        return (gradients @ groups[half::2].mean(dim=0) > 0).double()
+
+    weights = torch.stack([keep(gradients, half) for half in (0, 1)])
+    clusters = torch.arange(prompts).repeat_interleave(responses)
+    estimate = cross_fitted_gain(group_scores=scores, weights=weights, clusters=clusters)
+    many = rows(1000)
+    truth = [float((many @ expected)[keep(many, half) > 0].mean()) for half in (0, 1)]
+    kept = scores.mean(dim=0)
+    kept = kept[kept > 0]
+    half_width = 1.96 * float(kept.std()) / math.sqrt(len(kept))
+    return estimate, sum(truth) / 2, (float(kept.mean()) - half_width, float(kept.mean()) + half_width)
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.5])
+def test_the_interval_contains_the_truth_as_often_as_it_says(signal: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    errors, covered, plain = [], 0, 0
+    for _ in range(NUM_RUNS):
+        found, truth, (low, high) = drawn(signal, generator)
+        width = float(stats.t.ppf((1 + COVERAGE) / 2, found.degrees_of_freedom)) * found.standard_error
+        covered += abs(found.mean - truth) <= width
+        plain += low <= truth <= high
+        errors.append(found.mean - truth)
+    assert covered / NUM_RUNS >= COVERAGE - SLACK
+    # unbiased: the mean error is within three standard errors of zero
+    spread = torch.tensor(errors, dtype=torch.float64)
+    assert abs(float(spread.mean())) < 3 * float(spread.std()) / math.sqrt(NUM_RUNS)
+    # the mean of the kept scores, which are positive by construction, almost never is
+    assert plain / NUM_RUNS < 0.2
