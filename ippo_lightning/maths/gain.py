@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -44,19 +45,24 @@ class GainEstimate(NamedTuple):
 
 
 def pooled_gain(estimates: Sequence[GainEstimate]) -> GainEstimate:
-    """Return the mean of estimates from several rollouts along the same demonstrations.
+    """Return what estimates from several rollouts along the same demonstrations say together.
 
-    The rows of two rollouts are independent, so their part of the error falls with the number of rollouts. The
-    demonstrations are the same, so their part is taken as equal in all estimates and does not fall.
+    The scale of scores may change a thousandfold from one rollout to the next, and a plain mean would be that of a few
+    rollouts. So each estimate counts in units of its own standard error (Stouffer's method), and their mean is turned
+    back into the unit of the gain by the median standard error. The rows of two rollouts are independent, so their part
+    of the error falls with the number of rollouts. The demonstrations are the same, so their part is taken as equal in
+    all estimates and does not fall. A rollout of which nothing is kept has no gain and no error; it counts as 0.
 
     Args:
         estimates: at least one.
     """
     count = len(estimates)
+    units = [one.times(1 / one.standard_error) for one in estimates if one.standard_error > 0]
+    scale = median(one.standard_error for one in estimates if one.standard_error > 0) if units else 0.0
     return GainEstimate(
-        mean=sum(one.mean for one in estimates) / count,
-        of_demonstrations=sum(one.of_demonstrations for one in estimates) / count,
-        of_rows=math.hypot(*(one.of_rows for one in estimates)) / count,
+        mean=scale * sum(one.mean for one in units) / count,
+        of_demonstrations=scale * sum(one.of_demonstrations for one in units) / count,
+        of_rows=scale * math.hypot(*(one.of_rows for one in units)) / count,
         degrees_of_freedom=sum(one.degrees_of_freedom for one in estimates) / count,
     )
 
