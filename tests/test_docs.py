@@ -323,6 +323,9 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
             logged |= set(file.readline().strip().split(","))
     optional = {
         "influence/part_other",
+        "influence/layer_kept_min",
+        "influence/layers_without_rows",
+        *(f"influence/layer_kept_{part}" for part in ("embedding", "attention", "mlp", "norm", "other")),
         "rollout/sampler_gap_mean",
         "rollout/sampler_gap_max",
         "rollout/prompts_offered",
