@@ -85,7 +85,7 @@ def test_ten_rollouts_of_any_scale_find_a_gain_as_often_as_ten_of_one_scale(sign
         low, high = interval(pooled, confidence=COVERAGE)
         above, below = above + (low > 0), below + (high < 0)
     assert (above + below) / NUM_RUNS == pytest.approx(found, abs=2 * SLACK)
-    assert above >= below
+    assert not signal or not below
 
 
 def test_fewer_than_two_groups_for_each_half_are_refused() -> None:
