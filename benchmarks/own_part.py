@@ -19,6 +19,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def cases(num_prompts: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def fraction_of_digits(prompts: list[str], responses: list[str], examples: list[Any]) -> list[float]:
+def fraction_of_digits(prompts: Sequence[str], responses: Sequence[str], examples: Sequence[Any]) -> list[float]:
     """Return a reward that differs between the responses of a new model.
 
     Args:
