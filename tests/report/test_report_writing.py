@@ -293,3 +293,12 @@ def test_roles_may_be_given_for_runs_side_by_side(folders, tmp_path, without_fig
     assert path == tmp_path / "out" / "report.html"
     assert "ippo against ppo on one seed" in path.read_text(encoding="utf-8")
     assert "Results of ppo and ippo" in report_of(runs, output=tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_into_is_one_line(small, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ippo_lightning.report.writing.TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"^output: .* \(Permission denied\); name another folder with --output$"):
+        write_report(small)
