@@ -50,7 +50,7 @@ def test_a_benchmark_starts_and_explains_itself(
 
 def test_every_benchmark_is_found() -> None:
     assert {"fingerprints", "gpu", "scoring", "large", "ranks"} <= set(COMMANDS)
-    assert len(COMMANDS) == 22
+    assert len(COMMANDS) == 24
 
 
 @pytest.mark.slow
