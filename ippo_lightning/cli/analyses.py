@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,9 @@ def _name_of_behaviour(given: str | None) -> str:
     """Return a name of a folder: `14_2`, `record_5_17`, that of a file, or `chosen`."""
     if given is None:
         return "chosen"
-    words = Path(given).stem if Path(given).is_file() else given
+    words = given
+    with suppress(OSError):  # a text that is too long for a name
+        words = Path(given).stem if Path(given).is_file() else given
     return re.sub(r"[^A-Za-z0-9]+", "_", words).strip("_")[:_LONGEST_NAME] or "behaviour"
 
 

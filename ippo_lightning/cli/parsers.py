@@ -50,8 +50,11 @@ class ShortHelp(DefaultHelpFormatter):
     """The help of the parser without its lists of all subclasses, and with choices in place of words of Python."""
 
     def _get_help_string(self, action: Action) -> str:
-        text = re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))
-        said, found, kinds = text.rpartition("(type: ")
+        return re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))
+
+    def _expand_help(self, action: Action) -> str:
+        # only here the type has its place in the text
+        said, found, kinds = super()._expand_help(action).rpartition("(type: ")
         return said + found + plain_types(kinds)
 
 

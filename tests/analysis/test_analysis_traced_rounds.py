@@ -141,7 +141,7 @@ def test_without_a_name_the_record_that_rose_most_is_traced(lake: tuple[Path, Re
     assert (int(record.observations), int(record.actions)) == max(rises, key=rises.__getitem__)
     most_probable = max(often, key=lambda pair: probability(parameters[1], *pair))
     assert most_probable != max(rises, key=rises.__getitem__), "the run tells both choices apart"
-    assert f"any other of {len(often)} that make up at least 1% of its records" in found.origin
+    assert f"compared were the {len(often)} kinds that make up at least 1 % of its records" in found.origin
 
 
 def test_embeddings_are_those_before_the_last_layer(lake: tuple[Path, RepeatedRounds]) -> None:
