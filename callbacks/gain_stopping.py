@@ -114,13 +114,13 @@ class GainStopping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return count and window, so that a resumed run stops at the same iteration as an uninterrupted one."""
-        newest = [list(gain) for gain in self.newest]
+        newest = [[*gain[:-1], list(gain.along_groups)] for gain in self.newest]
         return {"predictions_without_gain": self.predictions_without_gain, "newest": newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore count and window."""
         self.predictions_without_gain = int(state_dict["predictions_without_gain"])
-        self.newest = [GainEstimate(*gain) for gain in state_dict["newest"]]
+        self.newest = [GainEstimate(*gain[:-1], tuple(gain[-1])) for gain in state_dict["newest"]]
 
     def _filter_of(self, trainer: Any) -> InfluenceFilter:
         callbacks = list(trainer.callbacks)

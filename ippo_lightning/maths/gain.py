@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
+from statistics import median, variance
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,8 @@ class GainEstimate(NamedTuple):
     """Standard error from the spread over rows, beyond what it shares with that over demonstrations, >= 0."""
     degrees_of_freedom: float
     """Of Student's t, for an interval."""
+    along_groups: tuple[float, ...] = ()
+    """The gain along each group of demonstrations, as the half without it has chosen; even groups are one half."""
 
     @property
     def standard_error(self) -> float:
@@ -40,8 +42,13 @@ class GainEstimate(NamedTuple):
         Args:
             size: >= 0, for example the learning rate times the number of optimizer steps.
         """
-        mean, of_demonstrations, of_rows, freedom = self
-        return GainEstimate(size * mean, size * of_demonstrations, size * of_rows, freedom)
+        return GainEstimate(
+            mean=size * self.mean,
+            of_demonstrations=size * self.of_demonstrations,
+            of_rows=size * self.of_rows,
+            degrees_of_freedom=self.degrees_of_freedom,
+            along_groups=tuple(size * gain for gain in self.along_groups),
+        )
 
 
 def pooled_gain(estimates: Sequence[GainEstimate]) -> GainEstimate:
@@ -50,21 +57,30 @@ def pooled_gain(estimates: Sequence[GainEstimate]) -> GainEstimate:
     The scale of scores may change a thousandfold from one rollout to the next, and a plain mean would be that of a few
     rollouts. So each estimate counts in units of its own standard error (Stouffer's method), and their mean is turned
     back into the unit of the gain by the median standard error. The rows of two rollouts are independent, so their part
-    of the error falls with the number of rollouts. The demonstrations are the same, so their part is taken as equal in
-    all estimates and does not fall. A rollout of which nothing is kept has no gain and no error; it counts as 0.
+    of the error falls with the number of rollouts. The demonstrations are the same. How far their part falls is seen
+    from the groups of demonstrations: the gain along each is averaged first, and the spread is that of these averages.
+    A rollout of which nothing is kept has no gain and no error; it counts as 0.
 
     Args:
-        estimates: at least one.
+        estimates: at least one, all along the same groups.
     """
     count = len(estimates)
     units = [one.times(1 / one.standard_error) for one in estimates if one.standard_error > 0]
+    along_groups = list(zip(*(one.along_groups for one in units), strict=True))
     scale = median(one.standard_error for one in estimates if one.standard_error > 0) if units else 0.0
     return GainEstimate(
         mean=scale * sum(one.mean for one in units) / count,
-        of_demonstrations=scale * sum(one.of_demonstrations for one in units) / count,
+        of_demonstrations=scale * _of_demonstrations([sum(gains) / count for gains in along_groups]),
         of_rows=scale * math.hypot(*(one.of_rows for one in units)) / count,
         degrees_of_freedom=sum(one.degrees_of_freedom for one in estimates) / count,
+        along_groups=tuple(scale * sum(gains) / count for gains in along_groups),
     )
+
+
+def _of_demonstrations(along_groups: Sequence[float]) -> float:
+    """Return the standard error of the mean of both halves' gains; their correlation is taken as 1."""
+    halves = [along_groups[half::2] for half in (0, 1)]
+    return sum(math.sqrt(variance(half) / len(half)) for half in halves if len(half) > 1) / 2
 
 
 def cross_fitted_gain(*, group_scores: Tensor, weights: Tensor, clusters: Tensor) -> GainEstimate:
@@ -96,11 +112,15 @@ def cross_fitted_gain(*, group_scores: Tensor, weights: Tensor, clusters: Tensor
         raise UserError(f"group_scores: {len(group_scores)} groups of demonstrations; expected at least 4")
     scores, factors = group_scores.double(), weights.double()
     gains = [_half_gain(scores[1 - half :: 2], factors[half], clusters) for half in (0, 1)]
+    along_groups = [0.0] * len(scores)
+    for half, gain in enumerate(gains):
+        along_groups[1 - half :: 2] = gain.along_groups
     return GainEstimate(
         mean=sum(gain.mean for gain in gains) / 2,
         of_demonstrations=sum(gain.of_demonstrations for gain in gains) / 2,
         of_rows=sum(gain.of_rows for gain in gains) / 2,
         degrees_of_freedom=sum(gain.degrees_of_freedom for gain in gains),
+        along_groups=tuple(along_groups),
     )
 
 
@@ -115,7 +135,7 @@ def _half_gain(scores: Tensor, weights: RowFloats, clusters: Tensor) -> GainEsti
     num_groups, total = len(scores), weights.sum()
     _, members, counts = clusters.unique(return_inverse=True, return_counts=True)
     if not bool(total > 0):
-        return GainEstimate(0.0, 0.0, 0.0, num_groups - 1.0)
+        return GainEstimate(0.0, 0.0, 0.0, num_groups - 1.0, (0.0,) * num_groups)
     gains = scores @ weights / total
     mean = gains.mean()
     # What each cluster and group adds to the gain, linearised: the gain is a ratio of two sums over rows.
@@ -128,7 +148,8 @@ def _half_gain(scores: Tensor, weights: RowFloats, clusters: Tensor) -> GainEsti
     beyond = torch.maximum(of_rows - torch.minimum(of_pairs, of_groups), torch.zeros_like(of_rows))
     spread = of_groups.square() / (num_groups - 1) + of_rows.square() / max(len(counts) - 1, 1)
     freedom = float((of_groups + beyond).square() / spread) if bool(spread > 0) else num_groups - 1.0
-    return GainEstimate(float(mean), float(of_groups.sqrt()), float(beyond.sqrt()), max(freedom, 1.0))
+    along_groups = tuple(gains.tolist())
+    return GainEstimate(float(mean), float(of_groups.sqrt()), float(beyond.sqrt()), max(freedom, 1.0), along_groups)
 
 
 def _correction(count: int) -> float:
