@@ -120,7 +120,10 @@ class GainStopping(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore count and window."""
         self.predictions_without_gain = int(state_dict["predictions_without_gain"])
-        self.newest = [GainEstimate(*numbers, tuple(gains)) for *numbers, gains in state_dict["newest"]]
+        self.newest = [
+            GainEstimate(mean, of_demonstrations, of_rows, freedom, tuple(gains))
+            for mean, of_demonstrations, of_rows, freedom, gains in state_dict["newest"]
+        ]
 
     def _filter_of(self, trainer: Any) -> InfluenceFilter:
         callbacks = list(trainer.callbacks)
