@@ -153,14 +153,15 @@ def weights_of(rows: list[int]) -> dict[str, Tensor]:
 
 
 def predicted_gain(rows: list[int]) -> Tensor:
-    """Return the fields of the estimate, shape [4]."""
+    """Return the fields of the estimate, then the gain along each of 8 groups, shape [12]."""
     generator = torch.Generator().manual_seed(4)
     batches = list(torch.randn(8, 1, 4, generator=generator, dtype=torch.float64))
     influence = InfluenceFilter(demonstrations=batches)
     predictor = influence.selector.predictor = GainPredictor()
     influence.on_rollout_end(None, Quadratic(), UpdatePlan(episodes=rollout(rows)))
     assert predictor.newest is not None
-    return torch.tensor(predictor.newest, dtype=torch.float64)
+    *fields, along_groups = predictor.newest
+    return torch.tensor([*fields, *along_groups], dtype=torch.float64)
 
 
 def work(rank: int, folder: str) -> None:
