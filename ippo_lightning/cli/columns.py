@@ -80,7 +80,7 @@ def baseline_of(column: Column, columns: list[Column], *, baseline: str | None) 
         columns: all of the comparison.
         baseline: a method, which means the one of the same task and model, or the name of a column.
     """
-    if baseline is None:
+    if baseline is None or baseline in (column.method, column.name):
         return None
     first, *added = column.method.split("+")
     if added and any(other.method == first and other.group == column.group for other in columns):

@@ -19,6 +19,8 @@ from ippo_lightning.report.records import EpisodeRow, Method, Run
 from ippo_lightning.report.summary import seed_interval
 
 _FAITHFUL = "faithful"
+_NO_SELECTION = ("truncated", "equal rewards")
+"""Reasons of a drop that no selection has decided: `update.mask_truncated`, and dynamic sampling."""
 
 
 class Detection(TypedDict):
@@ -50,14 +52,21 @@ class Counts(TypedDict):
 
 
 def is_misleading(episode: EpisodeRow) -> bool | None:
-    """Return whether an update on the episode goes the wrong way; None if its label or advantage does not tell.
+    """Return whether an update on the episode goes the wrong way; None if that is unknown.
+
+    That is the case if its label or advantage does not tell, and for an episode that no selection has dropped, but the
+    limit of its length or dynamic sampling.
 
     Args:
         episode: with a label of this library's exact graders and an advantage that is not 0.
     """
-    if not episode.advantage or episode.label not in LABELS:
+    if not episode.advantage or episode.label not in LABELS or _is_dropped_otherwise(episode):
         return None
     return (episode.advantage > 0) != (episode.label == _FAITHFUL)
+
+
+def _is_dropped_otherwise(episode: EpisodeRow) -> bool:
+    return any(factor == 0 and reason in _NO_SELECTION for reason, factor in episode.changes or ())
 
 
 def detection(method: Method) -> Detection | None:
@@ -69,8 +78,10 @@ def detection(method: Method) -> Detection | None:
     by_seed = []
     for run in method.finished:
         episodes = [episode for episode in run.episodes if episode.kept is not None]
-        # a grader that only tells right from wrong has no label for unfaithful reasoning
-        if any(episode.label == _FAITHFUL for episode in episodes):
+        labels = {episode.label for episode in episodes} - {""}
+        # A grader that only tells right from wrong has no label for unfaithful reasoning, and other labels beside ours
+        # are those of another grader.
+        if _FAITHFUL in labels and labels <= LABELS.keys():
             by_seed.append((counts_of(episodes), score_auc(episodes)))
     if not any(counts["misleading_dropped"] + counts["other_dropped"] for counts, _ in by_seed):
         return None

@@ -111,7 +111,10 @@ def _cell(view: EqualCost | None, metric: ComparedMetric) -> EqualCell | None:
     if view is None or difference is None:
         return None
     cut = ""
-    if view["baseline_used"] < _WHOLE:
+    if max(view["baseline_used"], view["method_used"]) < _WHOLE:
+        # other evaluations, or another one of the two in some seeds
+        cut = f"both cut, at {percent(view['method_used'], digits=0)} and {percent(view['baseline_used'], digits=0)} %"
+    elif view["baseline_used"] < _WHOLE:
         cut = f"baseline cut at {percent(view['baseline_used'], digits=0)} %"
     elif view["method_used"] < _WHOLE:
         cut = f"cut at {percent(view['method_used'], digits=0)} %"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -150,7 +150,7 @@ class Selector:
         )
         factors = decided(table)
         if predictor is not None:
-            predictor.predict(table, weights_of_all if settings.monitor_only else decided)
+            predictor.predict(table, weights_of_all if settings.monitor_only else partial(self._predicted, decided))
         # decided in float64, applied in the scores' dtype, which the plan and the log have
         factors = factors.to(plan.weights.dtype if scored is None else scored.scores.dtype)
         plan.record(**found.metrics(table))
@@ -264,6 +264,12 @@ class Selector:
         is_due = self.predictor.is_due(iteration)
         self.gradients.needs_groups = self.scorer.all_groups = is_due
         return self.predictor if is_due else None
+
+    def _predicted(self, decided: Callable[[RolloutTable], Tensor], table: RolloutTable) -> Tensor:
+        """Return the weights that the update would have, shape [rows]."""
+        factors = decided(table)
+        keeps_all = self.settings.on_empty == "keep_all" and not bool((factors > 0).any())
+        return weights_of_all(table) if keeps_all else factors
 
     def _agreement(self, module: Any, plan: UpdatePlan) -> GroupAgreement:
         if self.scorer.all_groups:  # then all rows are scored along the groups, together with the mean

@@ -66,6 +66,9 @@ def test_a_joined_method_is_compared_with_its_first_part_if_that_is_a_column(tmp
     methods = ["ppo", "ippo", "ippo+stopping", "stopping+ippo"]
     listed = listing(CompareSettings(axes={"task": ["sums"], "method": methods}, baseline="ppo"), tmp_path)
     assert [listed[name]["baseline"] for name in methods] == [None, "ppo", "ippo", "ppo"]
+    # a baseline that is joined itself is compared with nothing
+    chosen = CompareSettings(axes={"task": ["sums"], "method": methods}, baseline="ippo+stopping")
+    assert listing(chosen, tmp_path)["ippo+stopping"]["baseline"] is None
 
 
 def test_without_a_baseline_there_are_no_differences(tmp_path: Path) -> None:

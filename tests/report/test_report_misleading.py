@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_rates_are_those_of_a_classifier_counted_by_hand():
         row(label="shortcut", weight=1.0),
         row(weight=0.0),
         *[row() for _ in range(6)],
-        row(label="right", weight=0.0),
+        replace(row(label="shortcut", weight=0.0), changes=(("truncated", 0.0),)),
     ]
     assert counts_of(rows) == {"misleading_dropped": 2, "misleading_kept": 1, "other_dropped": 1, "other_kept": 6}
     found = detection(method(rows))
@@ -103,8 +104,14 @@ def test_the_curve_has_the_iterations_that_dropped_something():
 
 @pytest.mark.parametrize(
     "rows",
-    [[row(), row(label="shortcut")], [row(label="right", weight=0.0)], [row(label="wrong_answer", weight=0.0)], []],
-    ids=["nothing dropped", "no exact labels", "a grader that knows right and wrong only", "no episodes"],
+    [
+        [row(), row(label="shortcut")],
+        [row(label="right", weight=0.0)],
+        [row(label="wrong_answer", weight=0.0)],
+        [row(weight=0.0), row(label="unfaithful", weight=0.0)],
+        [],
+    ],
+    ids=["nothing dropped", "no exact labels", "right and wrong only", "labels of another grader", "no episodes"],
 )
 def test_without_drops_or_exact_labels_there_is_nothing_to_judge(rows):
     assert detection(method(rows)) is None

@@ -39,6 +39,6 @@ def test_two_ranks_compare_the_kept_rows_as_one_process_does(halves: Weights) ->
 
 def test_two_ranks_predict_the_gain_of_one_process(halves: Weights) -> None:
     expected = two_ranks_select.weights_of(list(range(COUNT)))[GAIN]
-    assert (expected[1:] > 0).all()
+    assert (expected[1:4] > 0).all()
     assert torch.equal(halves[0][GAIN], halves[1][GAIN])  # so that both stop together
     torch.testing.assert_close(halves[0][GAIN], expected, rtol=1e-12, atol=1e-12)
