@@ -52,6 +52,13 @@ def test_a_run_goes_on_before_its_fewest_iterations_and_predicts_every_nth(tmp_p
     assert len(predictions(tmp_path / "run")) == 2
 
 
+def test_a_filter_that_keeps_all_where_none_is_kept_is_predicted_with_all_rows(tmp_path: Path) -> None:
+    influence = InfluenceFilter(threshold=1e30, on_empty="keep_all")
+    fitted(tmp_path, GainStopping(window=1, min_iterations=99), influence=influence)
+    # without the rows that are trained on, each of these would be 0
+    assert all(gain != 0 for gain, *_ in predictions(tmp_path))
+
+
 def test_a_gain_sets_the_count_back() -> None:
     stopping = GainStopping()
     assert stopping.count(2, low=1e-9) == 0
