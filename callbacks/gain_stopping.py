@@ -63,6 +63,8 @@ class GainStopping(Callback):
         self.predictions_without_gain = 0
         self.newest: list[GainEstimate] = []
         """The newest `window` predictions, in units of the loss per iteration."""
+        self.stopping_reason_message: str | None = None
+        """Why the run ended; None if it did not end by this rule."""
         self._predictor: GainPredictor | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -102,6 +104,10 @@ class GainStopping(Callback):
         # Never set to False: another callback may already have stopped the run.
         if self.predictions_without_gain >= self.patience and stats.iteration + 1 >= self.min_iterations:
             trainer.should_stop = True
+            self.stopping_reason_message = (
+                f"GainStopping: {self.predictions_without_gain} predictions in a row without a gain; the interval of "
+                f"the newest is {low:.3g} to {high:.3g}."
+            )
 
     def count(self, predictions_without_gain: int, *, low: float) -> int:
         """Return how many predictions in a row, this one included, have an interval that is not above zero.

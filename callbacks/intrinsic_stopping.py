@@ -42,6 +42,8 @@ class IntrinsicStopping(Callback):
         self.patience = patience
         self.min_iterations = min_iterations
         self.iterations_below = 0
+        self.stopping_reason_message: str | None = None
+        """Why the run ended; None if it did not end by this rule."""
 
     def on_update_end(self, trainer: Stoppable, pl_module: object, stats: UpdateStats) -> None:
         """Count the iteration, and stop the run if the fraction was below the threshold for long enough."""
@@ -49,6 +51,10 @@ class IntrinsicStopping(Callback):
         # Never set to False: another callback may already have stopped the run.
         if self.iterations_below >= self.patience and stats.iteration + 1 >= self.min_iterations:
             trainer.should_stop = True
+            self.stopping_reason_message = (
+                f"IntrinsicStopping: the kept fraction was below {self.threshold:g} in {self.iterations_below} "
+                "iterations in a row."
+            )
 
     def count(self, iterations_below: int, *, kept_fraction: float) -> int:
         """Return how many iterations in a row, this one included, were below the threshold.

@@ -329,7 +329,8 @@ class FabricLoop(IterationLoop):
             # The results end the run: after a power failure, no checkpoint gives lost lines back.
             self.folder.sync()
             numbers = {**self.describe_evaluation(metrics), "seconds": seconds}
-            self.folder.write(RESULTS, {**numbers, "chosen": chosen_values(self)})
+            stopped = {"stopped": self.why_stopped()} if self.module.iteration < self.max_iterations else {}
+            self.folder.write(RESULTS, {**numbers, **stopped, "chosen": chosen_values(self)})
         return metrics
 
     def describe_evaluation(self, metrics: Mapping[str, float]) -> JsonObject:

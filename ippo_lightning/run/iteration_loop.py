@@ -101,6 +101,14 @@ class IterationLoop(TrainerAttributes, ABC):
                 self._iteration(bar)
             # Together: a rank that continued alone would wait for the others for ever.
             self.should_stop = any_rank(self.should_stop or bool(signals), device=self.fabric.device)
+        if self.is_global_zero and not signals and self.module.iteration < self.max_iterations:
+            bar.say(f"Stopped after iteration {self.module.iteration} of {self.max_iterations}: {self.why_stopped()}")
+
+    def why_stopped(self) -> str:
+        """Return why a callback has ended the run, in its own words if it has some."""
+        # the name that Lightning's `EarlyStopping` has
+        reasons = [getattr(callback, "stopping_reason_message", None) for callback in self.callbacks]
+        return " ".join(str(reason) for reason in reasons if reason) or "a callback set trainer.should_stop."
 
     def _iteration(self, bar: ProgressBar) -> None:
         """Train on the next batch, and do what is due after it."""

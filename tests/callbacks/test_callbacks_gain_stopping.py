@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.records import UpdateStats
 from ippo_lightning.selection import AverageReward
 from ippo_lightning.selection.predicted_gain import clipped_size
-from ippo_lightning.storage.run_folder import HISTORY, RunFolder
+from ippo_lightning.storage.run_folder import HISTORY, RESULTS, RunFolder
 
 NAMES = ("influence/predicted_gain", "influence/predicted_gain_low", "influence/predicted_gain_high")
 
@@ -43,6 +44,28 @@ def test_a_run_stops_after_its_patience_and_logs_each_prediction(tmp_path: Path)
     found = predictions(tmp_path / "run")
     assert module.iteration == len(found) == 2
     assert all(low < mean < high for mean, low, high in found)
+
+
+def test_a_stopped_run_says_which_rule_ended_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopping = GainStopping(patience=2, window=1, confidence=1 - 1e-9)
+    fitted(tmp_path / "run", stopping, max_iterations=5, test_at_end=True)
+    reason = "GainStopping: 2 predictions in a row without a gain; the interval of the newest is "
+    assert f"Stopped after iteration 2 of 5: {reason}" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / RESULTS).read_text())["stopped"].startswith(reason)
+    fitted(tmp_path / "whole", GainStopping(window=1, min_iterations=99), max_iterations=2, test_at_end=True)
+    assert "stopped" not in json.loads((tmp_path / "whole" / RESULTS).read_text())
+
+
+def test_window_and_confidence_change_when_a_run_ends(tmp_path: Path) -> None:
+    rules = [
+        GainStopping(patience=1, window=1, confidence=1 - 1e-9),
+        GainStopping(patience=1, window=3, confidence=1 - 1e-9),
+        GainStopping(patience=9, window=1, confidence=1e-9),
+    ]
+    ends = [fitted(tmp_path / str(place), rule, max_iterations=4).iteration for place, rule in enumerate(rules)]
+    assert ends == [1, 3, 4]
+    spans = [[high - low for _, low, high in predictions(tmp_path / name)] for name in ("0", "2")]
+    assert spans[0][0] > 1e3 * spans[1][0]
 
 
 def test_a_run_goes_on_before_its_fewest_iterations_and_predicts_every_nth(tmp_path: Path) -> None:
