@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +14,8 @@ from ippo_lightning.cli.analysis_settings import SETTINGS
 from ippo_lightning.cli.building import build_loop
 from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.trust import CODE, REMOTE_CODE
-from ippo_lightning.errors import UserError
 from ippo_lightning.records.kept_rounds import KeptRound
-from ippo_lightning.storage.output_folders import refuse_run_folder
+from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder
 from ippo_lightning.storage.public_command import public_command
 from ippo_lightning.storage.run_folder import DIAGNOSIS, TRACE
 from ippo_lightning.storage.terminal_lines import broken_between_words
@@ -101,14 +99,7 @@ def require_place(output: Path) -> None:
         UserError: it is the folder of a run or a part of one, or cannot be written into.
     """
     refuse_run_folder("output", output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"output: {output} cannot be written into ({error.strerror}); name another folder with --output"
-        ) from error
+    make_writable("output", output)
 
 
 def repeated_rounds(run_dir: Path, first: KeptRound, words: Sequence[str]) -> RepeatedRounds:

@@ -7,11 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from rich.console import Console
 
-from ippo_lightning.errors import UserError
 from ippo_lightning.report.all_figures import draw_figures, too_short
 from ippo_lightning.report.comparisons import gather_runs, read_comparison, with_roles
 from ippo_lightning.report.equal_compute import equal_compute
@@ -24,7 +22,7 @@ from ippo_lightning.report.selection_tables import selection_markdown
 from ippo_lightning.report.summary import Results, summarise
 from ippo_lightning.report.tables import results_markdown, results_table
 from ippo_lightning.storage.atomic import write_text_whole
-from ippo_lightning.storage.output_folders import refuse_run_folder
+from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder
 from ippo_lightning.storage.run_folder import (
     COMPARISON,
     FIGURES,
@@ -90,18 +88,12 @@ def write_files(comparison: Comparison) -> Path:
         UserError: `comparison.root` is the folder of a run, or cannot be written into.
     """
     refuse_run_folder("output", comparison.root)
+    make_writable("output", comparison.root)
     # Computed once for all files, because each interval takes 9,999 resamples.
     results = summarise(comparison)
     equal = equal_compute(comparison)
     detections = {m.name: found for m in comparison.methods.values() if (found := detection(m)) is not None}
     folder = comparison.root
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        require_writable(folder)
-    except OSError as error:
-        raise UserError(
-            f"output: {folder} cannot be written into ({error.strerror}); name another folder with --output"
-        ) from error
     figures = draw_figures(comparison, folder / FIGURES, earlier=_figures_of(folder / RESULTS))
     # allow_nan=False, because NaN is no JSON and other readers would refuse the file.
     content = {**results, "equal_compute": equal, "detection": detections, "figures": list(figures)}
@@ -115,19 +107,6 @@ def write_files(comparison: Comparison) -> Path:
     html = render_html(comparison, results, figures, skipped=skipped, played=played, equal=equal, detections=detections)
     _write(path, html)
     return path
-
-
-def require_writable(folder: Path) -> None:
-    """Write nothing into a folder, so that a folder of somebody else is known before the figures are drawn.
-
-    Args:
-        folder: exists.
-
-    Raises:
-        OSError: nothing can be written into it.
-    """
-    with TemporaryFile(dir=folder):
-        pass
 
 
 def _figures_of(path: Path) -> list[str]:

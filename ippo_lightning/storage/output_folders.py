@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import (
@@ -58,6 +59,25 @@ def refuse_model_folder(field: str, folder: Path) -> None:
         # A file of this name alone may be anything.
         if is_own and (above / CONFIG).is_file() and RunFolder(above).has_run_beside(CONFIG):
             raise UserError(f"{field}: {folder} is a part of the run in {above}; name another folder")
+
+
+def make_writable(field: str, folder: Path) -> None:
+    """Make a folder, and refuse one that nothing can be written into: before hours of work, and not after them.
+
+    Args:
+        field: the setting that names the folder.
+        folder: it may be missing.
+
+    Raises:
+        UserError: nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{field}: {folder} cannot be written into ({error.strerror}); name another folder with --{field}"
+        ) from error
 
 
 def _is_of_model(folder: Path) -> bool:

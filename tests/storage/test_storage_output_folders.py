@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.output_folders import refuse_run_folder
+from ippo_lightning.storage import output_folders
+from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder
 
 
 @pytest.fixture
@@ -37,3 +38,24 @@ def test_other_places_are_free(run: Path, tmp_path: Path) -> None:
     (tmp_path / "project/config.yaml").touch()
     (tmp_path / "project/config.json").touch()
     refuse_run_folder("output", tmp_path / "project/model/numbers")
+
+
+def test_a_folder_is_made_and_tried_without_leaving_a_file(tmp_path: Path) -> None:
+    make_writable("output", tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_into_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"output: .* cannot be written into \(Not a directory\); name another .* --output"
+    ):
+        make_writable("output", tmp_path / "file" / "folder")
+
+    def refused(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # a user without rights; the tests may run as one who has all
+    monkeypatch.setattr(output_folders, "TemporaryFile", refused)
+    with pytest.raises(UserError, match=r"output: .* cannot be written into \(Permission denied\)"):
+        make_writable("output", tmp_path)
