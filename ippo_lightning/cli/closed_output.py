@@ -1,4 +1,4 @@
-"""What is left to do if the reader of the output has gone, as `head` does after its lines: nothing."""
+"""A command whose reader has ended, as `head` does after its lines, ends without a message."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TextIO
 
 
 def reader_is_gone() -> bool:
-    """Return whether nobody reads standard output or error any more: another broken pipe is a failure of the run."""
+    """Return whether the reader of standard output or error has ended; any other broken pipe is a failed run."""
     return any(_is_broken(stream) for stream in (sys.stdout, sys.stderr))
 
 
 def silence() -> None:
-    """Let what is still buffered go nowhere: at its end Python would write it, fail, and tell of it."""
+    """Throw away what is still buffered. Python would write it at its end, fail, and report that."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         if _is_broken(stream):

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 after success; 2 after an error of the user, which is one line; 1 if training broke down; 130 after Ctrl-C,
-        128 plus the number of the signal after another one; 141 without a word if nobody reads the output any more.
+        128 plus the number of the signal after another one; 141, without a message, if the program that reads the
+        output has ended.
     """
     try:
         try:
@@ -91,7 +92,7 @@ def _say(line: str) -> None:
 
 
 def _failure(error: FloatingPointError | OSError) -> int:
-    """Report that training or the disk failed; raise the error if nobody reads the output any more."""
+    """Report that training or the disk failed; raise the error if the reader of the output has ended."""
     if isinstance(error, BrokenPipeError) and reader_is_gone():
         raise error
     if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # no disk is at fault: the name was given by the user

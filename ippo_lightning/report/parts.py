@@ -26,8 +26,8 @@ def model_parts(comparison: Comparison, named: Mapping[str, str]) -> dict[str, d
 
     Returns:
         Name of the number to method name to the mean. The mean is None if the method never recorded the number. Numbers
-        and methods without any record are left out. Empty if there is one number alone: it has no other to compare
-        with, and `Other` is then the whole model.
+        and methods without any record are left out. Empty if there is only one number, because there is no other
+        to compare it with.
     """
     methods = {name: method for name, method in comparison.methods.items() if _recorded(method, named)}
     found = {

@@ -113,11 +113,12 @@ def _cell(view: EqualCost | None, metric: ComparedMetric) -> EqualCell | None:
     cut = ""
     if max(view["baseline_used"], view["method_used"]) < _WHOLE:
         # other evaluations, or another one of the two in some seeds
-        cut = f"both cut, at {percent(view['method_used'], digits=0)} and {percent(view['baseline_used'], digits=0)} %"
+        method, baseline = (percent(view[name], digits=0) for name in ("method_used", "baseline_used"))
+        cut = f"method cut at {method} %, baseline at {baseline} %"
     elif view["baseline_used"] < _WHOLE:
         cut = f"baseline cut at {percent(view['baseline_used'], digits=0)} %"
     elif view["method_used"] < _WHOLE:
-        cut = f"cut at {percent(view['method_used'], digits=0)} %"
+        cut = f"method cut at {percent(view['method_used'], digits=0)} %"
     return EqualCell(difference["mean"], difference["interval"], cut)
 
 

@@ -299,6 +299,6 @@ def test_a_folder_that_cannot_be_written_into_is_one_line(small, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ippo_lightning.report.writing.TemporaryFile", refuse)
+    monkeypatch.setattr("ippo_lightning.storage.output_folders.TemporaryFile", refuse)
     with pytest.raises(UserError, match=r"^output: .* \(Permission denied\); name another folder with --output$"):
         write_report(small)
