@@ -53,6 +53,7 @@ def test_a_stopped_run_says_which_rule_ended_it(tmp_path: Path, capsys: pytest.C
     assert f"Stopped after iteration 2 of 5: {reason}" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / RESULTS).read_text())["stopped"].startswith(reason)
     fitted(tmp_path / "whole", GainStopping(window=1, min_iterations=99), max_iterations=2, test_at_end=True)
+    assert "Stopped" not in capsys.readouterr().err
     assert "stopped" not in json.loads((tmp_path / "whole" / RESULTS).read_text())
 
 
@@ -73,6 +74,14 @@ def test_a_run_goes_on_before_its_fewest_iterations_and_predicts_every_nth(tmp_p
     module = fitted(tmp_path / "run", stopping, max_iterations=6)
     assert module.iteration == 3
     assert len(predictions(tmp_path / "run")) == 2
+
+
+def test_an_iteration_without_a_prediction_scores_nothing_along_groups(tmp_path: Path) -> None:
+    influence = InfluenceFilter()
+    fitted(tmp_path, GainStopping(every_n_iterations=2), influence=influence, max_iterations=2)
+    assert len(predictions(tmp_path)) == 1
+    # of the newest iteration, which is not due
+    assert not influence.selector.scorer.all_groups
 
 
 def test_a_filter_that_keeps_all_where_none_is_kept_is_predicted_with_all_rows(tmp_path: Path) -> None:

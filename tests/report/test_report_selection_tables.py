@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from ippo_lightning.report import write_report
+from ippo_lightning.report.selection_tables import equal_rows
 
 
 def test_a_report_compares_at_equal_cost_and_tells_what_was_recognised(folders, without_figures):
@@ -39,3 +42,20 @@ def test_many_unfinished_runs_are_folded(folders, without_figures):
         page = write_report(folders.root).read_text(encoding="utf-8")
         assert ("<summary>13 runs</summary>" in page) == is_folded
         assert f"PPO, seed {last}" in page
+
+
+@pytest.mark.parametrize(
+    ("method", "baseline", "expected"),
+    [
+        (1.0, 1.0, ""),
+        (1.0, 0.64, "baseline cut at 64 %"),
+        (0.64, 1.0, "method cut at 64 %"),
+        (0.7, 0.64, "method cut at 70 %, baseline at 64 %"),
+    ],
+)
+def test_a_cell_says_which_run_was_cut_and_where(method, baseline, expected):
+    difference = {"exact_match": {"mean": 0.1, "interval": None, "seeds": [1]}}
+    view = {"method_used": method, "baseline_used": baseline, "differences": difference}
+    titles = {"ppo": {"title": "PPO", "baseline": None}, "ippo": {"title": "I-PPO", "baseline": "ppo"}}
+    (row,) = equal_rows({"ippo - ppo": {"seconds": view}}, {"methods": titles})
+    assert row.cells["exact_match"][0].cut == expected
