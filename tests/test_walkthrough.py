@@ -117,6 +117,7 @@ def reader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_in_their_order(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
         if "--print_config" in command or "compare" in command:

@@ -153,6 +153,7 @@ def test_the_command_for_a_gpu_takes_at_most_eight_minutes(monkeypatch: pytest.M
         assert gpu.LIMITS[limited] <= seconds
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_is_cut_off_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

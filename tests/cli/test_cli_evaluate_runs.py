@@ -161,6 +161,7 @@ def files_of_evaluation(run: Path) -> dict[str, bytes]:
     return files_of(folder)
 
 
+@pytest.mark.slow
 def test_another_model_is_measured_on_the_prompts_of_the_run(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

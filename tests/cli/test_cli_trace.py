@@ -56,6 +56,7 @@ def test_a_behaviour_becomes_a_page(lake: Path, capsys: Any) -> None:
     assert top[0]["relative_score"] == 1
 
 
+@pytest.mark.slow
 def test_two_traces_are_equal(lake: Path, capsys: Any, tmp_path: Path) -> None:
     words = ("--scores", "start", "--every", "2", "--first", "0", "--last", "2")
     pages = [traced(lake, capsys, *words, "--output", str(tmp_path / name))[0] for name in ("one", "two")]

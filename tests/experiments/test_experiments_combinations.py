@@ -105,6 +105,7 @@ def test_only_a_base_and_a_method_set_callbacks() -> None:
         assert set(read(EXPERIMENTS / "methods" / f"{name}.yaml")) <= ({"callbacks+"} if name in FILTERS else {"model"})
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_combinations_resolves(parser: ArgumentParser) -> None:
     for run, method in with_methods(a_sample()):
         check(parser, *run, method)

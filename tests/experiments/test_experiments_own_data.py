@@ -77,6 +77,7 @@ def results(run: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_supervised_training_on_a_csv_and_ppo_on_the_prompts_of_a_jsonl() -> None:
     demonstrations = {"train": {**CSV, "answer_kind": "hash"}}
@@ -90,6 +91,7 @@ def test_supervised_training_on_a_csv_and_ppo_on_the_prompts_of_a_jsonl() -> Non
     assert len(Path("runs/ppo/history.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_prompts_without_answers_train_on_a_reward_and_evaluation_gives_its_mean() -> None:
     talks = {"train": {"path": "talks.jsonl", "columns": {"messages": "turns"}}}
