@@ -36,7 +36,7 @@ class GainPredictor:
         return (iteration - self.first_iteration) % self.every_n_iterations == 0
 
     def predict(self, table: RolloutTable, weights_of: Callable[[RolloutTable], Tensor]) -> None:
-        """Set `newest`.
+        """Set `newest`; if a half keeps responses to fewer than two prompts, to no gain.
 
         Args:
             table: of all ranks, with the scores along each group and the columns that the rule reads.
@@ -57,9 +57,12 @@ class GainPredictor:
             weights_of(replace(table, columns={**table.columns, "scores": scores})).to(groups) for scores in halves
         ]
         # On the CPU, whose sums have one order: each rank predicts, and all of them must stop together.
-        self.newest = cross_fitted_gain(
+        gain = cross_fitted_gain(
             group_scores=groups.cpu(), weights=torch.stack(weights).cpu(), clusters=table.groups.cpu()
         )
+        # The responses to one prompt have no spread over prompts: an error of 0 would make any gain a certain one.
+        has_spread = all(len(table.groups[kept > 0].unique()) > 1 for kept in weights)
+        self.newest = gain if has_spread else gain.times(0)
 
 
 def interval(estimate: GainEstimate, *, confidence: float) -> tuple[float, float]:
