@@ -21,7 +21,7 @@ from tiny_language_models import (
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from ippo_lightning.influence import CoverageError, influence_scores
+from ippo_lightning.influence import CoverageError, RowShare, gradients_of_rows, influence_scores
 
 SINGLE = 1e-5  # float32 on both sides, weights bit-equal
 
@@ -105,3 +105,23 @@ def test_a_repacked_4bit_base_is_refused(quantized: nn.Module) -> None:
         pytest.skip("this processor has no AVX512-bf16, so bitsandbytes does not repack")
     with pytest.raises(CoverageError, match="repacked for inference"):
         influence_scores(quantized, episode_losses, [a_batch(dtype=torch.float32)], a_direction(quantized))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_each_adapter_gets_the_gradient_of_its_own_rows(family: str, tmp_path: Path) -> None:
+    model = quantized_model(family, tmp_path)
+    batch, generator = a_batch(5, dtype=torch.float32), torch.Generator().manual_seed(7)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    shares = {name: RowShare(torch.rand(5, generator=generator) < 0.6, 1.5) for name in trained}
+    dense = dense_copy(model)
+    of_rows = [
+        torch.autograd.grad(loss, [dict(dense.named_parameters())[name] for name in trained], retain_graph=True)
+        for loss in episode_losses(dense, batch)
+    ]
+    with gradients_of_rows(model, shares):
+        episode_losses(model, batch).sum().backward()
+    for number, (name, parameter) in enumerate(trained.items()):
+        kept = [row[number] for row, keep in zip(of_rows, shares[name].keep.tolist(), strict=True) if keep]
+        expected = 1.5 * sum(kept, torch.zeros_like(parameter))
+        assert parameter.grad is not None
+        assert relative_error(parameter.grad, expected) < SINGLE, name
