@@ -164,6 +164,7 @@ def test_without_a_number_each_round_has_as_many_prompts_in_reserve(
     settings: DynamicSampling, size: int, first: int
 ) -> None:
     assert settings.num_first(size) == first
+    assert settings.most_rows(size, num_responses=4) == 4 * first
     assert len(Reserve({"prompts": ["a"] * size}, settings)) == size - first
 
 
