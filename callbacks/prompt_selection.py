@@ -74,6 +74,8 @@ class PromptSelection(Callback):
                 "PromptSelection: model.dynamic_sampling takes other prompts of the batch, which the rule did not "
                 "choose; leave out one of the two"
             )
+        if getattr(pl_module, "pilot_commit", None) is not None:
+            raise UserError("PromptSelection: model.pilot_commit chooses prompts, too; leave out one of the two")
         size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         if self.num_kept is not None and isinstance(size, int) and size <= self.num_kept:
             raise UserError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 
 from ippo_lightning.distributed.collectives import all_reduce_max, all_reduce_sum, gather_rows, world_size
+from ippo_lightning.engine.chosen_groups import ChosenGroups
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.maths import rewards_differ
 from ippo_lightning.records import Batch, Episodes
@@ -54,6 +55,15 @@ class DynamicSampling:
         wanted = max(size // (1 + self.max_rounds), 1) if self.num_prompts is None else self.num_prompts
         return min(wanted, size)
 
+    def most_rows(self, size: int, *, num_responses: int) -> int:
+        """Return the most responses that are sampled together: those to the first prompts.
+
+        Args:
+            size: prompts of the batch, >= 1.
+            num_responses: to each prompt.
+        """
+        return self.num_first(size) * num_responses
+
 
 class Reserve:
     """The prompts of a batch that are not sampled at first.
@@ -92,23 +102,9 @@ class Reserve:
         return {name: column[start : self._taken] for name, column in self._batch.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilledGroups(Generic[Record]):
-    """What dynamic sampling has found, on this rank."""
-
-    episodes: Record
-    """Groups whose rewards differ, in the order of sampling."""
-    sampled: Record
-    """Everything that was sampled."""
-    is_placeholder: bool
-    """True if no group of this rank has different rewards: `episodes` is then one group that must not be trained on."""
-    metrics: dict[str, float]
-    """For the log, over all ranks."""
-
-
 def fill_groups(
     first: Record, reserve: Reserve, collect: Callable[[Batch], Record], *, wanted: int, max_rounds: int
-) -> FilledGroups[Record]:
+) -> ChosenGroups[Record]:
     """Return the groups whose rewards differ, with those of prompts in reserve in place of the others.
 
     The rewards compared are `outcome_rewards`: what the reward function returned, with a penalty for length that is a
@@ -123,6 +119,9 @@ def fill_groups(
         collect: returns the episodes of more prompts, with their rewards, perhaps none; their group numbers may be any.
         wanted: groups of this rank that were planned.
         max_rounds: limit of the rounds.
+
+    Returns:
+        The groups in the order of sampling; a placeholder if no group of this rank has different rewards.
     """
     found = _with_different_rewards(first)
     kept, sampled, rounds = [found], [first], 0
@@ -143,7 +142,7 @@ def fill_groups(
     everything = type(first).concat(sampled)
     filled = [part for part in kept if len(part)]
     equal = _num_groups(everything) - _num_groups(_with_different_rewards(everything))
-    return FilledGroups(
+    return ChosenGroups(
         # Without any row, this rank could not take part in the collectives that follow.
         episodes=type(first).concat(filled) if filled else _first_group(first),
         sampled=everything,

@@ -11,10 +11,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from ippo_lightning.distributed.collectives import all_reduce_sum, any_rank
-from ippo_lightning.engine.dynamic_sampling import DynamicSampling, FilledGroups, Reserve, fill_groups
+from ippo_lightning.engine.chosen_groups import ChosenGroups
+from ippo_lightning.engine.dynamic_sampling import DynamicSampling, Reserve, fill_groups
 from ippo_lightning.engine.hooks import call_hook
 from ippo_lightning.engine.minibatch_plans import minibatch_hook
 from ippo_lightning.engine.nonfinite import OnNonfinite, without_broken
+from ippo_lightning.engine.pilot_commit import PilotCommit, commit
 from ippo_lightning.engine.random_streams import own_streams
 from ippo_lightning.engine.settings import UpdateSettings
 from ippo_lightning.engine.update import UpdateStages, run_update
@@ -55,6 +57,7 @@ def run_iteration(
     callbacks: Iterable[object] = (),
     trainer: object = None,
     dynamic_sampling: DynamicSampling | None = None,
+    pilot_commit: PilotCommit | None = None,
 ) -> UpdateStats:
     """Run one iteration: roll out, reward, estimate advantages, let callbacks plan, update.
 
@@ -67,6 +70,8 @@ def run_iteration(
             they have them.
         trainer: what callbacks get as their trainer: a `lightning.Trainer` or a `FabricLoop`.
         dynamic_sampling: replaces prompts whose rewards are all equal; None to train on each prompt of the batch.
+        pilot_commit: gives most responses to the prompts whose rewards vary most; None for as many to each prompt. Not
+            together with `dynamic_sampling`.
 
     Returns:
         What happened, with metrics summed over all ranks.
@@ -81,19 +86,23 @@ def run_iteration(
     # 2. sample, and score under policy, reference and critic; 3. call the reward, subtract the KL penalty
     collector = _Collector(stages, settings.on_nonfinite)
     seconds = collector.seconds
-    episodes = collector(rollout_plan)
-    filled: FilledGroups[Record] | None = None
+    chosen: ChosenGroups[Record] | None = None
+    if pilot_commit is not None:
+        chosen = commit(rollout_plan, collector, settings=pilot_commit, iteration=iteration)
+    else:
+        episodes = collector(rollout_plan)
     # With rewards and before advantages, whose moments are then those of what is trained on. A critic that learns alone
     # learns from each prompt.
     if dynamic_sampling is not None and reserve is not None and trains_policy:
-        filled = fill_groups(
+        chosen = fill_groups(
             episodes,
             reserve,
             lambda more: collector(stages.plan_rollout(more), may_be_empty=True),
             wanted=int((rollout_plan.counts > 0).sum()),
             max_rounds=dynamic_sampling.max_rounds,
         )
-        episodes = filled.episodes
+    if chosen is not None:
+        episodes = chosen.episodes
     # 4. estimate advantages: without NaN, which whitening would spread to every episode of every rank, and before any
     # callback, so that what is dropped does not change the baseline of what stays. A fragment of an environment becomes
     # as many rows as it has steps.
@@ -103,9 +112,9 @@ def run_iteration(
     collector.left_out += len(estimated) - len(episodes)
     # 5. callbacks decide what each episode is worth
     plan = UpdatePlan(episodes=episodes, trains_policy=trains_policy)
-    if filled is not None and any_rank(filled.is_placeholder, device=episodes.device):
+    if chosen is not None and any_rank(chosen.is_placeholder, device=episodes.device):
         # On all ranks, so that their histories have the same changes.
-        plan.drop(torch.full_like(plan.keep, filled.is_placeholder), reason="equal rewards")
+        plan.drop(torch.full_like(plan.keep, chosen.is_placeholder), reason="equal rewards")
     if settings.mask_truncated:
         # Before the callbacks, which then see what the update would train on.
         plan.drop(episodes.truncated, reason="truncated")
@@ -117,13 +126,13 @@ def run_iteration(
     # 6. epochs of minibatches
     on_minibatch = minibatch_hook(callbacks, trainer, stages)
     outcome = _timed(seconds, "update", lambda: run_update(stages, plan, settings, on_minibatch=on_minibatch))
-    # Also of what was replaced: the policy is not only as good as where it is sometimes right.
-    sampled = episodes if filled is None else filled.sampled
+    # Also of what is not trained on: the policy is not only as good as where it is sometimes right.
+    sampled = episodes if chosen is None else chosen.sampled
     collected = rollout_metrics(sampled)
     metrics = {
         **collected,
         "rollout/nonfinite_episodes": float(all_reduce_sum(torch.tensor(float(collector.left_out)))),
-        **({} if filled is None else filled.metrics),
+        **({} if chosen is None else chosen.metrics),
         **outcome.metrics,
         "update/kept_fraction": outcome.kept_fraction,
         "update/optimizer_steps": float(outcome.optimizer_steps),
@@ -150,7 +159,7 @@ def run_iteration(
 
 @dataclass
 class _Collector(Generic[Record]):
-    """Stages 2 and 3 of an iteration, which dynamic sampling repeats for other prompts."""
+    """Stages 2 and 3 of an iteration, which dynamic sampling and pilots repeat."""
 
     stages: IterationStages[Record]
     rule: OnNonfinite

@@ -43,6 +43,7 @@ from ippo_lightning.maths.selection import (
     score_power,
 )
 from ippo_lightning.maths.shaping import shape_rewards
+from ippo_lightning.maths.variances import group_variances, order_by_variance
 
 __all__ = [
     "GainEstimate",
@@ -57,6 +58,7 @@ __all__ = [
     "equal_rewards",
     "gae",
     "group_advantages",
+    "group_variances",
     "keep_above",
     "keep_above_mean_reward",
     "keep_at_least",
@@ -72,6 +74,7 @@ __all__ = [
     "masked_sum",
     "mean_and_variance",
     "normalise_weights",
+    "order_by_variance",
     "policy_loss_terms",
     "pooled_gain",
     "reduce_terms",

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar, cast
 
 from ippo_lightning.algorithms import PolicyLoss
-from ippo_lightning.engine import DynamicSampling, UpdateSettings, run_iteration
+from ippo_lightning.engine import DynamicSampling, PilotCommit, UpdateSettings, run_iteration
 from ippo_lightning.modules.base import BaseModule
 from ippo_lightning.modules.dynamic_sampling import Shortfall
 from ippo_lightning.records import Batch, Episodes, UpdateStats
@@ -24,6 +24,7 @@ class PolicyIterations(BaseModule):
     last_stats: UpdateStats | None = None
     """Of the newest iteration; None before the first one."""
     dynamic_sampling: DynamicSampling | None = None
+    pilot_commit: PilotCommit | None = None
     _shortfall: Shortfall | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, float]:
@@ -39,6 +40,7 @@ class PolicyIterations(BaseModule):
                 callbacks=self.backend.callbacks,
                 trainer=self.backend.host,
                 dynamic_sampling=self.dynamic_sampling,
+                pilot_commit=self.pilot_commit,
             )
         self.last_stats = stats
         self._shortfall = self._shortfall or Shortfall()

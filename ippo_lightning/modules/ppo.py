@@ -18,7 +18,7 @@ from ippo_lightning.algorithms import (
     PolicyLoss,
     ValueLoss,
 )
-from ippo_lightning.engine import DynamicSampling, UpdateSettings
+from ippo_lightning.engine import DynamicSampling, PilotCommit, UpdateSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.maths import KLEstimator, kl_estimate, shape_rewards
 from ippo_lightning.modules.critic_warmup import CriticWarmup, require_critic
@@ -33,6 +33,7 @@ from ippo_lightning.modules.loss_outputs import (
     sums_for_log,
 )
 from ippo_lightning.modules.optimization import OptimizerSettings
+from ippo_lightning.modules.pilot_commit import check_offered, check_pilot_commit
 from ippo_lightning.modules.sampler_gap import check_importance_cap, gap_metrics, importance_weighted
 from ippo_lightning.modules.standard_parts import PPO_PARTS
 from ippo_lightning.modules.text import TextModule
@@ -71,10 +72,11 @@ class PPOModule(CriticWarmup, ForwardReads, TextModule):
         optimizer: see `BaseModule`.
         evaluation_seed: see `TextModule`.
         dynamic_sampling: replace prompts whose responses all have the same reward; None to train on each prompt.
+        pilot_commit: give most responses to the prompts whose rewards vary most; None for as many to each prompt.
 
     Raises:
         UserError: a number out of its range, greedy sampling, a critic that the advantage estimator does not use, or
-            dynamic sampling with one response per prompt.
+            one response per prompt with `dynamic_sampling` or `pilot_commit`, which do not go together either.
     """
 
     standard_parts = PPO_PARTS
@@ -101,6 +103,7 @@ class PPOModule(CriticWarmup, ForwardReads, TextModule):
         optimizer: OptimizerSettings | None = None,
         evaluation_seed: int = 0,
         dynamic_sampling: DynamicSampling | None = None,
+        pilot_commit: PilotCommit | None = None,
     ) -> None:
         own_sampling = sampling or SamplingSettings()
         own_sampling.require_random("model.sampling")
@@ -114,7 +117,8 @@ class PPOModule(CriticWarmup, ForwardReads, TextModule):
         require_coefficients(entropy_coef, missing_eos_penalty, kl_estimator)
         check_importance_cap(importance_cap, own_sampling, own_rollout=type(self).rollout is not PPOModule.rollout)
         check_dynamic_sampling(dynamic_sampling, own_sampling)
-        self.dynamic_sampling = dynamic_sampling
+        check_pilot_commit(pilot_commit, own_sampling, dynamic_sampling=dynamic_sampling)
+        self.dynamic_sampling, self.pilot_commit = dynamic_sampling, pilot_commit
         self._reward: HeldReward | None = None
         self.reward_timeout = reward_timeout
         self.reward = reward
@@ -154,10 +158,11 @@ class PPOModule(CriticWarmup, ForwardReads, TextModule):
         """Take grader and reward from the data module's task if none was given; see `TextModule.use_data`."""
         super().use_data(datamodule)
         check_reserve(self.dynamic_sampling, datamodule)
-        if self.dynamic_sampling is not None and self._training_rows is not None:
-            # A call has no more responses than those to the first prompts.
-            prompts = self.dynamic_sampling.num_first(self._training_rows // self.sampling.num_responses)
-            self._training_rows = prompts * self.sampling.num_responses
+        check_offered(self.pilot_commit, datamodule)
+        parts = self.dynamic_sampling or self.pilot_commit
+        if parts is not None and self._training_rows is not None:
+            size = self._training_rows // self.sampling.num_responses
+            self._training_rows = parts.most_rows(size, num_responses=self.sampling.num_responses)
         if datamodule is not None:
             _ = self.reward  # a run without any reward stops here, before its first iteration
 
@@ -205,7 +210,8 @@ class PPOModule(CriticWarmup, ForwardReads, TextModule):
         """
         texts = (episodes.prompts, episodes.responses, episodes.examples)
         skip = self.update_settings.on_nonfinite == "skip"
-        joins = self.dynamic_sampling is not None  # the reward is called once per round
+        # the reward is called once per round, or for pilots and for the rest
+        joins = self.dynamic_sampling is not None or self.pilot_commit is not None
         outcome = self.reward(*texts, allow_nonfinite=skip, episodes=episodes, grader=self.grader, joins_parts=joins)
         outcome = outcome.to(episodes.log_probs)
         # In the reward and not in the loss, so no gradient flows through it, and any estimator may be used.

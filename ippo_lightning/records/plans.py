@@ -238,7 +238,7 @@ class UpdateStats:
     episodes: Episodes
     """The episodes of this iteration, of this rank."""
     sampled: Episodes
-    """The same, with those that dynamic sampling replaced."""
+    """The same, with what was sampled and is not trained on: by dynamic sampling, or as a pilot."""
     plan: UpdatePlan
     """The sealed plan."""
     num_episodes: int

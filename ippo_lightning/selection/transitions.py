@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,10 +19,26 @@ from ippo_lightning.selection.table import RolloutTable
 
 Heuristic = Literal["sign", "size"]
 Baseline = Literal["critic", "states"]
+_Rule = TypeVar("_Rule", bound="_DiscountedRule")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvantageHeuristic(SelectionRule):
+class _DiscountedRule(SelectionRule):
+    """A rule for transitions that discounts as the module's advantages do."""
+
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gamma is not None:
+            require_range("rule.gamma", self.gamma, at_least=0, at_most=1)
+
+    def fitted(self: _Rule, module: Any) -> _Rule:
+        """Return the rule with the discount of the module's advantages."""
+        return replace(self, gamma=_discount(self, self.gamma, module))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageHeuristic(_DiscountedRule):
     """Drop transitions whose advantage disagrees with a Monte-Carlo estimate, the largest differences first.
 
     The estimate is the discounted return from the step on, minus a baseline. A return that the end of the rollout or a
@@ -46,18 +62,13 @@ class AdvantageHeuristic(SelectionRule):
     by: Heuristic = "sign"
     fraction: float | None = None
     baseline: Baseline = "critic"
-    gamma: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_choice("rule.by", self.by, get_args(Heuristic))
         require_choice("rule.baseline", self.baseline, get_args(Baseline))
-        _require_discount(self.gamma)
         if self.fraction is not None:
             require_range("rule.fraction", self.fraction, at_least=0, at_most=1)
-
-    def fitted(self, module: Any) -> AdvantageHeuristic:
-        """Return the rule with the discount of the module's advantages."""
-        return replace(self, gamma=_discount(self, self.gamma, module))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -66,21 +77,12 @@ class AdvantageHeuristic(SelectionRule):
 
     def own_columns(self, episodes: Episodes) -> Mapping[str, Tensor]:
         """Return the discounted return of each transition, and for `states` numbers of observation and action."""
-        rows, gamma = _transitions(episodes, rule=self), _known(self.gamma)
-        returns = discounted_returns(
-            rewards=rows.rewards[:, 0],
-            next_values=rows.next_values[:, 0],
-            done=rows.done[:, 0],
-            group=rows.group,
-            gamma=gamma,
-        )
+        rows = _transitions(episodes, rule=self)
+        returns = {"monte_carlo_returns": _returns(rows, gamma=_known(self.gamma))}
         if self.baseline == "critic":
-            return {"monte_carlo_returns": returns}
-        return {
-            "monte_carlo_returns": returns,
-            "states": _numbers_of(rows.observations),
-            "actions": _numbers_of(rows.observations, rows.actions),
-        }
+            return returns
+        actions = _numbers_of(rows.observations, rows.actions)
+        return {**returns, "states": _numbers_of(rows.observations), "actions": actions}
 
     def keep(self, table: RolloutTable) -> Tensor:
         """Return all rows but those that disagree; of equal differences, the first rows are dropped."""
@@ -105,7 +107,7 @@ class AdvantageHeuristic(SelectionRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TDPriority(SelectionRule):
+class TDPriority(_DiscountedRule):
     """Weigh transitions by the rank of their TD error, and drop none.
 
     weight = (1 / rank)^power; rank 1 has the largest abs(r + gamma * V(s') - V(s)). It is the expectation of drawing
@@ -122,15 +124,10 @@ class TDPriority(SelectionRule):
     """
 
     power: float = 0.6
-    gamma: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_range("rule.power", self.power, at_least=0, below=math.inf)
-        _require_discount(self.gamma)
-
-    def fitted(self, module: Any) -> TDPriority:
-        """Return the rule with the discount of the module's advantages."""
-        return replace(self, gamma=_discount(self, self.gamma, module))
 
     def own_columns(self, episodes: Episodes) -> Mapping[str, Tensor]:
         """Return the absolute TD errors."""
@@ -164,11 +161,6 @@ def _no_transitions(rule: SelectionRule) -> UserError:
     )
 
 
-def _require_discount(gamma: float | None) -> None:
-    if gamma is not None:
-        require_range("rule.gamma", gamma, at_least=0, at_most=1)
-
-
 def _discount(rule: SelectionRule, given: float | None, module: Any) -> float | None:
     """Return the discount of a rule: that of the module's advantages, with which its estimates are compared."""
     if module is None:
@@ -184,6 +176,17 @@ def _discount(rule: SelectionRule, given: float | None, module: Any) -> float | 
             f"{known:g}, as in model.advantages, or null"
         )
     return float(known)
+
+
+def _returns(rows: ControlEpisodes, *, gamma: float) -> Tensor:
+    """Return the discounted return from each transition on, shape [rows]."""
+    return discounted_returns(
+        rewards=rows.rewards[:, 0],
+        next_values=rows.next_values[:, 0],
+        done=rows.done[:, 0],
+        group=rows.group,
+        gamma=gamma,
+    )
 
 
 def _known(gamma: float | None) -> float:

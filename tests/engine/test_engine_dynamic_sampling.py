@@ -9,7 +9,8 @@ import torch
 from small_episodes import content, make_episodes
 
 from ippo_lightning.engine import DynamicSampling
-from ippo_lightning.engine.dynamic_sampling import FilledGroups, Reserve, fill_groups
+from ippo_lightning.engine.chosen_groups import ChosenGroups
+from ippo_lightning.engine.dynamic_sampling import Reserve, fill_groups
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import Batch, TextEpisodes
 
@@ -42,7 +43,7 @@ class Sampler:
 
 def filled(
     prompts: str, *, num_prompts: int, max_rounds: int = 3, **rewards: list[float]
-) -> tuple[FilledGroups[TextEpisodes], Sampler]:
+) -> tuple[ChosenGroups[TextEpisodes], Sampler]:
     """Fill from prompts that are written with a space between: `d1` has different rewards, `e1` equal ones."""
     sampler, names = Sampler(**rewards), prompts.split()
     settings = DynamicSampling(num_prompts=num_prompts)
@@ -51,7 +52,7 @@ def filled(
     return fill_groups(first, reserve, sampler, wanted=num_prompts, max_rounds=max_rounds), sampler
 
 
-def numbers(found: FilledGroups[Any]) -> tuple[float, float, float, float]:
+def numbers(found: ChosenGroups[Any]) -> tuple[float, float, float, float]:
     return tuple(
         found.metrics[f"dynamic_sampling/{name}"] for name in ("rounds", "prompts", "groups_dropped", "filled_fraction")
     )
@@ -163,6 +164,7 @@ def test_without_a_number_each_round_has_as_many_prompts_in_reserve(
     settings: DynamicSampling, size: int, first: int
 ) -> None:
     assert settings.num_first(size) == first
+    assert settings.most_rows(size, num_responses=4) == 4 * first
     assert len(Reserve({"prompts": ["a"] * size}, settings)) == size - first
 
 

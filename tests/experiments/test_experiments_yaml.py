@@ -45,7 +45,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 """Methods that change the module and not the callbacks, and the numbers of their recipes."""
 PROMPT_METHODS = ("dump", "pcl", "random_prompts")
 """Methods that choose prompts before sampling."""
-SAMPLING_METHODS = ("refill",)
+SAMPLING_METHODS = ("pilot_commit", "random_commit", "refill")
 """Methods that change what is sampled: neither an algorithm nor a callback."""
 FILTERS = [method for method in METHODS if method not in (*ALGORITHMS, *SAMPLING_METHODS)]
 MODELS = sorted(path.stem for path in (EXPERIMENTS / "models").glob("*.yaml") if path.stem not in CONTROL_MODELS)
@@ -276,6 +276,7 @@ SCORED = ["filter_only", "leave_one_out", "average_reward", "iif_text", "activat
 SELECTORS = [*SCORED, "advantage_sign", "reward", "pods", "random_half", "length", "drop_equal"]
 SELECTION = ["ppo", "ippo", "random", "grpo", "grpo+ippo", "grpo+random"]
 SELECTION += [*SELECTORS, *(f"grpo+{name}" for name in SELECTORS)]
+PROMPTS = ["pcl", "random_prompts", "grpo+refill", "grpo+pilot_commit", "grpo+random_commit"]
 WORDS = ["ppo", "ippo", "random", "pods", "grpo", "grpo+ippo", "grpo+random", "grpo+pods"]
 
 
@@ -285,7 +286,7 @@ WORDS = ["ppo", "ippo", "random", "pods", "grpo", "grpo+ippo", "grpo+random", "g
         ("demo", ["sft", "ppo", "ippo"], 1),
         ("arithmetic", ["sft", "ppo", "ippo", *CONTROLS], 5),
         ("word_problems", ["sft", "ppo", "ippo"], 3),
-        ("selection", ["pcl", "random_prompts", "grpo+refill", *SELECTION], 5),
+        ("selection", [*PROMPTS, *SELECTION], 5),
         ("selection_word_problems", WORDS, 3),
         ("demonstrations", ["size_64", "size_8", "size_16", "size_512", "noise_10", "noise_20", "noise_40"], 5),
         ("sweep", ["ppo", "adam_root_cap", "random", "filter_only", *WEIGHTS], 5),

@@ -18,7 +18,7 @@ from two_ranks import nf4_base
 
 from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, PromptSelection
 from ippo_lightning.data import arithmetic_tokenizer
-from ippo_lightning.engine import DynamicSampling
+from ippo_lightning.engine import DynamicSampling, PilotCommit
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import PPOModule
 from ippo_lightning.policies import CausalLMPolicy, LoraSettings
@@ -83,7 +83,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "prompts": tuple(PROMPTS),
     "score_at": ("rollout_end", "minibatch", "layer"),
     "keep_buffers": ("no", "yes"),
-    "dynamic": ("no", "yes"),
+    "dynamic": ("no", "yes", "pilots"),
     "critic": ("head", "none", "adapter", "separate"),
     "weights": ("full", "lora", "nf4"),
     "precision": ("32-true", "bf16-mixed"),
@@ -133,7 +133,7 @@ def is_allowed(case: Case) -> bool:
         case["critic"] == "adapter" and case["weights"] == "full",
         case["critic"] == "separate" and case["weights"] == "nf4",
         case["prompts"] == "difficulty" and not has_critic,
-        case["prompts"] != "all" and case["dynamic"] == "yes",
+        case["prompts"] != "all" and case["dynamic"] != "no",
         case["keep_buffers"] == "yes" and not is_early,
         case["value_on_dropped"] == "yes" and case["score_at"] == "layer",
         case["method"] == "forward" and case["weights"] == "nf4",
@@ -176,7 +176,11 @@ def module_of(case: Case, base: Path) -> PPOModule:
     }
     if case["reduction"] != "own":
         update["loss_reduction"] = case["reduction"]
-    changes: dict[str, Any] = {"dynamic_sampling": DynamicSampling()} if case["dynamic"] == "yes" else {}
+    changes: dict[str, Any] = {
+        "no": {},
+        "yes": {"dynamic_sampling": DynamicSampling()},
+        "pilots": {"pilot_commit": PilotCommit(num_pilots=1)},
+    }[case["dynamic"]]
     if case["algorithm"] == "ppo":
         return tiny_module(policy=built, update=update, **changes)
     assert case["algorithm"] in ALGORITHMS
@@ -225,7 +229,7 @@ def fitted(case: Case, folder: Path, base: Path, *, iterations: int, resume: boo
             fabric=Fabric(accelerator="cpu", devices=1, precision=case["precision"]),  # type: ignore[arg-type]
             max_iterations=iterations,
             resume=resume,
-            data=tiny_data(batch_size=8 if case["dynamic"] == "yes" or rule is not None else 4),
+            data=tiny_data(batch_size=8 if case["dynamic"] != "no" or rule is not None else 4),
         )
         before = trainable(module)
         loop.fit()
