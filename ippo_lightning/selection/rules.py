@@ -66,6 +66,14 @@ class SelectionRule(ABC):
         """
         return self
 
+    def doubt(self, module: Any) -> str:
+        """Return in one line why the rule may decide nothing for a module; empty if there is no doubt.
+
+        Args:
+            module: about to be trained.
+        """
+        return ""
+
     @property
     def name(self) -> str:
         """What plans, logs and reports call the rule."""
