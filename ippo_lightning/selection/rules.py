@@ -67,11 +67,7 @@ class SelectionRule(ABC):
         return self
 
     def doubt(self, module: Any) -> str:
-        """Return in one line why the rule may decide nothing for a module; empty if there is no doubt.
-
-        Args:
-            module: about to be trained.
-        """
+        """Return in one line why the rule may drop nothing of a module about to be trained; empty without doubt."""
         return ""
 
     @property
