@@ -296,10 +296,6 @@ def _set_axis(panel: Axes, curve: Curve, values: Sequence[float]) -> None:
     elif curve.axis == "from zero":
         # 1e-9, because matplotlib warns of equal limits.
         panel.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max([*values, 1e-9]))
-    elif min(values) == max(values):
-        # By itself, matplotlib would label a lone value by its distance from an offset.
-        room = 0.1 * abs(values[0]) or 1.0
-        panel.set_ylim(values[0] - room, values[0] + room)
 
 
 def _draw_starts(panel: Axes, starts: Mapping[str, tuple[int, float]], colours: Mapping[str, str]) -> None:
