@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning import Callback
 
+from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.records import Episodes, UpdatePlan
 from ippo_lightning.selection import BufferView, ScoringSettings, SelectionRule, Target
@@ -162,9 +164,12 @@ class InfluenceFilter(Callback):
         return super().state_key if parts == ("influence", "Demonstrations") else f"{super().state_key}{list(parts)}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse settings that do not fit the module's algorithm, before the first iteration."""
+        """Refuse settings that do not fit the module's algorithm, before the first iteration; warn of doubtful ones."""
         if stage == "fit":
             self.selector.require_module(pl_module)
+            doubt = self.selector.rule.doubt(pl_module)
+            if doubt and rank() == 0:
+                warnings.warn(f"InfluenceFilter.{doubt}", stacklevel=2)
             if self.score_at == "layer":
                 require_layers(pl_module, getattr(trainer, "callbacks", ()))
 

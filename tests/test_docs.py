@@ -323,6 +323,7 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
             logged |= set(file.readline().strip().split(","))
     optional = {
         "influence/part_other",
+        "influence/target_episodes",
         "influence/predicted_gain",
         "influence/predicted_gain_low",
         "influence/predicted_gain_high",

@@ -232,8 +232,8 @@ def captions(diagnosed: DiagnosedRound) -> dict[str, str]:
     noun, count = diagnosed.noun, len(diagnosed.found.lowest)
     return {
         "maps": f"An arrow is an action in a field; its number and size count the {noun}s. Green: the estimate "
-        "calls the action better than usual, purple: worse. A cross marks arrows that Monte Carlo judges the other "
-        "way. Moves into a wall count, too.",
+        "calls the action better than usual, purple: worse. A cross behind a number marks an arrow that Monte Carlo "
+        "judges the other way. Moves into a wall count, too.",
         "advantages": f"Fractions of the {noun}s by their estimated advantage. The outermost bars include everything "
         "beyond them.",
         "both": "In the shaded quarters the two advantages have different signs. Points at the edge are outside.",

@@ -103,26 +103,21 @@ def comparisons(outcomes: Outcomes) -> dict[str, Comparison]:
 
 
 def headline(outcomes: Outcomes) -> str:
-    """Return what was found, with its control, in one or two sentences."""
+    """Return what was found, with its control, in one sentence."""
     found = comparisons(outcomes)
     if not found:
         return "Nothing to compare: no iteration could be trained again without its negative records"
     if changed_nothing(outcomes):
         return _nothing_words(outcomes)
-    without, random, control = (found[name] for name in ("without_negatives", "random_drop", "negatives_or_random"))
+    without, random = found["without_negatives"], found["random_drop"]
     if len(without.rounds) == 1:
         (_, one), *_ = outcomes.compared
         where = f"iteration {one.iteration} ({FROM_ZERO})"
-        what = f"Dropping the {counted(one.negatives, 'record')} with negative scores of {where}"
+        what = f"Dropping the {counted(one.negatives, 'negative record')} of {where}"
         effect = _effect(without.estimate, outcomes.unit)
-        return f"{what} {effect}; dropping as many at random: {shown(random.estimate)}"
-    better, worse, _ = control.signs
+        return f"{what} {effect}; a random drop: {shown(random.estimate)}"
     effect = _effect(without.estimate, f"{outcomes.unit} after it")
-    return (
-        f"Dropping the negative records of one iteration {effect} on average; dropping as many at random: "
-        f"{shown(random.estimate)}. Over {len(without.rounds)} iterations the filter was better than the random drop "
-        f"in {better} and worse in {worse}"
-    )
+    return f"Dropping the negative records of an iteration {effect}; a random drop: {shown(random.estimate)}"
 
 
 def changed_nothing(outcomes: Outcomes) -> bool:
@@ -171,7 +166,7 @@ def lead(outcomes: Outcomes) -> list[str]:
         sentences += _about_runs(outcomes)
     elif found:
         control = found["negatives_or_random"]
-        sentences.append(f"{_verdict(control)}.")
+        sentences += [f"{_verdict(control)}.", *_counts(control)]
         if 1 < len(control.rounds) < FEWEST_ROUNDS:
             sentences.append(
                 f"Fewer than {FEWEST_ROUNDS} iterations have no interval over iterations, and give no finding."
@@ -186,6 +181,16 @@ def lead(outcomes: Outcomes) -> list[str]:
 
 
 _MOST_NAMED = 3
+
+
+def _counts(control: Comparison) -> list[str]:
+    if len(control.rounds) == 1:
+        return []
+    better, worse, equal = control.signs
+    return [
+        f"Means over {len(control.rounds)} iterations. The filter was better than a random drop of as many records in "
+        f"{better} of them, worse in {worse} and equal in {equal}."
+    ]
 
 
 def _about_the_training(outcomes: Outcomes) -> list[str]:

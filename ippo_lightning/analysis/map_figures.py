@@ -18,14 +18,19 @@ _FIELD_COLOURS = {"H": "#c3ccd4", "C": "#c3ccd4", "G": "#f3e3b3"}
 # All in fields: an arrow of any of the eight places of a field covers no other one and no number.
 _SIDE = 0.085
 """How far both signs lie from the middle of the field, on its two sides."""
-_START, _TIP, _NUMBER = 0.13, 0.31, 0.33
+_START, _TIP = 0.13, 0.31
+_BEYOND, _OVER, _BESIDE = 0.33, 0.09, 0.32
+"""A number stands beyond the tip of an arrow that goes up or down, and over or under one that goes to a side."""
+_INWARD = 0.04
+"""How far the number of one sign reaches towards that of the other."""
+_CROSS = "\N{MULTIPLICATION X}"
 _THINNEST, _THICKEST = 0.02, 0.08
 _HEAD_WIDTH, _HEAD_LENGTH = (0.08, 0.165), (0.08, 0.13)
 _MOST_BESIDE = 5
 """Columns of a map that still fits twice beside each other."""
 _INCHES = {False: 5.9, True: 3.7}
 """Of a row of maps, by whether it is narrow."""
-_POINTS, _LETTER = 72, 0.14
+_POINTS, _LETTER = 72, 0.125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class MapArrow:
     number: str
     """Beside the arrow."""
     is_wrong: bool = False
-    """Marked with a cross."""
+    """Marked with a cross behind its number, so that the arrow is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +106,16 @@ def _marks(maps: Sequence[ArrowMap], *, word: str, frame_word: str) -> list[Line
     ]
     if any(arrow.is_wrong for one in maps for arrow in one.arrows):
         marks.append(
-            Line2D([], [], color=INK, marker="X", linestyle="none", markersize=7, label="most have the wrong sign")
+            Line2D(
+                [],
+                [],
+                color=INK,
+                marker="x",
+                linestyle="none",
+                markersize=7,
+                markeredgewidth=1.8,
+                label="most have the wrong sign",
+            )
         )
     if frame_word:
         marks.append(
@@ -136,8 +150,9 @@ def _draw_arrow(panel: Axes, arrow: MapArrow, *, points: float) -> None:
     colour = POSITIVE_COLOUR if arrow.is_positive else NEGATIVE_COLOUR
     aside = _SIDE if arrow.is_positive else -_SIDE
     if (down, right) == (0, 0):
-        place = (column + aside, row + 0.1)
-        panel.add_patch(Circle(place, 0.03 + 0.06 * arrow.size, facecolor=colour, edgecolor="none", zorder=3))
+        panel.add_patch(
+            Circle((column + aside, row + 0.1), 0.03 + 0.06 * arrow.size, facecolor=colour, edgecolor="none", zorder=3)
+        )
     else:
         x, y = column + aside * down + _START * right, row - aside * right + _START * down
         length = _TIP - _START
@@ -148,19 +163,21 @@ def _draw_arrow(panel: Axes, arrow: MapArrow, *, points: float) -> None:
                 head_length=_between(*_HEAD_LENGTH, arrow.size),
             )
         )  # fmt: skip
-        along = _NUMBER - _START
-        place = (x + along * right, y + along * down)
-        if arrow.is_wrong:
-            panel.plot(
-                x + length / 3 * right, y + length / 3 * down, marker="X", color=INK, markeredgecolor="white",
-                markersize=min(7.5, 0.11 * points), markeredgewidth=0.7, zorder=4,
-            )  # fmt: skip
-    # Beyond the tip, and never on it.
-    panel.text(
-        *place, arrow.number, fontsize=min(9.0, _LETTER * points), color=INK, zorder=5,
-        ha="left" if right > abs(down) else "right" if -right > abs(down) else "center",
-        va="center" if abs(right) > abs(down) else "bottom" if down < 0 else "top",
-    )  # fmt: skip
+    _write_number(panel, arrow, aside=aside, size=min(9.0, _LETTER * points))
+
+
+def _write_number(panel: Axes, arrow: MapArrow, *, aside: float, size: float) -> None:
+    (row, column), (down, right) = arrow.field, arrow.direction
+    if abs(right) > abs(down):
+        outward = -aside * right  # over the arrow or under it
+        place = (column + _BESIDE * right, row + outward + (_OVER if outward > 0 else -_OVER))
+        across, up = "center", "top" if outward > 0 else "bottom"
+    else:
+        outward = aside * (down or 1.0)
+        place = (column + outward - (_INWARD if outward > 0 else -_INWARD), row + _BEYOND * (down or 0.6))
+        across, up = "left" if outward > 0 else "right", "bottom" if down < 0 else "top"
+    number = f"{arrow.number}{_CROSS}" if arrow.is_wrong else arrow.number
+    panel.text(*place, number, fontsize=size, color=INK, zorder=5, ha=across, va=up)
 
 
 def _between(low: float, high: float, size: float) -> float:

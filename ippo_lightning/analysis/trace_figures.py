@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Patch
 
 from ippo_lightning.analysis.grid_map import GridMap
 from ippo_lightning.analysis.map_figures import ArrowMap, MapArrow, draw_arrow_maps
@@ -23,8 +24,6 @@ _PROBABILITY, _ROUGHNESS, _POSITIVE = "#0072B2", "#D55E00", "#009E73"
 _SHADES = dict(zip(PHASES, ("#eef1f4", "#fdf1d8", "#e4f1ea"), strict=True))
 """Backgrounds of the three parts."""
 _CURVES_HEIGHT = 6.6
-_NARROW_PART = {False: 0.1, True: 0.2}
-"""Fraction of the axis below which the name of a part would cover those of its neighbours; on a phone, too."""
 _SCORES = LinearSegmentedColormap.from_list("scores", ["#6d9cc2", "#06284f"])
 """Also the lightest is seen on white, and on black in the dark mode, which turns the colours round."""
 
@@ -47,7 +46,6 @@ def draw_curves(trace: Trace, path: Path, *, narrow: bool) -> str:
         top.set_title(f"Behaviour: {trace.behaviour.measure}")
         if trace.behaviour.measure != "log density":
             top.set_ylim(-0.03, 1.03)
-        _name_phases(top, trace, ends, narrow=narrow)
         _draw_roughness(middle, trace, narrow=narrow)
         counts = [len(one.positive) for one in trace.rounds]
         bottom.plot(iterations, counts, color=_POSITIVE, marker="o", markersize=3.5)
@@ -57,6 +55,7 @@ def draw_curves(trace: Trace, path: Path, *, narrow: bool) -> str:
             iteration_axis(panel, ends, most=6 if narrow else 10)
             panel.set_xlim(ends[0] - 0.4, ends[-1] + 0.4)
             panel.set_xlabel(f"iteration, {FROM_ZERO}" if panel is bottom else "")
+        _name_phases(bottom, trace)
     return (
         f"Over iterations {iterations[0]} to {iterations[-1]}: {trace.behaviour.measure} from {plain(trace.values[0])} "
         f"to {plain(trace.values[-1])}; roughness of the scores beside that of shuffled scores; from "
@@ -88,15 +87,14 @@ def _shade(panel: Axes, trace: Trace, ends: Sequence[int]) -> None:
         panel.axvspan(ends[index], ends[index + 1], color=_SHADES[phase], linewidth=0, zorder=0)
 
 
-def _name_phases(panel: Axes, trace: Trace, ends: Sequence[int], *, narrow: bool) -> None:
-    names = trace.phases.of_iteration
-    for phase in dict.fromkeys(names):
-        own = [index for index, name in enumerate(names) if name == phase]
-        centre = (ends[own[0]] + ends[own[-1] + 1]) / 2
-        # In a narrow part the name would cover those of its neighbours.
-        if (ends[own[-1] + 1] - ends[own[0]]) / (ends[-1] - ends[0]) > _NARROW_PART[narrow]:
-            panel.text(centre, 0.05, phase, ha="center", va="bottom", fontsize=9, color=MUTED,
-                       transform=panel.get_xaxis_transform())  # fmt: skip
+def _name_phases(panel: Axes, trace: Trace) -> None:
+    """Name the backgrounds below all panels: inside a narrow part there is no room for its name."""
+    marks = [
+        Patch(facecolor=_SHADES[phase], edgecolor=MUTED, linewidth=0.5, label=phase)
+        for phase in dict.fromkeys(trace.phases.of_iteration)
+    ]
+    if marks:
+        panel.figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=9.5)
 
 
 def draw_maps(

@@ -29,7 +29,7 @@ def headline(trace: Trace) -> str:
         moved = f"The {trace.behaviour.measure} of {trace.behaviour.words} stayed at {plain(first)}"
     if not trace.phases.rises:
         return f"{moved}; that is too small a rise to look for phases"
-    if len(trace.rounds) < _FEW:
+    if len(trace.rounds) < _FEW or None in trace.phases.p_values:
         return f"{moved}; these are too few iterations to see phases"
     verb = "shows" if trace.phases.are_seen else "does not show"
     return f"{moved}; the roughness of the scores {verb} three phases"
@@ -68,10 +68,12 @@ def _comparison(trace: Trace) -> str:
     if not known:
         return f"No iteration has {FEWEST_ROWS} different positive scores, so there is no roughness."
     medians = f"Median roughness relative to shuffled scores: {', '.join(known)}"
+    if phases.p_values == (None, None):
+        return f"{medians}. A comparison needs at least {FEWEST_ITERATIONS} iterations in two neighbouring parts."
     parts = []
     for other, p_value in zip((PHASES[0], PHASES[2]), phases.p_values, strict=True):
         if p_value is None:
-            parts.append(f"{other} and rising cannot be compared (fewer than {FEWEST_ITERATIONS} iterations)")
+            parts.append(f"{other} and rising cannot be compared (one has fewer than {FEWEST_ITERATIONS} iterations)")
         else:
             word = "differ" if p_value < LEVEL else "do not differ"
             parts.append(f"{other} and rising {word} (p = {plain(p_value)})")
@@ -136,7 +138,7 @@ def captions(trace: Trace, *, top: int) -> dict[str, str]:
         "curves": (
             "Top: the behaviour at the beginning of each iteration, and after the last one. Middle: the roughness of "
             f"the positive scores; band: 95 % of {PERMUTATIONS} random orders of the same scores. Below the band, "
-            f"records that the final network takes for alike also have like scores.{parts}"
+            f"records that are alike for the final network also have similar scores.{parts}"
         ),
         "maps": (
             f"The {top} records with the highest scores, by field and action. The number at an arrow, and its size, is "
@@ -177,8 +179,8 @@ def steps(trace: Trace) -> dict[str, str]:
         "exp(-d^2 / s^2), d the distance of the embeddings, s its median. Embedding: "
         f"{EMBEDDINGS['control' if trace.is_control else 'text']}, of the network after the last traced "
         f"iteration.{drawn}",
-        "Phases": f"rising begins with the update that takes the behaviour over {START:.0%} of its rise for good, "
-        f"and ends with the one that takes it over {END:.0%} for good. Three phases are seen if the relative roughness "
+        "Phases": f"rising begins with the last update that starts below {START:.0%} of the whole rise, and ends with "
+        f"the last one that starts below {END:.0%} of it. Three phases are seen if the relative roughness "
         f"while rising differs from that before and that after (two-sided Mann-Whitney tests, p < {LEVEL} each, at "
         f"least {FEWEST_ITERATIONS} iterations each). The rule is ours: the paper shows three phases without a rule.",
         "Seed": f"{options.seed}, of the permutations.",

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.run.progress import kept_fraction
 from ippo_lightning.run.signals import Interrupted, handled_by
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.locks import hold
@@ -236,9 +237,7 @@ def _show(progress: Progress, task: TaskID, job: Job) -> None:
         last = json.loads(lines[-1])
     except (IndexError, ValueError):
         return  # nothing yet, or a line that is being written
-    reward, kept = last.get("rollout/reward_mean"), last.get("update/kept_fraction")
-    if kept == 1.0 and not any(name.startswith("influence/") for name in last):
-        kept = None  # nothing filters
+    reward, kept = last.get("rollout/reward_mean"), kept_fraction(last)
     words = [f"reward {reward:.2f}" if reward is not None else "", f"kept {kept:.0%}" if kept is not None else ""]
     total = last.get("max_iterations")
     progress.update(task, completed=len(lines), total=total, numbers=" ".join(words))

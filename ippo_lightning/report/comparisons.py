@@ -15,7 +15,7 @@ from ippo_lightning.report.runs import origin_of, read_run, settings_text, short
 from ippo_lightning.storage.checksums import has_wrong_checksum
 from ippo_lightning.storage.method_names import METHOD_NAME, is_method_name
 from ippo_lightning.storage.public_command import public_command
-from ippo_lightning.storage.run_folder import COMPARISON, JsonObject, seed_folder
+from ippo_lightning.storage.run_folder import COMPARISON, JsonObject, seed_folder, seed_of
 
 
 def read_comparison(root: Path | str) -> Comparison:
@@ -108,6 +108,7 @@ def gather_runs(folders: Sequence[Path], *, root: Path) -> Comparison:
         versions=origins[0].versions if same_versions else {},
         machine=shared.machine,
         side_by_side=True,
+        jobs=max((jobs for folder in folders if (jobs := _jobs_of_run(folder)) is not None), default=None),
     )
 
 
@@ -169,6 +170,18 @@ def _jobs(listed: JsonObject) -> int | None:
         return jobs
     found = re.search(r"(\d{1,6}) runs at a time", str(listed.get("machine") or "")[:500])
     return int(found[1]) if found else None
+
+
+def _jobs_of_run(folder: Path) -> int | None:
+    """Return how many runs were under way at a time, for a run in the folder of a comparison; None for any other."""
+    path = folder.resolve().parent.parent / COMPARISON
+    if seed_of(folder.resolve()) is None or not path.is_file():
+        return None
+    try:
+        # only the time of an iteration depends on it, so what cannot be read is no error here
+        return _jobs(_read_listing(path))
+    except UserError:
+        return None
 
 
 def _seeds(name: str, entry: object) -> list[int]:

@@ -21,7 +21,7 @@ from ippo_lightning.report.canvas import (
     method_colours,
     percent_axis,
 )
-from ippo_lightning.report.display import percent, plain
+from ippo_lightning.report.display import in_words, percent, plain
 from ippo_lightning.report.misleading import dropped_auc_by_iteration
 from ippo_lightning.report.records import Comparison, Run
 from ippo_lightning.report.score_axis import draw_powers, linear_range
@@ -188,6 +188,42 @@ def part_curves(comparison: Comparison) -> dict[str, Curve]:
     return curves
 
 
+def drawn_series(comparison: Comparison, curve: Curve) -> dict[str, list[Mapping[int, float]]]:
+    """Return a number by method, seed and iteration, of the methods that have it at two iterations: a dot is no curve.
+
+    Args:
+        comparison: the runs.
+        curve: the number.
+    """
+    series = {name: [curve.read(run) for run in method.finished] for name, method in comparison.methods.items()}
+    return {name: found for name, found in series.items() if max(map(len, found), default=0) > 1}
+
+
+def is_constant(series: Mapping[str, Sequence[Mapping[int, float]]]) -> bool:
+    """Return whether the number of each method is the same at all iterations and seeds.
+
+    Args:
+        series: from `drawn_series`.
+    """
+    return all(len({value for one in found for value in one.values()}) == 1 for found in series.values())
+
+
+def constant_words(comparison: Comparison) -> list[str]:
+    """Return each number that no figure shows because it never changes, with its value, in words.
+
+    Args:
+        comparison: the runs.
+    """
+    words = wording(comparison)
+    found = []
+    for curve in {**CURVES, **part_curves(comparison)}.values():
+        series = drawn_series(comparison, curve)
+        if series and is_constant(series):
+            values = {name: next(iter(next(filter(None, one)).values())) for name, one in series.items()}
+            found.append(f"{words(curve.title)}: {_by_value(values, comparison, curve)}")
+    return found
+
+
 def starts_of(series: Mapping[str, Sequence[Mapping[int, float]]]) -> dict[str, tuple[int, float]]:
     """Return where each method started: its first iteration, and the mean there over the seeds that have it.
 
@@ -219,12 +255,12 @@ def plot_curve(comparison: Comparison, path: Path, curve: Curve) -> str | None:
         curve: what to draw.
 
     Returns:
-        The figure in words, for the alternative text; None if no run recorded the number at two iterations.
+        The figure in words, for the alternative text; None if no run recorded the number at two iterations, or if it
+        never changes.
     """
-    series = {name: [curve.read(run) for run in method.finished] for name, method in comparison.methods.items()}
-    series = {name: found for name, found in series.items() if any(found)}  # without methods that never recorded it
-    if max((len(one) for found in series.values() for one in found), default=0) < 2:
-        return None  # one dot is no curve, and the tables have its number
+    series = drawn_series(comparison, curve)
+    if not series or is_constant(series):
+        return None
     words = wording(comparison)
     colours = method_colours(comparison)
     # Of every seed and not of the means, so that the bands lie inside the axis.
@@ -260,10 +296,6 @@ def _set_axis(panel: Axes, curve: Curve, values: Sequence[float]) -> None:
     elif curve.axis == "from zero":
         # 1e-9, because matplotlib warns of equal limits.
         panel.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max([*values, 1e-9]))
-    elif min(values) == max(values):
-        # By itself, matplotlib would label a lone value by its distance from an offset.
-        room = 0.1 * abs(values[0]) or 1.0
-        panel.set_ylim(values[0] - room, values[0] + room)
 
 
 def _draw_starts(panel: Axes, starts: Mapping[str, tuple[int, float]], colours: Mapping[str, str]) -> None:
@@ -280,6 +312,17 @@ def _draw_starts(panel: Axes, starts: Mapping[str, tuple[int, float]], colours: 
     panel.plot([], [], color=MUTED, linewidth=1.3, linestyle=(0, (1, 2)), label=word)
     # Below the axes, beside the name of the axis: inside, it would cover a curve.
     panel.legend(loc="upper right", bbox_to_anchor=(1.0, -0.08), fontsize=9, borderaxespad=0.0)
+
+
+def _by_value(values: Mapping[str, float], comparison: Comparison, curve: Curve) -> str:
+    """Return values in words, each once; the names of methods only if the values differ."""
+    show, unit = (percent, " %") if curve.axis == "percent" else (plain, "")
+    titles: dict[str, list[str]] = {}
+    for name, value in values.items():
+        titles.setdefault(f"{show(value)}{unit}", []).append(comparison.methods[name].title)
+    if len(titles) == 1:
+        return next(iter(titles))
+    return ", ".join(f"{shown} ({in_words(names)})" for shown, names in titles.items())
 
 
 def _listed(values: Mapping[str, float], comparison: Comparison, curve: Curve) -> str:

@@ -10,6 +10,7 @@ MISSING = "\N{EN DASH}"
 """What is shown if a run has no number."""
 
 _MINUS = "\N{MINUS SIGN}"
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def number(value: object) -> float | None:
@@ -107,8 +108,11 @@ def plain(value: float | None) -> str:
     if value is None:
         return MISSING
     size = abs(value)
-    if size >= 1e9 or 0 < size < 1e-3:
-        shown = f"{value:.2e}"
+    if size >= 1e9 or 0 < size < 1e-5:
+        digits, _, power = f"{value:.2e}".partition("e")
+        shown = f"{digits} \N{MULTIPLICATION SIGN} 10{str(int(power)).translate(_RAISED)}"
+    elif 0 < size < 1e-3:
+        shown = f"{value:.{2 - math.floor(math.log10(size))}f}"
     elif size >= 100 or (size < 10 and value == int(value)):
         shown = f"{value:,.0f}"
     else:

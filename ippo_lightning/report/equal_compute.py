@@ -2,9 +2,9 @@
 
 A run that drops most episodes takes fewer optimizer steps, and one that computes scores takes more seconds. So a
 comparison at equal iterations mixes two effects. Here a pair is also compared at equal optimizer steps, sampled
-episodes and seconds: the dearer run is cut, and its metric is read from its evaluations on the validation prompts, on a
-straight line between two of them. A cut run is what a shorter run would have been only if the learning rate does not
-depend on the length of the run.
+episodes and seconds. The run that costs more is cut there. Its metric is read from its evaluations on the validation
+prompts, on a straight line between two of them. A cut run is what a shorter run would have been only if the learning
+rate does not depend on the length of the run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ COSTS: Mapping[str, tuple[str, str | None]] = {
     "seconds": ("seconds", "time/iteration_seconds"),
 }
 """By name: the title, and the number of the history whose sum is the cost; None counts the iterations."""
+_OF_TARGETS = "influence/target_episodes"
+"""Episodes that were sampled for a target alone, in the iterations that did so."""
 
 
 class CutDifference(TypedDict):
@@ -147,4 +149,5 @@ def _totals(run: Run, cost: str) -> list[float] | None:
     spent = run.series(key)
     if len(spent) < len(run.history):
         return None
-    return [0.0, *accumulate(spent.values())]
+    more = run.series(_OF_TARGETS) if cost == "episodes" else {}
+    return [0.0, *accumulate(value + more.get(iteration, 0.0) for iteration, value in spent.items())]

@@ -257,6 +257,14 @@ CHECKS: tuple[Check, ...] = (
         too_high="Responses do not end: raise max_new_tokens, or set missing_eos_penalty.",
     ),
     Check(
+        "Prompts whose responses all have the same reward",
+        "A group baseline learns nothing from them. Fraction of the prompts, in the last third of training.",
+        late("rollout/zero_variance_fraction"),
+        good=(None, 0.5), watch=(None, 0.9), is_percent=True, is_of_texts=True,
+        too_high="Set model.dynamic_sampling, or take problems that the policy sometimes solves. Near the end of a "
+        "task that is learnt, this is normal.",
+    ),
+    Check(
         "Gap between sampler and policy, nats per token",
         "Mean difference of the log-probs that the sampler and the policy give the same token.",
         late("rollout/sampler_gap_mean"),

@@ -30,6 +30,8 @@ class Detection(TypedDict):
     """Fraction of the judged episodes: the precision of dropping at random."""
     dropped: float
     """Fraction of the judged episodes: the recall of dropping at random."""
+    advantage_0: float
+    """Fraction of the recorded episodes that is not judged because its advantage is 0: an update does nothing there."""
     precision: float | None
     """Fraction of the dropped episodes that mislead; None if none was dropped."""
     recall: float | None
@@ -75,14 +77,15 @@ def detection(method: Method) -> Detection | None:
     Args:
         method: with recorded episodes.
     """
-    by_seed = []
+    by_seed, zeros = [], []
     for run in method.finished:
-        episodes = [episode for episode in run.episodes if episode.kept is not None]
+        episodes = _recorded(run)
         labels = {episode.label for episode in episodes} - {""}
         # A grader that only tells right from wrong has no label for unfaithful reasoning, and other labels beside ours
         # are those of another grader.
         if _FAITHFUL in labels and labels <= LABELS.keys():
             by_seed.append((counts_of(episodes), score_auc(episodes)))
+            zeros.append(sum(episode.advantage == 0 for episode in episodes) / len(episodes))
     if not any(counts["misleading_dropped"] + counts["other_dropped"] for counts, _ in by_seed):
         return None
     rates = [rates_of(counts, auc=auc) for counts, auc in by_seed]
@@ -90,12 +93,34 @@ def detection(method: Method) -> Detection | None:
     return {
         "misleading": fmean(rate["misleading"] or 0.0 for rate in rates),
         "dropped": fmean(rate["dropped"] or 0.0 for rate in rates),
+        "advantage_0": fmean(zeros),
         "precision": _mean(rate["precision"] for rate in rates),
         "recall": _mean(rate["recall"] for rate in rates),
         "dropped_auc": _mean(rate["dropped_auc"] for rate in rates),
         "score_auc": _mean(rate["score_auc"] for rate in rates),
         "intervals": {name: seed_interval([rate[name] for rate in rates]) for name in names},
     }
+
+
+def why_not_judged(method: Method) -> str:
+    """Return in words why `detection` has nothing to tell of a method.
+
+    Args:
+        method: for which `detection` returned None.
+    """
+    episodes = [episode for run in method.finished for episode in _recorded(run)]
+    if not episodes:
+        return "recorded no episodes"
+    dropped = [episode for episode in episodes if not episode.kept and not _is_dropped_otherwise(episode)]
+    if not dropped:
+        return "dropped no recorded episode"
+    if all(episode.advantage == 0 for episode in dropped):
+        return "each dropped episode has advantage 0"
+    return "no dropped episode has both a label that tells and an advantage that is not 0"
+
+
+def _recorded(run: Run) -> list[EpisodeRow]:
+    return [episode for episode in run.episodes if episode.kept is not None]
 
 
 def counts_of(episodes: Iterable[EpisodeRow]) -> Counts:

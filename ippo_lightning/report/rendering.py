@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ippo_lightning.report.canvas import method_colours
-from ippo_lightning.report.curves import CURVES, PART_FIGURES
+from ippo_lightning.report.curves import CURVES, PART_FIGURES, constant_words
 from ippo_lightning.report.display import counted, percent, plain, unbroken, whole
 from ippo_lightning.report.equal_compute import COSTS, EqualCost
 from ippo_lightning.report.evidence import extremes, label_meanings
@@ -26,7 +26,14 @@ from ippo_lightning.report.published import published_table
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.sample_counts import measure_of, shown_columns
 from ippo_lightning.report.seed_words import band_words, difference_words, table_spread
-from ippo_lightning.report.selection_tables import equal_costs, equal_metrics, equal_rows
+from ippo_lightning.report.selection_tables import (
+    MISLEADING,
+    equal_costs,
+    equal_metrics,
+    equal_rows,
+    not_judged_words,
+    seconds_words,
+)
 from ippo_lightning.report.summary import FEW_SEEDS, Results, common_result
 from ippo_lightning.report.tables import intervals_over, own_columns, pairs_over, shared_cores_words
 from ippo_lightning.report.wording import wording
@@ -105,10 +112,14 @@ def render_html(
         played=played,
         equal_rows=equal_rows(equal or {}, results),
         equal_metrics=equal_metrics(equal or {}),
-        equal_titles=[COSTS[cost][0] for cost in equal_costs(equal or {})],
+        equal_titles=[wording(comparison)(COSTS[cost][0]) for cost in equal_costs(equal or {})],
+        seconds_words=seconds_words(equal or {}, results),
         detections=detections or {},
+        misleading=MISLEADING,
+        not_judged=not_judged_words(comparison, detections or {}),
         has_curves=any(name != "time_parts" for name in _training_figures(figures)),
         skipped=[name.replace("_", " ") for name in skipped],
+        constant=constant_words(comparison),
         colours=method_colours(comparison),
         headline=headline(results),
         lead=_lead(comparison, results, verdicts),

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ippo_lightning.report.display import MISSING, escaped_markdown, percent
+from ippo_lightning.report.display import MISSING, escaped_markdown, in_words, percent
 from ippo_lightning.report.equal_compute import COSTS, EqualCost
 from ippo_lightning.report.measures import COMPARED, MEASURES, ComparedMetric
-from ippo_lightning.report.misleading import Detection
+from ippo_lightning.report.misleading import Detection, why_not_judged
+from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.summary import Results, pair_key
+from ippo_lightning.report.tables import shared_cores_words
 
+MISLEADING = (
+    "An episode is misleading if its update makes a response that is not faithful more likely, or a faithful one less "
+    "likely."
+)
+"""What the word means, in one sentence."""
+SECONDS_NOISE = (
+    "Seconds also depend on what else the machine does: two methods that do the same work differ there by chance, so "
+    "a small difference at equal seconds is no finding."
+)
 _WHOLE = 0.995
 """A run that is cut after this fraction of its iterations is called whole."""
 
@@ -64,8 +75,40 @@ def equal_rows(equal: Mapping[str, Mapping[str, EqualCost]], results: Results) -
     return rows
 
 
+def seconds_words(equal: Mapping[str, Mapping[str, EqualCost]], results: Results) -> str:
+    """Return in one sentence what a difference at equal seconds is worth, or why there is none; empty without pairs.
+
+    Args:
+        equal: from `equal_compute`.
+        results: from `summarise`.
+    """
+    if not equal:
+        return ""
+    return shared_cores_words(results) or (SECONDS_NOISE if "seconds" in equal_costs(equal) else "")
+
+
+def not_judged_words(comparison: Comparison, detections: Mapping[str, Detection]) -> str:
+    """Return in one sentence which trained methods the table of recognition lacks, and why; empty if it lacks none.
+
+    Args:
+        comparison: the runs.
+        detections: by method, from `detection`.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, method in comparison.methods.items():
+        if name not in detections and method.finished and not method.is_untrained:
+            reasons.setdefault(why_not_judged(method), []).append(method.title)
+    listed = [f"{in_words(titles)} ({reason})" for reason, titles in reasons.items()]
+    return f"Not in the table: {'; '.join(listed)}." if listed else ""
+
+
 def selection_markdown(
-    equal: Mapping[str, Mapping[str, EqualCost]], detections: Mapping[str, Detection], results: Results
+    equal: Mapping[str, Mapping[str, EqualCost]],
+    detections: Mapping[str, Detection],
+    results: Results,
+    *,
+    not_judged: str = "",
+    words: Callable[[str], str] = str,
 ) -> str:
     """Return both tables as markdown; empty without data.
 
@@ -73,9 +116,11 @@ def selection_markdown(
         equal: from `equal_compute`.
         detections: by method, from `detection`.
         results: from `summarise`.
+        not_judged: from `not_judged_words`.
+        words: from `wording`.
     """
     lines: list[str] = []
-    titles = [COSTS[cost][0] for cost in equal_costs(equal)]
+    titles = [words(COSTS[cost][0]) for cost in equal_costs(equal)]
     for metric in equal_metrics(equal):
         unit = ", points" if MEASURES[metric].is_fraction else ""
         lines += [
@@ -88,14 +133,17 @@ def selection_markdown(
             f"{' | '.join(_inline(cell, metric) for cell in row.cells[metric])} |"
             for row in equal_rows(equal, results)
         ]
+    note = seconds_words(equal, results)
+    lines += ["", note] if lines and note else []
     if detections:
         lines += [
             "",
-            "| What is recognised, % | misleading | dropped | precision | recall | AUC of dropping | AUC of scores |",
-            f"|---|{'--:|' * 6}",
+            "| What is recognised, % | advantage 0 | misleading | dropped | precision | recall | AUC of dropping "
+            "| AUC of scores |",
+            f"|---|{'--:|' * 7}",
         ]
         for name, found in detections.items():
-            cells = [percent(found["misleading"]), percent(found["dropped"])]
+            cells = [percent(found[name]) for name in ("advantage_0", "misleading", "dropped")]
             cells += [
                 _rate(found["precision"], found["intervals"]["precision"]),
                 _rate(found["recall"], found["intervals"]["recall"]),
@@ -103,6 +151,7 @@ def selection_markdown(
                 _rate(found["score_auc"], found["intervals"]["score_auc"]),
             ]
             lines.append(f"| {escaped_markdown(results['methods'][name]['title'])} | {' | '.join(cells)} |")
+        lines += ["", f"{MISLEADING} Episodes with advantage 0 are not judged. {escaped_markdown(not_judged)}".strip()]
     return "\n".join(lines) + "\n" if lines else ""
 
 

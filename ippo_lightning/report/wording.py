@@ -15,6 +15,8 @@ _IN_ENVIRONMENTS = {
     "Tokens trained": "Transitions trained",
     "Episodes kept for the update": "Transitions kept for the update",
     "Fraction of the sampled episodes": "Fraction of the sampled transitions",
+    "sampled episodes": "sampled transitions",
+    "on the validation prompts": "of the validation episodes",
     "Fraction of the episodes": "Fraction of the transitions",
     "this fraction of the episodes": "this fraction of the transitions",
     "score of an episode": "score of a transition",

@@ -18,9 +18,10 @@ from ippo_lightning.report.played_episodes import played_episodes
 from ippo_lightning.report.published import published_markdown
 from ippo_lightning.report.records import Comparison
 from ippo_lightning.report.rendering import render_html
-from ippo_lightning.report.selection_tables import selection_markdown
+from ippo_lightning.report.selection_tables import not_judged_words, selection_markdown
 from ippo_lightning.report.summary import Results, summarise
 from ippo_lightning.report.tables import results_markdown, results_table
+from ippo_lightning.report.wording import wording
 from ippo_lightning.storage.atomic import write_text_whole
 from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder
 from ippo_lightning.storage.run_folder import (
@@ -99,7 +100,13 @@ def write_files(comparison: Comparison) -> Path:
     content = {**results, "equal_compute": equal, "detection": detections, "figures": list(figures)}
     _write(folder / RESULTS, json.dumps(content, indent=2, allow_nan=False) + "\n")
     _write(folder / TABLE, _table_text(results))
-    selection = selection_markdown(equal, detections, results)
+    selection = selection_markdown(
+        equal,
+        detections,
+        results,
+        not_judged=not_judged_words(comparison, detections) if detections else "",
+        words=wording(comparison),
+    )
     _write(folder / RESULTS_MARKDOWN, results_markdown(results) + selection + published_markdown(comparison, results))
     skipped = [name for name in too_short(comparison) if name not in figures]
     path = folder / REPORT

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ippo_lightning.storage.terminal_lines import broken_between_words
 from ippo_lightning.storage.untrusted_text import visible_text
 
-_KEPT = "update/kept_fraction"
+_KEPT, _SCORED_KEPT = "update/kept_fraction", "influence/scored_kept_fraction"
 # key of the log, name in the bar, format
 _SHOWN = (
     ("rollout/reward_mean", "reward", "{:.2f}"),
@@ -35,6 +35,20 @@ _IN_A_LINE = (
 
 _OF_TEXTS = ("rollout/reward_mean", "rollout/kl")
 """Of a step in an environment, whose episodes have a return, these tell nothing."""
+
+
+def kept_fraction(numbers: Mapping[str, float]) -> float | None:
+    """Return the kept fraction that is worth showing; None if nothing filters.
+
+    Args:
+        numbers: of an iteration. A filter that chooses by layer drops no whole row: its own fraction is the mean over
+            layers. One that only monitors drops none either: its fraction is what its rule would keep.
+    """
+    kept = numbers.get(_KEPT)
+    if kept != 1.0:
+        return kept
+    # Without a filter nothing can be dropped, and 100 % is no news.
+    return numbers.get(_SCORED_KEPT, kept) if any(name.startswith("influence/") for name in numbers) else None
 
 
 class ProgressBar:
@@ -141,26 +155,26 @@ def summary_line(numbers: Mapping[str, float], *, evaluated_at: int | None = Non
     shown = _SHOWN if evaluated_at is None else _SHOWN[:-1]
     when = "" if evaluated_at is None else f"@{evaluated_at}"
     words = [
-        f"{word}{when if key == 'exact_match' else ''} {form.format(numbers[key])}"
+        f"{word}{when if key == 'exact_match' else ''} {form.format(value)}"
         for key, word, form in shown
-        if _is_told(key, numbers) and not math.isnan(numbers[key])
+        if (value := _told(key, numbers)) is not None and not math.isnan(value)
     ]
     return " ".join(words)
 
 
 def _words(numbers: Mapping[str, float], shown: Sequence[tuple[str, str, str]]) -> str:
     """Return numbers with their names, between commas; NaN (0 / 0) and what does not exist are left out."""
-    known = [(word, form, numbers[key]) for key, word, form in shown if _is_told(key, numbers)]
+    known = [(word, form, value) for key, word, form in shown if (value := _told(key, numbers)) is not None]
     return ", ".join(
         f"{visible_text(word)} {form.format(value)}".strip() for word, form, value in known if value == value
     )
 
 
-def _is_told(key: str, numbers: Mapping[str, float]) -> bool:
-    if key == _KEPT and numbers.get(key) == 1.0:
-        # Without a filter nothing can be dropped, and 100 % is no news.
-        return any(name.startswith("influence/") for name in numbers)
-    return key in numbers and not (key in _OF_TEXTS and "rollout/episode_return" in numbers)
+def _told(key: str, numbers: Mapping[str, float]) -> float | None:
+    """Return a number that is worth telling; None for one that is not."""
+    if key == _KEPT:
+        return kept_fraction(numbers)
+    return None if key in _OF_TEXTS and "rollout/episode_return" in numbers else numbers.get(key)
 
 
 def _duration(seconds: float) -> str:

@@ -33,7 +33,9 @@ class Accumulation:
         return None if step is None else self._part
 
     def together(self, metrics: Mapping[str, float], weights: Tensor | None, *, rows: int) -> dict[str, float]:
-        """Return the numbers of all micro-batches of this step so far: sums of seconds, means over rows of the rest.
+        """Return the numbers of all micro-batches of this step so far.
+
+        Seconds and counts of episodes are sums; the rest are means over rows.
 
         Args:
             metrics: of this micro-batch.
@@ -49,7 +51,8 @@ class Accumulation:
         for name in dict.fromkeys(name for _, numbers in self._metrics for name in numbers):
             pairs = [(count, numbers[name]) for count, numbers in self._metrics if name in numbers]
             total = sum(count * value for count, value in pairs) / max(sum(count for count, _ in pairs), 1)
-            found[name] = sum(value for _, value in pairs) if name.startswith("time/") else total
+            is_sum = name.startswith("time/") or name.endswith("_episodes")
+            found[name] = sum(value for _, value in pairs) if is_sum else total
         if self._weights:
             # from the weights themselves: a step's effective sample size and largest weight are no means over its parts
             of_step = weight_metrics(torch.cat(self._weights))

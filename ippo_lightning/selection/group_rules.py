@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,17 @@ class MaxRewardVariance(SelectionRule):
 
     def __post_init__(self) -> None:
         require_range("rule.num_kept", self.num_kept, at_least=1, integer=True)
+
+    def doubt(self, module: Any) -> str:
+        """Return that no prompt has more responses than are kept; a callback may still allocate more of them."""
+        sampled = getattr(getattr(module, "sampling", None), "num_responses", None)
+        if not isinstance(sampled, int) or self.num_kept < sampled:
+            return ""
+        return (
+            f"rule.num_kept: {self.num_kept}, and sampling.num_responses is {sampled}, so MaxRewardVariance drops "
+            "nothing; set num_kept to a smaller number, or num_responses to a larger one, unless a callback allocates "
+            "more responses"
+        )
 
     @property
     def needs(self) -> frozenset[str]:

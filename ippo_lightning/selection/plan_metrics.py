@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ippo_lightning.distributed.collectives import all_reduce_sum
 from ippo_lightning.influence import gradient_norm, score_quantiles
 from ippo_lightning.maths import effective_sample_size
 from ippo_lightning.selection.grouped_gradients import TargetGradients
@@ -47,6 +48,8 @@ class ScoredPlan(NamedTuple):
     """Clock after the target's gradient."""
     spent: float = 0.0
     """Seconds of the target's gradient that went into scores along its groups."""
+    num_sampled: int | None = None
+    """See `TargetLoss.num_sampled`; None if no gradient was taken."""
 
     def metrics(self, table: RolloutTable) -> dict[str, float]:
         """Return numbers about the scores of all ranks for `UpdatePlan.record`; none without scores.
@@ -61,14 +64,21 @@ class ScoredPlan(NamedTuple):
         dtype = self.scored.scores.dtype
         by_parameter = part_fractions(self.scored.by_parameter)
         norm = {} if self.gradients is None else {"influence__gradient_norm": gradient_norm(self.gradients.mean)}
+        # a number or None on all ranks alike, because they sample together
+        sampled = {} if self.num_sampled is None else {"influence__target_episodes": _over_ranks(self.num_sampled)}
         return {
             # groups are scored while the gradient is taken
             "time__target_gradient_seconds": self.taken - self.start - self.spent,
             "time__scoring_seconds": now - self.taken + self.spent,
             "time__influence_seconds": now - self.start,
             **norm,
+            **sampled,
             "influence__nonfinite_episodes": float(table.force_drop.sum()),
             **{f"influence__score_{name}": value for name, value in score_quantiles(table.scores.to(dtype)).items()},
             **{f"influence__part_{name}": value for name, value in by_parameter.items()},
             **health_of(table.group_scores.to(dtype), halves_cosine=self.halves_cosine),
         }
+
+
+def _over_ranks(count: int) -> float:
+    return float(all_reduce_sum(torch.tensor(float(count))))

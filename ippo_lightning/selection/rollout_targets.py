@@ -147,6 +147,7 @@ class AverageReward(Target):
             costs=episode_costs,
             max_tokens=self.max_tokens,
             own=own if self.leave_out_self else None,
+            num_sampled=len(plan.episodes) if self.prompts == "validation" else None,
         )
 
 

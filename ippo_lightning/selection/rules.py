@@ -66,6 +66,10 @@ class SelectionRule(ABC):
         """
         return self
 
+    def doubt(self, module: Any) -> str:
+        """Return in one line why the rule may drop nothing of a module about to be trained; empty without doubt."""
+        return ""
+
     @property
     def name(self) -> str:
         """What plans, logs and reports call the rule."""

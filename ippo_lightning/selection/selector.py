@@ -189,7 +189,8 @@ class Selector:
             # also those whose own part in the target is not finite
             of_sample[:, scored.broken] = torch.nan
             scored = scored._replace(group_scores=of_sample)
-        return ScoredPlan(scored, gradients, halves_cosine, start=start, taken=taken, spent=spent)
+        sampled = self.gradients.num_sampled
+        return ScoredPlan(scored, gradients, halves_cosine, start=start, taken=taken, spent=spent, num_sampled=sampled)
 
     def require_module(self, module: Any) -> None:
         """Check that rule and settings fit the algorithm of a module; see `require_groups` and `SelectionRule.fitted`.

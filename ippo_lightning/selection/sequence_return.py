@@ -66,6 +66,7 @@ class SequenceReturn(Target):
             is_of_rank=True,
             costs=episode_costs,
             max_tokens=self.max_tokens,
+            num_sampled=len(episodes),
         )
 
 

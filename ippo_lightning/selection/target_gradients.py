@@ -42,6 +42,8 @@ class TargetGradientCache:
         self._prepared: TargetGradients | None = None
         self.size: PassSize | None = None
         """Tokens of a pass; None before the first gradient."""
+        self.num_sampled: int | None = None
+        """See `TargetLoss.num_sampled`, of the newest call; None if it took no gradient."""
         self._batches = 0
         """Digest of the rows of `raw`; 0 if it is not kept, or each rank has rows of its own, which change."""
         self._loaded: Mapping[str, Any] = {}
@@ -67,6 +69,7 @@ class TargetGradientCache:
             along_groups: called with the scaled gradients of groups if they are due: with all at once if they take no
                 more memory than the model, else with one after the other.
         """
+        self.num_sampled = None
         if "mean" in self._loaded and not (part and self._prepared is not None):
             self._continue(pl_module, target)
         settings = self.settings
@@ -122,6 +125,7 @@ class TargetGradientCache:
     ) -> TargetGradients:
         chosen = target()
         require_one_rollout(chosen, pl_module, part=part)
+        self.num_sampled = chosen.num_sampled
         if self.size is None:
             self.size = self._size_for(chosen)
         self._batches = _digest_of(chosen) if self.settings.refresh_every_n_iterations > 1 else 0

@@ -47,6 +47,8 @@ class TargetLoss(NamedTuple):
     """Tokens of a pass, padding included."""
     own: OwnTerms | None = None
     """What each row adds, if a row is scored against the target of the other rows; None if nothing is left out."""
+    num_sampled: int | None = None
+    """Responses that this rank has sampled for the target alone; None for a target that samples none, on all ranks."""
 
 
 class Target(ABC):

@@ -10,10 +10,10 @@ def test_figures_with_data_are_drawn_and_others_of_a_report_are_removed(folders,
     comparison = read_comparison(folders.comparison(seeds=1, iterations=12, episodes=4, methods=("ppo",)))
     for run in comparison.methods["ppo"].runs:
         # of two moments, because one makes no curve
-        for row in run.history[:2]:
-            row["rollout/reward/right"] = 0.5
-        for row in run.evaluations:
-            row["reward/right"] = 0.6
+        for number, row in enumerate(run.history[:2]):
+            row["rollout/reward/right"] = 0.5 + number
+        for number, row in enumerate(run.evaluations):
+            row["reward/right"] = 0.6 + number
     for name in ("kl", "reward", "reward_part_gone", "reward_part_notes"):
         (tmp_path / f"{name}.png").write_bytes(b"of an earlier report, or the user's notes")
     (tmp_path.parent / "reward_part_x.png").write_bytes(b"of the user")

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from ippo_lightning.report.canvas import MUTED, method_colours
-from ippo_lightning.report.curves import CURVES, part_curves, plot_curve, starts_of
+from ippo_lightning.report.curves import CURVES, constant_words, part_curves, plot_curve, starts_of
 from ippo_lightning.report.records import Comparison, Method, Run
 
 
@@ -65,15 +65,32 @@ def test_a_curve_is_the_mean_over_seeds_and_starts_at_a_dotted_line(drawn, tmp_p
 
 def test_each_part_of_a_reward_has_a_curve(drawn, tmp_path):
     parts = {"rollout/reward/right": 0.5, "rollout/reward/short": -0.1, "rollout/reward/<b>": 1.0}
-    history = [{"iteration": iteration, **parts} for iteration in range(2)]
+    history = [{"iteration": i, **{part: value * (1 + i) for part, value in parts.items()}} for i in range(2)]
     shown = comparison(ppo=[(1, history)], ippo=[(1, rows("rollout/reward_mean", 0.2))])
     curves = part_curves(shown)
     assert list(curves) == ["reward_part_right", "reward_part_short"]  # a name that no reward can have is left out
     words = plot_curve(shown, tmp_path / "part.png", curves["reward_part_short"])
     assert words is not None
     assert words.startswith("Reward short of the sampled episodes, by iteration. At the start: PPO ")
-    assert words.endswith("0.100.")
+    assert words.endswith("0.200.")
     assert part_curves(comparison(ppo=[(1, rows("rollout/reward_mean", 0.2))])) == {}
+
+
+def test_a_number_that_never_changes_is_printed_and_not_drawn(tmp_path):
+    key = "update/clip_fraction"
+    same = comparison(ppo=[(1, rows(key, 0.0, 0.0)), (2, rows(key, 0.0))], ippo=[(1, rows(key, 0.5, 0.5))])
+    assert plot_curve(same, tmp_path / "1.png", CURVES["clip_fraction"]) is None
+    assert constant_words(same) == ["Clip fraction of the update: 0.0 % (PPO), 50.0 % (IPPO)"]
+    changes = comparison(ppo=[(1, rows(key, 0.0, 0.0))], ippo=[(1, rows(key, 0.5, 0.6))])
+    assert plot_curve(changes, tmp_path / "2.png", CURVES["clip_fraction"]) is not None
+    assert constant_words(changes) == []
+
+
+def test_a_method_with_a_single_value_is_no_dot_among_curves(drawn, tmp_path):
+    key = "update/entropy"
+    plot_curve(comparison(ppo=[(1, rows(key, 1.0, 0.5))], ippo=[(1, rows(key, 2.0))]), tmp_path / "1.png",
+               CURVES["entropy"])  # fmt: skip
+    assert drawn["curves"] == [([1, 2], [1.0, 0.5])]
 
 
 def test_methods_with_one_start_share_a_line_and_others_have_their_own(drawn, tmp_path):
@@ -124,7 +141,7 @@ def test_each_curve_reads_its_number(name, key):
     assert CURVES[name].read(run) == {1: 0.25, 2: 0.5}
 
 
-@pytest.mark.parametrize("values", [(0.0, 0.0), (-3.0, -1.0), (1e-12, 1e12), (1e300, -1e300)])
+@pytest.mark.parametrize("values", [(0.0, 1e-300), (-3.0, -1.0), (1e-12, 1e12), (1e300, -1e300)])
 @pytest.mark.parametrize("name", ["reward", "gradient_norm", "clip_fraction"])
 def test_any_numbers_can_be_drawn(tmp_path, name, values):
     key = {

@@ -75,7 +75,10 @@ def test_differences_carry_their_sign(value, shown):
         (1.0, "1"),
         (153600.0, "153,600"),
         (0.0341, "0.0341"),
-        (-2e-5, "\N{MINUS SIGN}2.00e\N{MINUS SIGN}05"),
+        (-2e-5, "\N{MINUS SIGN}0.0000200"),
+        (4.756e-4, "0.000476"),
+        (9.75e-7, "9.75 \N{MULTIPLICATION SIGN} 10⁻⁷"),
+        (-1.234e12, "\N{MINUS SIGN}1.23 \N{MULTIPLICATION SIGN} 10¹²"),
     ],
 )
 def test_plain_numbers_have_three_digits(value, shown):

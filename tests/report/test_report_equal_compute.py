@@ -58,6 +58,15 @@ def test_the_dearer_run_of_a_pair_is_cut_where_the_cheaper_one_ends():
     }
 
 
+def test_episodes_that_were_sampled_for_a_target_are_a_cost():
+    dearer = run("ippo", 1, **IPPO)
+    # 8 more episodes in the first iteration: after 16 of its 24 the second one has not begun
+    history = ({**dearer.history[0], "influence/target_episodes": 8.0}, dearer.history[1])
+    found = equal_compute(comparison(run("ppo", 1, **PPO), replace(dearer, history=history)))["ippo - ppo"]
+    assert found["episodes"]["method_used"] == 0.5
+    assert found["episodes"]["differences"]["exact_match"]["mean"] == pytest.approx(0.7 - 0.8)
+
+
 def test_pairs_are_those_of_a_seed():
     shifted = {**IPPO, "matches": [0.5, 0.6, 0.7]}
     found = equal_compute(

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ippo_lightning.report.misleading import counts_of, detection, dropped_auc_by_iteration, is_misleading, score_auc
+from ippo_lightning.report.misleading import (
+    counts_of,
+    detection,
+    dropped_auc_by_iteration,
+    is_misleading,
+    score_auc,
+    why_not_judged,
+)
 from ippo_lightning.report.records import EpisodeRow, Method, Run
 
 
@@ -62,6 +69,27 @@ def test_rates_are_those_of_a_classifier_counted_by_hand():
     assert (found["precision"], found["recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert found["dropped_auc"] == pytest.approx((2 / 3 + 6 / 7) / 2)
     assert found["score_auc"] is None
+
+
+def test_episodes_with_advantage_0_are_counted_beside_the_judged_ones():
+    judged = [row(label="shortcut", weight=0.0), row(), row()]
+    found = detection(method([*judged, row(advantage=0.0, weight=0.0)], judged))
+    assert found is not None
+    assert (found["advantage_0"], found["dropped"]) == (pytest.approx(0.125), pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([], "recorded no episodes"),
+        ([row(), replace(row(weight=0.0), changes=(("truncated", 0.0),))], "dropped no recorded episode"),
+        ([row(), row(advantage=0.0, weight=0.0)], "each dropped episode has advantage 0"),
+        ([row(advantage=None, weight=0.0)], "no dropped episode has both a label that tells and an advantage"),
+    ],
+)
+def test_what_is_not_judged_has_a_reason(rows, reason):
+    assert detection(method(rows)) is None
+    assert why_not_judged(method(rows)).startswith(reason)
 
 
 def test_the_auc_of_scores_counts_the_pairs_of_an_iteration():

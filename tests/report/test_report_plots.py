@@ -229,9 +229,9 @@ def test_a_long_title_is_broken_between_words_and_keeps_its_end():
         assert "…" in shown
 
 
-def test_a_constant_curve_has_labels_of_its_own_size(tmp_path, monkeypatch, folders):
+def test_a_short_curve_has_whole_iterations_and_labels_of_its_own_size(tmp_path, monkeypatch, folders):
     folder = folders.run("ppo", 1, iterations=1)
-    rows = [{"iteration": i, "rollout/reward_mean": 0.123456789} for i in (40, 41)]
+    rows = [{"iteration": i, "rollout/reward_mean": i / 100} for i in (40, 41)]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     panels = []
     original = Axes.set_title

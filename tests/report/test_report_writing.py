@@ -119,7 +119,7 @@ def test_headings_and_links_form_an_outline(html):
     assert (
         {link["href"][1:] for link in html.all("a")}
         == targets
-        == {"results", "health", "training", "episodes", "settings"}
+        == {"results", "equal-compute", "health", "training", "episodes", "recognised", "settings"}
     )
 
 

@@ -15,12 +15,13 @@ from ippo_lightning.run.progress import ProgressBar, _duration, summary_line
         ({"rollout/reward_mean": 0.5, "update/kept_fraction": 0.25}, "reward 0.50 kept 25%"),
         ({"rollout/reward_mean": 0.5, "update/kept_fraction": 1.0}, "reward 0.50"),
         ({"update/kept_fraction": 1.0, "influence/max_weight": 1.0}, "kept 100%"),
+        ({"update/kept_fraction": 1.0, "influence/scored_kept_fraction": 0.4}, "kept 40%"),
         ({"exact_match": 0.0, "unfaithful_fraction": math.nan}, "EM 0.00"),
         ({"something/else": 1.0}, ""),
         # the reward and the KL of a step in an environment are constants
         ({"rollout/reward_mean": 1.0, "rollout/kl": 0.0, "rollout/episode_return": 187.25}, "return 187.2"),
     ],
-    ids=["known", "no filter", "filter", "nan", "unknown", "environment"],
+    ids=["known", "no filter", "filter", "filter by layer", "nan", "unknown", "environment"],
 )
 def test_the_bar_shows_the_numbers_that_exist(numbers: dict[str, float], expected: str) -> None:
     assert summary_line(numbers) == expected

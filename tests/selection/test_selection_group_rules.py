@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from ippo_lightning.callbacks import InfluenceFilter
 from ippo_lightning.errors import UserError
 from ippo_lightning.records import UpdatePlan
 from ippo_lightning.selection import ByLength, DropEqualRewards, MaxRewardVariance, RolloutTable
@@ -102,3 +105,16 @@ def test_a_rule_reads_only_what_it_names_and_accepts_a_table_without_rows(rule: 
     nothing = found.select(torch.tensor([], dtype=torch.long))
     assert rule.keep(nothing).tolist() == []
     assert rule.ranking(nothing).tolist() == []
+
+
+@pytest.mark.parametrize(("num_responses", "doubts"), [(4, 1), (2, 1), (5, 0)])
+def test_a_rule_that_drops_nothing_is_doubted_once_when_the_run_is_set_up(num_responses: int, doubts: int) -> None:
+    callback = InfluenceFilter(rule=MaxRewardVariance(num_kept=4))
+    module: Any = SimpleNamespace(sampling=SimpleNamespace(num_responses=num_responses))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        callback.setup(None, module, "fit")
+    assert len(caught) == doubts
+    for one in caught:
+        expected = f"InfluenceFilter.rule.num_kept: 4, and sampling.num_responses is {num_responses}, so"
+        assert str(one.message).startswith(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,6 +236,28 @@ def test_fresh_responses_leave_the_run_as_it_was_and_differ_in_the_next_iteratio
     trainer = SimpleNamespace(datamodule=SimpleNamespace(val_dataloader=list))
     with pytest.raises(UserError, match=r"needs a validation prompt for each rank, and .* give 0 prompts"):
         target.loss(module, plan, trainer=trainer)
+
+
+@pytest.mark.parametrize(
+    ("target", "score_at", "times"),
+    [
+        (SequenceReturn(num_prompts=3), "rollout_end", 1),
+        (AverageReward(prompts="validation", num_prompts=3), "minibatch", 2),
+        (AverageReward(), "rollout_end", None),
+    ],
+)
+def test_responses_that_are_sampled_for_a_target_alone_are_counted(target: Any, score_at: Any, times: int | None,
+                                                                   tmp_path: Path) -> None:  # fmt: skip
+    module = tiny_module()
+    loop = tiny_loop(tmp_path, module, callbacks=[InfluenceFilter(target=target, score_at=score_at)], max_iterations=1)
+    loop.fit()
+    (line,) = (tmp_path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    numbers = json.loads(line)
+    steps = numbers["update/optimizer_steps"]
+    assert steps > 1 or times != 2
+    expected = None if times is None else 3 * module.sampling.num_responses * (steps if times == 2 else 1)
+    assert numbers.get("influence/target_episodes") == expected
+    assert numbers["progress/episodes"] == numbers["rollout/episodes"]
 
 
 @pytest.mark.slow
