@@ -324,9 +324,7 @@ def test_the_table_of_metrics_has_every_metric_and_no_other() -> None:
     optional = {
         "influence/part_other",
         "influence/target_episodes",
-        "influence/predicted_gain",
-        "influence/predicted_gain_low",
-        "influence/predicted_gain_high",
+        *(f"influence/predicted_gain{end}" for end in ("", "_low", "_high")),
         "influence/layer_kept_min",
         "influence/layers_without_rows",
         *(f"influence/layer_kept_{part}" for part in ("embedding", "attention", "mlp", "norm", "other")),
