@@ -16,7 +16,7 @@ import ippo_lightning
 from ippo_lightning.cli.building import build_loop
 from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.evaluate_episodes import evaluate_episodes, use_episodes
-from ippo_lightning.cli.evaluated_model import START, EvaluationJob, model_of, named_model, use_model
+from ippo_lightning.cli.evaluated_model import EvaluationJob, model_of, named_model, use_model
 from ippo_lightning.cli.evaluation_table import Column, print_evaluations
 from ippo_lightning.cli.run_words import fabric_words
 from ippo_lightning.cli.settings import EvaluateSettings
@@ -54,6 +54,7 @@ from ippo_lightning.storage.run_folder import (
     DIFFERENCES,
     EVALUATED,
     ITEMS,
+    START,
     JsonObject,
     RunFolder,
 )
