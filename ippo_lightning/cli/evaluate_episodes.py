@@ -59,7 +59,7 @@ def use_episodes(experiment: Namespace, settings: EvaluateSettings) -> None:
 def evaluate_episodes(loop: FabricLoop, job: EvaluationJob, settings: EvaluateSettings, *, digest: str) -> Column:
     """Play the episodes of a split, write each of them and their numbers, and return the column of the table.
 
-    Without any option the numbers are those that the run itself ended with: the same seeds and random streams.
+    Without any option the numbers of a run on one rank are those that it ended with: the same seeds and random streams.
 
     Args:
         loop: of the run; its module is a `ControlPPOModule`.
