@@ -22,6 +22,7 @@ from ippo_lightning.selection.module_interface import (
     EpisodeLosses,
     ModuleInterface,
     ValidationLoss,
+    adam_of,
     trainer_of,
 )
 from ippo_lightning.selection.rollout_targets import with_episode_losses
@@ -185,6 +186,11 @@ class InfluenceFilter(Callback):
             self.selector.interface.require_any_losses(pl_module)
             self.selector.target.require(pl_module)
             self.selector.require_method(pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check before the first iteration that the optimizer, which exists by now, fits the scores."""
+        if "scores" in self.selector.rule.needs and self.selector.gradients.settings.adam_aware:
+            adam_of(pl_module)
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, plan: UpdatePlan) -> None:
         """Score and select; called by modules that make a plan of their update."""

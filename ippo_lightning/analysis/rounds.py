@@ -12,7 +12,7 @@ from ippo_lightning.errors import UserError
 from ippo_lightning.records import Episodes, PlanChange
 from ippo_lightning.records.kept_rounds import KeptRound, kept_round
 from ippo_lightning.storage.iteration_files import buffer_path, kept_iterations
-from ippo_lightning.storage.run_folder import BUFFERS, CONFIG
+from ippo_lightning.storage.run_folder import BUFFERS, CONFIG, HISTORY
 from ippo_lightning.storage.tensor_files import read_tensors
 
 
@@ -29,11 +29,29 @@ def kept_rounds(folder: Path) -> list[int]:
     if not found:
         if not (folder / CONFIG).is_file():
             raise UserError(f"run: {folder} has no {CONFIG}; expected the folder of a run of `ippo fit`")
+        if _is_of_sft(folder):
+            raise UserError(
+                f"run: {folder} is of supervised fine-tuning, which has no rollouts; expected a run of PPO or another "
+                "algorithm with rollouts, with --method keep_buffers"
+            )
         raise UserError(
             f"run: {folder} has no {BUFFERS}/; train with the callback EpisodeLog and its keep_buffers: true, for "
             "example by --method keep_buffers"
         )
     return found
+
+
+def _is_of_sft(folder: Path) -> bool:
+    """Return whether a run recorded the loss of demonstrations, as `SFTModule` and its subclasses do."""
+    path = folder / HISTORY
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return '"sft/loss"' in file.readline(_LONGEST_LINE)
+
+
+_LONGEST_LINE = 1 << 16
+"""Characters read of the first line of the history, which may be of any origin."""
 
 
 def read_round(folder: Path, iteration: int) -> KeptRound:

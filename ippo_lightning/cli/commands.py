@@ -18,7 +18,7 @@ from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_work
 from ippo_lightning.cli.usage_hints import near_folder
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.metric_names import shown_metric
-from ippo_lightning.storage.output_folders import refuse_model_folder
+from ippo_lightning.storage.output_folders import make_writable, refuse_model_folder
 from ippo_lightning.storage.own_runs import remember_run
 from ippo_lightning.storage.public_command import public_command
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RESULTS, RunFolder
@@ -49,10 +49,11 @@ def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> N
     """Run `ippo evaluate`."""
     from ippo_lightning.distributed.collectives import end_process_group
 
-    loop = build_loop(parser, settings)
     chosen = settings.evaluate
     if chosen.output:
         refuse_to_replace(Path(chosen.output))
+        make_writable("output", Path(chosen.output).parent)
+    loop = build_loop(parser, settings)
     checkpoint = loop.set_up_evaluation(chosen.checkpoint)
     metrics = loop.evaluate(chosen.split)
     if loop.is_global_zero:
@@ -60,7 +61,6 @@ def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> N
         print_metrics(metrics, title=title, k=loop.module.describe_evaluation().get("k"))
     if chosen.output and loop.is_global_zero:
         folder = RunFolder(Path(chosen.output).parent)
-        folder.path.mkdir(parents=True, exist_ok=True)
         if Path(chosen.output).name == RESULTS:  # of a column that only evaluates: the report reads both files
             loop.write_prompt_counts(folder)
         # written whole, because `ippo compare` takes this file as the sign of a finished run
@@ -98,9 +98,12 @@ def export(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None
         given.pop(name)
     chosen = ExportSettings(**given.as_dict())
 
-    from ippo_lightning.cli.export import export_run
+    from ippo_lightning.cli.export import export_folder, export_run
 
-    folder, checkpoint = export_run(run_dir, _module_of(run_dir, given=words), settings=chosen)
+    parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC, given=words)
+    # before the model is built
+    export_folder(run_dir, chosen)
+    folder, checkpoint = export_run(run_dir, _module_of(parser, experiment), settings=chosen)
     print(visible_text(f"Model: {folder}, of {checkpoint}"))
 
 
@@ -116,7 +119,8 @@ def replay(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None
 
     # before the experiment, which takes seconds to build
     path = chosen_step(run_dir, chosen.step)
-    print(replay_run(run_dir, path, _module_of(run_dir, given=words), settings=chosen))
+    parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC, given=words)
+    print(replay_run(run_dir, path, _module_of(parser, experiment), settings=chosen))
 
 
 def analyse(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:
@@ -133,9 +137,8 @@ def intervene(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> N
     run_intervention(settings.intervene.clone(), words)
 
 
-def _module_of(run_dir: Path, *, given: Sequence[str]) -> Any:
+def _module_of(parser: ArgumentParser, experiment: Namespace) -> Any:
     """Build the module of a run alone: its GPUs, loggers, callbacks and data may not exist here."""
-    parser, experiment = experiment_of(run_dir, *_PLAIN_FABRIC, given=given)
     experiment[experiment.subcommand].data = experiment[experiment.subcommand].callbacks = None
     return build_objects(parser, experiment).model
 

@@ -24,7 +24,7 @@ from ippo_lightning.cli.start_check import require_start
 from ippo_lightning.cli.trust import check_trust
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.locks import hold
-from ippo_lightning.storage.output_folders import refuse_run_folder
+from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder
 from ippo_lightning.storage.public_yaml import public_yaml
 from ippo_lightning.storage.run_folder import COMPARISON, RESULTS, RunFolder, seed_folder
 from ippo_lightning.storage.untrusted_text import visible_text
@@ -53,7 +53,7 @@ def run_comparison(settings: CompareSettings, *, command: str) -> Results:
     jobs = list(plan_jobs(settings, columns))
     for job in jobs:
         _check(job, root=root)
-    root.mkdir(parents=True, exist_ok=True)
+    make_writable("run_dir", root)
     lock = hold(root)
     if lock is None:
         raise UserError(f"run_dir: a comparison is under way in {root}; wait for it, stop it, or name another folder")

@@ -15,7 +15,7 @@ import torch
 from pyarrow import parquet
 
 import ippo_lightning
-from ippo_lightning.cli.evaluated_model import START, EvaluationJob
+from ippo_lightning.cli.evaluated_model import EvaluationJob
 from ippo_lightning.cli.evaluation_table import Column
 from ippo_lightning.cli.settings import EvaluateSettings
 from ippo_lightning.distributed.collectives import world_size
@@ -28,7 +28,7 @@ from ippo_lightning.run.evaluation_numbers import numbers
 from ippo_lightning.run.fabric_loop import FabricLoop
 from ippo_lightning.run.loaders import LoaderStream, loader_of
 from ippo_lightning.storage.atomic import write_whole
-from ippo_lightning.storage.run_folder import EVALUATED, PLAYED, RunFolder
+from ippo_lightning.storage.run_folder import EVALUATED, PLAYED, START, RunFolder
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -59,7 +59,7 @@ def use_episodes(experiment: Namespace, settings: EvaluateSettings) -> None:
 def evaluate_episodes(loop: FabricLoop, job: EvaluationJob, settings: EvaluateSettings, *, digest: str) -> Column:
     """Play the episodes of a split, write each of them and their numbers, and return the column of the table.
 
-    Without any option the numbers are those that the run itself ended with: the same seeds and random streams.
+    Without any option the numbers of a run on one rank are those that it ended with: the same seeds and random streams.
 
     Args:
         loop: of the run; its module is a `ControlPPOModule`.

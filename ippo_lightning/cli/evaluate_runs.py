@@ -16,7 +16,7 @@ import ippo_lightning
 from ippo_lightning.cli.building import build_loop
 from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.evaluate_episodes import evaluate_episodes, use_episodes
-from ippo_lightning.cli.evaluated_model import START, EvaluationJob, model_of, named_model, use_model
+from ippo_lightning.cli.evaluated_model import EvaluationJob, model_of, named_model, use_model
 from ippo_lightning.cli.evaluation_table import Column, print_evaluations
 from ippo_lightning.cli.run_words import fabric_words
 from ippo_lightning.cli.settings import EvaluateSettings
@@ -49,11 +49,12 @@ from ippo_lightning.run.item_evaluation import (
     text_module,
 )
 from ippo_lightning.run.items import Item
-from ippo_lightning.storage.output_folders import refuse_run_folder
+from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder
 from ippo_lightning.storage.run_folder import (
     DIFFERENCES,
     EVALUATED,
     ITEMS,
+    START,
     JsonObject,
     RunFolder,
 )
@@ -148,6 +149,8 @@ def _jobs(runs: Sequence[Path], settings: EvaluateSettings, *, remote_code: bool
             output = Path(settings.output) / name if len(models) > 1 else Path(settings.output)
             refuse_run_folder("output", output)
         jobs.append(EvaluationJob(run, name, model, output, remote_code))
+    for job in jobs:
+        make_writable("output", job.output or job.run / EVALUATED)
     return jobs
 
 

@@ -12,13 +12,11 @@ from ippo_lightning.cli.experiment_paths import axis_file, axis_names, with_pack
 from ippo_lightning.cli.settings import EvaluateSettings
 from ippo_lightning.cli.yaml_text import load_yaml, read_text
 from ippo_lightning.errors import UserError
-from ippo_lightning.storage.run_folder import COMPARISON, CONFIG, RunFolder
+from ippo_lightning.storage.run_folder import COMPARISON, CONFIG, START, RunFolder
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-START = "start"
-"""Value of `--model` and `--baseline` for the model that the run began with."""
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _OF_ANOTHER_MODEL = {
     "start_from": None,

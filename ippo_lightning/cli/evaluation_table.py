@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ippo_lightning.cli.evaluated_model import START
 from ippo_lightning.run.evaluation_numbers import Difference, Number, Ratios
 from ippo_lightning.storage.metric_names import shown_metric
-from ippo_lightning.storage.run_folder import EVALUATION, JsonObject
+from ippo_lightning.storage.run_folder import EVALUATION, START, JsonObject
 from ippo_lightning.storage.untrusted_text import visible_text
 
 _SIDE_BY_SIDE = 2

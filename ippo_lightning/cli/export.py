@@ -22,6 +22,7 @@ from ippo_lightning.policies.self_check import probe_policy
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import restore_checkpoint
 from ippo_lightning.storage.checksums import has_wrong_checksum
+from ippo_lightning.storage.output_folders import make_writable
 from ippo_lightning.storage.public_text import public_name
 from ippo_lightning.storage.public_yaml import public_yaml
 from ippo_lightning.storage.run_folder import RESULTS, RunFolder
@@ -40,9 +41,8 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
             `form: adapter` of a run that trained all weights, a folder in which other files would be replaced, or what
             was written, loaded again, does not compute what the policy computes.
     """
-    folder = Path(settings.output) if settings.output else run_dir / "export"
     # first, because loading takes long
-    check_output(folder, overwrite=settings.overwrite)
+    folder = export_folder(run_dir, settings)
     # early: a card without them would be wrong, and the model alone has no card
     results = read_results(run_dir)
     if not isinstance(module, TextModule):
@@ -73,6 +73,22 @@ def export_run(run_dir: Path, module: Any, *, settings: ExportSettings) -> tuple
     origin |= {"iteration": state["progress"]["iteration"], "version": ippo_lightning.__version__}
     fill_export(folder, write, origin=origin)
     return folder, checkpoint
+
+
+def export_folder(run_dir: Path, settings: ExportSettings) -> Path:
+    """Return the folder of an export, after it is made.
+
+    Args:
+        run_dir: folder of the run.
+        settings: see `ExportSettings`.
+
+    Raises:
+        UserError: see `check_output`; or nothing can be written into the folder.
+    """
+    folder = Path(settings.output) if settings.output else run_dir / "export"
+    check_output(folder, overwrite=settings.overwrite)
+    make_writable("output", folder)
+    return folder
 
 
 def _write_model(policy: Any, place: Path, *, settings: ExportSettings) -> float | None:

@@ -136,7 +136,8 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
     failed: list[Job] = []
     name, numbers = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[numbers]}")
     columns = (name, BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), numbers)
-    progress = Progress(*columns, console=Console(stderr=True))
+    # soft wrap, because a path in a line that is broken inside cannot be copied
+    progress = Progress(*columns, console=Console(stderr=True, soft_wrap=True))
     say = partial(progress.console.print, markup=False, highlight=False)
     with progress, collected_signals() as arrived:
         try:

@@ -19,7 +19,6 @@ from ippo_lightning.cli.card_facts import (
     mapping,
     method_of,
     policy_of,
-    start_scores,
     validation_scores,
 )
 from ippo_lightning.cli.lineage import adapter_base, base_of, lineage, lineage_text
@@ -27,6 +26,7 @@ from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
 from ippo_lightning.report.prompt_intervals import prompt_interval
 from ippo_lightning.report.prompt_outcomes import read_outcomes
+from ippo_lightning.report.starts import start_scores
 from ippo_lightning.storage.metric_names import shown_metric
 from ippo_lightning.storage.public_text import public_text
 from ippo_lightning.storage.public_yaml import public_value, public_yaml

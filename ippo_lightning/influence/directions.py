@@ -95,7 +95,7 @@ def precondition(
     Raises:
         UserError: no optimizer, or one without Adam's second moments.
     """
-    adam = _unwrapped(optimizer)
+    adam = require_adam(optimizer)
     parameters = trainable_parameters(model)
     groups = {id(parameter): group for group in adam.param_groups for parameter in group["params"]}
     states: dict[str, Mapping[str, Any]] = {}
@@ -175,6 +175,30 @@ def halves_agreement(first: Direction, second: Direction) -> float:
     return both / length if length > 0 else 0.0
 
 
+def require_adam(optimizer: torch.optim.Optimizer | OptimizerWrapper) -> torch.optim.Optimizer:
+    """Return an optimizer without its wrappers, and refuse one that is known to keep no second moments of Adam's.
+
+    Args:
+        optimizer: also before its first step, when it has no state.
+
+    Raises:
+        UserError: its settings, its state or its library show that it keeps none.
+    """
+    found = _unwrapped(optimizer)
+    # Fabric wraps by a class of its own, which has the original.
+    kind = type(getattr(found, "optimizer", found))
+    # SGD without momentum never has a state, so the state alone would not show it.
+    is_adam = all("betas" in group for group in found.param_groups)
+    # Moments of bitsandbytes have other names, and in eight bits they are codes.
+    if not is_adam or kind.__module__.startswith("bitsandbytes"):
+        raise _no_moments(kind.__name__)
+    return found
+
+
+def _no_moments(kind: str) -> UserError:
+    return UserError(f"optimizer: {kind} keeps no second moments (exp_avg_sq); expected Adam or AdamW of torch")
+
+
 def _unwrapped(optimizer: torch.optim.Optimizer | OptimizerWrapper) -> torch.optim.Optimizer:
     while not isinstance(optimizer, torch.optim.Optimizer):
         if not hasattr(optimizer, "optimizer"):
@@ -186,7 +210,7 @@ def _unwrapped(optimizer: torch.optim.Optimizer | OptimizerWrapper) -> torch.opt
 def _adam_scale(state: Mapping[str, Any], group: Mapping[str, Any], kind: str) -> Tensor:
     """Return 1 / (sqrt(v_hat) + eps)."""
     if "exp_avg_sq" not in state:
-        raise UserError(f"optimizer: {kind} keeps no second moments (exp_avg_sq); expected Adam or AdamW")
+        raise _no_moments(kind)
     _, beta2 = group["betas"]
     # With amsgrad, Adam divides its step by the running maximum.
     second: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]

@@ -10,6 +10,7 @@ from ippo_lightning.report.display import in_words, percent, plain
 from ippo_lightning.report.measures import MEASURES, Metric
 from ippo_lightning.report.records import Comparison, Method
 from ippo_lightning.report.seed_words import spread_name
+from ippo_lightning.report.starts import command_of_start, start_scores
 from ippo_lightning.report.summary import MethodSummary, Results
 
 _MOST_METHODS = 3
@@ -48,25 +49,58 @@ def overview(comparison: Comparison, results: Results) -> list[str]:
         if value:
             found.setdefault(subject, []).append(_named(value, method, methods))
     finals = [f"{subject} is {in_words(values)}." for subject, values in found.items()]
-    return [*finals, *course(comparison)]
+    return [*finals, *_before_training(methods), *course(comparison)]
 
 
 def course(comparison: Comparison) -> list[str]:
-    """Return how the main numbers of the evaluations moved, from the start to the mean over the last third.
+    """Return how the main numbers of the evaluations moved, from the first to the mean over the last third.
 
     Args:
         comparison: the runs.
 
     Returns:
-        Complete sentences, one per number; empty for many methods.
+        Complete sentences, one per number, and how to measure a start that nothing measured; empty for many methods.
     """
     methods = list(comparison.methods.values())
     if len(methods) > _MOST_METHODS:
         return []
-    sentences = []
+    found: dict[str, list[str]] = {}
     for name, words in _CURVES.items():
-        moves = [_named(move, method, methods) for method in methods if (move := _move(method, name))]
-        sentences += [f"From the start to the last third, {words} went {in_words(moves)}."] if moves else []
+        for method in methods:
+            for lead, move in _move(method, name, words):
+                found.setdefault(lead, []).append(_named(move, method, methods))
+    sentences = [f"{lead} {in_words(moves)}." for lead, moves in found.items()]
+    return [*sentences, *_not_measured(methods)]
+
+
+def _before_training(methods: Sequence[Method]) -> list[str]:
+    """Return where the first number of the final test was at the start, of the runs for which that was measured."""
+    found = []
+    for method in methods:
+        metric = _final_metric(method)
+        if metric is None or method.is_untrained:
+            continue
+        scores = [start_scores(run.folder, results=run.results).get(metric) for run in method.finished]
+        values = [value for value in scores if value is not None]
+        measure = MEASURES[metric]
+        found += [_named(f"{measure.show(fmean(values))}{measure.unit}", method, methods)] if values else []
+    return [f"Before training it was {in_words(found)}."] if found else []
+
+
+def _final_metric(method: Method) -> Metric | None:
+    return next((name for name in _FINAL if any(run.result(name) is not None for run in method.finished)), None)
+
+
+def _not_measured(methods: Sequence[Method]) -> list[str]:
+    """Return how to measure the starts of runs that evaluated nothing before training."""
+    sentences = []
+    for method in methods:
+        is_known = any(0 in CURVES[name].read(run) for name in _CURVES for run in method.finished)
+        is_known = is_known or any(start_scores(run.folder, results=run.results) for run in method.finished)
+        if method.finished and not method.is_untrained and not is_known:
+            whose = f"The start of {method.title}" if len(methods) > 1 else "The start"
+            command = command_of_start(method.finished[0])
+            sentences.append(f"{whose} was not measured; this command does it, and a new report has it: {command}")
     return sentences
 
 
@@ -91,16 +125,19 @@ def _final(method: Method, summary: MethodSummary) -> tuple[str, str]:
     return "", ""
 
 
-def _move(method: Method, name: str) -> str | None:
-    """Return how a curve moved; None without two values."""
+def _move(method: Method, name: str, words: str) -> list[tuple[str, str]]:
+    """Return the begin of a sentence about a curve, and how it moved or, of one value, where it was; or nothing."""
     curve = CURVES[name]
     series = [curve.read(run) for run in method.finished]
     start, late = starts_of({"": series}).get(""), _late(series)
-    # One value has no course.
-    if start is None or late is None or max(len(one) for one in series) < 2:
-        return None
+    if start is None or late is None:
+        return []
+    iteration, value = start
+    first = f"iteration {iteration}" if iteration else "the start"
     show: Callable[[float | None], str] = (lambda value: f"{percent(value)} %") if curve.axis == "percent" else plain
-    return f"from {show(start[1])} to {show(late)}"
+    if max(len(one) for one in series) < 2:  # one value has no course
+        return [(f"At {first}, {words} was", show(value))]
+    return [(f"From {first} to the last third, {words} went", f"from {show(value)} to {show(late)}")]
 
 
 def _late(series: Sequence[Mapping[int, float]]) -> float | None:

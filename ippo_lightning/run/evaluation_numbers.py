@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TypedDict
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from ippo_lightning.errors import UserError
 from ippo_lightning.metrics import majority_vote, pass_at_k
 from ippo_lightning.metrics.labels import KNOWN_LABELS
+from ippo_lightning.metrics.rewards import MAX_MEANS, REWARD
 from ippo_lightning.report.ratio_intervals import Ratio, ratio_interval
 from ippo_lightning.run.items import Item
 
@@ -78,8 +80,8 @@ def ratios(groups: Sequence[Sequence[Item]], *, ks: Sequence[int]) -> dict[str, 
     """Return the numbers of an evaluation as sums over prompts.
 
     With a grader `exact_match`, `majority_vote` (if there are answers and references), `pass_at_<k>`,
-    `unfaithful_fraction` (if the labels describe reasoning) and `label/<name>`. `reward` if it is measured. Always
-    `response_tokens_mean` and `truncated_fraction`.
+    `unfaithful_fraction` (if the labels describe reasoning) and `label/<name>`. `reward` if it is measured, and
+    `reward/<name>` of each of its parts. Always `response_tokens_mean` and `truncated_fraction`.
 
     Args:
         groups: of each prompt its items, the same number for each.
@@ -91,8 +93,7 @@ def ratios(groups: Sequence[Sequence[Item]], *, ks: Sequence[int]) -> dict[str, 
     if is_graded:
         found = _graded(groups, samples, ks)
     if not is_graded or any(item["reward"] is not None for group in groups for item in group):
-        finite = [[r for item in group if (r := item["reward"]) is not None and math.isfinite(r)] for group in groups]
-        found["reward"] = _ratio(map(math.fsum, finite), map(len, finite), is_fraction=False)
+        found |= _rewards(groups)
     found["response_tokens_mean"] = _ratio(
         (sum(item["response_tokens"] for item in group) for group in groups), samples, is_fraction=False
     )
@@ -122,6 +123,20 @@ def _graded(groups: Sequence[Sequence[Item]], samples: Sequence[int], ks: Sequen
         unfaithful = (sum(value is False for value in group) for group in known)
         found["unfaithful_fraction"] = _ratio(unfaithful, (sum(v is not None for v in group) for group in known))
     return found
+
+
+def _rewards(groups: Sequence[Sequence[Item]]) -> dict[str, Ratio]:
+    """Return the mean of the reward and of each of its parts, where they are finite."""
+    parts = dict.fromkeys(part for group in groups for item in group for part in item["reward_parts"])
+    found = {REWARD: [[item["reward"] for item in group] for group in groups]}
+    for part in islice(parts, MAX_MEANS - 1):
+        found[f"{REWARD}/{part}"] = [[item["reward_parts"].get(part) for item in group] for group in groups]
+    return {name: _mean_of_finite(values) for name, values in found.items()}
+
+
+def _mean_of_finite(groups: Sequence[Sequence[float | None]]) -> Ratio:
+    finite = [[value for value in group if value is not None and math.isfinite(value)] for group in groups]
+    return _ratio(map(math.fsum, finite), map(len, finite), is_fraction=False)
 
 
 def _labels(groups: Sequence[Sequence[Item]], samples: Sequence[int]) -> dict[str, Ratio]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import torch
+from torch import Tensor
 
 from ippo_lightning.data import Splits
 from ippo_lightning.distributed.collectives import rank, world_size
@@ -233,29 +234,48 @@ def evaluated_batch(loop: FabricLoop, prompts: Sequence[Prompt], *, number: int,
     ]
 
 
-class _Judged(TypedDict):
+class _Graded(TypedDict):
     correct: bool | None
     label: str | None
     faithful: bool | None
     answer: str | None
+
+
+class _Rewarded(TypedDict):
     reward: float | None
+    reward_parts: dict[str, float]
+
+
+class _Judged(_Graded, _Rewarded):
+    pass
+
+
+_NO_GRADE = _Graded(correct=None, label=None, faithful=None, answer=None)
 
 
 def _judged(module: TextModule, batch: Batch, sampled: SampledResponses) -> list[list[_Judged]]:
     """Return the grade of each response, and its reward if an evaluation measures it."""
-    rewards = module.reward_responses(batch, sampled).get(REWARD)
-    values = repeat(None) if rewards is None else iter(rewards.tolist())
+    rewards = _rewards(module.reward_responses(batch, sampled))
     if module.grader is not None:
         grades = module.grader.grade_groups(batch["prompts"], sampled.texts, batch["examples"])
-        return [[_grade(grade, next(values)) for grade in group] for group in grades]
-    return [
-        [_Judged(correct=None, label=None, faithful=None, answer=None, reward=next(values)) for _ in group]
-        for group in sampled.texts
-    ]
+        return [[_Judged(**_grade(grade), **next(rewards)) for grade in group] for group in grades]
+    return [[_Judged(**_NO_GRADE, **next(rewards)) for _ in group] for group in sampled.texts]
 
 
-def _grade(grade: Grade, reward: float | None) -> _Judged:
+def _grade(grade: Grade) -> _Graded:
     label = None if grade.label is None else label_text(grade.label)
-    return _Judged(
-        correct=bool(grade.correct), label=label, faithful=grade.faithful, answer=grade.answer, reward=reward
-    )
+    return _Graded(correct=bool(grade.correct), label=label, faithful=grade.faithful, answer=grade.answer)
+
+
+def _rewards(named: Mapping[str, Tensor]) -> Iterator[_Rewarded]:
+    """Yield the reward of each response with its parts; without end if the reward is not measured.
+
+    Args:
+        named: see `TextModule.reward_responses`.
+    """
+    if not named:
+        yield from repeat(_Rewarded(reward=None, reward_parts={}))
+    columns = {name: values.tolist() for name, values in named.items()}
+    for row, reward in enumerate(columns.pop(REWARD)):
+        parts = {name.removeprefix(f"{REWARD}/"): values[row] for name, values in columns.items()}
+        yield _Rewarded(reward=reward, reward_parts=parts)

@@ -40,6 +40,8 @@ class Item(TypedDict):
     """The right answer in canonical form; None also if the task has none."""
     reward: float | None
     """Of the reward; None if it is not measured, as where it is the grade."""
+    reward_parts: dict[str, float]
+    """Of a reward with named parts, the number of each; NaN where the reward did not return it."""
     response_tokens: int
     """EOS included."""
     truncated: bool
@@ -56,6 +58,7 @@ _SCHEMA = pyarrow.schema(
         ("faithful", pyarrow.bool_()),
         *((name, pyarrow.string()) for name in ("answer", "reference")),
         ("reward", pyarrow.float64()),
+        ("reward_parts", pyarrow.map_(pyarrow.string(), pyarrow.float64())),
         ("response_tokens", pyarrow.int64()),
         ("truncated", pyarrow.bool_()),
     ]
@@ -95,8 +98,9 @@ def read_items(path: Path, *, count: int) -> list[Item] | None:
             file = parquet.ParquetFile(handle, page_checksum_verification=True)
             # Before anything is read: a file of another origin may contain any number of rows.
             if file.schema_arrow.equals(_SCHEMA) and file.metadata.num_rows == count:
-                items: list[Any] = file.read().to_pylist()
-                return items
+                rows: list[Any] = file.read().to_pylist()
+                # pyarrow returns a map as pairs.
+                return [{**row, "reward_parts": dict(row["reward_parts"] or ())} for row in rows]
         reason = "it is another table"
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]

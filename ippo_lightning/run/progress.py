@@ -61,8 +61,9 @@ class ProgressBar:
     """
 
     def __init__(self, *, enabled: bool, total: int, title: str) -> None:
-        # Standard error, so that the output of a command can be piped without the bar.
-        self.console = Console(stderr=True)
+        # Standard error, so that the output of a command can be piped without the bar. Soft wrap, because what others
+        # print during the run goes through this console, and a path that is broken inside cannot be copied.
+        self.console = Console(stderr=True, soft_wrap=True)
         self.total = total
         self.writes_lines = enabled and not self.console.is_terminal
         self.progress = Progress(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.influence.directions import require_adam
 
 EpisodeLosses = Callable[[Any, Any], Tensor]
 ValidationLoss = Callable[[Any, Any], Tensor]
@@ -130,11 +131,11 @@ def accumulated_step(trainer: Any, pl_module: Any) -> int | None:
     return int(trainer.global_step) if getattr(trainer, "accumulate_grad_batches", 1) > 1 else None
 
 
-def optimizer_of(pl_module: Any) -> torch.optim.Optimizer:
+def adam_of(pl_module: Any) -> torch.optim.Optimizer:
     """Return the module's one optimizer, for scores that know of Adam.
 
     Raises:
-        UserError: it has several, or none.
+        UserError: it has several, or none; or the one keeps no second moments.
     """
     # Lightning returns a list unless there is exactly one
     found = pl_module.optimizers() if hasattr(pl_module, "optimizers") else []
@@ -142,5 +143,10 @@ def optimizer_of(pl_module: Any) -> torch.optim.Optimizer:
         raise UserError(
             f"InfluenceFilter.scoring.adam_aware: {type(pl_module).__name__} has {len(found)} optimizers; expected one"
         )
-    optimizer: torch.optim.Optimizer = found
-    return optimizer
+    try:
+        return require_adam(found)
+    except UserError as error:
+        raise UserError(
+            f"InfluenceFilter.scoring.adam_aware: true needs Adam's second moments, and {error}; set adam_aware: false "
+            "for scores of a plain gradient step, or optimizer.kind: adamw"
+        ) from error

@@ -14,7 +14,7 @@ from ippo_lightning.influence import precondition, select_blocks
 from ippo_lightning.records.digests import batch_digest
 from ippo_lightning.records.pass_size import PassSize
 from ippo_lightning.selection.grouped_gradients import AlongGroups, TargetGradients, fit_at_once, take_gradients
-from ippo_lightning.selection.module_interface import optimizer_of
+from ippo_lightning.selection.module_interface import adam_of
 from ippo_lightning.selection.own_terms import require_one_rollout
 from ippo_lightning.selection.settings import ScoringSettings
 from ippo_lightning.selection.target_passes import cut
@@ -208,7 +208,7 @@ class TargetGradientCache:
     ) -> dict[str, Tensor]:
         if not self.settings.adam_aware:
             return direction
-        return precondition(direction, model=pl_module, optimizer=optimizer_of(pl_module), in_place=in_place)
+        return precondition(direction, model=pl_module, optimizer=adam_of(pl_module), in_place=in_place)
 
 
 def _digest_of(target: TargetLoss) -> int:

@@ -47,6 +47,8 @@ BUFFERS = "buffers"
 """Folder of what repeats the update of an iteration: its rows, and the parameters before."""
 EVALUATED = "evaluations"
 """Folder of the evaluations of `ippo evaluate RUN`, one folder each."""
+START = "start"
+"""Name of the model that a run began with, in a command and in the settings of an evaluation."""
 READABLE = (CONFIG, HISTORY, EVALUATIONS, EPISODES, RESULTS)
 """The files of a run that a report reads; at least one of them makes a folder the folder of a run."""
 APPENDED = (HISTORY, EVALUATIONS, EPISODES)

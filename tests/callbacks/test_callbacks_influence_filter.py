@@ -13,7 +13,7 @@ from training_parts import prepared, same, tiny_data, tiny_loop, tiny_module, tr
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
 from ippo_lightning.influence import influence_scores, target_gradient
-from ippo_lightning.modules import PPOModule
+from ippo_lightning.modules import OptimizerSettings, PPOModule
 from ippo_lightning.policies import SamplingSettings, encode_demonstrations
 from ippo_lightning.records import Episodes, TextEpisodes, UpdatePlan
 from ippo_lightning.selection import Influence, ReturnOfBuffer
@@ -277,6 +277,17 @@ def test_a_method_that_is_wrong_for_the_model_is_refused_before_the_first_iterat
         callback.on_fit_start(trainer_with(), module)
     # Without the losses that are scored, the module is not what is scored.
     InfluenceFilter(rule="reward", scoring=ScoringSettings(method="forward")).on_fit_start(None, module)
+
+
+def test_scores_of_adam_steps_and_another_optimizer_are_refused_before_the_first_iteration(tmp_path: Path) -> None:
+    module = tiny_module(optimizer=OptimizerSettings(kind="sgd"))
+    callback = InfluenceFilter(scoring=ScoringSettings(adam_aware=True))
+    with pytest.raises(UserError, match=r"adam_aware: true needs Adam's second moments, and optimizer: SGD keeps no"):
+        tiny_loop(tmp_path, module, callbacks=[callback]).fit()
+    assert module.iteration == 0
+    # A rule without scores scales nothing.
+    control = InfluenceFilter(rule="reward", scoring=ScoringSettings(adam_aware=True))
+    control.on_train_start(trainer_with(), module)
 
 
 @pytest.mark.parametrize("settings", [{"target": ReturnOfBuffer()}, {"score_at": "minibatch", "rule": "reward"}])

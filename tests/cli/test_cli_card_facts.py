@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from ippo_lightning.cli.card_facts import hub_id, licence_of_base, method_of, start_scores, validation_scores
+from ippo_lightning.cli.card_facts import hub_id, licence_of_base, method_of, validation_scores
 from ippo_lightning.cli.model_card import model_card
 
 FILTER = "ippo_lightning.callbacks.InfluenceFilter"
@@ -70,11 +70,6 @@ def test_the_start_is_compared_on_the_same_split(tmp_path: Path) -> None:
     (tmp_path / "evaluations.jsonl").write_text("\n".join(lines))
     assert validation_scores(tmp_path, iteration=4) == (0.25, 0.5)
     assert validation_scores(tmp_path, iteration=3) is None
-    for name, model in (("of_start", "start"), ("of_run", "checkpoints/last.ckpt")):
-        (tmp_path / "evaluations" / name).mkdir(parents=True)
-        content = {"settings": {"model": {"name": model}, "split": "test"}, "numbers": {"exact_match": {"value": 0.3}}}
-        (tmp_path / "evaluations" / name / "evaluation.json").write_text(json.dumps(content))
-    assert start_scores(tmp_path) == {"exact_match": 0.3}
 
 
 @pytest.mark.parametrize("module", ["SFTModule", "PPOModule"])

@@ -246,11 +246,16 @@ def test_before_the_first_step_a_direction_is_not_scaled_and_other_optimizers_ar
     assert all(
         torch.equal(precondition(direction, model=model, optimizer=adam)[name], direction[name]) for name in direction
     )
-    momentum = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    # Neither has a state now, and the first one never has.
+    for momentum in (0.0, 0.9):
+        plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+        with pytest.raises(UserError, match="SGD keeps no second moments"):
+            precondition(direction, model=model, optimizer=plain)
+    others = torch.optim.Adamax(model.parameters())
     mean_error(model, a_batch()).backward()
-    momentum.step()
-    with pytest.raises(UserError, match="SGD keeps no second moments"):
-        precondition(direction, model=model, optimizer=momentum)
+    others.step()
+    with pytest.raises(UserError, match="Adamax keeps no second moments"):
+        precondition(direction, model=model, optimizer=others)
     with pytest.raises(UserError, match="optimizer: got list, expected Adam"):
         precondition(direction, model=model, optimizer=[adam])
 

@@ -8,6 +8,7 @@ import pytest
 
 from ippo_lightning.report import gather_runs, summarise
 from ippo_lightning.report.overview import overview
+from ippo_lightning.storage.public_command import public_command_line
 
 
 @pytest.fixture
@@ -31,6 +32,42 @@ def test_a_run_alone_is_told_from_start_to_end(run):
         "The fraction of right responses to the test prompts is 75.0 %.",
         "From the start to the last third, exact match on validation prompts went from 40.0 % to 60.0 %.",
     ]
+
+
+def test_a_start_that_nothing_measured_comes_with_the_command_that_measures_it(run):
+    (run / "evaluations.jsonl").unlink()
+    command = f"ippo evaluate {run} --baseline start"
+    assert sentences(run)[1:] == [
+        f"The start was not measured; this command does it, and a new report has it: {public_command_line(command)}"
+    ]
+
+
+def test_a_start_that_ippo_evaluate_measured_stands_beside_the_final_test(run):
+    (run / "evaluations.jsonl").unlink()
+    settings = {"model": {"name": "start"}, "split": "test"}
+    (run / "evaluations" / "one").mkdir(parents=True)
+    content = {"settings": settings, "numbers": {"exact_match": {"value": 0.5}}}
+    (run / "evaluations" / "one" / "evaluation.json").write_text(json.dumps(content))
+    assert sentences(run) == [
+        "The fraction of right responses to the test prompts is 75.0 %.",
+        "Before training it was 50.0 %.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("iterations", "words"),
+    [
+        ([0], "At the start, exact match on validation prompts was 40.0 %."),
+        ([3, 6], "From iteration 3 to the last third, exact match on validation prompts went from 40.0 % to 50.0 %."),
+    ],
+    ids=["only the start", "not the start"],
+)
+def test_the_first_evaluation_is_called_the_start_only_if_it_is(run, iterations, words):
+    rows = [{"iteration": i, "exact_match": 0.4 + 0.1 * place} for place, i in enumerate(iterations)]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = sentences(run)
+    assert found[1] == words
+    assert any("was not measured" in sentence for sentence in found) == (0 not in iterations)
 
 
 def test_a_run_without_a_grader_has_a_reward(run):

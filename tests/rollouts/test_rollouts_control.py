@@ -171,6 +171,18 @@ def test_an_evaluation_changes_no_statistics() -> None:
 # --- evaluation -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("greedy", [True, False], ids=["most probable actions", "drawn actions"])
+def test_episodes_are_those_of_several_ranks_if_no_action_is_drawn(greedy: bool) -> None:
+    _, rollouts, policy = collected(settings_of("CartPole-v1"))
+
+    def played(seeds: list[int]) -> list[tuple[float, int]]:
+        torch.manual_seed(0)
+        return play_episodes(policy, rollouts, seeds=seeds, greedy=greedy)
+
+    of_ranks = [played(list(range(rank, 8, 2))) for rank in (0, 1)]
+    assert (played(list(range(8))) == [of_ranks[seed % 2][seed // 2] for seed in range(8)]) == greedy
+
+
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_each_seed_is_one_episode_of_an_evaluation(count: int) -> None:
     _, rollouts, policy = collected(settings_of("CartPole-v1"))

@@ -31,7 +31,7 @@ MONTE_CARLO = 0.15
 
 def item(prompt: int, sample: int, **values: Any) -> Item:
     own: Any = {"prompt_index": prompt, "sample": sample, "prompt": f"{prompt}?", "response": "r", "correct": False}
-    own |= {"label": None, "faithful": None, "answer": None, "reference": None, "reward": None}
+    own |= {"label": None, "faithful": None, "answer": None, "reference": None, "reward": None, "reward_parts": {}}
     return own | {"response_tokens": 3, "truncated": False} | values
 
 

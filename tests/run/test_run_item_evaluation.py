@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from ippo_lightning.run.item_evaluation import (
 from ippo_lightning.run.items import Item
 
 SAMPLES, PROMPTS = 2, 4
+SINGLE_PRECISION = 1e-6
+"""The states of a run's own metrics are float32."""
 
 
 class NoAnswers:
@@ -90,6 +93,28 @@ def test_with_a_grader_an_item_has_its_grade_and_a_reward_that_is_another(reward
         assert one["reward"] == (None if expected is None else pytest.approx(expected, rel=1e-6))
         ids = module.policy.tokenizer(one["response"], add_special_tokens=False).input_ids
         assert one["truncated"] == (one["response_tokens"] == module.evaluation.max_new_tokens) or len(ids) < 8
+
+
+def parts_reward(prompts: Any, responses: Any, examples: Any) -> dict[str, list[float]]:
+    """Two parts, of which the second is infinite for half of the prompts."""
+    lengths = [-0.1 * len(response) for response in responses]
+    return {"length": lengths, "odd": [1.0 if len(prompt) % 2 else math.inf for prompt in prompts]}
+
+
+@pytest.mark.parametrize("grader", [{}, {"grader": None}], ids=["beside grades", "alone"])
+def test_the_parts_of_a_reward_have_the_numbers_of_the_runs_own_evaluation(
+    grader: dict[str, Any], tmp_path: Path
+) -> None:
+    module = tiny_module(reward=parts_reward, **grader)
+    data = TextDataModule(NoAnswers(), batch_size=8, evaluation_batch_size=3)
+    items = items_of(tmp_path, module, data, batch_size=3)
+    loop = tiny_loop(tmp_path / "own", module, data=data)
+    loop.set_up_evaluation()
+    own = {name: value for name, value in loop.evaluate("test").items() if name.startswith("reward")}
+    found = {name: ratio.value for name, ratio in ratios(by_prompt(items), ks=[1]).items() if name in own}
+    assert found == pytest.approx(own, rel=SINGLE_PRECISION)
+    assert set(found) == {"reward", "reward/length", "reward/odd"}
+    assert found["reward/odd"] == 1.0
 
 
 def test_data_of_another_library_have_the_items_of_their_prompts(tmp_path: Path) -> None:

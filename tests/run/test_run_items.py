@@ -16,12 +16,23 @@ from ippo_lightning.run.items import LONGEST_ANSWER, LONGEST_TEXT, read_items, w
 
 def item(response: str, **values: Any) -> Any:
     own = {"prompt_index": 0, "sample": 0, "prompt": "7+12-5?", "response": response, "correct": True}
-    own |= {"label": "shortcut", "faithful": False, "answer": "14", "reference": "14", "reward": None}
+    own |= {
+        "label": "shortcut",
+        "faithful": False,
+        "answer": "14",
+        "reference": "14",
+        "reward": None,
+        "reward_parts": {},
+    }
     return own | {"response_tokens": 3, "truncated": False} | values
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    items = [item("#14"), item("", correct=None, label=None, faithful=None, answer=None, reward=float("-inf"))]
+    parts = {"right": 1.0, "short": float("-inf")}
+    items = [
+        item("#14"),
+        item("", correct=None, label=None, faithful=None, answer=None, reward_parts=parts, reward=0.5),
+    ]
     write_items(items, tmp_path / "items.parquet")
     assert read_items(tmp_path / "items.parquet", count=2) == items
     assert parquet.read_table(tmp_path / "items.parquet").num_rows == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
@@ -87,6 +88,21 @@ def test_a_terminal_gets_the_bar_and_no_lines(
     with ProgressBar(enabled=True, total=4, title="run") as bar:
         assert not [line for line in lines_of(bar, capsys) if line.startswith("iteration")]
         assert "reward 0.50 kept 25%" in bar.progress.tasks[0].fields["numbers"]
+
+
+def test_a_long_path_that_is_printed_beside_the_bar_stays_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "/scratch/" + "a_folder/" * 16
+    with ProgressBar(enabled=True, total=4, title="run") as bar:
+        bar.say(f"Checkpoint: {path}")
+        print(f"warning: {path} is full", file=sys.stderr)
+        print(f"reward: wrote {path}")
+    printed = capsys.readouterr().err
+    assert len(path) > 150
+    assert printed.count(path) == 3
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(59.4, "59 s"), (60, "1 min 0 s"), (3661, "1 h 1 min"), (0, "0 s")])
