@@ -80,8 +80,9 @@ def compare(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> Non
     given = settings.compare.clone()
     given.pop("config", None)
     chosen = given.as_dict()
-    methods = {name: MethodSettings(**vars_of(method)) for name, method in chosen.pop("methods").items()}
-    checked = CompareSettings(**chosen, methods=methods)
+    if chosen["methods"] is not None:  # null is refused with the other settings
+        chosen["methods"] = {name: MethodSettings(**vars_of(method)) for name, method in chosen["methods"].items()}
+    checked = CompareSettings(**chosen)
 
     from ippo_lightning.cli.compare import run_comparison
 

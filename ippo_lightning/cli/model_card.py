@@ -24,6 +24,7 @@ from ippo_lightning.cli.card_facts import (
 from ippo_lightning.cli.lineage import adapter_base, base_of, lineage, lineage_text
 from ippo_lightning.cli.yaml_text import load_yaml
 from ippo_lightning.errors import UserError
+from ippo_lightning.report.display import number
 from ippo_lightning.report.prompt_intervals import prompt_interval
 from ippo_lightning.report.prompt_outcomes import read_outcomes
 from ippo_lightning.report.starts import start_scores
@@ -252,8 +253,10 @@ def _size_of_test(results: Mapping[str, Any], config: object) -> str:
     prompts, samples = results.get("num_prompts"), results.get("samples_per_prompt")
     if not isinstance(prompts, int):
         return "On the test split of the run."
-    sampling = mapping(arguments(mapping(config).get("model")).get("evaluation"))
-    temperature = sampling.get("temperature")
+    settings = arguments(mapping(config).get("model"))
+    # null for an evaluation that samples as training does
+    sampling = mapping(settings.get("evaluation")) or mapping(settings.get("sampling"))
+    temperature = number(sampling.get("temperature"))
     how = "greedy" if sampling.get("greedy") else f"temperature {temperature:g}" if temperature is not None else ""
     each = f", {samples} responses to each" if isinstance(samples, int) else ""
     return f"On {prompts} test prompts{each}{', ' + how if how else ''}."

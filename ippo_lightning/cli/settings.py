@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from ippo_lightning.cli.experiment_paths import FOLDERS, find_file
 from ippo_lightning.errors import UserError, require_range
@@ -72,6 +72,7 @@ class CompareSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        require_values(self)
         if not self.methods and not self.axes:
             raise UserError(
                 "axes, methods: both are empty; expected a file, for example: ippo compare --config grids/demo; or at "
@@ -93,6 +94,21 @@ class CompareSettings:
             _check_method(name, method)
 
 
+def require_values(settings: Any, *, within: str = "") -> None:
+    """Refuse null in a field that has no use for it; a parser accepts null everywhere.
+
+    Args:
+        settings: a dataclass.
+        within: what stands before the name of the field in the message.
+
+    Raises:
+        UserError: a field is None whose type has no None.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        if getattr(settings, name) is None and type(None) not in get_args(kind):
+            raise UserError(f"{within}{name}: null is no value for it; leave {name} out for its default")
+
+
 def _check_axis(axis: str, names: list[str]) -> None:
     if axis not in FOLDERS:
         raise UserError(f"axes: '{axis}' is unknown; expected some of {', '.join(FOLDERS)}")
@@ -104,6 +120,7 @@ def _check_method(name: str, method: MethodSettings) -> None:
     # the name becomes a folder of the comparison and a name in its report
     if not is_method_name(name):
         raise UserError(f"methods: {name!r} is not the name of a folder; expected {METHOD_NAME}")
+    require_values(method, within=f"methods.{name}.")
     for path in method.config:
         if find_file(path) is None:
             raise UserError(f"methods.{name}.config: {path} is not a file; expected a YAML of `ippo fit`")
@@ -129,6 +146,9 @@ class ExportSettings:
     license: str | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        require_values(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaySettings:
@@ -146,6 +166,9 @@ class ReplaySettings:
     device: str = "auto"
     precision: Precision = "run"
     all: bool = False
+
+    def __post_init__(self) -> None:
+        require_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +210,7 @@ class EvaluateSettings:
     output: str | None = None
 
     def __post_init__(self) -> None:
+        require_values(self)
         for name in ("samples", "max_new_tokens", "batch_size", "episodes"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), at_least=1, integer=True)

@@ -98,9 +98,10 @@ def read_items(path: Path, *, count: int) -> list[Item] | None:
             file = parquet.ParquetFile(handle, page_checksum_verification=True)
             # Before anything is read: a file of another origin may contain any number of rows.
             if file.schema_arrow.equals(_SCHEMA) and file.metadata.num_rows == count:
-                rows: list[Any] = file.read().to_pylist()
-                # pyarrow returns a map as pairs.
-                return [{**row, "reward_parts": dict(row["reward_parts"] or ())} for row in rows]
+                items: list[Any] = file.read().to_pylist()
+                for item in items:  # pyarrow returns a map as pairs
+                    item["reward_parts"] = dict(item["reward_parts"] or ())
+                return items
         reason = "it is another table"
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,37 @@ def test_the_start_is_compared_on_the_same_split(tmp_path: Path) -> None:
     (tmp_path / "evaluations.jsonl").write_text("\n".join(lines))
     assert validation_scores(tmp_path, iteration=4) == (0.25, 0.5)
     assert validation_scores(tmp_path, iteration=3) is None
+
+
+def card_of(config: object, run_dir: Path, **results: Any) -> str:
+    progress = {"iteration": 4, "episodes_seen": 0, "optimizer_steps": 8, "tokens_trained": 99}
+    state = {"config": yaml.safe_dump(config), "module": "PPOModule", "version": "1.0", "progress": progress}
+    arguments: Any = {"form": "full", "license_name": None, "merging_error": None, "dtype": None}
+    return str(model_card(run_dir, state=state, results=results, **arguments))
+
+
+def test_a_configuration_of_nulls_has_a_card_without_none(tmp_path: Path) -> None:
+    policy = dict.fromkeys(("pretrained", "start_from", "lora", "quantization", "chat_template", "system_prompt"))
+    names = ("reward", "grader", "sampling", "evaluation", "advantages", "loss", "kl_controller", "optimizer")
+    model = {**dict.fromkeys(names), "policy": {"class_path": "CausalLMPolicy", "init_args": policy}}
+    settings = {"model": {"init_args": model}, "data": None, "callbacks": None, "fabric": None, "seed_everything": None}
+    chosen = {"policy.reference": None}
+    results = {"exact_match": 0.5, "unfaithful_fraction": None, "num_prompts": 8, "k": None, "iterations": 4}
+    text = card_of(settings, tmp_path, **results, chosen=chosen)
+    assert "On 8 test prompts" in text
+    words, _, configuration = text.partition("## Configuration")
+    assert not re.search(r"\b(None|null|nan)\b", words)
+    shown = configuration.partition("```yaml")[2].partition("```")[0]
+    assert yaml.safe_load(shown) == settings
+
+
+@pytest.mark.parametrize("evaluation", [None, {"temperature": 0.7}], ids=["that of training", "its own"])
+def test_a_card_states_how_the_test_was_sampled(evaluation: object, tmp_path: Path) -> None:
+    settings = config()
+    settings["model"]["init_args"] |= {"sampling": {"temperature": 1.0}, "evaluation": evaluation}
+    text = card_of(settings, tmp_path, exact_match=0.5, num_prompts=8, samples_per_prompt=4, iterations=4)
+    temperature = "1" if evaluation is None else "0.7"
+    assert f"On 8 test prompts, 4 responses to each, temperature {temperature}." in text
 
 
 @pytest.mark.parametrize("module", ["SFTModule", "PPOModule"])

@@ -21,6 +21,17 @@ COMPARISONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda settings: settings["methods"]["ppo"].update(config=["/no/such.yaml"]),
         "/no/such.yaml",
     ),
+    **{
+        f"{name}: null": (lambda settings, name=name: settings.update({name: None}), f"{name}: null is no value for it")
+        for name in ("run_dir", "axes", "methods", "titles", "seeds", "overrides", "jobs", "overwrite")
+    },
+    **{
+        f"{name} of a method: null": (
+            lambda settings, name=name: settings["methods"]["ppo"].update({name: None}),
+            f"methods.ppo.{name}: null is no value for it; leave {name} out for its default",
+        )
+        for name in ("config", "overrides", "command", "title")
+    },
     "an unknown key": (lambda settings: settings.update(bogus=1), "bogus"),
 }
 
