@@ -18,7 +18,7 @@ from ippo_lightning.cli.trust import CODE, REMOTE_CODE, check_trust, search_work
 from ippo_lightning.cli.usage_hints import near_folder
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.metric_names import shown_metric
-from ippo_lightning.storage.output_folders import make_writable, refuse_model_folder
+from ippo_lightning.storage.output_folders import refuse_model_folder, require_writable
 from ippo_lightning.storage.own_runs import remember_run
 from ippo_lightning.storage.public_command import public_command
 from ippo_lightning.storage.run_folder import CONFIG, READABLE, RESULTS, RunFolder
@@ -52,7 +52,7 @@ def evaluate(parser: ArgumentParser, settings: Namespace, _: Sequence[str]) -> N
     chosen = settings.evaluate
     if chosen.output:
         refuse_to_replace(Path(chosen.output))
-        make_writable("output", Path(chosen.output).parent)
+        require_writable("output", Path(chosen.output).parent)
     loop = build_loop(parser, settings)
     checkpoint = loop.set_up_evaluation(chosen.checkpoint)
     metrics = loop.evaluate(chosen.split)

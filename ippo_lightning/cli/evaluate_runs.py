@@ -49,7 +49,7 @@ from ippo_lightning.run.item_evaluation import (
     text_module,
 )
 from ippo_lightning.run.items import Item
-from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder
+from ippo_lightning.storage.output_folders import refuse_run_folder, require_writable
 from ippo_lightning.storage.run_folder import (
     DIFFERENCES,
     EVALUATED,
@@ -150,7 +150,7 @@ def _jobs(runs: Sequence[Path], settings: EvaluateSettings, *, remote_code: bool
             refuse_run_folder("output", output)
         jobs.append(EvaluationJob(run, name, model, output, remote_code))
     for job in jobs:
-        make_writable("output", job.output or job.run / EVALUATED)
+        require_writable("output", job.output or job.run / EVALUATED)
     return jobs
 
 

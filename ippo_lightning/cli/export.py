@@ -22,7 +22,7 @@ from ippo_lightning.policies.self_check import probe_policy
 from ippo_lightning.run.checkpoint_folder import CheckpointFolder
 from ippo_lightning.run.checkpoints import restore_checkpoint
 from ippo_lightning.storage.checksums import has_wrong_checksum
-from ippo_lightning.storage.output_folders import make_writable
+from ippo_lightning.storage.output_folders import require_writable
 from ippo_lightning.storage.public_text import public_name
 from ippo_lightning.storage.public_yaml import public_yaml
 from ippo_lightning.storage.run_folder import RESULTS, RunFolder
@@ -87,7 +87,7 @@ def export_folder(run_dir: Path, settings: ExportSettings) -> Path:
     """
     folder = Path(settings.output) if settings.output else run_dir / "export"
     check_output(folder, overwrite=settings.overwrite)
-    make_writable("output", folder)
+    require_writable("output", folder)
     return folder
 
 

@@ -75,9 +75,29 @@ def make_writable(field: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(
-            f"{field}: {folder} cannot be written into ({error.strerror}); name another folder with --{field}"
-        ) from error
+        raise _not_writable(field, folder, error) from error
+
+
+def require_writable(field: str, folder: Path) -> None:
+    """Refuse a folder that nothing could be written into, and leave nothing there: other checks may still follow.
+
+    Args:
+        field: the setting that names the folder.
+        folder: it may be missing; then the nearest folder above it counts.
+
+    Raises:
+        UserError: nothing can be written into it.
+    """
+    place = folder.absolute()
+    try:
+        nearest = next(path for path in (place, *place.parents) if path.exists())
+        TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise _not_writable(field, folder, error) from error
+
+
+def _not_writable(field: str, folder: Path, error: OSError) -> UserError:
+    return UserError(f"{field}: {folder} cannot be written into ({error.strerror}); name another folder with --{field}")
 
 
 def _is_of_model(folder: Path) -> bool:

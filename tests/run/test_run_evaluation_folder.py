@@ -15,7 +15,14 @@ SETTINGS: dict[str, Any] = {"split": "test", "sampling": {"num_responses": 1, "s
 
 def part(start: int, count: int) -> list[Any]:
     own = {"sample": 0, "prompt": "1+1?", "response": "#2", "correct": True, "label": None, "faithful": None}
-    own |= {"answer": "2", "reference": "2", "reward": None, "response_tokens": 3, "truncated": False}
+    own |= {
+        "answer": "2",
+        "reference": "2",
+        "reward": None,
+        "reward_parts": {},
+        "response_tokens": 3,
+        "truncated": False,
+    }
     return [{"prompt_index": start + number, **own} for number in range(count)]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage import output_folders
-from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder
+from ippo_lightning.storage.output_folders import make_writable, refuse_run_folder, require_writable
 
 
 @pytest.fixture
@@ -45,12 +46,20 @@ def test_a_folder_is_made_and_tried_without_leaving_a_file(tmp_path: Path) -> No
     assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_into_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_before_other_checks_leaves_nothing(tmp_path: Path) -> None:
+    require_writable("output", tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("check", [make_writable, require_writable])
+def test_a_place_that_cannot_be_written_into_is_one_line(
+    check: Callable[[str, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         UserError, match=r"output: .* cannot be written into \(Not a directory\); name another .* --output"
     ):
-        make_writable("output", tmp_path / "file" / "folder")
+        check("output", tmp_path / "file" / "folder")
 
     def refused(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -58,4 +67,4 @@ def test_a_place_that_cannot_be_written_into_is_one_line(tmp_path: Path, monkeyp
     # a user without rights; the tests may run as one who has all
     monkeypatch.setattr(output_folders, "TemporaryFile", refused)
     with pytest.raises(UserError, match=r"output: .* cannot be written into \(Permission denied\)"):
-        make_writable("output", tmp_path)
+        check("output", tmp_path)
