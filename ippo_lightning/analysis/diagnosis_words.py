@@ -80,9 +80,10 @@ def lead(diagnosed: DiagnosedRound) -> list[str]:
     if found.is_judged:
         size, difference = control["mean_size"], control["mean_difference"]
         sentences.append(
-            f"In the lowest, both advantages differ by {plain(found.of_lowest.mean_difference)} on average (random: "
-            f"{plain(difference.mean)}, {plain(difference.low)} to {plain(difference.high)}), and the estimate has the "
-            f"mean size {plain(found.of_lowest.mean_size)} (random: {plain(size.mean)})."
+            f"Both advantages differ by {plain(found.of_lowest.mean_difference)} on average in the lowest {noun}s and "
+            f"by {plain(found.of_highest.mean_difference)} in the highest (random: {plain(difference.mean)}, "
+            f"{plain(difference.low)} to {plain(difference.high)}). In the lowest, the estimate has the mean size "
+            f"{plain(found.of_lowest.mean_size)} (random: {plain(size.mean)})."
         )
     return [*sentences, *_correlation(diagnosed), *_own_words(diagnosed)]
 

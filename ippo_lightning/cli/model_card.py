@@ -221,7 +221,7 @@ def _result_lines(results: Mapping[str, Any], run_dir: Path, config: object) -> 
     if not names:
         return []
     outcomes = read_outcomes(run_dir / TEST_PROMPTS, results=dict(results))
-    start = start_scores(run_dir)
+    start = start_scores(run_dir, results=results)
     rows = []
     for name in names:
         interval = prompt_interval(outcomes, name) if outcomes is not None and name in _OF_THE_TEST else None

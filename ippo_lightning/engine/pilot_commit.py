@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from ippo_lightning.distributed.collectives import all_reduce_sum, rank
+from ippo_lightning.distributed.collectives import all_reduce_sum, any_rank, rank
 from ippo_lightning.engine.chosen_groups import ChosenGroups
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.maths import equal_rewards, order_by_variance
@@ -51,7 +51,8 @@ class PilotCommit:
         if self.num_prompts is not None:
             require_range("pilot_commit.num_prompts", self.num_prompts, at_least=1, integer=True)
         require_choice("pilot_commit.rule", self.rule, get_args(PilotRule))
-        require_range("pilot_commit.seed", self.seed, at_least=0, integer=True)
+        # The product with a large factor must stay within 64 bits.
+        require_range("pilot_commit.seed", self.seed, at_least=0, at_most=2**32 - 1, integer=True)
 
     def num_chosen(self, size: int) -> int:
         """Return how many prompts get all responses.
@@ -89,19 +90,26 @@ def commit(
         The responses to each prompt next to each other, the pilots first.
 
     Raises:
-        UserError: a group that is not the place of a prompt.
+        UserError: a group that is not the place of a prompt; a plan that has no responses but pilots.
     """
     plan.sealed = True
+    # On all ranks, because the others would wait for this one in the second rollout.
+    if any_rank(not bool((plan.counts > settings.num_pilots).any()), device=plan.counts.device):
+        raise UserError(
+            f"pilot_commit: a callback plans at most {settings.num_pilots} responses to each prompt, which are its "
+            f"pilots; expected more for at least one prompt of each rank"
+        )
     first = plan.counts.clamp(max=settings.num_pilots)
     pilots = collect(RolloutPlan(batch=plan.batch, counts=first))
     _require_places(pilots, first)
     # Large factors, so that the next seed or rank does not repeat the draw of another iteration.
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + iteration + 1_000_000_007 * rank())
-    chosen = _chosen(pilots, size=len(first), settings=settings, generator=generator)
+    chosen = _chosen(pilots, counts=plan.counts.cpu(), settings=settings, generator=generator)
     rest = torch.zeros_like(first)
     rest[chosen] = (plan.counts - first)[chosen]
     # Perhaps none that is finite: this rank has its pilots.
     others = collect(RolloutPlan(batch=plan.batch, counts=rest), may_be_empty=True)
+    _require_places(others, rest)
     everything = type(pilots).concat([pilots, others])
     everything = everything.select(everything.group.argsort(stable=True))
     is_chosen = torch.isin(everything.group, chosen.to(everything.group))
@@ -109,21 +117,24 @@ def commit(
     return ChosenGroups(episodes=episodes, sampled=everything, metrics=_metrics(pilots, everything, episodes))
 
 
-def _chosen(pilots: Episodes, *, size: int, settings: PilotCommit, generator: torch.Generator) -> Tensor:
-    """Return the places of the prompts that get the rest of their responses."""
+def _chosen(pilots: Episodes, *, counts: Tensor, settings: PilotCommit, generator: torch.Generator) -> Tensor:
+    """Return the places of the prompts that get the rest of their responses; at least one has a rest."""
+    size = len(counts)
     if settings.rule == "random":
         order = torch.randperm(size, generator=generator)
     else:
         order = order_by_variance(
             rewards=pilots.outcome_rewards, group=pilots.group, num_groups=size, generator=generator
         )
-    # A callback may have left prompts without responses, and all pilots of a prompt may be broken.
+    # A callback may have left prompts without a rest, and all pilots of a prompt may be broken.
     sampled = pilots.group.unique().cpu()
-    return order[torch.isin(order, sampled)][: settings.num_chosen(len(sampled))]
+    have_rest = order[(counts > settings.num_pilots)[order]]
+    usable = have_rest[torch.isin(have_rest, sampled)]
+    return (usable if len(usable) else have_rest)[: settings.num_chosen(len(sampled))]
 
 
-def _require_places(pilots: Episodes, counts: Tensor) -> None:
-    found = pilots.group.bincount(minlength=len(counts)).cpu()
+def _require_places(episodes: Episodes, counts: Tensor) -> None:
+    found = episodes.group.bincount(minlength=len(counts)).cpu()
     if len(found) > len(counts) or bool((found > counts.cpu()).any()):
         raise UserError(
             "pilot_commit: the groups of the rollout are not the places of its prompts in the batch; expected a "

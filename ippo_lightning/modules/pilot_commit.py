@@ -50,7 +50,8 @@ def check_offered(settings: PilotCommit | None, datamodule: object) -> None:
     size = getattr(datamodule, "batch_size", None)
     if settings is not None and isinstance(size, int) and settings.num_chosen(size) >= size:
         wanted = settings.num_prompts or 1
+        prompts = "1 prompt" if wanted == 1 else f"{wanted} prompts"
         raise UserError(
-            f"data.batch_size: {size} leaves no choice, and pilot_commit chooses {wanted} prompts per iteration; "
+            f"data.batch_size: {size} leaves no choice, and pilot_commit chooses {prompts} per iteration; "
             f"expected a larger batch, for example {4 * wanted}"
         )

@@ -150,6 +150,12 @@ def total(*keys: str) -> Callable[[Run], float | None]:
     return read
 
 
+def _equal_rewards(run: Run) -> float | None:
+    """Return the fraction of prompts with equal rewards; with pilots, of those that are trained on."""
+    trained = late("pilot_commit/zero_variance_fraction")(run)
+    return late("rollout/zero_variance_fraction")(run) if trained is None else trained
+
+
 def _selected(run: Run) -> float | None:
     """Return the kept fraction of a run that selects; plain PPO keeps everything, which is no finding."""
     kept = run.series("update/kept_fraction")
@@ -259,10 +265,10 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "Prompts whose responses all have the same reward",
         "A group baseline learns nothing from them. Fraction of the prompts, in the last third of training.",
-        late("rollout/zero_variance_fraction"),
+        _equal_rewards,
         good=(None, 0.5), watch=(None, 0.9), is_percent=True, is_of_texts=True,
-        too_high="Set model.dynamic_sampling, or take problems that the policy sometimes solves. Near the end of a "
-        "task that is learnt, this is normal.",
+        too_high="Choose prompts (model.dynamic_sampling or model.pilot_commit), or take problems that the policy "
+        "sometimes solves. Near the end of a task that is learnt, this is normal.",
     ),
     Check(
         "Gap between sampler and policy, nats per token",

@@ -148,6 +148,33 @@ def test_a_batch_with_few_prompts_gets_all_its_responses() -> None:
     assert len(found.episodes) == 8
 
 
+def test_prompts_whose_only_responses_are_pilots_are_not_chosen() -> None:
+    # the pilots of a1 vary most
+    found, sampler = committed("a1 e1 e2", PilotCommit(num_prompts=1), counts=[2, 2, 4])
+    assert sampler.asked == [[2, 2, 2], [0, 0, 2]]
+    assert set(found.episodes.prompts) == {"e2"}
+
+
+def test_a_plan_of_pilots_alone_is_refused_before_anything_is_sampled() -> None:
+    sampler = Sampler()
+    plan = RolloutPlan(batch={"prompts": ["a", "e"], "examples": [{}, {}]}, counts=torch.tensor([2, 1]))
+    with pytest.raises(UserError, match="pilot_commit: a callback plans at most 2 responses to each prompt"):
+        commit(plan, sampler, settings=PilotCommit(), iteration=0)
+    assert sampler.asked == []
+
+
+def test_a_rest_that_is_numbered_without_gaps_is_refused() -> None:
+    plan = RolloutPlan(batch={"prompts": ["e", "a"], "examples": [{}, {}]}, counts=torch.tensor([4, 4]))
+    sampler = Sampler()
+
+    def without_gaps(plan: RolloutPlan, **_: Any) -> TextEpisodes:
+        episodes = sampler(plan)
+        return episodes.evolve(group=episodes.group.unique(return_inverse=True)[1])
+
+    with pytest.raises(UserError, match="groups of the rollout are not the places of its prompts"):
+        commit(plan, without_gaps, settings=PilotCommit(num_prompts=1), iteration=0)
+
+
 @pytest.mark.parametrize("group", [[0, 0, 7, 7], [0, 0, 0, 1]], ids=["no place", "more rows than planned"])
 def test_groups_that_are_not_the_places_of_prompts_are_refused(group: list[int]) -> None:
     plan = RolloutPlan(batch={"prompts": ["a", "e"], "examples": [{}, {}]}, counts=torch.tensor([4, 4]))

@@ -47,3 +47,21 @@ def test_the_evaluation_of_the_start_is_found_among_others(tmp_path: Path) -> No
 def test_another_test_and_other_content_count_for_nothing(content: object, tmp_path: Path) -> None:
     write(tmp_path, content)
     assert start_scores(tmp_path, results=RESULTS) == {}
+
+
+@pytest.mark.parametrize(
+    ("own", "is_same"),
+    [
+        ("{evaluation: {temperature: 1.0}}", True),
+        ("{evaluation: null, sampling: {temperature: 1.0}}", True),
+        ("{evaluation: {temperature: 0.3}, sampling: {temperature: 1.0}}", False),
+        ("{evaluation: null, sampling: {temperature: 1.0, max_new_tokens: 9}}", False),
+        ("[", True),
+    ],
+)
+def test_only_an_evaluation_that_samples_as_the_test_counts(own: str, is_same: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"model: {{init_args: {own}}}")
+    content: dict[str, Any] = evaluation()
+    content["settings"]["sampling"] |= {"temperature": 1.0, "max_new_tokens": 8}
+    write(tmp_path, {key: value for key, value in content.items() if key != "sha256"})
+    assert bool(start_scores(tmp_path, results=RESULTS)) is is_same
