@@ -181,8 +181,8 @@ def row(both: Sequence[tuple[Curve, Curve]], paper: Sequence[float]) -> str:
     for place, name in enumerate(NAMES):
         beside = f" (paper: {paper[place]})" if paper else ""
         cells.append(spread([getattr(one, name.lower()) for one in found]) + beside)
-    never = statistics.fmean(one.never_reached for one in found) if found else math.nan
-    return " | ".join([*cells, f"{100 * never:.0f} %"])
+    never = f"{100 * statistics.fmean(one.never_reached for one in found):.0f} %" if found else "-"
+    return " | ".join([*cells, never])
 
 
 def spread(values: Sequence[float], *, scale: float = 100.0, digits: int = 1) -> str:
