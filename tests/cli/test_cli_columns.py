@@ -128,6 +128,22 @@ def test_the_report_is_told_the_axes_of_each_column(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"data.init_args.task.init_args.path": "here"}, ["--data.init_args.task.init_args.path=here"]),
+        ({"data": {"init_args.task.init_args.path": "here"}}, ["--data.init_args.task.init_args.path=here"]),
+        ({"loop": {"max_iterations": 1, "resume": None}}, ["--loop.max_iterations=1", "--loop.resume=null"]),
+        ({"model.init_args.policy.init_args.lora": {"r": 4}}, ['--model.init_args.policy.init_args.lora={"r": 4}']),
+    ],
+    ids=["a file", "the command line, any depth", "nested", "a value with keys"],
+)
+def test_overrides_reach_a_run_by_their_full_keys(overrides: dict[str, Any], words: list[str]) -> None:
+    settings = CompareSettings(axes={"task": ["sums"]}, overrides=overrides)
+    (job,) = plan_jobs(settings, columns_of(settings))
+    assert [word for word in job.arguments if "=" in word] == words
+
+
 def test_an_edited_file_makes_another_run() -> None:
     settings = CompareSettings(axes={"task": ["sums"]})
     (before,) = plan_jobs(settings, columns_of(settings))
