@@ -235,6 +235,8 @@ def evaluated_batch(loop: FabricLoop, prompts: Sequence[Prompt], *, number: int,
 
 
 class _Graded(TypedDict):
+    """What the grader says of a response."""
+
     correct: bool | None
     label: str | None
     faithful: bool | None
@@ -242,12 +244,14 @@ class _Graded(TypedDict):
 
 
 class _Rewarded(TypedDict):
+    """What the reward says of a response."""
+
     reward: float | None
     reward_parts: dict[str, float]
 
 
 class _Judged(_Graded, _Rewarded):
-    pass
+    """Both."""
 
 
 _NO_GRADE = _Graded(correct=None, label=None, faithful=None, answer=None)

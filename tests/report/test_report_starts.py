@@ -1,4 +1,4 @@
-"""The numbers of the start of a run: only those of the same test, and nothing from a file that nobody wrote so."""
+"""The numbers of the start of a run are those of the same test; files with other content have none."""
 
 from __future__ import annotations
 
