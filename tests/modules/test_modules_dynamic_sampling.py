@@ -12,7 +12,7 @@ import torch
 from critic_free import critic_free_module
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from training_parts import same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
+from training_parts import BrokenFirst, same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.algorithms import GroupBaseline
 from ippo_lightning.callbacks import InfluenceFilter
@@ -219,17 +219,12 @@ def test_a_filter_of_whole_groups_sees_what_is_kept_and_cut_responses_leave_the_
 
 
 def test_broken_rewards_are_skipped_in_each_round(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def first_is_broken(prompts: Any, responses: Any, examples: Any) -> list[float]:
-        calls.append(len(prompts))
-        return [math.nan, *every_third_prompt(prompts, responses, examples)[1:]]
-
-    module = filling(reward=first_is_broken, update={"on_nonfinite": "skip"})
+    reward = BrokenFirst(every_third_prompt)
+    module = filling(reward=reward, update={"on_nonfinite": "skip"})
     stats = run(tmp_path / "run", module, max_iterations=1)
-    assert len(calls) > 1
-    assert stats.metrics["rollout/nonfinite_episodes"] == len(calls)
-    assert len(stats.sampled) == sum(calls) - len(calls)
+    assert len(reward.calls) > 1
+    assert stats.metrics["rollout/nonfinite_episodes"] == len(reward.calls)
+    assert len(stats.sampled) == sum(reward.calls) - len(reward.calls)
     assert bool(torch.isfinite(stats.sampled.outcome_rewards).all())
 
 

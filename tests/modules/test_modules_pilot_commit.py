@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from critic_free import critic_free_module
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from training_parts import same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
+from training_parts import BrokenFirst, same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, PromptSelection
 from ippo_lightning.engine import DynamicSampling, PilotCommit
@@ -153,15 +152,10 @@ def test_a_filter_of_whole_groups_and_kept_buffers_see_the_chosen_prompts(tmp_pa
 
 
 def test_broken_rewards_are_skipped_in_both_calls(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def first_is_broken(prompts: Any, responses: Any, examples: Any) -> list[float]:
-        calls.append(len(prompts))
-        return [math.nan, *by_length(prompts, responses, examples)[1:]]
-
-    module = committing(reward=first_is_broken, update={"on_nonfinite": "skip"})
+    reward = BrokenFirst(by_length)
+    module = committing(reward=reward, update={"on_nonfinite": "skip"})
     stats = run(tmp_path / "run", module, max_iterations=1)
-    assert calls == [16, 6]
+    assert reward.calls == [16, 6]
     assert stats.metrics["rollout/nonfinite_episodes"] == 2
     assert len(stats.sampled) == SAMPLED - 2
 

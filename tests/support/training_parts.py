@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,18 @@ TINY = {
 def length_reward(prompts: Any, responses: Any, examples: Any) -> list[float]:
     """A reward that an untrained model can earn: more characters, more reward, and noise by prompt."""
     return [0.1 * len(response) + 0.01 * (len(prompt) % 3) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+class BrokenFirst:
+    """A reward that is NaN for the first response of each call, and remembers how many responses a call had."""
+
+    def __init__(self, reward: Callable[..., list[float]]) -> None:
+        self.reward = reward
+        self.calls: list[int] = []
+
+    def __call__(self, prompts: Any, responses: Any, examples: Any) -> list[float]:
+        self.calls.append(len(prompts))
+        return [math.nan, *self.reward(prompts, responses, examples)[1:]]
 
 
 def tiny_policy(**changes: Any) -> CausalLMPolicy:
