@@ -131,3 +131,9 @@ def test_the_highest_scores_are_beside_random_ones_too() -> None:
     (sentence,) = (sentence for sentence in lead(one) if "with the highest scores" in sentence)
     control = one.found.control["wrong_fraction"]
     assert f"of as many random responses, {100 * control.mean:.0f} % [{100 * control.low:.0f}, " in sentence
+
+
+def test_the_size_of_the_difference_is_told_of_both_ends() -> None:
+    # the lowest half is off by 2, the highest by 0
+    one = diagnosed(np.arange(ROWS) < ROWS / 2, np.ones(ROWS))
+    assert any("differ by 2 on average in the lowest responses and by 0 in the highest" in part for part in lead(one))

@@ -12,6 +12,7 @@ from experiment_files import write_tree
 from ippo_lightning.cli import experiment_paths
 from ippo_lightning.cli.columns import columns_of
 from ippo_lightning.cli.compare import describe, plan_jobs
+from ippo_lightning.cli.parsers import compare_parser
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
 
@@ -142,6 +143,18 @@ def test_overrides_reach_a_run_by_their_full_keys(overrides: dict[str, Any], wor
     settings = CompareSettings(axes={"task": ["sums"]}, overrides=overrides)
     (job,) = plan_jobs(settings, columns_of(settings))
     assert [word for word in job.arguments if "=" in word] == words
+
+
+def test_an_override_of_the_command_line_replaces_that_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "{axes: {task: [sums]}, overrides: {loop.max_iterations: 4, loop.resume: true}}"
+    )
+    words = ["--config", "grid.yaml", "--overrides.loop.max_iterations", "8", "--overrides.data.init_args.task.x", "a"]
+    chosen = compare_parser().parse_args(words)
+    settings = CompareSettings(axes=chosen.axes, overrides=chosen.overrides)
+    (job,) = plan_jobs(settings, columns_of(settings))
+    given = [word for word in job.arguments if "=" in word]
+    assert given == ["--loop.max_iterations=8", "--loop.resume=true", "--data.init_args.task.x=a"]
 
 
 def test_an_edited_file_makes_another_run() -> None:

@@ -148,6 +148,15 @@ def test_a_batch_with_few_prompts_gets_all_its_responses() -> None:
     assert len(found.episodes) == 8
 
 
+@pytest.mark.parametrize(("pilots", "seen"), [(2, "e1"), (3, "l1")])
+def test_more_pilots_see_more(pilots: int, seen: str) -> None:
+    found, sampler = committed(
+        "e1 l1", PilotCommit(num_pilots=pilots, num_prompts=1), e=[0.0, 1.0, 0.0, 1.0], l=[0.0, 0.0, 9.0, 0.0]
+    )
+    assert sampler.asked[0] == [pilots, pilots]
+    assert set(found.episodes.prompts) == {seen}
+
+
 def test_prompts_whose_only_responses_are_pilots_are_not_chosen() -> None:
     # the pilots of a1 vary most
     found, sampler = committed("a1 e1 e2", PilotCommit(num_prompts=1), counts=[2, 2, 4])
@@ -211,6 +220,7 @@ def test_the_sizes_of_an_iteration_follow_from_its_batch(
         ({"num_prompts": 0}, r"pilot_commit\.num_prompts: 0 is out of range"),
         ({"rule": "best"}, r"pilot_commit\.rule: .*best"),
         ({"seed": -1}, r"pilot_commit\.seed: -1 is out of range"),
+        ({"seed": 2**32}, r"pilot_commit\.seed: 4294967296 is out of range"),
     ],
 )
 def test_an_argument_out_of_its_range_is_named(changes: dict[str, Any], message: str) -> None:

@@ -64,6 +64,14 @@ def test_the_sample_size_is_a_fraction_of_the_kept_episodes():
     assert (kl.verdicts["ippo"].shown, kl.worst) == ("0.500", "watch")
 
 
+def test_equal_rewards_are_those_of_the_prompts_that_are_trained_on():
+    title = "Prompts whose responses all have the same reward"
+    plain = {"rollout/zero_variance_fraction": 0.92}
+    assert rows_of([plain])[title].verdicts["ippo"].shown == "92.0 %"
+    # the others are pilots that were left out
+    assert rows_of([plain | {"pilot_commit/zero_variance_fraction": 0.25}])[title].verdicts["ippo"].shown == "25.0 %"
+
+
 def test_entropy_and_gradient_are_compared_with_the_first_third():
     history = [
         {"update/entropy": e, "update/gradient_norm": g}
