@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_parts import prepared, same, tiny_data, tiny_loop, tiny_module, trainable
+from training_parts import RecordedReward, prepared, same, tiny_data, tiny_loop, tiny_module, trainable
 
 from ippo_lightning.callbacks import InfluenceFilter, ScoringSettings
 from ippo_lightning.errors import UserError
@@ -280,11 +280,12 @@ def test_a_method_that_is_wrong_for_the_model_is_refused_before_the_first_iterat
 
 
 def test_scores_of_adam_steps_and_another_optimizer_are_refused_before_the_first_iteration(tmp_path: Path) -> None:
-    module = tiny_module(optimizer=OptimizerSettings(kind="sgd"))
+    reward = RecordedReward()
+    module = tiny_module(optimizer=OptimizerSettings(kind="sgd"), reward=reward)
     callback = InfluenceFilter(scoring=ScoringSettings(adam_aware=True))
     with pytest.raises(UserError, match=r"adam_aware: true needs Adam's second moments, and optimizer: SGD keeps no"):
         tiny_loop(tmp_path, module, callbacks=[callback]).fit()
-    assert module.iteration == 0
+    assert reward.calls == [], "nothing was sampled for it"
     # A rule without scores scales nothing.
     control = InfluenceFilter(rule="reward", scoring=ScoringSettings(adam_aware=True))
     control.on_train_start(trainer_with(), module)

@@ -128,3 +128,14 @@ def test_the_header_is_one_that_the_hub_reads(module: str, form: str, tmp_path: 
     assert ("PeftModel" in text) == (form == "adapter")
     assert "Licence: not stated; the base model has Apache-2.0" in text
     assert "9.9" not in text
+
+
+@pytest.mark.parametrize(("prompts", "is_shown"), [(8, True), (4, False)])
+def test_a_start_is_in_the_table_only_if_it_was_the_same_test(prompts: int, is_shown: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluations" / "one"
+    folder.mkdir(parents=True)
+    settings = {"model": {"name": "start"}, "split": "test", "prompts": prompts}
+    content = {"settings": settings, "numbers": {"exact_match": {"value": 0.125}}}
+    (folder / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+    card = card_of({"model": {}}, tmp_path, exact_match=0.5, num_prompts=8, iterations=4)
+    assert ("0.125" in card) is is_shown

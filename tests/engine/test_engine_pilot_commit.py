@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_episodes import content, make_episodes
 
-from ippo_lightning.engine import PilotCommit
+from ippo_lightning.engine import PilotCommit, pilot_commit
 from ippo_lightning.engine.chosen_groups import ChosenGroups
 from ippo_lightning.engine.pilot_commit import commit
 from ippo_lightning.errors import UserError
@@ -103,6 +103,16 @@ def test_where_no_pilots_differ_the_choice_is_random_and_another_one_in_each_ite
     assert chosen[3] == committed(prompts, settings, iteration=3)[0].episodes.prompts
     other = PilotCommit(num_prompts=2, num_pilots=3, seed=1)
     assert chosen != [committed(prompts, other, iteration=iteration)[0].episodes.prompts for iteration in range(6)]
+
+
+def test_ranks_draw_random_numbers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = " ".join(f"e{number}" for number in range(8))
+    settings = PilotCommit(num_prompts=2, rule="random")
+    chosen = []
+    for mine in (0, 1):
+        monkeypatch.setattr(pilot_commit, "rank", lambda mine=mine: mine)
+        chosen.append([committed(prompts, settings, iteration=iteration)[0].episodes.prompts for iteration in range(6)])
+    assert chosen[0] != chosen[1]
 
 
 def test_the_fraction_without_variance_is_that_of_the_chosen_groups() -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bitsandbytes.optim import AdamW8bit
 from small_nets import a_batch, a_net, squared_errors
 from tiny_language_models import a_direction
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from ippo_lightning.influence import (
     target_gradient,
     target_gradient_groups,
 )
+from ippo_lightning.influence.directions import require_adam
 
 EXACT = 1e-12
 
@@ -256,6 +258,9 @@ def test_before_the_first_step_a_direction_is_not_scaled_and_other_optimizers_ar
     others.step()
     with pytest.raises(UserError, match="Adamax keeps no second moments"):
         precondition(direction, model=model, optimizer=others)
+    # Eight bits are codes and not moments; this shows before the first step.
+    with pytest.raises(UserError, match="AdamW8bit keeps no second moments"):
+        require_adam(AdamW8bit(model.parameters()))
     with pytest.raises(UserError, match="optimizer: got list, expected Adam"):
         precondition(direction, model=model, optimizer=[adam])
 

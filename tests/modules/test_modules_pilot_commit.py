@@ -10,7 +10,7 @@ import torch
 from critic_free import critic_free_module
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from training_parts import BrokenFirst, same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
+from training_parts import BrokenFirst, RecordedReward, same, tiny_data, tiny_loop, tiny_module, tiny_policy, trainable
 
 from ippo_lightning.callbacks import EpisodeLog, InfluenceFilter, PromptSelection
 from ippo_lightning.engine import DynamicSampling, PilotCommit
@@ -158,6 +158,14 @@ def test_broken_rewards_are_skipped_in_both_calls(tmp_path: Path) -> None:
     assert reward.calls == [16, 6]
     assert stats.metrics["rollout/nonfinite_episodes"] == 2
     assert len(stats.sampled) == SAMPLED - 2
+
+
+def test_an_evaluation_calls_the_reward_with_no_more_responses_than_training_does(tmp_path: Path) -> None:
+    reward = RecordedReward()
+    changes = {"max_iterations": 1, "evaluate_every_n_iterations": 1, "data": tiny_data(num_validation=12)}
+    run(tmp_path / "run", committing(reward=reward), **changes)
+    assert len(reward.calls) > 2
+    assert max(reward.calls) == 16
 
 
 def test_the_parts_of_a_reward_are_means_over_both_calls(tmp_path: Path) -> None:

@@ -34,16 +34,23 @@ def length_reward(prompts: Any, responses: Any, examples: Any) -> list[float]:
     return [0.1 * len(response) + 0.01 * (len(prompt) % 3) for prompt, response in zip(prompts, responses, strict=True)]
 
 
-class BrokenFirst:
-    """A reward that is NaN for the first response of each call, and remembers how many responses a call had."""
+class RecordedReward:
+    """A reward that remembers how many responses each call had."""
 
-    def __init__(self, reward: Callable[..., list[float]]) -> None:
+    def __init__(self, reward: Callable[..., list[float]] = length_reward) -> None:
         self.reward = reward
         self.calls: list[int] = []
 
     def __call__(self, prompts: Any, responses: Any, examples: Any) -> list[float]:
         self.calls.append(len(prompts))
-        return [math.nan, *self.reward(prompts, responses, examples)[1:]]
+        return self.reward(prompts, responses, examples)
+
+
+class BrokenFirst(RecordedReward):
+    """One that is NaN for the first response of each call, too."""
+
+    def __call__(self, prompts: Any, responses: Any, examples: Any) -> list[float]:
+        return [math.nan, *super().__call__(prompts, responses, examples)[1:]]
 
 
 def tiny_policy(**changes: Any) -> CausalLMPolicy:
