@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from ippo_lightning.errors import UserError
+from ippo_lightning.metrics.rewards import MAX_MEANS
 from ippo_lightning.run.evaluation_numbers import (
     by_prompt,
     check_ks,
@@ -173,6 +174,14 @@ def test_there_is_no_number_without_what_it_is_made_of() -> None:
     none_right = numbers(ratios([[item(0, 0, faithful=False)]], ks=[1]))
     assert none_right["unfaithful_fraction"] == {"value": None, "interval": None}
     assert none_right["exact_match"] == {"value": 0.0, "interval": None}  # one prompt has no interval
+
+
+def test_parts_that_differ_from_response_to_response_are_as_many_numbers_as_a_run_has_at_most() -> None:
+    groups = [[item(number, 0, reward=1.0, reward_parts={f"part{number}": float(number)})] for number in range(50)]
+    found = numbers(ratios(groups, ks=[1]))
+    rewards = [name for name in found if name.startswith("reward")]
+    assert len(rewards) == MAX_MEANS
+    assert (found["reward"]["value"], found["reward/part7"]["value"]) == (1.0, 7.0)
 
 
 @pytest.mark.parametrize(("samples", "ks"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
