@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ippo_lightning.callbacks.episode_log import HasRunFolder, episode_rows, grader_of, is_due, require_texts
+from ippo_lightning.callbacks.episode_log import HasRunFolder, episode_rows, grader_of, is_due
+from ippo_lightning.callbacks.requirements import require_rollouts, require_texts
 from ippo_lightning.errors import require_range
 from ippo_lightning.records import UpdateStats
 from ippo_lightning.storage.atomic import write_whole
@@ -66,8 +67,10 @@ class CompletionsTable(Callback):
         """Refuse a module without prompts and responses.
 
         Raises:
-            UserError: the module acts in environments.
+            UserError: the module acts in environments, or makes no rollouts.
         """
+        if stage == "fit":
+            require_rollouts(self, pl_module)
         require_texts(self, pl_module)
 
     def on_update_end(self, trainer: HasRunFolder, pl_module: object, stats: UpdateStats) -> None:

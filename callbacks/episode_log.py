@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 from lightning import Callback
 
 from ippo_lightning.callbacks.kept_buffers import BufferKeeper
+from ippo_lightning.callbacks.requirements import require_rollouts, require_texts
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import UserError, require_range
 from ippo_lightning.maths import masked_row_mean
@@ -66,8 +67,11 @@ class EpisodeLog(Callback):
         """Refuse a module without prompts and responses, or one whose update cannot be repeated.
 
         Raises:
-            UserError: the module acts in environments and no buffers are kept, or it does not fit `keep_buffers`.
+            UserError: the module makes no rollouts, acts in environments and no buffers are kept, or does not fit
+                `keep_buffers`.
         """
+        if stage == "fit":
+            require_rollouts(self, pl_module)
         if self.keep_buffers:
             self._keeper.check(pl_module, callbacks=getattr(trainer, "callbacks", ()))
         else:
@@ -86,23 +90,6 @@ class EpisodeLog(Callback):
             append_rows(folder / str(self.file_name), episode_rows(stats, grader=grader_of(pl_module)))
         if self.keep_buffers and stats.iteration % self.every_n_iterations == 0:
             self._keeper.write(folder, pl_module, stats)
-
-
-def require_texts(callback: Callback, module: object) -> None:
-    """Refuse a module whose rows have no texts, before its first iteration.
-
-    Args:
-        callback: that writes prompts and responses.
-        module: of this project, or a foreign one, which may have them.
-
-    Raises:
-        UserError: the module acts in environments.
-    """
-    if getattr(module, "evaluates", "prompts") != "prompts":
-        raise UserError(
-            f"callbacks: {type(callback).__name__} writes prompts and responses, and {type(module).__name__} has none; "
-            "leave it out of a run in environments"
-        )
 
 
 def is_due(stats: UpdateStats, *, every_n_iterations: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from lightning import Callback
 
+from ippo_lightning.callbacks.requirements import require_rollouts
 from ippo_lightning.errors import require_range
 from ippo_lightning.records import UpdateStats
 
@@ -44,6 +45,15 @@ class IntrinsicStopping(Callback):
         self.iterations_below = 0
         self.stopping_reason_message: str | None = None
         """Why the run ended; None if it did not end by this rule."""
+
+    def setup(self, trainer: Stoppable, pl_module: object, stage: str) -> None:
+        """Refuse a module without rollouts.
+
+        Raises:
+            UserError: it makes none.
+        """
+        if stage == "fit":
+            require_rollouts(self, pl_module)
 
     def on_update_end(self, trainer: Stoppable, pl_module: object, stats: UpdateStats) -> None:
         """Count the iteration, and stop the run if the fraction was below the threshold for long enough."""

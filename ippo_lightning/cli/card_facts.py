@@ -77,13 +77,31 @@ def method_of(config: object, *, module: str, iteration: int) -> Method:
         tags += ["influence-filter", *(["ippo"] if is_ippo else [])]
     elif rules:
         words += f" with episodes dropped by the control rule {rules[0]}"
-    return Method(words, tags)
+    return Method(words + _choice_of_prompts(config, settings), tags)
+
+
+def _choice_of_prompts(config: object, settings: Mapping[str, Any]) -> str:
+    """Return how a run chose what to sample, to follow the method; empty if it sampled each prompt of a batch."""
+    chosen = [
+        *(["dynamic sampling"] if settings.get("dynamic_sampling") is not None else []),
+        *(["prompts chosen by pilot responses"] if settings.get("pilot_commit") is not None else []),
+        *(
+            f"prompts chosen by {class_name(arguments(callback).get('rule')) or 'a rule'}"
+            for callback in _callbacks(config)
+            if class_name(callback) == "PromptSelection"
+        ),
+    ]
+    return f", with {' and '.join(chosen)}" if chosen else ""
+
+
+def _callbacks(config: object) -> list[Any]:
+    found = mapping(config).get("callbacks")
+    return found if isinstance(found, list) else []
 
 
 def _rules_of_filters(config: object, *, iteration: int) -> list[str]:
-    callbacks = mapping(config).get("callbacks")
     found = []
-    for callback in callbacks if isinstance(callbacks, list) else []:
+    for callback in _callbacks(config):
         settings = arguments(callback)
         warmup = settings.get("warmup_iterations")
         is_active = not settings.get("monitor_only") and iteration > (warmup if isinstance(warmup, int) else 0)

@@ -34,6 +34,8 @@ from ippo_lightning.storage.run_folder import (
 from ippo_lightning.storage.untrusted_text import visible_text
 
 _POLL_SECONDS = 0.2
+_LONGEST_NAME = 24
+"""Characters of a run's name beside its progress bar, so that a line fits 80 columns."""
 _REPLACE = ["--loop.resume", "false", "--loop.overwrite", "true"]
 """Words of a run that replaces one with other settings."""
 _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -62,6 +64,13 @@ class Job:
     def name(self) -> str:
         """As progress and errors show it."""
         return f"{self.column} seed {self.seed}"
+
+    @property
+    def short_name(self) -> str:
+        """At most 24 characters, unless the seed alone is longer: a long column is cut, and the seed stays whole."""
+        seed = f" seed {self.seed}"
+        width = max(_LONGEST_NAME - len(seed), 1)
+        return (self.column if len(self.column) <= width else f"{self.column[: width - 1]}…") + seed
 
     def is_finished(self) -> bool:
         """Return whether its results exist."""
@@ -145,7 +154,7 @@ def run_jobs(waiting: Sequence[Job], *, num_parallel: int, threads: int) -> None
                 while queue and not failed and not arrived and len(running) < num_parallel:
                     job = queue.pop(0)
                     say(f"{job.name}: {'resumed' if (job.folder / HISTORY).exists() else 'started'}")
-                    task = progress.add_task(visible_text(job.name[:24]), total=None, numbers="")
+                    task = progress.add_task(visible_text(job.short_name), total=None, numbers="")
                     running[_start(job, environment)] = Started(job, task, time.monotonic())
                 time.sleep(_POLL_SECONDS)
                 # a copy, because finished runs leave the dictionary in this loop

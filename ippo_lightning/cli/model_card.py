@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def _first_sentence(config: object, *, form: str, base: str | None, method: Meth
     what = "An adapter (LoRA)" if form == "adapter" else "A causal language model"
     task = class_name(arguments(mapping(config).get("data")).get("task"))
     of_task = f" for the task `{_cell(task)}`" if task else ""
-    return f"{what}{of_task}, trained with {method.words} from {_base_text(base)}."
+    return f"{what}{of_task}, trained from {_base_text(base)} with {method.words}."
 
 
 def _base_text(base: str | None) -> str:
@@ -245,8 +245,13 @@ def _result_lines(results: Mapping[str, Any], run_dir: Path, config: object) -> 
         *rows,
         "",
         *meanings,
+        *(["- label/…: fraction of the responses with this label of the grader"] if _has_labels(names) else []),
         *(["- start: the model that training began with, on the same split"] if start else []),
     ]
+
+
+def _has_labels(names: Sequence[str]) -> bool:
+    return any(name.startswith("label/") for name in names)
 
 
 def _size_of_test(results: Mapping[str, Any], config: object) -> str:

@@ -29,6 +29,8 @@ class EvaluatedModule(BaseModule):
 
     evaluates: ClassVar[Literal["prompts", "episodes"]] = "prompts"
     """What a batch of an evaluation consists of: prompts of texts, or episodes in an environment."""
+    makes_rollouts: ClassVar[bool] = True
+    """Whether an iteration samples: callbacks that act on rollouts refuse a module without any."""
     evaluation_metrics: EvaluationMetrics
     evaluation_seed: int
 

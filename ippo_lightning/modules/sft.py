@@ -43,6 +43,7 @@ class SFTModule(TextModule):
         UserError: a number out of its range, or an unknown word.
     """
 
+    makes_rollouts = False
     loss_method = "demonstration_loss"
 
     def __init__(

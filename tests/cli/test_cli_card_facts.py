@@ -44,6 +44,30 @@ def test_the_tags_are_of_what_was_trained(settings: object, module: str, tags: l
     assert method_of(settings, module=f"ippo_lightning.modules.{module}", iteration=4).tags == tags
 
 
+@pytest.mark.parametrize(
+    ("settings", "rule", "words"),
+    [
+        ({}, None, ""),
+        ({"pilot_commit": None, "dynamic_sampling": None}, None, ""),
+        ({"pilot_commit": {"num_pilots": 2}}, None, ", with prompts chosen by pilot responses"),
+        ({"dynamic_sampling": {"max_rounds": 3}}, None, ", with dynamic sampling"),
+        ({}, "IntermediateDifficulty", ", with prompts chosen by IntermediateDifficulty"),
+        (
+            {"dynamic_sampling": {}},
+            "RandomPrompts",
+            ", with dynamic sampling and prompts chosen by RandomPrompts",
+        ),
+    ],
+)
+def test_the_words_tell_how_prompts_were_chosen(settings: dict[str, Any], rule: str | None, words: str) -> None:
+    found = config(filter={})
+    found["model"]["init_args"] |= settings
+    if rule is not None:
+        choice = {"rule": {"class_path": f"ippo_lightning.selection.{rule}"}}
+        found["callbacks"].append({"class_path": "PromptSelection", "init_args": choice})
+    assert method_of(found, module="PPOModule", iteration=4).words == f"I-PPO (PPO with the influence filter){words}"
+
+
 @pytest.mark.parametrize("name", ["arithmetic_llama", "runs/sft", "runs/gsm8k/sft", "a b/c", "package:other", None])
 def test_what_is_not_on_the_hub_has_no_id(name: str | None) -> None:
     assert hub_id(name) is None
@@ -78,6 +102,12 @@ def card_of(config: object, run_dir: Path, **results: Any) -> str:
     state = {"config": yaml.safe_dump(config), "module": "PPOModule", "version": "1.0", "progress": progress}
     arguments: Any = {"form": "full", "license_name": None, "merging_error": None, "dtype": None}
     return str(model_card(run_dir, state=state, results=results, **arguments))
+
+
+@pytest.mark.parametrize("labels", [{}, {"label/faithful": 0.25}], ids=["no labels", "labels"])
+def test_a_card_says_what_labels_are_if_it_has_some(labels: dict[str, float], tmp_path: Path) -> None:
+    text = card_of(config(), tmp_path, exact_match=0.5, num_prompts=8, iterations=4, **labels)
+    assert ("- label/…: fraction of the responses" in text) == bool(labels)
 
 
 def test_a_configuration_of_nulls_has_a_card_without_none(tmp_path: Path) -> None:

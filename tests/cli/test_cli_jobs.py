@@ -57,6 +57,22 @@ def test_a_run_has_the_fingerprint_of_its_comparison_and_by_hand_none(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("column", "seed", "shown"),
+    [
+        ("ppo", 1, "ppo seed 1"),
+        ("grpo+average_reward", 1, "grpo+average_rew… seed 1"),
+        ("grpo+average_reward", 12345, "grpo+average… seed 12345"),
+        ("a" * 17, 2, "a" * 17 + " seed 2"),
+        ("ab", 10**30, f"… seed {10**30}"),
+    ],
+)
+def test_a_long_column_is_cut_before_its_seed(column: str, seed: int, shown: str, tmp_path: Path) -> None:
+    found = Job(column=column, seed=seed, folder=tmp_path, arguments=(), fingerprint="a")
+    assert found.short_name == shown
+    assert found.name == f"{column} seed {seed}"
+
+
 def test_a_comparison_that_is_refused_keeps_the_run_that_it_would_replace(
     experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
