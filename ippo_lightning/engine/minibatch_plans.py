@@ -43,6 +43,8 @@ class Step(NamedTuple):
     """Positions in the work, shape [rows], int64."""
     divisors: Divisors
     """Of its losses."""
+    num_kept: Tensor | float = 0.0
+    """Rows of this rank with a weight above 0; one that some layers drop counts by those that keep it."""
 
 
 def planned_step(step: Step, hook: MinibatchHook, *, settings: UpdateSettings) -> Step:
@@ -53,20 +55,20 @@ def planned_step(step: Step, hook: MinibatchHook, *, settings: UpdateSettings) -
         hook: decides.
         settings: whether the critic still learns from rows of weight 0, and what divides the losses.
     """
-    work, rows = _with_new_weights(step.work, step.rows, hook, settings=settings)
+    work, rows, num_kept = _with_new_weights(step.work, step.rows, hook, settings=settings)
     if settings.denominator == "kept" or step.divisors.counts is not None:
-        return Step(work, rows, step.divisors)
+        return Step(work, rows, step.divisors, num_kept)
     # "all" divides by what was there before
     before, after = (row_sizes(work.episodes, chosen, settings).double() for chosen in (step.rows, rows))
     policy_count, _ = counted(before, step.work.weights[step.rows], torch.ones_like(before))
     _, value_count = counted(after, torch.ones_like(after), torch.ones_like(after))
-    return Step(work, rows, step.divisors._replace(counts=(policy_count, value_count)))
+    return Step(work, rows, step.divisors._replace(counts=(policy_count, value_count)), num_kept)
 
 
 def _with_new_weights(
     work: Work, rows: Tensor, hook: MinibatchHook, *, settings: UpdateSettings
-) -> tuple[Work, Tensor]:
-    """Return this rank's work with the weights of one step, and the rows that the step trains on."""
+) -> tuple[Work, Tensor, Tensor]:
+    """Return this rank's work with the weights of one step, the rows that it trains on, and how many are kept."""
     plan = UpdatePlan(episodes=work.episodes.select(rows))
     before = work.weights[rows]
     # As a change of the plan, so that a rule sees no row that the rollout's plan has dropped.
@@ -76,5 +78,9 @@ def _with_new_weights(
     plan.sealed = True
     weights = work.weights.clone()
     weights[rows] = plan.weights.to(weights)
-    layers = None if plan.layers is None else plan.layers.placed(rows, num_rows=len(weights))
-    return work._replace(weights=weights, layers=layers), rows if settings.train_value_on_dropped else rows[plan.keep]
+    kept, layers = plan.keep.double(), None
+    if plan.layers is not None:
+        kept = kept * plan.layers.keep.double().mean(dim=0)
+        layers = plan.layers.placed(rows, num_rows=len(weights))
+    trained = rows if settings.train_value_on_dropped else rows[plan.keep]
+    return work._replace(weights=weights, layers=layers), trained, kept.sum()

@@ -97,6 +97,7 @@ class UpdateOutcome(NamedTuple):
     """What an update did, over all ranks."""
 
     kept_fraction: float
+    """Of the rows that were sampled; of choices by minibatch or layer, the mean over epochs and layers."""
     optimizer_steps: int
     tokens_trained: int
     metrics: dict[str, float]
@@ -137,11 +138,13 @@ def run_update(
     totals: dict[tuple[str, ...], Tensor] = {}
     norms: list[float] = []
     skipped = torch.zeros(len(work.weights), dtype=torch.bool, device=device)
+    used = torch.zeros((), dtype=torch.float64, device=device)
     for _ in range(settings.num_epochs if num_minibatches else 0):
         for rows in _shuffled(trained, num_minibatches):
             one = Step(work, rows[~skipped[rows]] if skipped.any() else rows, divisors)
             if on_minibatch is not None:
                 one = planned_step(one, on_minibatch, settings=settings)
+                used += one.num_kept
                 if not any_rank(len(one.rows) > 0, device=device):
                     continue  # no rank has a row left: a step would only move by its momentum
             sums, norm = _step(stages, one.work, one.rows, skipped, settings=settings, divisors=one.divisors)
@@ -152,9 +155,9 @@ def run_update(
     metrics["update/nonfinite_episodes"] = float(all_reduce_sum(skipped.sum().double()))
     tokens = by_name.get("tokens", 0.0)
     metrics["update/tokens_trained"] = tokens
-    return UpdateOutcome(
-        kept_fraction=kept / total, optimizer_steps=len(norms), tokens_trained=int(tokens), metrics=metrics
-    )
+    if on_minibatch is not None:  # mean over the epochs, of which each may keep others
+        kept = float(all_reduce_sum(used)) / settings.num_epochs
+    return UpdateOutcome(kept / total, optimizer_steps=len(norms), tokens_trained=int(tokens), metrics=metrics)
 
 
 def _num_minibatches(num_trained: int, *, of: int, settings: UpdateSettings, device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from training_parts import tiny_loop, tiny_module
@@ -25,10 +26,12 @@ def test_stopping_waits_for_its_patience_and_resumes_its_count_from_a_checkpoint
     assert decisions == [False, False, False, True]
 
 
-def test_stopping_ends_a_real_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("score_at", ["rollout_end", "minibatch", "layer"])
+def test_stopping_ends_a_real_run(score_at: Any, tmp_path: Path) -> None:
     module = tiny_module()
     stopping = IntrinsicStopping(threshold=1.0, patience=1, min_iterations=2)
-    tiny_loop(tmp_path / "run", module, callbacks=[InfluenceFilter(threshold=1e9), stopping], max_iterations=5).fit()
+    influence = InfluenceFilter(threshold=1e9, power=0.0, score_at=score_at)
+    tiny_loop(tmp_path / "run", module, callbacks=[influence, stopping], max_iterations=5).fit()
     assert module.iteration == 2
 
 

@@ -52,6 +52,7 @@ def test_rows_dropped_before_the_only_step_are_rows_dropped_before_the_update(
         < FLOAT32_ROUNDING
     )
     assert not same(trainable(late), trainable(updated(tmp_path, **changes)))
+    assert early.outcome.kept_fraction == late.outcome.kept_fraction == 0.5
 
 
 def test_a_hook_that_changes_nothing_leaves_all_bits_as_they_are(tmp_path: Path) -> None:
@@ -61,6 +62,7 @@ def test_a_hook_that_changes_nothing_leaves_all_bits_as_they_are(tmp_path: Path)
     hooked = updated(tmp_path, hook=lambda plan: seen.append(plan.weights), **changes)
     assert same(trainable(plain), trainable(hooked))
     assert [len(each) for each in seen] == [6, 5, 5] * 2, "one call per optimizer step"
+    assert hooked.outcome.kept_fraction == plain.outcome.kept_fraction == 1
     torch.testing.assert_close(torch.cat(seen[:3]).sort().values, weights, rtol=0, atol=0)
 
 
@@ -73,12 +75,24 @@ def test_a_step_whose_rows_are_all_dropped_is_not_taken(tmp_path: Path) -> None:
 
     found = updated(tmp_path, hook=hook, minibatch_size=8, num_epochs=2)
     assert len(calls) == 4
-    assert found.outcome.optimizer_steps == 1
+    assert (found.outcome.optimizer_steps, found.outcome.kept_fraction) == (1, 0.25)
     calls[:] = [0, 0]
     nothing = updated(tmp_path, hook=hook, minibatch_size=8, num_epochs=2)
-    assert nothing.outcome.optimizer_steps == 0
+    assert (nothing.outcome.optimizer_steps, nothing.outcome.kept_fraction) == (0, 0)
     fresh = tiny_module()
     assert same(trainable(nothing), trainable(fresh))
+
+
+def test_the_kept_fraction_is_the_mean_over_epochs_of_all_sampled_rows(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def hook(plan: UpdatePlan) -> None:
+        calls.append(len(plan.weights))
+        plan.drop(torch.arange(len(plan.weights)) < len(calls), reason="test")  # 1 row, then 2, then 3
+
+    found = updated(tmp_path, hook=hook, drops=odd, num_epochs=3)
+    assert calls == [8, 8, 8]
+    assert found.outcome.kept_fraction == pytest.approx((7 + 6 + 5) / (3 * 16))
 
 
 def test_the_critic_learns_from_dropped_rows_if_it_is_told_to(tmp_path: Path) -> None:
@@ -87,6 +101,7 @@ def test_the_critic_learns_from_dropped_rows_if_it_is_told_to(tmp_path: Path) ->
 
     found = updated(tmp_path, hook=hook, train_value_on_dropped=True)
     assert found.outcome.optimizer_steps == 1
+    assert found.outcome.kept_fraction == 0, "rows of which only the value loss counts"
     assert found.outcome.metrics["update/policy_loss"] == 0
     assert found.outcome.metrics["update/value_loss"] > 0
 

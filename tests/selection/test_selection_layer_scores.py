@@ -104,14 +104,14 @@ def step_by_definition(module: PPOModule, rows: Any, keep: dict[str, Tensor]) ->
 
 
 def updated(loop: Any, module: PPOModule, rows: Any, **settings: Any) -> UpdatePlan:
-    """Run an update with a choice by layer; return its plan."""
+    """Run an update with a choice by layer; return its plan, and leave its outcome in the module."""
     callback = InfluenceFilter(**{**LAYERS, **settings})
     callback.setup(loop, module, "fit")
     callback.on_fit_start(loop, module)
     plan = UpdatePlan(episodes=rows)
     callback.on_rollout_end(loop, module, plan)
     plan.sealed = True
-    run_update(
+    module.outcome = run_update(
         module,
         plan,
         module.update_settings,
@@ -155,7 +155,8 @@ def test_a_step_is_made_of_the_kept_rows_of_each_layer(kind: str, update: dict[s
     assert plan.keep.all(), "rows as a whole are not dropped"
     chosen = list(fractions.values())
     assert plan.metrics["influence/layer_kept_min"] == pytest.approx(min(chosen))
-    assert plan.metrics["influence/scored_kept_fraction"] == pytest.approx(sum(chosen) / len(chosen))
+    mean = pytest.approx(sum(chosen) / len(chosen))
+    assert [plan.metrics["influence/scored_kept_fraction"], module.outcome.kept_fraction] == [mean, mean]
 
 
 def test_layers_that_keep_all_rows_give_the_update_without_a_filter_bit_for_bit(tmp_path: Path) -> None:

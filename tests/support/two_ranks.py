@@ -98,9 +98,9 @@ def layer_rows(loop: Any, module: PPOModule, buffer: TextEpisodes, rows: list[in
     callback.on_rollout_end(loop, module, plan)
     plan.sealed = True
     hook = partial(callback.on_minibatch_start, loop, module)
-    run_update(module, plan, module.update_settings, on_minibatch=hook)
-    kept = torch.tensor([plan.metrics[f"influence/{name}"] for name in ("scored_kept_fraction", "layer_kept_min")])
-    return {"kept": kept, **trainable(module)}
+    outcome = run_update(module, plan, module.update_settings, on_minibatch=hook)
+    kept = [plan.metrics[f"influence/{name}"] for name in ("scored_kept_fraction", "layer_kept_min")]
+    return {"kept": torch.tensor([*kept, outcome.kept_fraction]), **trainable(module)}
 
 
 def layer_halves(folder: Path, fabric: Fabric) -> None:
