@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,9 +85,7 @@ def compare(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> Non
 
     from ippo_lightning.cli.compare import run_comparison
 
-    files = [value for option, value in itertools.pairwise(words) if option == "--config"]
-    words_of_files = [word for name in files for word in ("--config", name)]
-    run_comparison(checked, command=public_command(["ippo", "compare", *words_of_files]))
+    run_comparison(checked, command=public_command(["ippo", *words]))
 
 
 def export(_: ArgumentParser, settings: Namespace, words: Sequence[str]) -> None:

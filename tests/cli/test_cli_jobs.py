@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,8 +93,11 @@ def test_a_comparison_that_is_refused_keeps_the_run_that_it_would_replace(
     before = files(run)
     change(experiment, "data.init_args.task.init_args.num_test", 0)  # only the run itself notices that
     write(experiment, tmp_path)
-    assert main(["compare", "--config", str(tmp_path / "grid.yaml"), "--overwrite", "true"]) == 2
+    options = ["--overwrite", "true", "--seeds", "[1]", "--overrides.loop.max_iterations", "2"]
+    assert main(["compare", "--config", str(tmp_path / "grid.yaml"), *options]) == 2
     assert "test split has 0 batches" in capsys.readouterr().err
+    recorded = json.loads((tmp_path / "compare" / "comparison.json").read_text(encoding="utf-8"))["command"]
+    assert recorded == shlex.join(["ippo", "compare", "--config", "grid.yaml", *options]), "as the user called it"
     after = {name: content for name, content in files(run).items() if name not in ("log.txt", ".lock")}
     assert after == before
 
