@@ -9,9 +9,9 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ippo_lightning.errors import UserError
-from ippo_lightning.policies.hub_names import require_on_hub
 from ippo_lightning.policies.packaged_models import local_model
 from ippo_lightning.policies.tokenization import check_tokenizer, pad_id_of
+from ippo_lightning.storage.model_names import require_folder
 
 _CONFIG = "config.json"
 _MODELS_INSIDE = ("merged", "model", "model/merged")
@@ -53,25 +53,6 @@ def load_tokenizer(
     loaded: PreTrainedTokenizerBase = source
     check_tokenizer(loaded)
     return loaded if pad_token is None else _padding_with(loaded, pad_token)
-
-
-def require_folder(name: str, *, field: str) -> None:
-    """Refuse a path that does not exist, and a name that the Hub does not have.
-
-    Args:
-        name: of a model or tokenizer.
-        field: the user's setting, for messages.
-
-    Raises:
-        UserError: it is written as a path, and there is no such folder: the Hub's error would not mention folders. Or
-            it is a name, and neither the cache nor the Hub has it.
-    """
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).exists():
-        raise UserError(
-            f"{field}: no folder '{name}'; give a saved model or a Hub name; if a run writes it, make that run first"
-        )
-    require_on_hub(name, field=field)
 
 
 def require_model(name: str) -> None:

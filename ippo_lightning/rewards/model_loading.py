@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.attention_choice import config_without_kernel
+from ippo_lightning.storage.model_names import require_folder
 
 if TYPE_CHECKING:
     from ippo_lightning.storage.quantized_loading import Quantization
@@ -25,11 +25,11 @@ def load_tokenizer(pretrained: str, *, trust_remote_code: bool) -> Any:
         trust_remote_code: run code that comes with the tokenizer.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or no such model.
     """
     from transformers import AutoTokenizer  # imported here because it takes seconds, and most rewards need none
 
-    _check_folder(pretrained)
+    require_folder(pretrained, field="reward.pretrained")
     try:
         return AutoTokenizer.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -91,12 +91,6 @@ def load_classifier(
     if quantization is not None:
         pin_layers(model)
     return model.eval().requires_grad_(False)
-
-
-def _check_folder(pretrained: str) -> None:
-    # The Hub's error for a path would not mention folders.
-    if pretrained.startswith((".", "/", "~")) and not Path(pretrained).is_dir():
-        raise UserError(f"reward.pretrained: no folder '{pretrained}'; give a saved model or a Hub id")
 
 
 def _one_line(error: Exception) -> str:

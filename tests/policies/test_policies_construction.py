@@ -167,7 +167,7 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, tokenizer: PreTraine
 def test_a_name_that_the_hub_does_not_have_is_a_fault_of_pretrained(
     error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ippo_lightning.policies.hub_names.model_info", Mock(side_effect=error))
+    monkeypatch.setattr("ippo_lightning.storage.model_names.model_info", Mock(side_effect=error))
     with pytest.raises(UserError, match=rf"^policy\.pretrained: cannot load 'nobody/nothing': .* and {said}"):
         CausalLMPolicy(pretrained="nobody/nothing")
 

@@ -229,7 +229,10 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"pretrained": "./nowhere"}, r"reward\.pretrained: no folder '\./nowhere'"),
-        ({"pretrained": "owner/nowhere"}, r"reward\.pretrained: no tokenizer in 'owner/nowhere'; "),
+        (
+            {"pretrained": "owner/nowhere"},
+            r"reward\.pretrained: cannot load 'owner/nowhere': there is no such folder, ",
+        ),
         ({"batch_size": 0}, r"reward\.batch_size: 0 is out of range"),
         ({"dtype": "half"}, r"reward\.dtype: 'half' is unknown; expected one of float32, bfloat16, float16"),
         ({"quantization": "nf3"}, r"reward\.quantization: 'nf3' is unknown; expected one of nf4, fp4, int8"),

@@ -1,4 +1,4 @@
-"""Whether the Hub has a model of a name, before a loader asks for its files again and again."""
+"""Whether there is a folder or a model of a name, before a loader asks the Hub for its files again and again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ from ippo_lightning.errors import UserError
 _FILES = ("config.json", "tokenizer_config.json", "tokenizer.json")
 """One of them in the cache tells that the model has been loaded before."""
 _SECONDS = 10.0
+
+
+def require_folder(name: str, *, field: str) -> None:
+    """Refuse a path that does not exist, and a name that the Hub does not have.
+
+    Args:
+        name: of a model or tokenizer.
+        field: the user's setting, for messages.
+
+    Raises:
+        UserError: it is written as a path, and there is no such folder: the Hub's error would not mention folders. Or
+            it is a name, and neither the cache nor the Hub has it.
+    """
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).exists():
+        raise UserError(
+            f"{field}: no folder '{name}'; give a saved model or a Hub name; if a run writes it, make that run first"
+        )
+    require_on_hub(name, field=field)
 
 
 def require_on_hub(name: str, *, field: str) -> None:
