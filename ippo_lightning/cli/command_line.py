@@ -21,6 +21,7 @@ from ippo_lightning.cli.experiment_paths import (
     part_of,
     with_packaged_paths,
 )
+from ippo_lightning.cli.override_words import is_override, merged_overrides
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
 from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, run_config, without_trust
@@ -83,12 +84,18 @@ def read_command_line(words: Sequence[str], *, run_folder: Path | None = None) -
         _require_options(words[0], found)
         # `compare` has axes too, but as settings of its own
         found = with_axes_as_files(found)
+    overrides: list[Option] = []
     # wherever a key stands, no file overrides it
     for option in files_first(found):
         if option.name == "config" and option.value is not None:
             _add_file(line, option.value, option.part, run_folder)
+        elif words[0] == "compare" and is_override(option):
+            line.layers.append({option.name: _loaded(str(option.value))})
+            overrides.append(option)
         else:
             _add_option(line, option)
+    if overrides:
+        line.words += ["--config", dump_yaml({"overrides": merged_overrides(line.layers, overrides)})]
     # only at the end: any file or word may name the folder, and then none is derived
     if words[0] in EXPERIMENT_COMMANDS:
         _add_start(line)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from ippo_lightning.cli.columns import Column, baseline_of, columns_of, is_featu
 from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.experiment_paths import FOLDERS, find_file, part_of
 from ippo_lightning.cli.jobs import Job, is_reusable, run_jobs
+from ippo_lightning.cli.override_words import full_keys
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.settings import CompareSettings
 from ippo_lightning.cli.start_check import require_start
@@ -106,7 +107,7 @@ def plan_jobs(settings: CompareSettings, columns: Sequence[Column]) -> Iterator[
             arguments = [column.command, *(word for path in column.config for word in ("--config", path))]
             # after the files, so that the comparison's seed and folder win
             arguments += ["--seed_everything", str(seed), "--loop.run_dir", str(folder)]
-            chosen = {**_dotted(settings.overrides), **_dotted(column.overrides)}
+            chosen = {**full_keys(settings.overrides), **full_keys(column.overrides)}
             arguments += [f"--{key}={_as_word(value)}" for key, value in chosen.items()]
             if column.command == "evaluate":
                 arguments += ["--output", str(folder / RESULTS)]
@@ -120,20 +121,6 @@ def plan_jobs(settings: CompareSettings, columns: Sequence[Column]) -> Iterator[
                 arguments=tuple(arguments),
                 fingerprint=_fingerprint(arguments, column),
             )
-
-
-def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return overrides by their full keys: `--overrides.loop.a.b 1` arrives as {loop: {a.b: 1}}.
-
-    A dictionary under a dotted key is a value of its own, such as the settings of LoRA.
-    """
-    found: dict[str, Any] = {}
-    for key, value in overrides.items():
-        if "." not in key and isinstance(value, Mapping):
-            found |= {f"{key}.{name}": part for name, part in _dotted(value).items()}
-        else:
-            found[key] = value
-    return found
 
 
 def _as_word(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from experiment_files import write_tree
 
 from ippo_lightning.cli import experiment_paths
 from ippo_lightning.cli.columns import columns_of
+from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.compare import describe, plan_jobs
 from ippo_lightning.cli.parsers import compare_parser
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
@@ -145,16 +147,37 @@ def test_overrides_reach_a_run_by_their_full_keys(overrides: dict[str, Any], wor
     assert [word for word in job.arguments if "=" in word] == words
 
 
-def test_an_override_of_the_command_line_replaces_that_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_text(
-        "{axes: {task: [sums]}, overrides: {loop.max_iterations: 4, loop.resume: true}}"
-    )
-    words = ["--config", "grid.yaml", "--overrides.loop.max_iterations", "8", "--overrides.data.init_args.task.x", "a"]
-    chosen = compare_parser().parse_args(words)
+def given_words(grid: str, words: Sequence[str]) -> list[str]:
+    """Return the overrides that a run of a comparison gets from a file and the words after it."""
+    Path("grid.yaml").write_text(f"axes: {{task: [sums]}}\n{grid}", encoding="utf-8")
+    line = read_command_line(["compare", "--config", "grid.yaml", *words])
+    chosen = compare_parser().parse_args(line.words[1:])
     settings = CompareSettings(axes=chosen.axes, overrides=chosen.overrides)
     (job,) = plan_jobs(settings, columns_of(settings))
-    given = [word for word in job.arguments if "=" in word]
-    assert given == ["--loop.max_iterations=8", "--loop.resume=true", "--data.init_args.task.x=a"]
+    return [word.removeprefix("--") for word in job.arguments if "=" in word]
+
+
+@pytest.mark.parametrize(
+    "grid",
+    ["overrides: {loop.max_iterations: 4, loop.resume: true}", "overrides: {loop: {max_iterations: 4, resume: true}}"],
+    ids=["dotted", "nested"],
+)
+def test_overrides_of_the_command_line_replace_those_of_a_file_and_leave_the_others(grid: str) -> None:
+    words = ["--overrides.loop.max_iterations", "8", "--overrides.loop.run_dir=a", "--overrides.seed_everything", "3"]
+    kept = ["loop.max_iterations=8", "loop.resume=true", "loop.run_dir=a", "seed_everything=3"]
+    assert given_words(grid, words) == kept
+    deep = ["--overrides.data.init_args.task.x", "a", "--overrides.data.init_args.task.y", "null"]
+    assert given_words(grid, deep)[2:] == ["data.init_args.task.x=a", "data.init_args.task.y=null"]
+
+
+def test_of_one_override_the_last_counts_and_a_whole_mapping_comes_before_single_keys() -> None:
+    words = ["--overrides.loop.a", "1", "--overrides.loop.a", "2", "--overrides", '{"loop.b": 3}']
+    assert given_words("overrides: {loop.c: 4}", words) == ["loop.b=3", "loop.a=2"]
+
+
+def test_an_override_of_one_method_is_refused_on_the_command_line() -> None:
+    with pytest.raises(UserError, match=r"^methods\.a\.overrides\.loop\.x: the command line has no overrides of one"):
+        read_command_line(["compare", "--methods.a.overrides.loop.x", "1"])
 
 
 def test_an_edited_file_makes_another_run() -> None:
