@@ -21,7 +21,7 @@ from ippo_lightning.cli.experiment_paths import (
     part_of,
     with_packaged_paths,
 )
-from ippo_lightning.cli.override_words import is_override, merged_overrides
+from ippo_lightning.cli.override_words import is_override, override_texts, with_texts
 from ippo_lightning.cli.short_names import expand_names, full_path, is_function, short_names
 from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, run_config, without_trust
@@ -46,6 +46,7 @@ class CommandLine:
         unnamed: the layers of files without such a part.
         run_configs: those of the files that lie in the folder of a run, see `trust.py`.
         trust: what the words allow such a file.
+        overrides: those of `ippo compare` that are words, by their full keys; the parser reads the others.
     """
 
     words: list[str]
@@ -55,6 +56,7 @@ class CommandLine:
     unnamed: list[dict[str, Any]] = field(default_factory=list)
     run_configs: list[RunConfig] = field(default_factory=list)
     trust: Trust = field(default_factory=Trust)
+    overrides: dict[str, str] = field(default_factory=dict)
 
     @property
     def own_layers(self) -> list[dict[str, Any]]:
@@ -94,13 +96,20 @@ def read_command_line(words: Sequence[str], *, run_folder: Path | None = None) -
             overrides.append(option)
         else:
             _add_option(line, option)
-    if overrides:
-        line.words += ["--config", dump_yaml({"overrides": merged_overrides(line.layers, overrides)})]
+    line.overrides = override_texts(overrides)
+    if overrides and any(word.startswith("--print_config") for word in words):
+        # what is printed comes from the parser, which otherwise does not get them
+        line.words += ["--config", dump_yaml({"overrides": with_texts(_newest_overrides(line.layers), line.overrides)})]
     # only at the end: any file or word may name the folder, and then none is derived
     if words[0] in EXPERIMENT_COMMANDS:
         _add_start(line)
         _add_run_dir(line)
     return line
+
+
+def _newest_overrides(layers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    found = [layer["overrides"] for layer in layers if isinstance(layer.get("overrides"), Mapping)]
+    return found[-1] if found else {}
 
 
 def with_resume(words: Sequence[str]) -> list[str]:

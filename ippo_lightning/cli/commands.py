@@ -159,7 +159,9 @@ def experiment_of(run_dir: Path, *words: str, given: Sequence[str]) -> tuple[Arg
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"run: {run_dir} has no {CONFIG}; expected the folder of a run of `ippo fit`")
 
+    from ippo_lightning.cli.axis_options import options_of
     from ippo_lightning.cli.command_line import read_command_line
+    from ippo_lightning.cli.override_words import require_read
     from ippo_lightning.cli.parsers import build_parser
 
     line = read_command_line(["evaluate", "--config", str(run_dir / CONFIG), *words], run_folder=run_dir)
@@ -169,7 +171,9 @@ def experiment_of(run_dir: Path, *words: str, given: Sequence[str]) -> tuple[Arg
         search_working_folder()
     check_command(line)
     parser = build_parser("evaluate", reads_files=is_trusted)
-    return parser, parser.parse_args(line.words)
+    settings = parser.parse_args(line.words)
+    require_read(settings.get("evaluate", settings), list(options_of(words)))
+    return parser, settings
 
 
 def report(_: ArgumentParser, settings: Namespace, __: Sequence[str]) -> None:

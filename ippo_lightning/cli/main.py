@@ -20,7 +20,7 @@ from ippo_lightning.cli.closed_output import reader_is_gone, silence
 from ippo_lightning.cli.command_line import CommandLine, read_command_line
 from ippo_lightning.cli.error_messages import one_line, suggestion
 from ippo_lightning.cli.help_pages import light_answer
-from ippo_lightning.cli.override_words import require_read
+from ippo_lightning.cli.override_words import is_override, require_read, with_texts
 from ippo_lightning.cli.plain_output import show_plain_text
 from ippo_lightning.cli.quick_check import check_command
 from ippo_lightning.cli.run_words import of_runs
@@ -191,7 +191,10 @@ def parse_and_run(line: CommandLine, *, given: Sequence[str], is_trusted: bool =
     parser: ArgumentParser = build_parser(command, reads_files=is_trusted)
     try:
         settings = parser.parse_args(line.words)
-        require_read(settings.get(settings.subcommand), list(options_of(line.words[1:])))
+        chosen = settings.get(settings.subcommand)
+        require_read(chosen, [one for one in options_of(given[1:]) if not (line.overrides and is_override(one))])
+        if line.overrides:
+            chosen.overrides = with_texts(chosen.overrides, line.overrides)
         commands.COMMANDS[settings.subcommand](parser, settings, given)
     except ArgumentError as error:
         message = str(error)

@@ -98,7 +98,7 @@ def model_card(
         *_validation_lines(run_dir, iteration=iteration),
         "## Training",
         "",
-        f"- Method: {method.words}; {_cell(state['module'])} of ippo-lightning {state['version']}",
+        f"- Method: {_cell(method.words)}; {_cell(state['module'])} of ippo-lightning {state['version']}",
         f"- Length: {_length(progress, is_sft='sft' in method.tags)}",
         f"- Form: {form}",
         f"- Base model: {_base_text(base)}",
@@ -147,7 +147,7 @@ def _first_sentence(config: object, *, form: str, base: str | None, method: Meth
     what = "An adapter (LoRA)" if form == "adapter" else "A causal language model"
     task = class_name(arguments(mapping(config).get("data")).get("task"))
     of_task = f" for the task `{_cell(task)}`" if task else ""
-    return f"{what}{of_task}, trained from {_base_text(base)} with {method.words}."
+    return f"{what}{of_task}, trained from {_base_text(base)} with {_cell(method.words)}."
 
 
 def _base_text(base: str | None) -> str:

@@ -23,9 +23,10 @@ def full_keys(overrides: Mapping[str, Any]) -> dict[str, Any]:
             settings of LoRA.
     """
     found: dict[str, Any] = {}
-    for key, value in overrides.items():
+    for name, value in overrides.items():
+        key = str(name)
         if "." not in key and isinstance(value, Mapping):
-            found |= {f"{key}.{name}": part for name, part in full_keys(value).items()}
+            found |= {f"{key}.{inside}": part for inside, part in full_keys(value).items()}
         else:
             found[key] = value
     return found
@@ -35,32 +36,58 @@ def is_override(option: Option) -> bool:
     """Return whether an option of `ippo compare` sets one key of all its runs: `--overrides.loop.resume true`.
 
     Raises:
-        UserError: it sets a key of one method, which only a file can do.
+        UserError: it sets a key of one method, which only a file can do; or its name is none.
     """
+    if option.name.startswith("overrides.") and not all(re.fullmatch(r"\S+", one) for one in option.name.split(".")):
+        raise UserError(
+            f"{option.name!r}: no key of a run; expected a dotted one, such as overrides.loop.max_iterations"
+        )
     if _OF_ONE_METHOD.fullmatch(option.name):
         raise UserError(f"{option.name}: the command line has no overrides of one method; write them in a YAML")
     return option.name.startswith("overrides.") and option.value is not None
 
 
-def merged_overrides(layers: Sequence[Mapping[str, Any]], options: Sequence[Option]) -> dict[str, Any]:
-    """Return the overrides of a comparison by their full keys; those of options win.
+def override_texts(options: Sequence[Option]) -> dict[str, str]:
+    """Return overrides of the command line by their full keys, as text: each run reads it as a word of its own.
 
     Args:
-        layers: of files and words, of which the last with overrides counts, as for the parser.
-        options: for which `is_override` is true, in their order.
+        options: for which `is_override` is true, in their order; of one key the last counts.
+
+    Raises:
+        UserError: several add to one list.
     """
-    given = [layer["overrides"] for layer in layers if isinstance(layer.get("overrides"), Mapping)]
-    found = full_keys(given[-1]) if given else {}
-    # the value stays text, which each run reads as a word of its own command line
-    return {**found, **{option.name.removeprefix("overrides."): option.value for option in options}}
+    names = [option.name for option in options]
+    for name in names:
+        if name.endswith("+") and names.count(name) > 1:
+            raise UserError(f"{name}: given {names.count(name)} times; give one list with all of them")
+    return {option.name.removeprefix("overrides."): str(option.value) for option in options}
+
+
+def with_texts(overrides: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the overrides of a comparison by their full keys; those of the command line win.
+
+    Args:
+        overrides: of the files, as parsed.
+        texts: from `override_texts`.
+
+    Raises:
+        UserError: both add to one list.
+    """
+    found = full_keys(overrides)
+    twice = next((key for key in texts if key.endswith("+") and key in found), None)
+    if twice is not None:
+        raise UserError(
+            f"overrides.{twice}: also in a file, whose list it would replace; give one list with all of them"
+        )
+    return {**found, **texts}
 
 
 def require_read(settings: Namespace, options: Sequence[Option]) -> None:
-    """Refuse an option two levels below a mapping: the parser reads it, and drops its neighbours without a word.
+    """Refuse an option two levels below a mapping, or a null below one: the parser would drop its neighbours.
 
     Args:
         settings: as parsed, of one command.
-        options: of its words.
+        options: of the words that the user typed.
 
     Raises:
         UserError: names the option, and the one that gives the value as a whole.
@@ -78,12 +105,17 @@ def _require_read(settings: Namespace, option: Option) -> None:
     for place, part in enumerate(parts):
         # a key of one object of a list is about the last one
         node = node[-1] if isinstance(node, list) and node else node
+        if isinstance(node, dict) and isinstance(node.get(part), Namespace):
+            node = node[part]  # an object with arguments, whose keys are read one by one
+            continue
         if isinstance(node, dict):
-            if place + 1 < len(parts):
-                whole = ".".join(parts[: place + 1])
+            is_null = option.value == "null" and ".init_args." in option.name
+            if place + 1 < len(parts) or is_null:
+                what = "null" if is_null else "a key"
+                whole = ".".join(parts[: place + (not is_null)])
                 raise UserError(
-                    f"{option.name}: keys this deep in a mapping are not read correctly; give the whole value, for "
-                    f"example --{whole} '{{...}}', or write it in a YAML"
+                    f"{option.name}: {what} this deep in a mapping is not read correctly; give the whole value, for "
+                    f"example --{whole} '{{...}}', or this key in a YAML with a mapping as its value"
                 )
             return
         if not isinstance(node, Namespace):

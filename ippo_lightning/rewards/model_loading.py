@@ -8,7 +8,6 @@ import torch
 
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.attention_choice import config_without_kernel
-from ippo_lightning.storage.model_names import require_folder
 
 if TYPE_CHECKING:
     from ippo_lightning.storage.quantized_loading import Quantization
@@ -27,7 +26,10 @@ def load_tokenizer(pretrained: str, *, trust_remote_code: bool) -> Any:
     Raises:
         UserError: there is none, or no such model.
     """
-    from transformers import AutoTokenizer  # imported here because it takes seconds, and most rewards need none
+    # imported here because it takes seconds, and most rewards need none
+    from transformers import AutoTokenizer
+
+    from ippo_lightning.storage.model_names import require_folder
 
     require_folder(pretrained, field="reward.pretrained")
     try:

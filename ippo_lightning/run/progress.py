@@ -41,8 +41,7 @@ def kept_fraction(numbers: Mapping[str, float]) -> float | None:
     """Return the kept fraction that is worth showing; None if nothing filters.
 
     Args:
-        numbers: of an iteration. A filter that chooses by layer drops no whole row: its own fraction is the mean over
-            layers. One that only monitors drops none either: its fraction is what its rule would keep.
+        numbers: of an iteration. A filter that only monitors drops nothing: its fraction is what its rule would keep.
     """
     kept = numbers.get(_KEPT)
     if kept != 1.0:

@@ -14,6 +14,7 @@ from ippo_lightning.cli import experiment_paths
 from ippo_lightning.cli.columns import columns_of
 from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.compare import describe, plan_jobs
+from ippo_lightning.cli.override_words import with_texts
 from ippo_lightning.cli.parsers import compare_parser
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
 from ippo_lightning.errors import UserError
@@ -152,7 +153,7 @@ def given_words(grid: str, words: Sequence[str]) -> list[str]:
     Path("grid.yaml").write_text(f"axes: {{task: [sums]}}\n{grid}", encoding="utf-8")
     line = read_command_line(["compare", "--config", "grid.yaml", *words])
     chosen = compare_parser().parse_args(line.words[1:])
-    settings = CompareSettings(axes=chosen.axes, overrides=chosen.overrides)
+    settings = CompareSettings(axes=chosen.axes, overrides=with_texts(chosen.overrides, line.overrides))
     (job,) = plan_jobs(settings, columns_of(settings))
     return [word.removeprefix("--") for word in job.arguments if "=" in word]
 
@@ -168,6 +169,25 @@ def test_overrides_of_the_command_line_replace_those_of_a_file_and_leave_the_oth
     assert given_words(grid, words) == kept
     deep = ["--overrides.data.init_args.task.x", "a", "--overrides.data.init_args.task.y", "null"]
     assert given_words(grid, deep)[2:] == ["data.init_args.task.x=a", "data.init_args.task.y=null"]
+
+
+@pytest.mark.parametrize("text", ["007", "yes", "1e-4", ".inf", "null", "a: b", "EpisodeLog", "[1, 2]", ""])
+def test_a_run_reads_the_text_of_an_override_as_it_was_typed(text: str) -> None:
+    assert given_words("overrides: {x: 1}", [f"--overrides.x={text}"]) == [f"x={text}"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "words", "said"),
+    [
+        ("", ["--overrides.callbacks+=A", "--overrides.callbacks+", "B"], r"overrides\.callbacks\+: given 2 times"),
+        ("overrides: {callbacks+: [A]}", ["--overrides.callbacks+=B"], r"overrides\.callbacks\+: also in a file"),
+        ("", ["--overrides..a=1"], r"'overrides\.\.a': no key of a run"),
+        ("", ["--overrides.a b=1"], r"'overrides\.a b': no key of a run"),
+    ],
+)
+def test_an_override_that_would_lose_another_or_has_no_key_is_refused(grid: str, words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}"):
+        given_words(grid, words)
 
 
 def test_of_one_override_the_last_counts_and_a_whole_mapping_comes_before_single_keys() -> None:

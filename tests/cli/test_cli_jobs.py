@@ -58,7 +58,6 @@ def test_a_run_has_the_fingerprint_of_its_comparison_and_by_hand_none(
     assert not (tmp_path / "fingerprint.txt").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "seed", "shown"),
     [
@@ -75,6 +74,7 @@ def test_a_long_column_is_cut_before_its_seed(column: str, seed: int, shown: str
     assert found.name == f"{column} seed {seed}"
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_refused_keeps_the_run_that_it_would_replace(
     experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

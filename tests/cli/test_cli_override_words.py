@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from ippo_lightning.cli.axis_options import options_of
 from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.main import main
 from ippo_lightning.cli.override_words import full_keys, require_read
-from ippo_lightning.cli.parsers import build_parser
+from ippo_lightning.cli.parsers import build_parser, compare_parser
 from ippo_lightning.errors import UserError
 
 CONFIG = "model.init_args.policy.init_args.config"
@@ -21,7 +22,7 @@ def read(*words: str) -> Any:
     """Parse words of `ippo fit` and check them; return the settings."""
     line = read_command_line([*RUN, *words])
     settings = build_parser("fit").parse_args(line.words).fit
-    require_read(settings, list(options_of(line.words[1:])))
+    require_read(settings, list(options_of(words)))
     return settings
 
 
@@ -34,6 +35,7 @@ def read(*words: str) -> Any:
         ({"a.b": {"c": 1}}, {"a.b": {"c": 1}}),
         ({"a": {}}, {}),
         ({"a": None, "b": [1]}, {"a": None, "b": [1]}),
+        ({1: {2: 3}}, {"1.2": 3}),  # keys of a YAML need not be texts
     ],
 )
 def test_the_full_keys_of_overrides(overrides: dict[str, Any], found: dict[str, Any]) -> None:
@@ -58,6 +60,24 @@ def test_a_key_two_levels_below_a_mapping_is_refused(inside: str, depth: str) ->
     assert found == {"rope_type": "linear", "factor": 2.0}
 
 
+def test_a_null_below_a_mapping_is_refused_and_a_whole_null_passes() -> None:
+    said = rf"^{CONFIG}\.hidden_size: null this deep in a mapping .*, for example --{CONFIG} '"
+    with pytest.raises(UserError, match=said):
+        read(f"--{CONFIG}.hidden_size", "null")
+    assert read(f"--{CONFIG}", "null").model.init_args.policy.init_args.config is None
+
+
+def test_keys_of_objects_in_a_mapping_pass(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("methods: {a: {config: [x.yaml], title: T}, b: {config: [y.yaml]}}")
+    line = read_command_line(["compare", "--config", str(tmp_path / "grid.yaml"), "--methods.a.title", "X"])
+    settings = compare_parser().parse_args(line.words[1:])
+    require_read(settings, list(options_of(["--methods.a.title", "X"])))
+    assert {name: (method.title, method.config) for name, method in settings.methods.items()} == {
+        "a": ("X", ["x.yaml"]),
+        "b": ("", ["y.yaml"]),
+    }
+
+
 def test_arguments_of_objects_and_of_the_last_of_a_list_pass() -> None:
     callback = "ippo_lightning.callbacks.EpisodeLog"
     settings = read(
@@ -70,4 +90,4 @@ def test_arguments_of_objects_and_of_the_last_of_a_list_pass() -> None:
 def test_the_command_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN, f"--{CONFIG}.rope_scaling.factor", "2.0", "--loop.max_iterations", "1"]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(f"ippo: error: {CONFIG}.rope_scaling.factor: keys this deep in a mapping")
+    assert printed.startswith(f"ippo: error: {CONFIG}.rope_scaling.factor: a key this deep in a mapping")
