@@ -275,7 +275,7 @@ WEIGHTS = ["root", "root_cap", "linear", "linear_cap", "cosine_root_cap", "cosin
 SCORED = ["filter_only", "leave_one_out", "average_reward", "iif_text", "activation"]
 SELECTORS = [*SCORED, "advantage_sign", "reward", "pods", "random_half", "length", "drop_equal"]
 SELECTION = ["ppo", "ippo", "random", "grpo", "grpo+ippo", "grpo+random"]
-SELECTION += [*SELECTORS, *(f"grpo+{name}" for name in SELECTORS)]
+SELECTION += [*SELECTORS, *(f"grpo+{name}" for name in SELECTORS), "drop_equal+ippo", "grpo+drop_equal+random"]
 PROMPTS = ["pcl", "random_prompts", "grpo+refill", "grpo+pilot_commit", "grpo+random_commit"]
 WORDS = ["ppo", "ippo", "random", "pods", "grpo", "grpo+ippo", "grpo+random", "grpo+pods"]
 
