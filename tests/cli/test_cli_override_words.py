@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ippo_lightning.cli.axis_options import options_of
 from ippo_lightning.cli.command_line import read_command_line
+from ippo_lightning.cli.commands import experiment_of
 from ippo_lightning.cli.main import main
 from ippo_lightning.cli.override_words import full_keys, require_read
 from ippo_lightning.cli.parsers import build_parser, compare_parser
@@ -91,3 +93,14 @@ def test_the_command_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*RUN, f"--{CONFIG}.rope_scaling.factor", "2.0", "--loop.max_iterations", "1"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"ippo: error: {CONFIG}.rope_scaling.factor: a key this deep in a mapping")
+
+
+def test_options_for_a_finished_run_are_checked_too(tmp_path: Path) -> None:
+    parser = build_parser("fit")
+    found = yaml.safe_load(parser.dump(parser.parse_args(read_command_line(RUN).words)))["fit"]
+    content = {key: found[key] for key in ("fabric", "loop", "model", "data")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    words = ["evaluate", str(tmp_path)]
+    assert experiment_of(tmp_path, "--fabric.devices=1", given=words)[1].evaluate.fabric.devices == "1"
+    with pytest.raises(UserError, match=rf"^{CONFIG}\.rope_scaling\.factor: a key this deep"):
+        experiment_of(tmp_path, f"--{CONFIG}.rope_scaling.factor=2.0", given=words)
