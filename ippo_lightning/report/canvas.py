@@ -33,6 +33,8 @@ _COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7b5ea7", "#
             "#661100", "#44AA99", "#AA4499")  # fmt: skip
 _LABEL_WIDTH = 28
 """Characters of a name at the end of a curve: longer ones would leave no room for the curve."""
+_HEIGHT, _AROUND, _LABEL_HEIGHT = 3.7, 0.9, 0.182
+"""Inches of a figure, of what stands above and below its axes, and from a label at the end of a curve to the next."""
 _WIDTH, _NARROW_WIDTH = 6.4, 4.0
 """Inches. A phone shows the narrow one with letters that are as large as those of its text."""
 _DPI = 150
@@ -91,7 +93,7 @@ def method_colours(comparison: Comparison) -> dict[str, str]:
 
 @contextmanager
 def canvas(
-    path: Path, *, height: float = 3.7, rows: int = 1, columns: int = 1, narrow: bool = False
+    path: Path, *, height: float = _HEIGHT, rows: int = 1, columns: int = 1, narrow: bool = False
 ) -> Iterator[list[list[Axes]]]:
     """Yield the axes `[rows][columns]` of a figure; write it as PNG if the block ends without an error.
 
@@ -181,6 +183,11 @@ def draw_curve(axes: Axes, series: Sequence[Mapping[int, float]], *, colour: str
     return iterations[-1], means[-1]
 
 
+def height_of_labels(count: int) -> float:
+    """Return the height in inches of a figure that has room for so many labels at the ends of its curves."""
+    return max(_HEIGHT, _AROUND + _LABEL_HEIGHT * count)
+
+
 def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
     """Write names at the right end of their curves, moved apart if they would overlap.
 
@@ -193,7 +200,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
     low, high = axes.get_ylim()
     # One column of labels: at its own end, the label of a run that stopped early would cover other curves.
     right = max(end[2] for end in ends)
-    heights = spread([end[3] for end in ends], gap=0.065 * (high - low), low=low, high=high)
+    gap = _LABEL_HEIGHT / (axes.figure.bbox.height / axes.figure.dpi - _AROUND) * (high - low)
+    heights = spread([end[3] for end in ends], gap=gap, low=low, high=high)
     for (text, colour, _, _), height in zip(ends, heights, strict=True):
         axes.annotate(
             wrapped(text, width=_LABEL_WIDTH, lines=1),

@@ -16,6 +16,7 @@ from ippo_lightning.report.canvas import (
     MUTED,
     canvas,
     draw_curve,
+    height_of_labels,
     iteration_axis,
     label_ends,
     method_colours,
@@ -267,7 +268,7 @@ def plot_curve(comparison: Comparison, path: Path, curve: Curve) -> str | None:
     values = [value for found in series.values() for one in found for value in one.values()]
     starts = starts_of(series)
     ends: list[tuple[str, str, float, float]] = []
-    with canvas(path) as axes:
+    with canvas(path, height=height_of_labels(len(series))) as axes:
         panel = axes[0][0]
         for name, found in series.items():
             end = draw_curve(panel, found, colour=colours[name])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.image import imread
 
-from ippo_lightning.report.canvas import MUTED, method_colours
+from ippo_lightning.report.canvas import MUTED, canvas, height_of_labels, label_ends, method_colours
 from ippo_lightning.report.curves import CURVES, constant_words, part_curves, plot_curve, starts_of
 from ippo_lightning.report.records import Comparison, Method, Run
 
@@ -162,3 +164,25 @@ def test_one_dot_is_no_figure(tmp_path):
     one = comparison(ppo=[(1, rows("rollout/kl", 0.5)), (2, rows("rollout/kl", 0.7))])
     assert plot_curve(one, tmp_path / "kl.png", CURVES["kl"]) is None
     assert not (tmp_path / "kl.png").exists()
+
+
+@pytest.mark.parametrize("count", [1, 15, 35, 80])
+def test_each_name_at_the_end_of_a_curve_is_inside_the_figure_and_covers_no_other(count: int, tmp_path: Path) -> None:
+    ends = [(f"grpo+drop_equal+random_{number}", MUTED, 30.0, 0.4 + number / 1000) for number in range(count)]
+    with canvas(tmp_path / "figure.png", height=height_of_labels(count)) as panels:
+        axes = panels[0][0]
+        axes.plot([0, 30], [0, 1])
+        label_ends(axes, ends)
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == count
+    figure = axes.figure.bbox
+    assert all(figure.y0 <= box.y0 and box.y1 <= figure.y1 and box.x1 <= figure.x1 for box in boxes)
+    assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
+    assert (figure.height / axes.figure.dpi > 3.7) == (count > 15), "few names leave the figure as it is"
+
+
+@pytest.mark.parametrize(("count", "height"), [(2, 3.7), (30, 6.36)])
+def test_a_figure_of_many_curves_is_as_high_as_their_names(count: int, height: float, tmp_path: Path) -> None:
+    history = {f"method_{number}": [(1, rows("update/entropy", 1.0, 2.0 + number))] for number in range(count)}
+    plot_curve(comparison(**history), tmp_path / "entropy.png", CURVES["entropy"])
+    assert imread(tmp_path / "entropy.png").shape[0] / 150 == pytest.approx(height, abs=0.01)
