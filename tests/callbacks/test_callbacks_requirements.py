@@ -1,4 +1,4 @@
-"""A callback that could do nothing with a module says so before the first iteration."""
+"""A callback that acts on rollouts refuses a module that makes none, before the first iteration."""
 
 from __future__ import annotations
 
