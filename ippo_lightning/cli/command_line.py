@@ -26,7 +26,7 @@ from ippo_lightning.cli.short_names import expand_names, full_path, is_function,
 from ippo_lightning.cli.start_of_run import start_layer
 from ippo_lightning.cli.trust import RunConfig, Trust, is_run_config, run_config, without_trust
 from ippo_lightning.cli.usage_hints import require_option, require_yaml_of
-from ippo_lightning.cli.yaml_text import dump_yaml, load_yaml, read_text
+from ippo_lightning.cli.yaml_text import contains_null, dump_yaml, load_yaml, loaded_word, read_text
 from ippo_lightning.errors import UserError
 from ippo_lightning.storage.run_folder import CONFIG, RunFolder
 
@@ -92,7 +92,7 @@ def read_command_line(words: Sequence[str], *, run_folder: Path | None = None) -
         if option.name == "config" and option.value is not None:
             _add_file(line, option.value, option.part, run_folder)
         elif words[0] == "compare" and is_override(option):
-            line.layers.append({option.name: _loaded(str(option.value))})
+            line.layers.append({option.name: loaded_word(str(option.value))})
             overrides.append(option)
         else:
             _add_option(line, option)
@@ -194,9 +194,9 @@ def _add_option(line: CommandLine, option: Option) -> None:
         line.words += option.words
         return
     expanded = _expanded(option.name, value)
-    loaded = _loaded(expanded)
+    loaded = loaded_word(expanded)
     line.layers.append({option.name: loaded})
-    if _contains_null(loaded) and ".init_args." in option.name:
+    if contains_null(loaded) and ".init_args." in option.name:
         line.words += _words_with_null(option.name, expanded, loaded)
     else:
         line.words += option.words if expanded == value else [f"--{option.name}={expanded}"]
@@ -218,30 +218,16 @@ def _words_with_null(name: str, value: str, loaded: Any) -> list[str]:
     return [f"--{name}={value}"]
 
 
-def _contains_null(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_contains_null(part) for part in value.values())
-    return any(_contains_null(part) for part in value) if isinstance(value, list) else value is None
-
-
 def _expanded(name: str, value: str) -> str:
     """Return the value of a dotted key with short class names spelt out."""
     if value.lstrip().startswith(("{", "[")):
-        loaded = _loaded(value)
+        loaded = loaded_word(value)
         full = expand_names(loaded, is_argument=".init_args" in name)
         return value if full == loaded else json.dumps(full)
     # elsewhere a text may equal a short name by chance, for example the name of a folder
     is_object = name in _OBJECT_KEYS or name.endswith("class_path")
     is_short = value in short_names() and (is_object or (".init_args." in name and is_function(value)))
     return full_path(value) if is_short else value
-
-
-def _loaded(word: str) -> Any:
-    """Return the value of a word, which may be any text and need not be YAML."""
-    try:
-        return load_yaml(word, origin="")
-    except UserError:
-        return word
 
 
 def _add_start(line: CommandLine) -> None:

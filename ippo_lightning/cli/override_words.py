@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ippo_lightning.cli.axis_options import Option
+from ippo_lightning.cli.yaml_text import contains_null, loaded_word
 from ippo_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def _require_read(settings: Namespace, option: Option) -> None:
             node = node[part]  # an object with arguments, whose keys are read one by one
             continue
         if isinstance(node, dict):
-            is_null = option.value == "null" and ".init_args." in option.name
+            # a null below an argument goes through a file, which replaces the whole mapping
+            is_null = ".init_args." in option.name and contains_null(loaded_word(str(option.value)))
             if place + 1 < len(parts) or is_null:
                 what = "null" if is_null else "a key"
                 whole = ".".join(parts[: place + (not is_null)])

@@ -168,3 +168,18 @@ def dump_yaml(content: Mapping[str, Any]) -> str:
     Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
     # unsorted, because the order of a dictionary may matter to the class that gets it
     return yaml.dump(dict(content), Dumper=Quoting, sort_keys=False, allow_unicode=True, width=1_000_000)
+
+
+def loaded_word(word: str) -> Any:
+    """Return the value of a word of the command line, which may be any text and need not be YAML."""
+    try:
+        return load_yaml(word, origin="")
+    except UserError:
+        return word
+
+
+def contains_null(value: Any) -> bool:
+    """Return whether a value is null, or has one in its mappings and lists."""
+    if isinstance(value, Mapping):
+        return any(contains_null(part) for part in value.values())
+    return any(contains_null(part) for part in value) if isinstance(value, list) else value is None

@@ -14,6 +14,7 @@ from ippo_lightning.cli import experiment_paths
 from ippo_lightning.cli.columns import columns_of
 from ippo_lightning.cli.command_line import read_command_line
 from ippo_lightning.cli.compare import describe, plan_jobs
+from ippo_lightning.cli.main import main
 from ippo_lightning.cli.override_words import with_texts
 from ippo_lightning.cli.parsers import compare_parser
 from ippo_lightning.cli.settings import CompareSettings, MethodSettings
@@ -193,6 +194,18 @@ def test_an_override_that_would_lose_another_or_has_no_key_is_refused(grid: str,
 def test_of_one_override_the_last_counts_and_a_whole_mapping_comes_before_single_keys() -> None:
     words = ["--overrides.loop.a", "1", "--overrides.loop.a", "2", "--overrides", '{"loop.b": 3}']
     assert given_words("overrides: {loop.c: 4}", words) == ["loop.b=3", "loop.a=2"]
+
+
+def test_the_command_gives_its_runs_all_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("grid.yaml").write_text("{axes: {task: [sums]}, overrides: {loop.max_iterations: 4}}", encoding="utf-8")
+    words = ["compare", "--config", "grid.yaml", "--overrides.loop.max_iterations", "0"]
+    others = ["--overrides.loop.evaluate_first", "false", "--overrides.loop.test_at_end", "false"]
+    assert main([*words, *others]) == 2, "the first of three keys below loop arrives"
+    assert "loop.max_iterations: 0 is out of range" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, *others, "--print_config"])
+    printed = capsys.readouterr().out
+    assert "  loop.max_iterations: 0\n  loop.evaluate_first: false\n  loop.test_at_end: false\n" in printed
 
 
 def test_an_override_of_one_method_is_refused_on_the_command_line() -> None:

@@ -62,10 +62,11 @@ def test_a_key_two_levels_below_a_mapping_is_refused(inside: str, depth: str) ->
     assert found == {"rope_type": "linear", "factor": 2.0}
 
 
-def test_a_null_below_a_mapping_is_refused_and_a_whole_null_passes() -> None:
-    said = rf"^{CONFIG}\.hidden_size: null this deep in a mapping .*, for example --{CONFIG} '"
+@pytest.mark.parametrize("value", ["null", "~", "{rope_type: null}", "[1, null]"])
+def test_a_null_below_a_mapping_is_refused_and_a_whole_null_passes(value: str) -> None:
+    said = rf"^{CONFIG}\.rope_scaling: null this deep in a mapping .*, for example --{CONFIG} '"
     with pytest.raises(UserError, match=said):
-        read(f"--{CONFIG}.hidden_size", "null")
+        read(f"--{CONFIG}.rope_scaling", value)
     assert read(f"--{CONFIG}", "null").model.init_args.policy.init_args.config is None
 
 
