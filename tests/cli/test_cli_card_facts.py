@@ -110,6 +110,14 @@ def test_a_card_says_what_labels_are_if_it_has_some(labels: dict[str, float], tm
     assert ("- label/…: fraction of the responses" in text) == bool(labels)
 
 
+def test_the_name_of_a_rule_cannot_begin_a_heading_of_the_card(tmp_path: Path) -> None:
+    found = config()
+    found["callbacks"] = [{"class_path": "PromptSelection", "init_args": {"rule": {"class_path": "Mine\n# Heading |"}}}]
+    text = card_of(found, tmp_path).partition("## Configuration")[0]
+    assert "prompts chosen by Mine" in text
+    assert "\n# Heading" not in text
+
+
 def test_a_configuration_of_nulls_has_a_card_without_none(tmp_path: Path) -> None:
     policy = dict.fromkeys(("pretrained", "start_from", "lora", "quantization", "chat_template", "system_prompt"))
     names = ("reward", "grader", "sampling", "evaluation", "advantages", "loss", "kl_controller", "optimizer")
