@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from lightning import Callback
 
+from ippo_lightning.callbacks.requirements import require_rollouts
 from ippo_lightning.distributed.collectives import rank
 from ippo_lightning.errors import UserError, require_choice, require_range
 from ippo_lightning.records import Episodes, UpdatePlan
@@ -167,6 +168,8 @@ class InfluenceFilter(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse settings that do not fit the module's algorithm, before the first iteration; warn of doubtful ones."""
         if stage == "fit":
+            if not self.selector.interface.has_buffer(pl_module):
+                require_rollouts(self, pl_module)
             self.selector.require_module(pl_module)
             doubt = self.selector.rule.doubt(pl_module)
             if doubt and rank() == 0:

@@ -22,7 +22,7 @@ from ippo_lightning.callbacks import (
 )
 from ippo_lightning.errors import UserError
 from ippo_lightning.modules import SFTModule
-from ippo_lightning.selection import RandomPrompts
+from ippo_lightning.selection import Random, RandomPrompts
 
 NO_ROLLOUTS = "acts on rollouts, and SFTModule makes none; leave it out of supervised fine-tuning"
 REFUSED: dict[str, tuple[Callable[[], Callback], str]] = {
@@ -31,7 +31,8 @@ REFUSED: dict[str, tuple[Callable[[], Callback], str]] = {
     "EpisodeLog": (EpisodeLog, NO_ROLLOUTS),
     "EpisodeLog with buffers": (lambda: EpisodeLog(keep_buffers=True), NO_ROLLOUTS),
     "GainStopping": (GainStopping, "InfluenceFilter"),
-    "InfluenceFilter": (InfluenceFilter, "SFTModule has no method episode_losses"),
+    "InfluenceFilter": (InfluenceFilter, NO_ROLLOUTS),
+    "InfluenceFilter without scores": (lambda: InfluenceFilter(rule=Random(fraction=0.5)), NO_ROLLOUTS),
     "IntrinsicStopping": (IntrinsicStopping, NO_ROLLOUTS),
     "PromptSelection": (lambda: PromptSelection(RandomPrompts()), "SFTModule samples nothing"),
 }
@@ -58,6 +59,11 @@ def test_each_callback_of_the_project_is_tried_here() -> None:
 def test_a_model_that_is_only_evaluated_may_keep_the_callbacks_of_its_training() -> None:
     for make in (CompletionsTable, EpisodeLog, IntrinsicStopping):
         make().setup(None, supervised(), "validate")
+
+
+def test_a_project_may_give_the_filter_a_buffer_of_its_own() -> None:
+    influence = InfluenceFilter(rule=Random(fraction=0.5), buffer=lambda module, batch: None)
+    influence.setup(None, supervised(), "fit")
 
 
 def test_a_subclass_that_samples_for_itself_says_so() -> None:
